@@ -1,0 +1,124 @@
+//! Networks as plain data: an ordered list of nodes over named, typed, shaped values.
+//!
+//! A [`Graph`] is made by [`Builder`], which applies the shape rules and keeps the first error; every consumer
+//! (ONNX writer, reference interpreter, printer) is one exhaustive `match` over [`Op`].
+
+mod build;
+mod check;
+mod dim;
+mod op;
+mod print;
+mod shape;
+
+pub use build::Builder;
+pub use dim::Dim;
+pub use op::{OPSET, Op};
+
+use crate::dtype::DType;
+
+/// Index of a value in [`Graph::values`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ValueId(pub usize);
+
+/// A network, ready to be lowered.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Graph {
+    /// `vision_encoder`, `embed_tokens` or `decoder_model_merged`: also the file's name.
+    pub name: String,
+    /// The graph's inputs, in order.
+    pub inputs: Vec<ValueId>,
+    /// The graph's outputs, in order.
+    pub outputs: Vec<ValueId>,
+    /// Every value: inputs, weights, constants and node outputs.
+    pub values: Vec<Value>,
+    /// The nodes in an order in which they can be computed.
+    pub nodes: Vec<Node>,
+}
+
+impl Graph {
+    /// The value behind an id of this graph.
+    pub fn value(&self, id: ValueId) -> &Value {
+        &self.values[id.0]
+    }
+
+    /// Canonical names of the weights that the graph reads, in order of first use, each once.
+    pub fn weights(&self) -> Vec<&WeightRef> {
+        self.values
+            .iter()
+            .filter_map(|value| match &value.source {
+                Source::Weight(weight) => Some(weight),
+                Source::Input | Source::Node | Source::Constant(_) => None,
+            })
+            .collect()
+    }
+}
+
+/// A tensor in a graph.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Value {
+    /// Unique in the graph. Inputs, outputs and weights have their public names; others their node's name
+    /// with `_output_<index>`.
+    pub name: String,
+    /// Element type.
+    pub dtype: DType,
+    /// Shape, outermost first.
+    pub shape: Vec<Dim>,
+    /// Where the value comes from.
+    pub source: Source,
+}
+
+/// Where a value comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Source {
+    /// Given by the caller.
+    Input,
+    /// Computed by a node.
+    Node,
+    /// A canonical weight of the checkpoint.
+    Weight(WeightRef),
+    /// A small literal.
+    Constant(Constant),
+}
+
+/// A canonical weight as a graph reads it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WeightRef {
+    /// Canonical name, see [`crate::weights`].
+    pub name: String,
+    /// Whether the graph reads the transpose of the canonical rank-2 weight: linear layers are `[out, in]` in
+    /// checkpoints, `MatMul` wants `[in, out]`.
+    pub transposed: bool,
+}
+
+/// A literal tensor, row-major; its shape and dtype stand in its [`Value`].
+#[derive(Debug, Clone, PartialEq)]
+pub enum Constant {
+    /// float32 elements.
+    Float32(Vec<f32>),
+    /// int64 elements.
+    Int64(Vec<i64>),
+}
+
+/// How precisely a node must be computed, whatever the storage precision of an export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Precision {
+    /// In the precision of the export.
+    Storage,
+    /// In float32: a sum, norm, softmax, angle or residual stream that half precision would spoil.
+    Full,
+}
+
+/// One operation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    /// Scope path and operator: `/model/layers.0/self_attn/q_proj/MatMul`. Unique in the graph.
+    pub name: String,
+    /// The operator and its attributes.
+    pub op: Op,
+    /// Inputs, in the operator's order.
+    pub inputs: Vec<ValueId>,
+    /// Outputs, in the operator's order.
+    pub outputs: Vec<ValueId>,
+    /// Lower bound on the precision.
+    pub precision: Precision,
+}

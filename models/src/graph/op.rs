@@ -1,0 +1,141 @@
+//! The only list of operators: names and semantics are ONNX's at opset [`OPSET`].
+//!
+//! What ONNX passes as small constant tensors (axes, shapes, sizes, bounds) is an attribute here; the ONNX
+//! writer turns it back into a constant.
+
+use super::dim::Dim;
+use crate::dtype::DType;
+
+/// The ONNX opset whose semantics the operators have. 20 is the first with `Gelu`.
+pub const OPSET: i64 = 20;
+
+/// An operator with its attributes. Inputs are listed in order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Op {
+    /// `a + b`, broadcasting.
+    Add,
+    /// `a - b`, broadcasting.
+    Sub,
+    /// `a * b`, broadcasting.
+    Mul,
+    /// `a / b`, broadcasting.
+    Div,
+    /// `-x`.
+    Neg,
+    /// Square root.
+    Sqrt,
+    /// Cosine, radians.
+    Cos,
+    /// Sine, radians.
+    Sin,
+    /// `1 / (1 + exp(-x))`.
+    Sigmoid,
+    /// `max(x, 0)`.
+    Relu,
+    /// `x / 2 * (1 + erf(x / sqrt(2)))`: the exact form.
+    Gelu,
+    /// Normalised exponentials along `axis`.
+    Softmax {
+        /// Counted from the back when negative.
+        axis: i64,
+    },
+    /// Matrix product over the last two axes, leading axes broadcast.
+    MatMul,
+    /// `a * b` or `a * b^T` for rank 2.
+    Gemm {
+        /// Whether `b` is `[N, K]`.
+        trans_b: bool,
+    },
+    /// 2-D convolution: `x [N,C,H,W]`, `w [M,C/group,kH,kW]`, `bias [M]` (the bias may be absent).
+    Conv {
+        /// Groups of channels.
+        group: u64,
+        /// Along H and W.
+        strides: [u64; 2],
+        /// Zeros added: top, left, bottom, right.
+        pads: [u64; 4],
+    },
+    /// Mean over `axes`.
+    ReduceMean {
+        /// Counted from the back when negative.
+        axes: Vec<i64>,
+        /// Keep the reduced axes with length 1.
+        keep_dims: bool,
+    },
+    /// `x, scale, bias`: normalised over the axes from `axis` to the last.
+    LayerNormalization {
+        /// First normalised axis.
+        axis: i64,
+        /// Added to the variance.
+        epsilon: f32,
+    },
+    /// Change of element type.
+    Cast {
+        /// The new type.
+        to: DType,
+    },
+    /// Inputs joined along `axis`.
+    Concat {
+        /// Counted from the back when negative.
+        axis: i64,
+    },
+    /// `data, indices`: slices of `data` along `axis`.
+    Gather {
+        /// Axis of `data`.
+        axis: i64,
+    },
+    /// `x[.., start..end, ..]` along one axis, ONNX bounds (negative counts from the end, `i64::MAX` is the end).
+    Slice {
+        /// The axis.
+        axis: i64,
+        /// First index.
+        start: i64,
+        /// One past the last index.
+        end: i64,
+    },
+    /// Parts of the given sizes along `axis`; one output each.
+    Split {
+        /// The axis.
+        axis: i64,
+        /// Sizes of the parts.
+        sizes: Vec<u64>,
+    },
+    /// New shape: 0 copies the input's dimension at that place, one -1 is computed.
+    Reshape {
+        /// The target.
+        shape: Vec<i64>,
+    },
+    /// Axes permuted: output axis `i` is input axis `perm[i]`.
+    Transpose {
+        /// The permutation.
+        perm: Vec<u64>,
+    },
+    /// Axes of length 1 inserted, positions in the output.
+    Unsqueeze {
+        /// Positions.
+        axes: Vec<i64>,
+    },
+    /// Axes of length 1 removed.
+    Squeeze {
+        /// Positions.
+        axes: Vec<i64>,
+    },
+    /// The dimensions from `start` to `end` as an int64 vector.
+    Shape {
+        /// First axis.
+        start: i64,
+        /// One past the last axis.
+        end: i64,
+    },
+    /// `start, limit, delta` (int64 scalars): `start, start + delta, ..` below `limit`.
+    Range {
+        /// The dimension that the output's length is.
+        dim: Dim,
+    },
+    /// `a <= b` as bool, broadcasting.
+    LessOrEqual,
+    /// Logical and, broadcasting.
+    And,
+    /// `condition ? a : b`, broadcasting.
+    Where,
+}
