@@ -1,0 +1,74 @@
+//! How does an image file become `pixel_values`?
+//!
+//! [`decode`] turns a file into a [`Picture`] (8-bit RGB), [`preprocess`] turns that into [`PixelValues`] as the
+//! bundle's [`ImageSpec`](models::bundle::ImageSpec) says. Both follow Pillow and transformers to the bit where they
+//! can.
+
+pub mod decode;
+mod error;
+pub mod preprocess;
+pub mod resize;
+
+pub use decode::{Limits, decode, open, read};
+pub use error::ImageError;
+pub use preprocess::preprocess;
+
+/// A decoded image: 8-bit RGB, upright.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Picture {
+    width: u32,
+    height: u32,
+    pixels: Vec<u8>,
+}
+
+impl Picture {
+    /// An image of `pixels`: rows from the top, three bytes (red, green, blue) a pixel. `None` if the image has no
+    /// pixels or `pixels` has another length than `width * height * 3`.
+    pub fn new(width: u32, height: u32, pixels: Vec<u8>) -> Option<Picture> {
+        let expected = u64::from(width) * u64::from(height) * 3;
+        (expected > 0 && u64::try_from(pixels.len()) == Ok(expected)).then_some(Picture {
+            width,
+            height,
+            pixels,
+        })
+    }
+
+    /// Width in pixels, at least 1.
+    pub fn width(&self) -> u32 {
+        self.width
+    }
+
+    /// Height in pixels, at least 1.
+    pub fn height(&self) -> u32 {
+        self.height
+    }
+
+    /// `[height, width, 3]`, rows from the top.
+    pub fn pixels(&self) -> &[u8] {
+        &self.pixels
+    }
+}
+
+impl std::fmt::Debug for Picture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Picture({} x {})", self.width, self.height)
+    }
+}
+
+/// Says whether two images are the same to the model: a hash of what the encoder sees. Equal within one run of the
+/// program only; never written to a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ImageId(pub u64);
+
+/// An image as the vision encoder takes it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PixelValues {
+    /// Height, as in the image spec.
+    pub height: usize,
+    /// Width, as in the image spec.
+    pub width: usize,
+    /// `[3, height, width]`: all of red, then green, then blue.
+    pub data: Vec<f32>,
+    /// Hash of the bytes behind `data`.
+    pub id: ImageId,
+}

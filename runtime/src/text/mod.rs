@@ -1,0 +1,9 @@
+//! How do ids and text become each other?
+
+pub mod stream;
+pub mod template;
+pub mod tokenizer;
+
+pub use stream::TextStream;
+pub use template::ChatTemplate;
+pub use tokenizer::Tokenizer;
