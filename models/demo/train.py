@@ -1,0 +1,338 @@
+"""Trains the demo model from scratch and writes a checkpoint in the transformers layout, train-time branches kept.
+
+    pip install -r requirements.txt && npm pack emoji-datasource-google@16.0.0 && tar xf emoji-datasource-google-*.tgz
+    python train.py --emoji package --steps 6000 -o checkpoint
+
+Each image is encoded once and asked several questions in one packed sequence: every question attends to the common
+prefix (system turn and image) and to itself alone, at the positions it has when it is asked alone, so each is an
+exact single-turn sample. An auxiliary loss on the encoder's tokens (which object's centre lies in this token's cell,
+how many, the background's colour, the printed text) is what makes the encoder learn; its heads are thrown away.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.pre_tokenizers import ByteLevel, Split
+from tokenizers import Regex, normalizers
+from transformers import (AutoConfig, FastVlmConfig, FastVlmForConditionalGeneration, GenerationConfig,
+                          PreTrainedTokenizerFast)
+
+import scenes
+from scenes import CELLS, COLOR_NAMES, NAMES, SIZE, WORDS
+
+PREFIX = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+ASK, ANSWER, END = "\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
+# The template of the published conversions: images first, then the text.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + content['text'] }}"
+    "{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+QWEN2_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+               r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+TEXTS = [str(n) for n in range(100)] + WORDS
+
+
+def make_tokenizer():
+    """A byte-level BPE of Qwen2's construction, trained on the questions and answers of this world."""
+    rng = np.random.default_rng(5)
+    corpus = [PREFIX + ANSWER]
+    for _ in range(6000):
+        scene = scenes.Scene(kind=str(rng.choice(["several", "count", "text"])),
+                             color=COLOR_NAMES[rng.integers(len(COLOR_NAMES))])
+        if scene.kind == "text":
+            scene.text = TEXTS[rng.integers(len(TEXTS))]
+        else:
+            count = int(rng.integers(1, 7))
+            scene.objects = [(NAMES[rng.integers(len(NAMES))] if scene.kind == "several" else NAMES[count],
+                              float(x), float(rng.uniform(0, 256))) for x in range(0, 40 * count, 40)][:count]
+        for _, question, answer in scenes.questions(scene, rng):
+            corpus += [ASK + question, answer]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [Split(Regex(QWEN2_SPLIT), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(corpus, trainers.BpeTrainer(
+        vocab_size=1020, initial_alphabet=ByteLevel.alphabet(), show_progress=False))
+    tokenizer.add_special_tokens(SPECIAL)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=2048,
+        additional_special_tokens=["<|im_start|>", "<image>"], extra_special_tokens={"image_token": "<image>"},
+        chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False)
+
+
+def make_model(tokenizer):
+    vocab = (len(tokenizer) + 63) // 64 * 64
+    config = FastVlmConfig(
+        vision_config=AutoConfig.for_model(
+            "timm_wrapper", architecture="fastvit_mci3", do_pooling=True, global_pool="avg", hidden_size=512,
+            num_classes=0, initializer_range=0.02,
+            model_args={"inference_mode": False, "embed_dims": [16, 32, 64, 128, 256], "layers": [1, 1, 3, 1, 1],
+                        "layer_scale_init_value": 0.1}).to_dict(),
+        text_config=dict(
+            model_type="qwen2", hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6,
+            num_key_value_heads=2, vocab_size=vocab, max_position_embeddings=2048, tie_word_embeddings=True,
+            rms_norm_eps=1e-6, rope_theta=1000000.0, bos_token_id=None,
+            eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
+            pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>")),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"), image_seq_length=CELLS * CELLS,
+        tie_word_embeddings=True)
+    return FastVlmForConditionalGeneration(config)
+
+
+class Scenes(torch.utils.data.IterableDataset):
+    """Endless batches: pixels [B,3,S,S] u8, packed ids, labels, positions, blocks, and auxiliary targets."""
+
+    def __init__(self, emoji, seed, batch, per_image):
+        self.emoji, self.seed, self.batch, self.per_image = emoji, seed, batch, per_image
+
+    def __iter__(self):
+        torch.set_num_threads(1)
+        info = torch.utils.data.get_worker_info()
+        rng = np.random.default_rng([self.seed, info.id if info else 0])
+        pictures, fonts, tokenizer = scenes.load_emoji(self.emoji), scenes.find_fonts(), make_tokenizer()
+        cache = {}
+
+        def encode(text):
+            if text not in cache:
+                cache[text] = tokenizer.encode(text, add_special_tokens=False)
+            return cache[text]
+
+        while True:
+            drawn = [scenes.make_scene(int(rng.integers(2**40)), pictures, fonts) for _ in range(self.batch)]
+            yield pack(drawn, encode, rng, self.per_image)
+
+
+def pack(drawn, encode, rng, per_image):
+    prefix = encode(PREFIX) + encode("<image>") * (CELLS * CELLS)
+    rows = []
+    for scene in drawn:
+        found = scenes.questions(scene, rng)
+        rng.shuffle(found)
+        ids, labels = list(prefix), [-100] * len(prefix)
+        position, block = list(range(len(prefix))), [0] * len(prefix)
+        for index, (_, question, answer) in enumerate(found[:per_image], 1):
+            asked, told = encode(ASK + question + ANSWER), encode(answer + END)
+            ids += asked + told
+            labels += [-100] * len(asked) + told
+            position += range(len(prefix), len(prefix) + len(asked) + len(told))
+            block += [index] * (len(asked) + len(told))
+        rows.append((ids, labels, position, block))
+    length = max(len(row[0]) for row in rows)
+    pad = lambda values, fill: values + [fill] * (length - len(values))
+    ids, labels, position, block = (
+        torch.tensor([pad(list(row[i]), fill) for row in rows]) for i, fill in enumerate((0, -100, 0, -1)))
+    cells = np.zeros((len(drawn), CELLS, CELLS), np.int64)
+    counts = np.zeros((len(drawn), CELLS, CELLS), np.int64)
+    for b, scene in enumerate(drawn):
+        for name, x, y in scene.objects:
+            row, column = min(int(y * CELLS / SIZE), CELLS - 1), min(int(x * CELLS / SIZE), CELLS - 1)
+            cells[b, row, column] = 1 + NAMES.index(name)
+            counts[b, row, column] = min(counts[b, row, column] + 1, 3)
+    return {
+        "pixels": torch.from_numpy(np.stack([np.asarray(s.image) for s in drawn])).permute(0, 3, 1, 2).contiguous(),
+        "ids": ids, "labels": labels, "position": position, "block": block,
+        "cells": torch.from_numpy(cells), "counts": torch.from_numpy(counts),
+        "color": torch.tensor([COLOR_NAMES.index(s.color) for s in drawn]),
+        "text": torch.tensor([TEXTS.index(s.text) + 1 if s.text else 0 for s in drawn]),
+    }
+
+
+def attention_mask(block):
+    """Additive [B,1,L,L]: causal, and a position sees block 0 (the prefix) and its own block only."""
+    length = block.shape[1]
+    seen = (block[:, None, :] == 0) | (block[:, None, :] == block[:, :, None])
+    seen &= torch.ones(length, length, dtype=torch.bool).tril()
+    return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+
+
+class Heads(torch.nn.Module):
+    """The auxiliary readers of the encoder's tokens."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.cell = torch.nn.Linear(width, len(NAMES) + 1)
+        self.count = torch.nn.Linear(width, 4)
+        self.color = torch.nn.Linear(width, len(COLOR_NAMES))
+        self.text = torch.nn.Linear(width, len(TEXTS) + 1)
+
+    def forward(self, features, batch):
+        tokens = features.flatten(2).transpose(1, 2).float()  # [B, cells, width]
+        cells = F.cross_entropy(self.cell(tokens).flatten(0, 1), batch["cells"].flatten())
+        counts = F.cross_entropy(self.count(tokens).flatten(0, 1), batch["counts"].flatten())
+        color = F.cross_entropy(self.color(tokens).flatten(0, 1), batch["color"].repeat_interleave(tokens.shape[1]))
+        text = F.cross_entropy(self.text(tokens.mean(1)), batch["text"])
+        return cells, counts, color, text
+
+
+def forward(model, heads, batch, half):
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        pixels = batch["pixels"].float() / 255
+        features = model.model.vision_tower.timm_model.forward_features(pixels)
+        image = model.model.multi_modal_projector(features.flatten(2).permute(0, 2, 1))
+        embeds = model.model.language_model.embed_tokens(batch["ids"])
+        slots = batch["ids"] == model.config.image_token_index
+        embeds = embeds.masked_scatter(slots[..., None], image.to(embeds.dtype))
+    hidden = model.model.language_model(
+        inputs_embeds=embeds, attention_mask=attention_mask(batch["block"]), position_ids=batch["position"],
+        use_cache=False).last_hidden_state
+    told = batch["labels"][:, 1:] >= 0
+    logits = model.lm_head(hidden[:, :-1][told])
+    words = F.cross_entropy(logits, batch["labels"][:, 1:][told])
+    right = (logits.argmax(-1) == batch["labels"][:, 1:][told]).float().mean()
+    return words, right, heads(features, batch)
+
+
+def save(model, tokenizer, output):
+    """What `save_pretrained` of model and processor write, weights rounded to float16."""
+    output = pathlib.Path(output)
+    import copy
+    stored = copy.deepcopy(model).to(torch.float16).eval()
+    stored.generation_config = GenerationConfig(
+        eos_token_id=[tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.convert_tokens_to_ids("<|endoftext|>")],
+        pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"), do_sample=False, max_new_tokens=64)
+    stored.save_pretrained(output)
+    from transformers import LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    image_processor = CLIPImageProcessorPil(
+        size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}, image_mean=[0.0, 0.0, 0.0],
+        image_std=[1.0, 1.0, 1.0])
+    processor = LlavaProcessor(
+        image_processor=image_processor, tokenizer=tokenizer, patch_size=64, vision_feature_select_strategy="full",
+        chat_template=CHAT_TEMPLATE, image_token="<image>", num_additional_image_tokens=0)
+    processor.save_pretrained(output)
+    image_processor.save_pretrained(output)
+
+
+@torch.no_grad()
+def accuracy(model, tokenizer, folder, limit=None):
+    """Exact match per task on a written evaluation set, greedy, in batches of single turns."""
+    from PIL import Image
+    model.eval()
+    entries = json.loads((pathlib.Path(folder) / "questions.json").read_text())[:limit]
+    right = {}
+    wrong = []
+    stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    features = {}
+    for start in range(0, len(entries), 64):
+        part = entries[start:start + 64]
+        for entry in part:
+            if entry["image"] not in features:
+                pixels = torch.from_numpy(np.array(Image.open(pathlib.Path(folder) / entry["image"]).convert("RGB")))
+                pixels = pixels.permute(2, 0, 1)[None].float() / 255
+                features[entry["image"]] = model.model.get_image_features(pixels).pooler_output[0]
+        ids = [tokenizer.encode(PREFIX + "<image>" * 16 + ASK + e["question"] + ANSWER) for e in part]
+        length = max(map(len, ids))
+        table = torch.tensor([[0] * (length - len(row)) + row for row in ids])
+        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in ids])
+        embeds = model.model.language_model.embed_tokens(table)
+        slots = (table == model.config.image_token_index)
+        embeds = embeds.masked_scatter(slots[..., None], torch.cat([features[e["image"]] for e in part]))
+        told = model.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=40, do_sample=False,
+                              eos_token_id=stop, pad_token_id=stop)
+        for entry, row in zip(part, told.tolist()):
+            text = tokenizer.decode(row, skip_special_tokens=True).strip()
+            right.setdefault(entry["task"], []).append(text == entry["answer"])
+            if text != entry["answer"]:
+                wrong.append((entry["image"], entry["question"], entry["answer"], text))
+    total = [ok for oks in right.values() for ok in oks]
+    return sum(total) / len(total), {task: sum(oks) / len(oks) for task, oks in sorted(right.items())}, wrong
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--emoji", required=True)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--minutes", type=float, default=1e9, help="end the schedule by the clock instead")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--questions", type=int, default=5, help="per image")
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--half", action="store_true", help="bfloat16 autocast in the encoder")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--eval", help="folder written by scenes.py, watched while training")
+    parser.add_argument("--resume", help="state written by an earlier run")
+    parser.add_argument("--state", default="state.pt")
+    parser.add_argument("-o", "--output", required=True)
+    arguments = parser.parse_args()
+
+    torch.manual_seed(arguments.seed)
+    torch.set_num_threads(arguments.threads)
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer)
+    heads = Heads(512)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
+    decayed = [p for p in [*model.parameters(), *heads.parameters()] if p.ndim > 1]
+    others = [p for p in [*model.parameters(), *heads.parameters()] if p.ndim <= 1]
+    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}],
+                                  lr=arguments.rate, betas=(0.9, 0.98), foreach=True)
+    step, spent = 0, 0.0
+    if arguments.resume:
+        state = torch.load(arguments.resume)
+        model.load_state_dict(state["model"])
+        heads.load_state_dict(state["heads"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, spent = state["step"], state["spent"]
+    loader = iter(torch.utils.data.DataLoader(
+        Scenes(arguments.emoji, arguments.seed + step, arguments.batch, arguments.questions), batch_size=None,
+        num_workers=1, prefetch_factor=6))
+    started = time.time() - spent
+    shown = time.time()
+    running = None
+    model.train()
+    while True:
+        progress = max(step / arguments.steps, (time.time() - started) / 60 / arguments.minutes)
+        if progress >= 1:
+            break
+        rate = arguments.rate * min(1, (step + 1) / 150) * (0.5 + 0.5 * math.cos(math.pi * progress))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = next(loader)
+        words, right, auxiliary = forward(model, heads, batch, arguments.half)
+        loss = words + 1.0 * auxiliary[0] + 0.3 * auxiliary[1] + 0.3 * auxiliary[2] + 0.3 * auxiliary[3]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        values = np.array([words.item(), right.item(), *(a.item() for a in auxiliary)])
+        running = values if running is None else 0.95 * running + 0.05 * values
+        if step % 20 == 0:
+            print(f"step {step} progress {progress:.3f} {(time.time() - shown) / 20:.2f} s/step rate {rate:.2e} "
+                  f"words {running[0]:.3f} right {running[1]:.3f} cells {running[2]:.3f} counts {running[3]:.3f} "
+                  f"color {running[4]:.3f} text {running[5]:.3f}", flush=True)
+            shown = time.time()
+        if step % 300 == 0:
+            torch.save({"model": model.state_dict(), "heads": heads.state_dict(), "optimizer": optimizer.state_dict(),
+                        "step": step, "spent": time.time() - started}, arguments.state)
+            if arguments.eval:
+                print("exact match", accuracy(model, tokenizer, arguments.eval, 150)[:2], flush=True)
+                model.train()
+            save(model, tokenizer, arguments.output)
+            shown = time.time()
+    save(model, tokenizer, arguments.output)
+    print(f"{step} steps in {(time.time() - started) / 60:.1f} minutes")
+    if arguments.eval:
+        stored = FastVlmForConditionalGeneration.from_pretrained(arguments.output, dtype=torch.float32)
+        total, tasks, wrong = accuracy(stored, tokenizer, arguments.eval)
+        print(f"exact match of the stored weights: {total:.4f}", tasks)
+        for entry in wrong:
+            print(" ", entry)
+
+
+if __name__ == "__main__":
+    main()
