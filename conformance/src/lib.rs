@@ -1,1 +1,4 @@
 //! conformance
+pub mod compare;
+pub mod interpreter;
+pub mod tensor;

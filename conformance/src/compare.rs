@@ -1,0 +1,311 @@
+//! Are two tensors the same? By a tolerance that has a name, with the first element that says no.
+
+use crate::tensor::{Tensor, index_of};
+use serde::Serialize;
+use std::fmt;
+
+/// How much two tensors may differ. The measure is the relative L2 distance, `|found - expected| / |expected|`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tolerance {
+    /// Every element is the same number.
+    Exact,
+    /// float32 arithmetic in another order: 1e-4 per stage.
+    Close,
+    /// float32 logits, after every layer: 5e-4.
+    Logits,
+    /// float16 storage and arithmetic: 5e-3.
+    Half,
+    /// A limit that a reference brings along.
+    Custom(f64),
+}
+
+impl Tolerance {
+    /// The largest relative L2 distance that passes.
+    pub const fn relative_l2(self) -> f64 {
+        match self {
+            Tolerance::Exact => 0.0,
+            Tolerance::Close => 1e-4,
+            Tolerance::Logits => 5e-4,
+            Tolerance::Half => 5e-3,
+            Tolerance::Custom(limit) => limit,
+        }
+    }
+}
+
+impl fmt::Display for Tolerance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Tolerance::Exact => f.write_str("exact"),
+            Tolerance::Close => f.write_str("close (1e-4)"),
+            Tolerance::Logits => f.write_str("logits (5e-4)"),
+            Tolerance::Half => f.write_str("half (5e-3)"),
+            Tolerance::Custom(limit) => write!(f, "{limit:e}"),
+        }
+    }
+}
+
+/// How far two tensors of one shape lie apart.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Distance {
+    /// `|found - expected| / |expected|`; 0 where both are zero, infinite where only `expected` is or where an
+    /// element of either is not finite.
+    pub relative_l2: f64,
+    /// Largest difference of two elements.
+    pub max_abs: f64,
+    /// The first element that differs by more than the tolerance allows on average.
+    pub first: Option<Difference>,
+}
+
+/// An element that differs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Difference {
+    /// Where, in the whole tensor.
+    pub index: Vec<usize>,
+    /// What was computed.
+    pub found: f64,
+    /// What should have been.
+    pub expected: f64,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "at {:?} found {} expected {}",
+            self.index, self.found, self.expected
+        )
+    }
+}
+
+/// Measures how far `found` lies from `expected`; `shape` names the place of the first difference.
+///
+/// A number that is not finite is a difference even where both have it: no reference has one.
+pub fn measure(found: &[f32], expected: &[f32], shape: &[usize], tolerance: Tolerance) -> Distance {
+    let mut square_difference = 0.0_f64;
+    let mut square_expected = 0.0_f64;
+    let mut max_abs = 0.0_f64;
+    let mut first_not_finite = None;
+    for (position, (&a, &b)) in found.iter().zip(expected).enumerate() {
+        if !(a.is_finite() && b.is_finite()) {
+            first_not_finite.get_or_insert(position);
+            continue;
+        }
+        let difference = (f64::from(a) - f64::from(b)).abs();
+        max_abs = max_abs.max(difference);
+        square_difference += difference * difference;
+        square_expected += f64::from(b) * f64::from(b);
+    }
+    let difference_at = |position: usize| Difference {
+        index: index_of(shape, position),
+        found: f64::from(found[position]),
+        expected: f64::from(expected[position]),
+    };
+    if let Some(position) = first_not_finite {
+        let first = Some(difference_at(position));
+        return Distance {
+            relative_l2: f64::INFINITY,
+            max_abs: f64::INFINITY,
+            first,
+        };
+    }
+    let relative_l2 = if square_difference == 0.0 {
+        0.0
+    } else {
+        (square_difference / square_expected).sqrt()
+    };
+    // Where the whole is too far apart, at least one element is further apart than the tolerance times the root
+    // mean square of what was expected.
+    let count = expected.len().max(1) as f64;
+    let limit = tolerance.relative_l2() * (square_expected / count).sqrt();
+    let first = if relative_l2 > tolerance.relative_l2() {
+        let differs =
+            |&position: &usize| (f64::from(found[position]) - f64::from(expected[position])).abs() > limit;
+        (0..expected.len()).find(differs).map(difference_at)
+    } else {
+        None
+    };
+    Distance {
+        relative_l2,
+        max_abs,
+        first,
+    }
+}
+
+/// What a comparison of one named tensor says.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Comparison {
+    /// The tensor: `vision_tower.stages.2`, `logits`.
+    pub value: String,
+    /// The limit that was applied.
+    pub tolerance: Tolerance,
+    /// How far apart, where the shapes agree.
+    pub distance: Option<Distance>,
+    /// What is wrong; `None` where nothing is.
+    pub problem: Option<String>,
+}
+
+impl Comparison {
+    /// Whether the tensors agree.
+    pub fn passed(&self) -> bool {
+        self.problem.is_none()
+    }
+
+    /// A comparison that failed before any element was looked at.
+    pub fn refused(value: &str, tolerance: Tolerance, problem: String) -> Comparison {
+        Comparison {
+            value: value.to_owned(),
+            tolerance,
+            distance: None,
+            problem: Some(problem),
+        }
+    }
+
+    /// Judges a distance.
+    pub fn judge(value: &str, tolerance: Tolerance, distance: Distance) -> Comparison {
+        let problem = (distance.relative_l2 > tolerance.relative_l2()).then(|| {
+            let place = distance
+                .first
+                .as_ref()
+                .map_or_else(String::new, |first| format!("; first {first}"));
+            format!(
+                "relative L2 {:.3e}, allowed {tolerance}; largest difference {:.3e}{place}",
+                distance.relative_l2, distance.max_abs
+            )
+        });
+        Comparison {
+            value: value.to_owned(),
+            tolerance,
+            distance: Some(distance),
+            problem,
+        }
+    }
+}
+
+/// Compares two tensors of one name.
+pub fn compare(value: &str, found: &Tensor, expected: &Tensor, tolerance: Tolerance) -> Comparison {
+    if found.shape != expected.shape {
+        let problem = format!("shape {:?}, expected {:?}", found.shape, expected.shape);
+        return Comparison::refused(value, tolerance, problem);
+    }
+    let (found, shape) = (found.to_float(), &expected.shape);
+    Comparison::judge(
+        value,
+        tolerance,
+        measure(&found, &expected.to_float(), shape, tolerance),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_the_limits_of_the_design() {
+        let limits = [
+            Tolerance::Exact,
+            Tolerance::Close,
+            Tolerance::Logits,
+            Tolerance::Half,
+        ]
+        .map(Tolerance::relative_l2);
+        assert_eq!(limits, [0.0, 1e-4, 5e-4, 5e-3]);
+    }
+
+    #[test]
+    fn comparisons_say_what_differs_first() {
+        struct Case {
+            what: &'static str,
+            found: Vec<f32>,
+            expected: Vec<f32>,
+            tolerance: Tolerance,
+            first: Option<Vec<usize>>,
+            passed: bool,
+        }
+        let cases = [
+            Case {
+                what: "equal",
+                found: vec![1.0, 2.0, 3.0, 4.0],
+                expected: vec![1.0, 2.0, 3.0, 4.0],
+                tolerance: Tolerance::Exact,
+                first: None,
+                passed: true,
+            },
+            Case {
+                what: "one bit off is not exact",
+                found: vec![1.0, 2.0, 3.0, f32::from_bits(4.0_f32.to_bits() + 1)],
+                expected: vec![1.0, 2.0, 3.0, 4.0],
+                tolerance: Tolerance::Exact,
+                first: Some(vec![1, 1]),
+                passed: false,
+            },
+            Case {
+                what: "far off",
+                found: vec![1.0, 2.0, 3.5, 4.0],
+                expected: vec![1.0, 2.0, 3.0, 4.0],
+                tolerance: Tolerance::Close,
+                first: Some(vec![1, 0]),
+                passed: false,
+            },
+            Case {
+                what: "within the tolerance",
+                found: vec![1.0, 2.0, 3.000_01, 4.0],
+                expected: vec![1.0, 2.0, 3.0, 4.0],
+                tolerance: Tolerance::Close,
+                first: None,
+                passed: true,
+            },
+            Case {
+                what: "not a number, even on both sides",
+                found: vec![1.0, f32::NAN, 3.0, 4.0],
+                expected: vec![1.0, f32::NAN, 3.0, 4.0],
+                tolerance: Tolerance::Half,
+                first: Some(vec![0, 1]),
+                passed: false,
+            },
+            Case {
+                what: "anything against zeros",
+                found: vec![0.0, 0.0, 1e-9, 0.0],
+                expected: vec![0.0; 4],
+                tolerance: Tolerance::Half,
+                first: Some(vec![1, 0]),
+                passed: false,
+            },
+            Case {
+                what: "zeros against zeros",
+                found: vec![0.0; 4],
+                expected: vec![0.0; 4],
+                tolerance: Tolerance::Exact,
+                first: None,
+                passed: true,
+            },
+        ];
+        for case in cases {
+            let (found, expected) = (
+                Tensor::float(&[2, 2], case.found),
+                Tensor::float(&[2, 2], case.expected),
+            );
+            let comparison = compare("x", &found, &expected, case.tolerance);
+            assert_eq!(comparison.passed(), case.passed, "{}: {comparison:?}", case.what);
+            let first = comparison
+                .distance
+                .and_then(|distance| distance.first)
+                .map(|first| first.index);
+            assert_eq!(first, case.first, "{}", case.what);
+        }
+    }
+
+    #[test]
+    fn other_shapes_are_named() {
+        let comparison = compare(
+            "logits",
+            &Tensor::float(&[1, 3], vec![0.0; 3]),
+            &Tensor::float(&[3, 1], vec![0.0; 3]),
+            Tolerance::Close,
+        );
+        assert_eq!(
+            comparison.problem.as_deref(),
+            Some("shape [1, 3], expected [3, 1]")
+        );
+    }
+}
