@@ -20,8 +20,5 @@ pub enum CheckpointError {
     },
 }
 
-/// A network that cannot be built from a config.
 #[cfg(feature = "describe")]
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum GraphError {}
+pub use crate::graph::GraphError;

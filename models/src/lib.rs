@@ -1,5 +1,9 @@
 //! models
+#[cfg(feature = "describe")]
+pub mod arch;
 pub mod bundle;
+#[cfg(feature = "describe")]
+pub mod config;
 pub mod dtype;
 pub mod error;
 #[cfg(feature = "describe")]

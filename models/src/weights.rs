@@ -48,7 +48,9 @@ pub trait Weights: Sync {
             .specs()
             .iter()
             .find(|spec| spec.name == name)
-            .ok_or_else(|| CheckpointError::UnknownWeight { name: name.to_owned() })?;
+            .ok_or_else(|| CheckpointError::UnknownWeight {
+                name: name.to_owned(),
+            })?;
         let (rows, columns) = spec.matrix();
         let mut out = vec![0.0; rows * columns];
         self.read_block(name, 0..rows, 0..columns, &mut out)?;
@@ -61,6 +63,9 @@ impl WeightSpec {
     pub fn matrix(&self) -> (usize, usize) {
         let rows = self.shape.first().copied().unwrap_or(1);
         let columns: u64 = self.shape.iter().skip(1).product();
-        (usize::try_from(rows).unwrap_or(usize::MAX), usize::try_from(columns).unwrap_or(usize::MAX))
+        (
+            usize::try_from(rows).unwrap_or(usize::MAX),
+            usize::try_from(columns).unwrap_or(usize::MAX),
+        )
     }
 }

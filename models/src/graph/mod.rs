@@ -6,12 +6,14 @@
 mod build;
 mod check;
 mod dim;
+mod error;
 mod op;
 mod print;
 mod shape;
 
-pub use build::Builder;
+pub use build::{Builder, Conv, Scope};
 pub use dim::Dim;
+pub use error::GraphError;
 pub use op::{OPSET, Op};
 
 use crate::dtype::DType;

@@ -139,3 +139,42 @@ pub enum Op {
     /// `condition ? a : b`, broadcasting.
     Where,
 }
+
+impl Op {
+    /// The operator's ONNX name.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Op::Add => "Add",
+            Op::Sub => "Sub",
+            Op::Mul => "Mul",
+            Op::Div => "Div",
+            Op::Neg => "Neg",
+            Op::Sqrt => "Sqrt",
+            Op::Cos => "Cos",
+            Op::Sin => "Sin",
+            Op::Sigmoid => "Sigmoid",
+            Op::Relu => "Relu",
+            Op::Gelu => "Gelu",
+            Op::Softmax { .. } => "Softmax",
+            Op::MatMul => "MatMul",
+            Op::Gemm { .. } => "Gemm",
+            Op::Conv { .. } => "Conv",
+            Op::ReduceMean { .. } => "ReduceMean",
+            Op::LayerNormalization { .. } => "LayerNormalization",
+            Op::Cast { .. } => "Cast",
+            Op::Concat { .. } => "Concat",
+            Op::Gather { .. } => "Gather",
+            Op::Slice { .. } => "Slice",
+            Op::Split { .. } => "Split",
+            Op::Reshape { .. } => "Reshape",
+            Op::Transpose { .. } => "Transpose",
+            Op::Unsqueeze { .. } => "Unsqueeze",
+            Op::Squeeze { .. } => "Squeeze",
+            Op::Shape { .. } => "Shape",
+            Op::Range { .. } => "Range",
+            Op::LessOrEqual => "LessOrEqual",
+            Op::And => "And",
+            Op::Where => "Where",
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Invariants of a whole graph.
+
+use super::{Graph, GraphError, Source};
+use std::collections::BTreeSet;
+
+/// Names are unique, every value is defined before it is used and by one node, everything declared is used.
+pub(super) fn check(graph: &Graph) -> Result<(), GraphError> {
+    let fail = |problem: String| {
+        Err(GraphError::Invariant {
+            graph: graph.name.clone(),
+            problem,
+        })
+    };
+
+    let mut names = BTreeSet::new();
+    for name in graph.nodes.iter().map(|node| &node.name) {
+        if !names.insert(name) {
+            return fail(format!("two nodes are named `{name}`"));
+        }
+    }
+    let mut names = BTreeSet::new();
+    for value in &graph.values {
+        // A weight that is read both ways round is two values.
+        let transposed = matches!(&value.source, Source::Weight(weight) if weight.transposed);
+        if !names.insert((&value.name, transposed)) {
+            return fail(format!("two values are named `{}`", value.name));
+        }
+    }
+
+    let mut defined: Vec<bool> = graph
+        .values
+        .iter()
+        .map(|value| value.source != Source::Node)
+        .collect();
+    let mut used = vec![false; graph.values.len()];
+    for node in &graph.nodes {
+        for input in &node.inputs {
+            if !defined[input.0] {
+                return fail(format!(
+                    "node `{}` uses `{}` before it is computed",
+                    node.name,
+                    graph.value(*input).name
+                ));
+            }
+            used[input.0] = true;
+        }
+        for output in &node.outputs {
+            if defined[output.0] {
+                return fail(format!("`{}` is computed twice", graph.value(*output).name));
+            }
+            defined[output.0] = true;
+        }
+    }
+    for output in &graph.outputs {
+        used[output.0] = true;
+    }
+    let idle = graph
+        .values
+        .iter()
+        .enumerate()
+        .find(|(i, _)| !used[*i] || !defined[*i]);
+    if let Some((_, value)) = idle {
+        return fail(format!("`{}` is never used", value.name));
+    }
+    if graph.outputs.is_empty() {
+        return fail("no outputs".to_owned());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::DType;
+    use crate::graph::{Builder, Dim, Op};
+
+    fn tiny() -> Graph {
+        let mut b = Builder::new("tiny");
+        let x = b.input("x", DType::Float32, &[Dim::Batch, Dim::Fixed(2)]);
+        let y = b.linear("up", x, 2, 3, true);
+        let z = b.relu(y);
+        b.output("z", z);
+        b.finish().unwrap()
+    }
+
+    #[test]
+    fn broken_graphs_are_refused() {
+        type Break = fn(&mut Graph);
+        let cases: [(&str, Break); 6] = [
+            ("two nodes are named", |g| {
+                g.nodes[1].name = g.nodes[0].name.clone()
+            }),
+            ("two values are named", |g| g.values[0].name = "z".to_owned()),
+            ("before it is computed", |g| g.nodes.swap(0, 1)),
+            ("is computed twice", |g| {
+                let node = g.nodes[2].clone();
+                g.nodes.push(crate::graph::Node {
+                    name: "/again".to_owned(),
+                    ..node
+                });
+            }),
+            ("is never used", |g| {
+                g.nodes.pop();
+                g.outputs.clear();
+            }),
+            ("no outputs", |g| {
+                g.outputs.clear();
+                let last = g.nodes[2].outputs[0];
+                g.nodes[2].inputs = vec![g.nodes[1].outputs[0]];
+                g.nodes.push(crate::graph::Node {
+                    name: "/sink".to_owned(),
+                    op: Op::Relu,
+                    inputs: vec![last],
+                    outputs: vec![],
+                    precision: crate::graph::Precision::Storage,
+                });
+            }),
+        ];
+        check(&tiny()).unwrap();
+        for (expected, break_it) in cases {
+            let mut graph = tiny();
+            break_it(&mut graph);
+            let message = check(&graph).unwrap_err().to_string();
+            assert!(
+                message.contains(expected),
+                "expected {expected:?}, found {message:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_first_error_is_kept() {
+        let mut b = Builder::new("bad");
+        let x = b.input("x", DType::Float32, &[Dim::Batch, Dim::Fixed(2)]);
+        let y = b.linear("first", x, 3, 4, false);
+        let z = b.linear("second", y, 9, 9, false);
+        b.output("z", z);
+        let error = b.finish().unwrap_err();
+        assert_eq!(error.subject(), "/first/MatMul");
+        assert!(
+            error
+                .to_string()
+                .contains("`x` float32 [batch, 2], `first.weight` float32 [3, 4]"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,887 @@
+//! The dtype and shape rule of every operator.
+
+use super::{Dim, Op, Value};
+use crate::dtype::DType;
+use std::fmt::Write as _;
+
+/// dtype and shape of each output.
+type Outputs = Vec<(DType, Vec<Dim>)>;
+
+/// Applies the operator's rule to its inputs. The error says what was expected and what was found.
+pub(super) fn infer(op: &Op, inputs: &[&Value]) -> Result<Outputs, String> {
+    arity(op, inputs.len())?;
+    let one = |dtype, shape| Ok(vec![(dtype, shape)]);
+    match op {
+        Op::Add | Op::Sub | Op::Mul | Op::Div => {
+            let dtype = same_dtype(inputs)?;
+            one(dtype, broadcast(&inputs[0].shape, &inputs[1].shape)?)
+        }
+        Op::Neg | Op::Sqrt | Op::Cos | Op::Sin | Op::Sigmoid | Op::Relu | Op::Gelu => {
+            one(float(inputs[0])?, inputs[0].shape.clone())
+        }
+        Op::Softmax { axis } => {
+            position(*axis, inputs[0].shape.len())?;
+            one(float(inputs[0])?, inputs[0].shape.clone())
+        }
+        Op::MatMul => {
+            let dtype = same_dtype(inputs)?;
+            one(dtype, matmul(&inputs[0].shape, &inputs[1].shape)?)
+        }
+        Op::Gemm { trans_b } => {
+            let dtype = same_dtype(inputs)?;
+            let ([m, k], [p, q]) = (rank2(inputs[0])?, rank2(inputs[1])?);
+            let (inner, n) = if *trans_b { (q, p) } else { (p, q) };
+            if k != inner {
+                return Err(format!(
+                    "multiplies rows of length {k} with columns of length {inner}"
+                ));
+            }
+            one(dtype, vec![m, n])
+        }
+        Op::Conv { group, strides, pads } => {
+            let dtype = same_dtype(inputs)?;
+            one(dtype, conv(*group, *strides, *pads, inputs)?)
+        }
+        Op::ReduceMean { axes, keep_dims } => {
+            let dtype = float(inputs[0])?;
+            one(dtype, reduce(&inputs[0].shape, axes, *keep_dims)?)
+        }
+        Op::LayerNormalization { axis, .. } => {
+            let dtype = same_dtype(inputs)?;
+            let shape = &inputs[0].shape;
+            let normalised = &shape[position(*axis, shape.len())?..];
+            for value in &inputs[1..] {
+                if value.shape != normalised {
+                    return Err(format!(
+                        "normalises {}, but `{}` has shape {}",
+                        show(normalised),
+                        value.name,
+                        show(&value.shape)
+                    ));
+                }
+            }
+            one(dtype, shape.clone())
+        }
+        Op::Cast { to } => one(*to, inputs[0].shape.clone()),
+        Op::Concat { axis } => {
+            let dtype = same_dtype(inputs)?;
+            one(dtype, concat(*axis, inputs)?)
+        }
+        Op::Gather { axis } => {
+            expect_dtype(inputs[1], DType::Int64)?;
+            let data = &inputs[0].shape;
+            let axis = position(*axis, data.len())?;
+            let shape = [&data[..axis], &inputs[1].shape, &data[axis + 1..]].concat();
+            one(inputs[0].dtype, shape)
+        }
+        Op::Slice { axis, start, end } => {
+            let mut shape = inputs[0].shape.clone();
+            let axis = position(*axis, shape.len())?;
+            shape[axis] = slice(shape[axis], *start, *end)?;
+            one(inputs[0].dtype, shape)
+        }
+        Op::Split { axis, sizes } => {
+            let shape = &inputs[0].shape;
+            let axis = position(*axis, shape.len())?;
+            let total: u64 = sizes.iter().sum();
+            if shape[axis] != Dim::Fixed(total) {
+                return Err(format!("splits {} into parts that sum to {total}", shape[axis]));
+            }
+            let part = |&size: &u64| {
+                let mut part = shape.clone();
+                part[axis] = Dim::Fixed(size);
+                (inputs[0].dtype, part)
+            };
+            Ok(sizes.iter().map(part).collect())
+        }
+        Op::Reshape { shape } => one(inputs[0].dtype, reshape(&inputs[0].shape, shape)?),
+        Op::Transpose { perm } => one(inputs[0].dtype, transpose(&inputs[0].shape, perm)?),
+        Op::Unsqueeze { axes } => one(inputs[0].dtype, unsqueeze(&inputs[0].shape, axes)?),
+        Op::Squeeze { axes } => one(inputs[0].dtype, squeeze(&inputs[0].shape, axes)?),
+        Op::Shape { start, end } => {
+            let rank = inputs[0].shape.len();
+            let (start, end) = (position(*start, rank)?, bound(*end, rank)?);
+            let length = u64::try_from(end.saturating_sub(start)).unwrap_or(0);
+            one(DType::Int64, vec![Dim::Fixed(length)])
+        }
+        Op::Range { dim } => {
+            for value in inputs {
+                expect_dtype(value, DType::Int64)?;
+                if !value.shape.is_empty() {
+                    return Err(format!(
+                        "wants scalars, `{}` has shape {}",
+                        value.name,
+                        show(&value.shape)
+                    ));
+                }
+            }
+            one(DType::Int64, vec![*dim])
+        }
+        Op::LessOrEqual => {
+            same_dtype(inputs)?;
+            one(DType::Bool, broadcast(&inputs[0].shape, &inputs[1].shape)?)
+        }
+        Op::And => {
+            expect_dtype(inputs[0], DType::Bool)?;
+            expect_dtype(inputs[1], DType::Bool)?;
+            one(DType::Bool, broadcast(&inputs[0].shape, &inputs[1].shape)?)
+        }
+        Op::Where => {
+            expect_dtype(inputs[0], DType::Bool)?;
+            let dtype = same_dtype(&inputs[1..])?;
+            let branches = broadcast(&inputs[1].shape, &inputs[2].shape)?;
+            one(dtype, broadcast(&inputs[0].shape, &branches)?)
+        }
+    }
+}
+
+/// `[batch, new, 896]`
+pub(super) fn show(shape: &[Dim]) -> String {
+    let mut text = String::from("[");
+    for (i, dim) in shape.iter().enumerate() {
+        let separator = if i == 0 { "" } else { ", " };
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{separator}{dim}");
+    }
+    text.push(']');
+    text
+}
+
+fn arity(op: &Op, found: usize) -> Result<(), String> {
+    let expected = match op {
+        Op::Add
+        | Op::Sub
+        | Op::Mul
+        | Op::Div
+        | Op::MatMul
+        | Op::Gemm { .. }
+        | Op::Gather { .. }
+        | Op::LessOrEqual
+        | Op::And => 2..=2,
+        Op::Neg
+        | Op::Sqrt
+        | Op::Cos
+        | Op::Sin
+        | Op::Sigmoid
+        | Op::Relu
+        | Op::Gelu
+        | Op::Softmax { .. }
+        | Op::ReduceMean { .. }
+        | Op::Cast { .. }
+        | Op::Slice { .. }
+        | Op::Split { .. }
+        | Op::Reshape { .. }
+        | Op::Transpose { .. }
+        | Op::Unsqueeze { .. }
+        | Op::Squeeze { .. }
+        | Op::Shape { .. } => 1..=1,
+        Op::Conv { .. } => 2..=3,
+        Op::LayerNormalization { .. } | Op::Range { .. } | Op::Where => 3..=3,
+        Op::Concat { .. } => 1..=usize::MAX,
+    };
+    if expected.contains(&found) {
+        Ok(())
+    } else {
+        Err(format!(
+            "takes {} to {} inputs, found {found}",
+            expected.start(),
+            expected.end()
+        ))
+    }
+}
+
+fn same_dtype(inputs: &[&Value]) -> Result<DType, String> {
+    let dtype = inputs[0].dtype;
+    match inputs.iter().find(|value| value.dtype != dtype) {
+        None => Ok(dtype),
+        Some(value) => Err(format!("mixes {dtype} with {} (`{}`)", value.dtype, value.name)),
+    }
+}
+
+fn float(value: &Value) -> Result<DType, String> {
+    if value.dtype.is_float() {
+        Ok(value.dtype)
+    } else {
+        Err(format!("wants a float, `{}` is {}", value.name, value.dtype))
+    }
+}
+
+fn expect_dtype(value: &Value, dtype: DType) -> Result<(), String> {
+    if value.dtype == dtype {
+        Ok(())
+    } else {
+        Err(format!("wants {dtype}, `{}` is {}", value.name, value.dtype))
+    }
+}
+
+fn rank2(value: &Value) -> Result<[Dim; 2], String> {
+    match value.shape[..] {
+        [a, b] => Ok([a, b]),
+        _ => Err(format!(
+            "wants rank 2, `{}` has shape {}",
+            value.name,
+            show(&value.shape)
+        )),
+    }
+}
+
+/// A possibly negative axis as an index into a shape of this rank.
+fn position(axis: i64, rank: usize) -> Result<usize, String> {
+    let length = i64::try_from(rank).unwrap_or(i64::MAX);
+    let index = if axis < 0 { axis + length } else { axis };
+    usize::try_from(index)
+        .ok()
+        .filter(|&index| index < rank)
+        .ok_or_else(|| format!("has axis {axis}, the input has rank {rank}"))
+}
+
+/// As [`position`], but the end itself is allowed.
+fn bound(axis: i64, rank: usize) -> Result<usize, String> {
+    if usize::try_from(axis) == Ok(rank) {
+        Ok(rank)
+    } else {
+        position(axis, rank)
+    }
+}
+
+fn broadcast(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>, String> {
+    let rank = a.len().max(b.len());
+    let at = |shape: &[Dim], i: usize| {
+        let missing = rank - shape.len();
+        if i < missing {
+            Dim::Fixed(1)
+        } else {
+            shape[i - missing]
+        }
+    };
+    (0..rank)
+        .map(|i| match (at(a, i), at(b, i)) {
+            (x, y) if x == y => Ok(x),
+            (Dim::Fixed(1), y) => Ok(y),
+            (x, Dim::Fixed(1)) => Ok(x),
+            (x, y) => Err(format!(
+                "cannot broadcast {x} with {y} ({} with {})",
+                show(a),
+                show(b)
+            )),
+        })
+        .collect()
+}
+
+fn matmul(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>, String> {
+    let ([.., m, k], [.., inner, n]) = (a, b) else {
+        return Err(format!("wants rank 2 or more, found {} and {}", show(a), show(b)));
+    };
+    if k != inner {
+        return Err(format!(
+            "multiplies rows of length {k} with columns of length {inner}"
+        ));
+    }
+    let mut shape = broadcast(&a[..a.len() - 2], &b[..b.len() - 2])?;
+    shape.extend([*m, *n]);
+    Ok(shape)
+}
+
+fn conv(group: u64, strides: [u64; 2], pads: [u64; 4], inputs: &[&Value]) -> Result<Vec<Dim>, String> {
+    let fixed = |dim: Dim| {
+        dim.fixed()
+            .ok_or_else(|| format!("wants fixed channels and sides, found {dim}"))
+    };
+    let ([batch, channels, height, width], [maps, per_group, kernel_height, kernel_width]) =
+        (rank4(inputs[0])?, rank4(inputs[1])?);
+    let (channels, maps, per_group) = (fixed(channels)?, fixed(maps)?, fixed(per_group)?);
+    if group == 0 || per_group.checked_mul(group) != Some(channels) || maps % group != 0 {
+        return Err(format!(
+            "has {group} groups of {per_group} channels and {maps} maps, the input has {channels} channels"
+        ));
+    }
+    if let Some(bias) = inputs.get(2)
+        && bias.shape != [Dim::Fixed(maps)]
+    {
+        return Err(format!(
+            "has {maps} maps, the bias has shape {}",
+            show(&bias.shape)
+        ));
+    }
+    let side = |length: Dim, kernel: Dim, before: u64, after: u64, stride: u64| {
+        let (length, kernel) = (fixed(length)?, fixed(kernel)?);
+        let padded = length.saturating_add(before).saturating_add(after);
+        if kernel == 0 || stride == 0 || padded < kernel {
+            return Err(format!(
+                "has a kernel of {kernel} and stride {stride} over {padded} pixels"
+            ));
+        }
+        Ok(Dim::Fixed((padded - kernel) / stride + 1))
+    };
+    Ok(vec![
+        batch,
+        Dim::Fixed(maps),
+        side(height, kernel_height, pads[0], pads[2], strides[0])?,
+        side(width, kernel_width, pads[1], pads[3], strides[1])?,
+    ])
+}
+
+fn rank4(value: &Value) -> Result<[Dim; 4], String> {
+    match value.shape[..] {
+        [a, b, c, d] => Ok([a, b, c, d]),
+        _ => Err(format!(
+            "wants rank 4, `{}` has shape {}",
+            value.name,
+            show(&value.shape)
+        )),
+    }
+}
+
+fn reduce(shape: &[Dim], axes: &[i64], keep_dims: bool) -> Result<Vec<Dim>, String> {
+    let mut reduced = vec![false; shape.len()];
+    for &axis in axes {
+        reduced[position(axis, shape.len())?] = true;
+    }
+    let kept = shape
+        .iter()
+        .zip(&reduced)
+        .filter_map(|(&dim, &gone)| match (gone, keep_dims) {
+            (false, _) => Some(dim),
+            (true, true) => Some(Dim::Fixed(1)),
+            (true, false) => None,
+        });
+    Ok(kept.collect())
+}
+
+fn concat(axis: i64, inputs: &[&Value]) -> Result<Vec<Dim>, String> {
+    let mut shape = inputs[0].shape.clone();
+    let axis = position(axis, shape.len())?;
+    for value in &inputs[1..] {
+        let others_equal = value.shape.len() == shape.len()
+            && shape
+                .iter()
+                .zip(&value.shape)
+                .enumerate()
+                .all(|(i, (a, b))| i == axis || a == b);
+        if !others_equal {
+            return Err(format!(
+                "joins {} with {} along axis {axis}",
+                show(&shape),
+                show(&value.shape)
+            ));
+        }
+        shape[axis] = match (shape[axis], value.shape[axis]) {
+            (Dim::Fixed(a), Dim::Fixed(b)) => Dim::Fixed(a.saturating_add(b)),
+            (Dim::Past, Dim::New) => Dim::Total,
+            (a, b) => return Err(format!("joins lengths {a} and {b}, whose sum has no name")),
+        };
+    }
+    Ok(shape)
+}
+
+fn slice(dim: Dim, start: i64, end: i64) -> Result<Dim, String> {
+    match dim {
+        Dim::Fixed(length) => {
+            let limit = i64::try_from(length).unwrap_or(i64::MAX);
+            let clamp = |index: i64| {
+                (if index < 0 {
+                    index.saturating_add(limit)
+                } else {
+                    index
+                })
+                .clamp(0, limit)
+            };
+            let kept = clamp(end).saturating_sub(clamp(start)).max(0);
+            Ok(Dim::Fixed(u64::try_from(kept).unwrap_or(0)))
+        }
+        Dim::Batch | Dim::Past | Dim::New | Dim::Total if start == -1 && end == i64::MAX => Ok(Dim::Fixed(1)),
+        Dim::Batch | Dim::Past | Dim::New | Dim::Total => Err(format!(
+            "takes {start}..{end} of `{dim}`; of a symbol only the last element can be taken"
+        )),
+    }
+}
+
+fn reshape(shape: &[Dim], target: &[i64]) -> Result<Vec<Dim>, String> {
+    let problem = |what: &str| Err(format!("turns {} into {target:?}: {what}", show(shape)));
+    // What is left of the input after the dimensions that are copied.
+    let mut left: Vec<Option<Dim>> = shape.iter().copied().map(Some).collect();
+    let mut result = Vec::with_capacity(target.len());
+    let mut product: u64 = 1;
+    let mut open = None;
+    for (i, &length) in target.iter().enumerate() {
+        match length {
+            0 => match left.get_mut(i).and_then(Option::take) {
+                Some(dim) => result.push(dim),
+                None => return problem("a 0 beyond the input's rank"),
+            },
+            -1 if open.is_none() => {
+                open = Some(i);
+                result.push(Dim::Fixed(0));
+            }
+            _ => match u64::try_from(length) {
+                Ok(length) => {
+                    product = product.saturating_mul(length);
+                    result.push(Dim::Fixed(length));
+                }
+                Err(_) => return problem("a negative length other than one -1"),
+            },
+        }
+    }
+    let mut remaining: u64 = 1;
+    let mut symbol = None;
+    for dim in left.into_iter().flatten() {
+        match (dim, symbol) {
+            (Dim::Fixed(n), _) => remaining = remaining.saturating_mul(n),
+            (dim, None) => symbol = Some(dim),
+            (_, Some(_)) => return problem("two symbols would become one"),
+        }
+    }
+    match (open, symbol) {
+        (None, None) if remaining == product => {}
+        (Some(i), None) if product > 0 && remaining % product == 0 => {
+            result[i] = Dim::Fixed(remaining / product)
+        }
+        (Some(i), Some(symbol)) if remaining == product => result[i] = symbol,
+        _ => return problem("the lengths do not match"),
+    }
+    Ok(result)
+}
+
+fn transpose(shape: &[Dim], perm: &[u64]) -> Result<Vec<Dim>, String> {
+    let mut seen = vec![false; shape.len()];
+    let mut result = Vec::with_capacity(shape.len());
+    for &axis in perm {
+        let axis = usize::try_from(axis).unwrap_or(usize::MAX);
+        match (shape.get(axis), seen.get_mut(axis)) {
+            (Some(&dim), Some(seen)) if !*seen => {
+                *seen = true;
+                result.push(dim);
+            }
+            _ => return Err(format!("permutes {} by {perm:?}", show(shape))),
+        }
+    }
+    if result.len() == shape.len() {
+        Ok(result)
+    } else {
+        Err(format!("permutes {} by {perm:?}", show(shape)))
+    }
+}
+
+fn unsqueeze(shape: &[Dim], axes: &[i64]) -> Result<Vec<Dim>, String> {
+    let rank = shape.len() + axes.len();
+    let mut inserted = vec![false; rank];
+    for &axis in axes {
+        inserted[position(axis, rank)?] = true;
+    }
+    let mut old = shape.iter().copied();
+    let result: Vec<Dim> = inserted
+        .iter()
+        .filter_map(|&new| if new { Some(Dim::Fixed(1)) } else { old.next() })
+        .collect();
+    if result.len() == rank {
+        Ok(result)
+    } else {
+        Err(format!("inserts an axis twice: {axes:?}"))
+    }
+}
+
+fn squeeze(shape: &[Dim], axes: &[i64]) -> Result<Vec<Dim>, String> {
+    let mut gone = vec![false; shape.len()];
+    for &axis in axes {
+        let index = position(axis, shape.len())?;
+        if shape[index] != Dim::Fixed(1) {
+            return Err(format!("removes axis {axis} of length {}", shape[index]));
+        }
+        gone[index] = true;
+    }
+    Ok(shape
+        .iter()
+        .zip(&gone)
+        .filter(|&(_, &gone)| !gone)
+        .map(|(&dim, _)| dim)
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::Source;
+
+    const B: Dim = Dim::Batch;
+    const P: Dim = Dim::Past;
+    const N: Dim = Dim::New;
+    const T: Dim = Dim::Total;
+
+    fn f(n: u64) -> Dim {
+        Dim::Fixed(n)
+    }
+
+    fn value(dtype: DType, shape: &[Dim]) -> Value {
+        Value {
+            name: "x".to_owned(),
+            dtype,
+            shape: shape.to_vec(),
+            source: Source::Input,
+        }
+    }
+
+    struct Case {
+        name: &'static str,
+        op: Op,
+        inputs: Vec<(DType, Vec<Dim>)>,
+        expected: Result<Vec<(DType, Vec<Dim>)>, &'static str>,
+    }
+
+    #[test]
+    fn every_rule_and_every_refusal() {
+        use DType::{Bool, Float32 as F, Int64 as I};
+        let case =
+            |name, op, inputs: &[(DType, &[Dim])], expected: Result<&[(DType, &[Dim])], &'static str>| {
+                let owned =
+                    |list: &[(DType, &[Dim])]| list.iter().map(|(d, s)| (*d, s.to_vec())).collect::<Vec<_>>();
+                Case {
+                    name,
+                    op,
+                    inputs: owned(inputs),
+                    expected: expected.map(owned),
+                }
+            };
+        let conv = || Op::Conv {
+            group: 2,
+            strides: [2, 2],
+            pads: [1, 1, 1, 1],
+        };
+        let cases = [
+            case(
+                "add",
+                Op::Add,
+                &[(F, &[B, N, f(8)]), (F, &[f(8)])],
+                Ok(&[(F, &[B, N, f(8)])]),
+            ),
+            case(
+                "add sizes",
+                Op::Add,
+                &[(F, &[f(7)]), (F, &[f(8)])],
+                Err("cannot broadcast 7 with 8"),
+            ),
+            case(
+                "add symbols",
+                Op::Add,
+                &[(F, &[N]), (F, &[T])],
+                Err("cannot broadcast new with total"),
+            ),
+            case(
+                "add dtypes",
+                Op::Add,
+                &[(F, &[]), (I, &[])],
+                Err("mixes float32 with int64"),
+            ),
+            case(
+                "add one",
+                Op::Add,
+                &[(F, &[])],
+                Err("takes 2 to 2 inputs, found 1"),
+            ),
+            case("sqrt int", Op::Sqrt, &[(I, &[])], Err("wants a float")),
+            case(
+                "softmax axis",
+                Op::Softmax { axis: 2 },
+                &[(F, &[B, N])],
+                Err("axis 2"),
+            ),
+            case(
+                "matmul",
+                Op::MatMul,
+                &[(F, &[B, f(2), f(7), N, f(4)]), (F, &[B, f(2), f(1), f(4), T])],
+                Ok(&[(F, &[B, f(2), f(7), N, T])]),
+            ),
+            case(
+                "matmul inner",
+                Op::MatMul,
+                &[(F, &[N, f(4)]), (F, &[f(5), f(2)])],
+                Err("length 4"),
+            ),
+            case(
+                "matmul rank",
+                Op::MatMul,
+                &[(F, &[f(4)]), (F, &[f(4), f(2)])],
+                Err("rank 2 or more"),
+            ),
+            case(
+                "gemm",
+                Op::Gemm { trans_b: true },
+                &[(F, &[B, f(4)]), (F, &[f(9), f(4)])],
+                Ok(&[(F, &[B, f(9)])]),
+            ),
+            case(
+                "gemm inner",
+                Op::Gemm { trans_b: false },
+                &[(F, &[B, f(4)]), (F, &[f(9), f(4)])],
+                Err("length 4"),
+            ),
+            case(
+                "gemm rank",
+                Op::Gemm { trans_b: false },
+                &[(F, &[f(4)]), (F, &[f(9), f(4)])],
+                Err("wants rank 2"),
+            ),
+            case(
+                "conv",
+                conv(),
+                &[
+                    (F, &[B, f(4), f(7), f(8)]),
+                    (F, &[f(6), f(2), f(3), f(3)]),
+                    (F, &[f(6)]),
+                ],
+                Ok(&[(F, &[B, f(6), f(4), f(4)])]),
+            ),
+            case(
+                "conv groups",
+                conv(),
+                &[(F, &[B, f(5), f(7), f(8)]), (F, &[f(6), f(2), f(3), f(3)])],
+                Err("groups"),
+            ),
+            case(
+                "conv symbol",
+                conv(),
+                &[(F, &[B, f(4), N, f(8)]), (F, &[f(6), f(2), f(3), f(3)])],
+                Err("fixed"),
+            ),
+            case(
+                "conv kernel",
+                conv(),
+                &[(F, &[B, f(4), f(1), f(8)]), (F, &[f(6), f(2), f(9), f(3)])],
+                Err("kernel"),
+            ),
+            case(
+                "conv bias",
+                conv(),
+                &[
+                    (F, &[B, f(4), f(7), f(8)]),
+                    (F, &[f(6), f(2), f(3), f(3)]),
+                    (F, &[f(5)]),
+                ],
+                Err("the bias has shape [5]"),
+            ),
+            case(
+                "mean",
+                Op::ReduceMean {
+                    axes: vec![-1, 1],
+                    keep_dims: true,
+                },
+                &[(F, &[B, N, f(3)])],
+                Ok(&[(F, &[B, f(1), f(1)])]),
+            ),
+            case(
+                "mean dropped",
+                Op::ReduceMean {
+                    axes: vec![1],
+                    keep_dims: false,
+                },
+                &[(F, &[B, N, f(3)])],
+                Ok(&[(F, &[B, f(3)])]),
+            ),
+            case(
+                "norm",
+                Op::LayerNormalization {
+                    axis: -1,
+                    epsilon: 1e-5,
+                },
+                &[(F, &[B, N, f(3)]), (F, &[f(3)]), (F, &[f(4)])],
+                Err("normalises [3]"),
+            ),
+            case("cast", Op::Cast { to: F }, &[(I, &[B])], Ok(&[(F, &[B])])),
+            case(
+                "concat cache",
+                Op::Concat { axis: 2 },
+                &[(F, &[B, f(2), P, f(4)]), (F, &[B, f(2), N, f(4)])],
+                Ok(&[(F, &[B, f(2), T, f(4)])]),
+            ),
+            case(
+                "concat order",
+                Op::Concat { axis: 0 },
+                &[(F, &[N]), (F, &[P])],
+                Err("whose sum has no name"),
+            ),
+            case(
+                "concat other",
+                Op::Concat { axis: 0 },
+                &[(F, &[f(1), N]), (F, &[f(1), P])],
+                Err("along axis 0"),
+            ),
+            case(
+                "gather",
+                Op::Gather { axis: 0 },
+                &[(F, &[f(9), f(4)]), (I, &[B, N])],
+                Ok(&[(F, &[B, N, f(4)])]),
+            ),
+            case(
+                "gather float",
+                Op::Gather { axis: 0 },
+                &[(F, &[f(9), f(4)]), (F, &[B, N])],
+                Err("wants int64"),
+            ),
+            case(
+                "last",
+                Op::Slice {
+                    axis: 1,
+                    start: -1,
+                    end: i64::MAX,
+                },
+                &[(F, &[B, N, f(3)])],
+                Ok(&[(F, &[B, f(1), f(3)])]),
+            ),
+            case(
+                "slice",
+                Op::Slice {
+                    axis: 0,
+                    start: 2,
+                    end: -1,
+                },
+                &[(F, &[f(7)])],
+                Ok(&[(F, &[f(4)])]),
+            ),
+            case(
+                "slice symbol",
+                Op::Slice {
+                    axis: 0,
+                    start: 0,
+                    end: 2,
+                },
+                &[(F, &[N])],
+                Err("only the last element"),
+            ),
+            case(
+                "split",
+                Op::Split {
+                    axis: -1,
+                    sizes: vec![1, 2],
+                },
+                &[(F, &[B, f(3)])],
+                Ok(&[(F, &[B, f(1)]), (F, &[B, f(2)])]),
+            ),
+            case(
+                "split sum",
+                Op::Split {
+                    axis: -1,
+                    sizes: vec![1, 1],
+                },
+                &[(F, &[B, f(3)])],
+                Err("sum to 2"),
+            ),
+            case(
+                "heads",
+                Op::Reshape {
+                    shape: vec![0, 0, 2, 7, 4],
+                },
+                &[(F, &[B, N, f(56)])],
+                Ok(&[(F, &[B, N, f(2), f(7), f(4)])]),
+            ),
+            case(
+                "flatten",
+                Op::Reshape {
+                    shape: vec![0, 0, -1],
+                },
+                &[(F, &[B, N, f(2), f(28)])],
+                Ok(&[(F, &[B, N, f(56)])]),
+            ),
+            case(
+                "reshape product",
+                Op::Reshape { shape: vec![0, 5] },
+                &[(F, &[B, f(4)])],
+                Err("do not match"),
+            ),
+            case(
+                "reshape symbols",
+                Op::Reshape { shape: vec![-1] },
+                &[(F, &[B, N])],
+                Err("two symbols"),
+            ),
+            case(
+                "reshape zero",
+                Op::Reshape { shape: vec![0, 0] },
+                &[(F, &[B])],
+                Err("beyond the input's rank"),
+            ),
+            case(
+                "transpose",
+                Op::Transpose { perm: vec![1, 0] },
+                &[(F, &[B, N])],
+                Ok(&[(F, &[N, B])]),
+            ),
+            case(
+                "transpose twice",
+                Op::Transpose { perm: vec![1, 1] },
+                &[(F, &[B, N])],
+                Err("permutes"),
+            ),
+            case(
+                "unsqueeze",
+                Op::Unsqueeze { axes: vec![0, 2] },
+                &[(F, &[B])],
+                Ok(&[(F, &[f(1), B, f(1)])]),
+            ),
+            case(
+                "unsqueeze twice",
+                Op::Unsqueeze { axes: vec![0, 0] },
+                &[(F, &[B])],
+                Err("twice"),
+            ),
+            case(
+                "squeeze",
+                Op::Squeeze { axes: vec![1] },
+                &[(F, &[B, f(1)])],
+                Ok(&[(F, &[B])]),
+            ),
+            case(
+                "squeeze long",
+                Op::Squeeze { axes: vec![0] },
+                &[(F, &[B, f(1)])],
+                Err("of length batch"),
+            ),
+            case(
+                "shape",
+                Op::Shape { start: 1, end: 2 },
+                &[(F, &[B, N])],
+                Ok(&[(I, &[f(1)])]),
+            ),
+            case(
+                "range",
+                Op::Range { dim: N },
+                &[(I, &[]), (I, &[]), (I, &[])],
+                Ok(&[(I, &[N])]),
+            ),
+            case(
+                "range vector",
+                Op::Range { dim: N },
+                &[(I, &[f(1)]), (I, &[]), (I, &[])],
+                Err("wants scalars"),
+            ),
+            case(
+                "compare",
+                Op::LessOrEqual,
+                &[(I, &[f(1), T]), (I, &[N, f(1)])],
+                Ok(&[(Bool, &[N, T])]),
+            ),
+            case("and", Op::And, &[(Bool, &[N, T]), (I, &[T])], Err("wants bool")),
+            case(
+                "where",
+                Op::Where,
+                &[(Bool, &[N, T]), (F, &[]), (F, &[])],
+                Ok(&[(F, &[N, T])]),
+            ),
+        ];
+        let mut failures = Vec::new();
+        for case in cases {
+            let values: Vec<Value> = case.inputs.iter().map(|(d, s)| value(*d, s)).collect();
+            let found = infer(&case.op, &values.iter().collect::<Vec<_>>());
+            let right = match (&found, &case.expected) {
+                (Ok(found), Ok(expected)) => found == expected,
+                (Err(found), Err(expected)) => found.contains(expected),
+                _ => false,
+            };
+            if !right {
+                failures.push(format!(
+                    "{}: found {found:?}, expected {:?}",
+                    case.name, case.expected
+                ));
+            }
+        }
+        assert!(failures.is_empty(), "{}", failures.join("\n"));
+    }
+}
