@@ -4,6 +4,7 @@
     python synth.py --size demo --layout transformers-train --dtype fp32 --seed 1 -o DIR
 
 Geometry, scales and outliers stand in conformance/src/synth/table.json, which both programs read. Needs numpy only.
+`--hashes` writes conformance/src/synth/hashes.json, which the Rust tests check; `--check` checks it here.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import json
 import math
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -531,9 +533,64 @@ def scene(width, height, seed):
         radius = edge // 16 + (bits >> 32) % max(edge // 5, 1)
         inside = (x - cx) ** 2 + (y - cy) ** 2 <= radius * radius
         out[inside] = [(bits >> 40) & 255, (bits >> 48) & 255, (bits >> 56) & 255]
-    index = np.arange(width * height * 3, dtype=np.uint64) + np.uint64(seed << 32)
+    index = np.arange(width * height * 3, dtype=np.uint64) + np.uint64(seed << 32 & (2**64 - 1))
     noise = (splitmix64(index) >> np.uint64(60)).astype(np.int64).reshape(height, width, 3)
     return np.clip(out + noise - 8, 0, 255).astype(np.uint8)
+
+
+# --- what both programs must agree on ---------------------------------------------------------------------------
+
+HASHED_TENSORS = (
+    ("demo", "vision_tower.stem.0.reparam_conv.weight", [16, 3, 3, 3], False),
+    ("demo", "vision_tower.stages.2.blocks.1.token_mixer.reparam_conv.weight", [64, 1, 3, 3], False),
+    ("demo", "vision_tower.stages.2.blocks.1.mlp.conv.bn.running_var", [64], False),
+    ("0.5b", "vision_tower.stages.4.pos_emb.reparam_conv.weight", [1536, 1, 7, 7], False),
+    ("0.5b", "language_model.layers.23.mlp.down_proj.weight", [896, 4864], False),
+    ("0.5b", "language_model.layers.1.mlp.down_proj.weight", [896, 4864], True),
+    ("0.5b", "language_model.layers.2.self_attn.k_proj.bias", [128], True),
+    ("7b", "language_model.layers.0.self_attn.k_proj.bias", [512], True),
+    ("7b", "language_model.norm.weight", [3584], True),
+)
+HASHED_FILES = (
+    ("llava", "fp32", 1, False, DEFAULT_SHARD_BYTES),
+    ("transformers", "bf16", 2, True, DEFAULT_SHARD_BYTES),
+    ("transformers-train", "fp16", 3, False, 2_000_000),
+    ("llava", "bf16", 18446744073709551615, True, 1_000_000),
+)
+HASHED_SCENES = ((320, 240, 1), (33, 200, 2), (1, 1, 3))
+
+
+def hashes():
+    def digest(data):
+        return hashlib.sha256(data).hexdigest()
+
+    found = {"tensors": [], "files": [], "scenes": []}
+    for size, name, shape, outliers in HASHED_TENSORS:
+        block = values(1, name, shape, TABLE["sizes"][size], outliers, 0, math.prod(shape))
+        found["tensors"].append({"size": size, "seed": 1, "name": name, "shape": shape, "outliers": outliers,
+                                 "sha256": digest(encode(block, "fp32"))})
+    for layout, dtype, seed, outliers, shard_bytes in HASHED_FILES:
+        with tempfile.TemporaryDirectory() as directory:
+            write(argparse.Namespace(size="demo", layout=layout, dtype=dtype, seed=seed, outliers=outliers,
+                                     shard_bytes=shard_bytes, tokenizer=None, output=directory))
+            files = {path.name: digest(path.read_bytes()) for path in sorted(Path(directory).iterdir())}
+        found["files"].append({"layout": layout, "dtype": dtype, "seed": seed, "outliers": outliers,
+                               "shard_bytes": shard_bytes, "sha256": files})
+    for width, height, seed in HASHED_SCENES:
+        found["scenes"].append({"width": width, "height": height, "seed": seed,
+                                "sha256": digest(scene(width, height, seed).tobytes())})
+    return found
+
+
+def main():
+    path = SYNTH / "hashes.json"
+    if sys.argv[1:] == ["--hashes"]:
+        write_json(path, hashes())
+    elif sys.argv[1:] == ["--check"]:
+        if hashes() != json.loads(path.read_text(encoding="utf-8")):
+            raise SystemExit(f"error: {path} is not what this program makes")
+    else:
+        write(options_of())
 
 
 def options_of(argv=None):
@@ -551,4 +608,4 @@ def options_of(argv=None):
 
 if __name__ == "__main__":
     with np.errstate(over="ignore"):
-        sys.exit(write(options_of()))
+        main()
