@@ -71,6 +71,14 @@ pub enum ImageError {
         /// The limit, which follows from [`super::Limits::max_pixels`].
         max_bytes: u64,
     },
+    /// Decoding would take more memory than any image within the limits.
+    #[error("image `{name}` takes over {max_bytes} bytes of memory to decode, expected at most that many")]
+    TooMuchMemory {
+        /// The image.
+        name: String,
+        /// The limit, which follows from [`super::Limits::max_pixels`].
+        max_bytes: u64,
+    },
     /// The header declares an image without pixels.
     #[error("image `{name}` is {width} x {height} pixels, expected at least 1 x 1")]
     NoPixels {

@@ -5,5 +5,5 @@ pub mod template;
 pub mod tokenizer;
 
 pub use stream::TextStream;
-pub use template::ChatTemplate;
+pub use template::{ChatTemplate, TemplateContent, TemplateMessage, TemplatePart};
 pub use tokenizer::Tokenizer;

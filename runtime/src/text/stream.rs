@@ -3,26 +3,56 @@
 use super::Tokenizer;
 use crate::prompt::PromptError;
 
+/// Ids kept as context of the next one: a character of UTF-8 is at most as many tokens.
+const CONTEXT: usize = 4;
+
+/// What decoders write for bytes that are not, or not yet, a character.
+const REPLACEMENT: char = '\u{fffd}';
+
 /// Turns ids into text one at a time: never half a character, never a part of a stop string.
 #[derive(Debug)]
 pub struct TextStream {
     tokenizer: Tokenizer,
+    stops: Vec<String>,
+    /// The last ids, and how many bytes of their text were taken already.
+    ids: Vec<i64>,
+    taken: usize,
+    /// Text that may be the beginning of a stop string.
+    held: String,
     stopped: bool,
 }
 
 impl TextStream {
     /// A stream that ends before the first of `stops` (empty ones are ignored).
     pub fn new(tokenizer: Tokenizer, stops: &[String]) -> TextStream {
-        let _ = stops;
+        let stops = stops.iter().filter(|stop| !stop.is_empty()).cloned().collect();
         TextStream {
             tokenizer,
+            stops,
+            ids: Vec::new(),
+            taken: 0,
+            held: String::new(),
             stopped: false,
         }
     }
 
     /// Takes the next id; returns text that is certain by now, often empty. After a stop string nothing more comes.
     pub fn push(&mut self, id: i64) -> Result<String, PromptError> {
-        self.tokenizer.decode(&[id])
+        if self.stopped {
+            return Ok(String::new());
+        }
+        self.ids.push(id);
+        let text = self.tokenizer.decode(&self.ids)?;
+        // Only the last character can still change: bytes that are not complete show as one replacement.
+        let stable = text.strip_suffix(REPLACEMENT).unwrap_or(&text);
+        let new = stable.get(self.taken..).unwrap_or_default().to_owned();
+        self.taken = self.taken.max(stable.len());
+        if self.ids.len() > 2 * CONTEXT {
+            self.ids.drain(..self.ids.len() - CONTEXT);
+            let text = self.tokenizer.decode(&self.ids)?;
+            self.taken = text.strip_suffix(REPLACEMENT).unwrap_or(&text).len();
+        }
+        Ok(self.release(&new))
     }
 
     /// Whether a stop string was met.
@@ -30,8 +60,224 @@ impl TextStream {
         self.stopped
     }
 
-    /// No more ids will come: the text that was held back.
+    /// No more ids will come: the text that was held back. Half a character at the end becomes U+FFFD.
     pub fn finish(&mut self) -> Result<String, PromptError> {
-        Ok(String::new())
+        if self.stopped {
+            return Ok(String::new());
+        }
+        let text = self.tokenizer.decode(&self.ids)?;
+        self.ids.clear();
+        let rest = text.get(self.taken..).unwrap_or_default().to_owned();
+        self.taken = 0;
+        let mut released = self.release(&rest);
+        released.push_str(&std::mem::take(&mut self.held));
+        Ok(released)
+    }
+
+    /// Adds `new` to the held text and returns what cannot be a part of a stop string any more.
+    fn release(&mut self, new: &str) -> String {
+        self.held.push_str(new);
+        if let Some(at) = self
+            .stops
+            .iter()
+            .filter_map(|stop| self.held.find(stop.as_str()))
+            .min()
+        {
+            self.stopped = true;
+            let mut held = std::mem::take(&mut self.held);
+            held.truncate(at);
+            return held;
+        }
+        let held_bytes = self.held.as_bytes();
+        let begins = |stop: &String| {
+            (1..stop.len())
+                .rev()
+                .find(|&length| held_bytes.ends_with(&stop.as_bytes()[..length]))
+                .unwrap_or(0)
+        };
+        let keep = self.stops.iter().map(begins).max().unwrap_or(0);
+        // The first byte of a stop string begins a character, so this is a boundary.
+        let rest = self.held.split_off(self.held.len() - keep);
+        std::mem::replace(&mut self.held, rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tokenizer::bytes_for_tests;
+    use super::*;
+
+    /// The pieces of a stream over `ids`, the last one from `finish`.
+    fn pieces(ids: &[i64], stops: &[&str]) -> (Vec<String>, bool) {
+        let stops: Vec<String> = stops.iter().map(|&stop| stop.to_owned()).collect();
+        let mut stream = TextStream::new(bytes_for_tests(), &stops);
+        let mut pieces: Vec<String> = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
+        pieces.push(stream.finish().unwrap());
+        (pieces, stream.stopped())
+    }
+
+    fn bytes(text: &str) -> Vec<i64> {
+        text.bytes().map(i64::from).collect()
+    }
+
+    #[test]
+    fn text_comes_whole_and_by_characters() {
+        let texts = [
+            "",
+            "plain words",
+            "naïve café — “quotes”",
+            "日本語のテキスト、中文",
+            "👩‍👩‍👧‍👦 family, 🇫🇷 flag, 👍🏽",
+            "a\u{fffd}b",
+            "\u{fffd}",
+            "ends in 👍",
+            "e\u{301} combining",
+        ];
+        for text in texts {
+            let (pieces, stopped) = pieces(&bytes(text), &[]);
+            assert_eq!(pieces.concat(), text);
+            assert!(!stopped);
+            for piece in pieces {
+                assert!(
+                    !piece.contains('\u{fffd}') || text.contains('\u{fffd}'),
+                    "half a character of {text:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_become_what_the_decoder_writes() {
+        let tokenizer = bytes_for_tests();
+        let mut random = 1_u64;
+        for length in 0..200 {
+            let ids: Vec<i64> = (0..length)
+                .map(|_| {
+                    random = random
+                        .wrapping_mul(6364136223846793005)
+                        .wrapping_add(1442695040888963407);
+                    i64::try_from(random >> 56).unwrap()
+                })
+                .collect();
+            assert_eq!(
+                pieces(&ids, &[]).0.concat(),
+                tokenizer.decode(&ids).unwrap(),
+                "{ids:?}"
+            );
+        }
+        let (pieces, _) = pieces(&[0xe2, 0x82], &[]);
+        assert_eq!(pieces, ["", "", "\u{fffd}"]);
+    }
+
+    #[test]
+    fn special_tokens_are_silent() {
+        assert_eq!(pieces(&[257, 0x61, 258, 0x62], &[]).0.concat(), "ab");
+    }
+
+    #[test]
+    fn a_stop_string_is_never_shown_in_part() {
+        struct Case {
+            text: &'static str,
+            stops: &'static [&'static str],
+            expected: &'static str,
+            stopped: bool,
+        }
+        let cases = [
+            Case {
+                text: "one\n\ntwo",
+                stops: &["\n\n"],
+                expected: "one",
+                stopped: true,
+            },
+            Case {
+                text: "one\ntwo",
+                stops: &["\n\n"],
+                expected: "one\ntwo",
+                stopped: false,
+            },
+            Case {
+                text: "one\n",
+                stops: &["\n\n"],
+                expected: "one\n",
+                stopped: false,
+            },
+            Case {
+                text: "aaab",
+                stops: &["aab"],
+                expected: "a",
+                stopped: true,
+            },
+            Case {
+                text: "ababac",
+                stops: &["abac"],
+                expected: "ab",
+                stopped: true,
+            },
+            Case {
+                text: "x STOP y",
+                stops: &["", "STOP", " STO"],
+                expected: "x",
+                stopped: true,
+            },
+            Case {
+                text: "été",
+                stops: &["té"],
+                expected: "é",
+                stopped: true,
+            },
+            Case {
+                text: "日本",
+                stops: &["本"],
+                expected: "日",
+                stopped: true,
+            },
+            Case {
+                text: "日本",
+                stops: &["日月"],
+                expected: "日本",
+                stopped: false,
+            },
+            Case {
+                text: "stop",
+                stops: &["stop"],
+                expected: "",
+                stopped: true,
+            },
+            Case {
+                text: "",
+                stops: &["stop"],
+                expected: "",
+                stopped: false,
+            },
+        ];
+        for case in cases {
+            let (pieces, stopped) = pieces(&bytes(case.text), case.stops);
+            assert_eq!(
+                (pieces.concat().as_str(), stopped),
+                (case.expected, case.stopped),
+                "{:?}",
+                case.text
+            );
+            let mut shown = String::new();
+            for piece in pieces {
+                shown.push_str(&piece);
+                assert!(
+                    case.expected.starts_with(&shown),
+                    "{:?} was shown for {:?}",
+                    shown,
+                    case.text
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_comes_after_a_stop_string() {
+        let mut stream = TextStream::new(bytes_for_tests(), &["b".to_owned()]);
+        assert_eq!(stream.push(0x61).unwrap(), "a");
+        assert_eq!(stream.push(0x62).unwrap(), "");
+        assert!(stream.stopped());
+        assert_eq!(stream.push(0x63).unwrap(), "");
+        assert_eq!(stream.finish().unwrap(), "");
     }
 }

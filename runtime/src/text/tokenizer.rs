@@ -1,39 +1,158 @@
-//! How does text become ids?
+//! How does text become ids, and ids text?
 
 use crate::prompt::PromptError;
 use std::path::Path;
+use std::sync::Arc;
 
 /// A bundle's tokenizer. Cloning is cheap.
 #[derive(Debug, Clone)]
-pub struct Tokenizer {}
+pub struct Tokenizer {
+    inner: Arc<tokenizers::Tokenizer>,
+    vocabulary: usize,
+}
 
 impl Tokenizer {
     /// Opens a `tokenizer.json`.
     pub fn open(path: &Path) -> Result<Tokenizer, PromptError> {
-        let _ = path;
-        Ok(Tokenizer {})
+        let bytes = std::fs::read(path).map_err(|source| PromptError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Tokenizer::parse(&bytes).map_err(|reason| PromptError::Tokenizer {
+            path: path.to_owned(),
+            reason: reason.to_string(),
+        })
+    }
+
+    /// Reads the contents of a `tokenizer.json`. Its truncation and padding are ignored, as transformers does.
+    fn parse(json: &[u8]) -> tokenizers::Result<Tokenizer> {
+        let mut inner = tokenizers::Tokenizer::from_bytes(json)?;
+        inner.with_truncation(None)?;
+        inner.with_padding(None);
+        let last = inner
+            .get_vocab(true)
+            .into_values()
+            .max()
+            .ok_or("it has no tokens")?;
+        let vocabulary = usize::try_from(last)?.saturating_add(1);
+        Ok(Tokenizer {
+            inner: Arc::new(inner),
+            vocabulary,
+        })
     }
 
     /// Ids of `text`. Special tokens in it become their ids; none is added.
     pub fn encode(&self, text: &str) -> Result<Vec<i64>, PromptError> {
-        let _ = text;
-        Ok(Vec::new())
+        let encoding = self.inner.encode_fast(text, false).map_err(failed)?;
+        Ok(encoding.get_ids().iter().copied().map(i64::from).collect())
     }
 
-    /// Text of `ids`, without special tokens.
+    /// Text of `ids`, without special tokens. Bytes that are not UTF-8 become U+FFFD; ids without a token nothing.
     pub fn decode(&self, ids: &[i64]) -> Result<String, PromptError> {
-        let _ = ids;
-        Ok(String::new())
+        let ids: Result<Vec<u32>, _> = ids
+            .iter()
+            .map(|&id| {
+                u32::try_from(id).map_err(|_| PromptError::Tokenize {
+                    reason: format!("{id} is not the id of a token"),
+                })
+            })
+            .collect();
+        self.inner.decode(&ids?, true).map_err(failed)
     }
 
-    /// One more than the largest id that has a token: rows of the logits from there on are padding.
+    /// One more than the largest id that has a token: rows of the logits from there on are padding of the table.
     pub fn vocabulary(&self) -> usize {
-        0
+        self.vocabulary
     }
 
     /// The id of a token, special or not.
     pub fn id_of(&self, token: &str) -> Option<i64> {
-        let _ = token;
-        None
+        self.inner.token_to_id(token).map(i64::from)
+    }
+}
+
+fn failed(error: tokenizers::Error) -> PromptError {
+    PromptError::Tokenize {
+        reason: error.to_string(),
+    }
+}
+
+/// A byte-level tokenizer without merges, as Qwen2's but for its size: every byte is a token, and five special ones.
+#[cfg(test)]
+pub(crate) fn bytes_for_tests() -> Tokenizer {
+    // GPT-2's table of printable stand-ins for bytes.
+    let mut next = 256;
+    let letters = (0..256_u32).map(|byte| match byte {
+        0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => byte,
+        _ => {
+            next += 1;
+            next - 1
+        }
+    });
+    let vocabulary: serde_json::Map<_, _> = letters
+        .enumerate()
+        .map(|(id, letter)| (char::from_u32(letter).unwrap().to_string(), id.into()))
+        .collect();
+    let special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"];
+    let added: Vec<_> = (256..)
+        .zip(special)
+        .map(|(id, content)| {
+            serde_json::json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                               "normalized": false, "special": true})
+        })
+        .collect();
+    let byte_level = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
+    let json = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
+        "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "",
+                  "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "vocab": vocabulary, "merges": []}
+    });
+    Tokenizer::parse(json.to_string().as_bytes()).unwrap()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn special_tokens_are_one_id_and_are_not_decoded() {
+        let tokenizer = bytes_for_tests();
+        assert_eq!(tokenizer.vocabulary(), 260);
+        assert_eq!(tokenizer.id_of("<|im_end|>"), Some(258));
+        assert_eq!(tokenizer.id_of("<|nothing|>"), None);
+        let ids = tokenizer.encode("é<|im_end|>!").unwrap();
+        assert_eq!(ids, [0xc3, 0xa9, 258, 0x21]);
+        assert_eq!(tokenizer.decode(&ids).unwrap(), "é!");
+        assert_eq!(tokenizer.decode(&[0xc3]).unwrap(), "\u{fffd}");
+        assert!(matches!(
+            tokenizer.decode(&[-200]),
+            Err(PromptError::Tokenize { .. })
+        ));
+        assert!(tokenizer.encode("").unwrap().is_empty());
+    }
+
+    #[test]
+    fn truncation_and_padding_of_the_file_are_ignored() {
+        let tokenizer = bytes_for_tests();
+        let mut json: serde_json::Value =
+            serde_json::from_str(&tokenizer.inner.to_string(false).unwrap()).unwrap();
+        json["truncation"] = serde_json::json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
+        json["padding"] = serde_json::json!({"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": null,
+            "pad_id": 256, "pad_type_id": 0, "pad_token": "<|endoftext|>"});
+        let tokenizer = Tokenizer::parse(json.to_string().as_bytes()).unwrap();
+        assert_eq!(tokenizer.encode("abcd").unwrap().len(), 4);
+    }
+
+    #[test]
+    fn a_file_that_is_no_tokenizer_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tokenizer.json");
+        assert!(matches!(Tokenizer::open(&path), Err(PromptError::Read { .. })));
+        for contents in ["", "{}", "[1, 2", "{\"model\": 3}"] {
+            std::fs::write(&path, contents).unwrap();
+            let error = Tokenizer::open(&path).unwrap_err().to_string();
+            assert!(error.contains("tokenizer.json"), "{error}");
+        }
     }
 }
