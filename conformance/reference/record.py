@@ -30,6 +30,8 @@ ROOT = HERE.parents[1]
 GOLDEN = ROOT / "conformance" / "golden"
 IMAGE = "<image>"
 TOP = 10
+# A choice closer than this is a coin toss between correct implementations: the greedy ids end before it.
+CLOSE_CALL = 0.01
 TOLERANCES = {
     # One step of a byte: Pillow's rounding is the reference, another resampler may fall on its other side.
     "pixels": {"fp32": {"max_abs": 1.001 / 255}, "fp16": {"max_abs": 1.001 / 255}},
@@ -98,8 +100,11 @@ def greedy(model, embeds, count, stop_ids):
                                      torch.arange(past, past + new)[None], cache)
         past += new
         best = logits[0, -1].topk(2)
+        margin = float(best.values[0] - best.values[1])
+        if margin < CLOSE_CALL:
+            break
         ids.append(int(best.indices[0]))
-        margins.append(float(best.values[0] - best.values[1]))
+        margins.append(margin)
         if ids[-1] in stop_ids:
             break
         embeds = model.embed([ids[-1]])[None]
@@ -135,7 +140,7 @@ class Recording:
         else:
             indices = sample(name, np.flatnonzero(live), self.samples)
             check["indices"] = f"{name}.indices"
-            self.tensors[check["indices"]] = indices
+            self.tensors[check["indices"]] = indices.astype(np.int32)
             self.tensors[name] = flat[indices]
         if top:
             best = tensor.float().topk(TOP)
@@ -292,6 +297,8 @@ def run_recipe(name, options):
     note = f"python conformance/reference/record.py --recipe {name}"
     if options.apple_repo:
         note += " --apple-repo ml-fastvlm"
+    if "scenes" in recipe:
+        cases += scene_cases(recipe["scenes"])
     if checkpoint["kind"] == "directory":
         return record(checkpoint, str(ROOT / checkpoint["path"]), cases, name, options.output or GOLDEN, options, note)
     with tempfile.TemporaryDirectory(dir=options.scratch) as directory:
@@ -302,6 +309,22 @@ def run_recipe(name, options):
         with np.errstate(over="ignore"):
             synth.write(synth.options_of(arguments))
         return record(checkpoint, directory, cases, name, options.output or GOLDEN, options, note)
+
+
+def scene_cases(scenes):
+    """One case for every picture of a directory and question; the first ones in detail."""
+    pictures = sorted(path for path in (ROOT / scenes["directory"]).iterdir()
+                      if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    cases = []
+    for k, path in enumerate(pictures):
+        for q, question in enumerate(scenes["questions"]):
+            cases.append({
+                "name": path.stem if q == 0 else f"{path.stem}_question_{q}", "detail": q == 0 and k < scenes["detailed"],
+                "stages": q == 0 and k < scenes["detailed"], "greedy": scenes["greedy"],
+                "steps": scenes["steps"] if q == 0 and k < scenes["detailed"] else 0,
+                "images": [{"kind": "file", "path": f"{scenes['directory']}/{path.name}"}],
+                "rows": [{"question": question, "images": [0]}]})
+    return cases
 
 
 def run_model(options):
@@ -332,8 +355,8 @@ def main():
     parser.add_argument("-o", "--output", type=Path, help="directory to write to")
     parser.add_argument("--apple-repo", help="clone of apple/ml-fastvlm: record Apple's layout with Apple's own tower")
     parser.add_argument("--full-limit", type=int, default=70_000, help="elements up to which detailed cases record a tensor whole")
-    parser.add_argument("--small-limit", type=int, default=2048, help="the same for the other cases")
-    parser.add_argument("--samples", type=int, default=2048, help="elements recorded of larger tensors")
+    parser.add_argument("--small-limit", type=int, default=1024, help="the same for the other cases")
+    parser.add_argument("--samples", type=int, default=1024, help="elements recorded of larger tensors")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--scratch", help="where to put synthetic checkpoints while recording")
     options = parser.parse_args()
