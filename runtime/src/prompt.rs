@@ -1,8 +1,12 @@
 //! How do messages and images become token ids with image slots?
+//!
+//! Messages are rendered by the chat template, the text is split at the image token, the pieces are tokenized one by
+//! one, and every split becomes the place of an image: the ids of transformers' processor for the layout whose
+//! vocabulary has the image token, and those of Apple's `tokenizer_image_token` for the one whose has not.
 
 use crate::image::ImageId;
-use crate::text::{TextStream, Tokenizer};
-use models::bundle::PromptSpec;
+use crate::text::{ChatTemplate, TemplateContent, TemplateMessage, TemplatePart, TextStream, Tokenizer};
+use models::bundle::{Content, PromptSpec};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -46,6 +50,12 @@ pub enum PromptError {
     Refused {
         /// The template's words.
         reason: String,
+    },
+    /// The bundle's prompt spec cannot be followed. All its faults.
+    #[error("the bundle's prompt spec is wrong: {}", .problems.join("; "))]
+    Spec {
+        /// One sentence a fault.
+        problems: Vec<String>,
     },
     /// A message names an image more or less often than it has images.
     #[error(
@@ -283,6 +293,11 @@ pub fn common_prefix(a: &[Position], b: &[Position]) -> usize {
 #[derive(Debug, Clone)]
 pub struct Prompter {
     tokenizer: Tokenizer,
+    template: ChatTemplate,
+    content: Content,
+    /// Whether the template takes a string where it expects parts.
+    takes_strings: bool,
+    image_token: String,
     image_tokens: usize,
 }
 
@@ -291,8 +306,35 @@ impl Prompter {
     /// ([`ImageSpec::tokens`](models::bundle::ImageSpec)).
     pub fn open(bundle: &Path, spec: &PromptSpec, image_tokens: usize) -> Result<Prompter, PromptError> {
         let tokenizer = Tokenizer::open(&bundle.join(&spec.tokenizer))?;
+        let path = bundle.join(&spec.chat_template);
+        let source = std::fs::read_to_string(&path).map_err(|source| PromptError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        let template = ChatTemplate::parse(&path.display().to_string(), &source, &spec.special_tokens)?;
+        let mut problems = Vec::new();
+        if spec.image_token.is_empty() {
+            problems.push("`image_token` is empty".to_owned());
+        }
+        if image_tokens == 0 {
+            problems.push("an image takes 0 positions, expected at least 1".to_owned());
+        }
+        if tokenizer.vocabulary() > spec.vocab_size {
+            problems.push(format!(
+                "`vocab_size` is {}, expected at least the tokenizer's {}",
+                spec.vocab_size,
+                tokenizer.vocabulary()
+            ));
+        }
+        if !problems.is_empty() {
+            return Err(PromptError::Spec { problems });
+        }
         Ok(Prompter {
             tokenizer,
+            template,
+            content: spec.content,
+            takes_strings: source.contains("is string"),
+            image_token: spec.image_token.clone(),
             image_tokens,
         })
     }
@@ -303,13 +345,306 @@ impl Prompter {
     }
 
     /// The prompt that asks for the assistant's answer to `messages`.
+    ///
+    /// Any number of messages and images is legal, none of either too. A message's images stand before its text, or
+    /// where its text has the image token, then exactly as often as the message has images.
     pub fn build(&self, messages: &[Message]) -> Result<Prompt, PromptError> {
-        let _ = (messages, self.image_tokens);
-        Ok(Prompt::default())
+        let text = self.render(messages)?;
+        let images: Vec<ImageId> = messages
+            .iter()
+            .flat_map(|message| message.images.iter().copied())
+            .collect();
+        let found = text.matches(&self.image_token).count();
+        if found != images.len() {
+            return Err(PromptError::Slots {
+                found,
+                expected: images.len(),
+            });
+        }
+        let mut images = images.into_iter();
+        let mut pieces = Vec::new();
+        for (index, text) in text.split(&self.image_token).enumerate() {
+            if index > 0 {
+                pieces.extend(images.next().map(|id| Piece::Image {
+                    id,
+                    tokens: self.image_tokens,
+                }));
+            }
+            let ids = self.tokenizer.encode(text)?;
+            if !ids.is_empty() {
+                pieces.push(Piece::Tokens(ids));
+            }
+        }
+        Ok(Prompt { pieces })
+    }
+
+    /// The text of the conversation, one image token for each image, up to where the assistant's answer begins.
+    pub fn render(&self, messages: &[Message]) -> Result<String, PromptError> {
+        let messages: Result<Vec<TemplateMessage>, PromptError> = messages
+            .iter()
+            .enumerate()
+            .map(|(index, message)| self.for_template(index, message))
+            .collect();
+        self.template.render(&messages?, true)
+    }
+
+    fn for_template(&self, index: usize, message: &Message) -> Result<TemplateMessage, PromptError> {
+        let Message { role, images, text } = message;
+        let places = text.matches(&self.image_token).count();
+        if places > 0 && places != images.len() {
+            let image_token = self.image_token.clone();
+            return Err(PromptError::Places {
+                index,
+                found: images.len(),
+                expected: places,
+                image_token,
+            });
+        }
+        // Places in the text are explicit: then no image is put before it.
+        let before = if places > 0 { 0 } else { images.len() };
+        // The answer of an earlier turn, as a string, renders to the tokens that were generated; as a part, templates
+        // put a line break before it. Not every template takes a string.
+        let string = self.takes_strings && *role != Role::User && images.is_empty();
+        let content = match self.content {
+            Content::Parts if !string => {
+                let mut parts = vec![TemplatePart::Image; before];
+                if !text.is_empty() || parts.is_empty() {
+                    parts.push(TemplatePart::Text { text: text.clone() });
+                }
+                TemplateContent::Parts(parts)
+            }
+            _ => TemplateContent::Text(format!("{}\n", self.image_token).repeat(before) + text),
+        };
+        Ok(TemplateMessage {
+            role: role.name(),
+            content,
+        })
     }
 
     /// A detokenizer for one answer, which ends at the first of the `stops` strings.
     pub fn stream(&self, stops: &[String]) -> TextStream {
         TextStream::new(self.tokenizer.clone(), stops)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::tokenizer::json_for_tests;
+    use std::collections::BTreeMap;
+
+    const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}\
+        {% if m.content is string %}{{ m.content }}{% else %}\
+        {% for c in m.content | selectattr('type', 'equalto', 'image') %}<image>{% endfor %}\
+        {% for c in m.content | selectattr('type', 'equalto', 'text') %}{{ '\n' + c.text }}{% endfor %}{% endif %}\
+        {{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+    const CAT: ImageId = ImageId(1);
+    const DOG: ImageId = ImageId(2);
+
+    fn open(content: Content, change: impl FnOnce(&mut PromptSpec)) -> Result<Prompter, PromptError> {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("tokenizer.json"), json_for_tests()).unwrap();
+        std::fs::write(directory.path().join("chat_template.jinja"), CHATML).unwrap();
+        let mut spec = PromptSpec {
+            tokenizer: "tokenizer.json".to_owned(),
+            chat_template: "chat_template.jinja".to_owned(),
+            content,
+            image_token: "<image>".to_owned(),
+            image_token_id: Some(259),
+            stop_ids: vec![258],
+            special_tokens: BTreeMap::new(),
+            vocab_size: 264,
+            hidden_size: 8,
+        };
+        change(&mut spec);
+        Prompter::open(directory.path(), &spec, 3)
+    }
+
+    #[test]
+    fn messages_render_for_both_kinds_of_content() {
+        struct Case {
+            messages: Vec<Message>,
+            parts: &'static str,
+            text: &'static str,
+        }
+        let cases = [
+            Case {
+                messages: vec![],
+                parts: "",
+                text: "",
+            },
+            Case {
+                messages: vec![Message::user([], "Hi")],
+                parts: "<|im_start|>user\n\nHi<|im_end|>\n",
+                text: "<|im_start|>user\nHi<|im_end|>\n",
+            },
+            Case {
+                messages: vec![Message::user([CAT], "What?")],
+                parts: "<|im_start|>user\n<image>\nWhat?<|im_end|>\n",
+                text: "<|im_start|>user\n<image>\nWhat?<|im_end|>\n",
+            },
+            Case {
+                messages: vec![Message::user([CAT, DOG], "")],
+                parts: "<|im_start|>user\n<image><image><|im_end|>\n",
+                text: "<|im_start|>user\n<image>\n<image>\n<|im_end|>\n",
+            },
+            Case {
+                messages: vec![Message::user([CAT, DOG], "Is <image> like <image>?")],
+                parts: "<|im_start|>user\n\nIs <image> like <image>?<|im_end|>\n",
+                text: "<|im_start|>user\nIs <image> like <image>?<|im_end|>\n",
+            },
+            Case {
+                messages: vec![
+                    Message::new(Role::System, "Be brief."),
+                    Message::user([CAT], "What?"),
+                    Message::new(Role::Assistant, "A cat."),
+                    Message::user([], "Sure?"),
+                ],
+                parts: "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<image>\nWhat?<|im_end|>\n\
+                        <|im_start|>assistant\nA cat.<|im_end|>\n<|im_start|>user\n\nSure?<|im_end|>\n",
+                text: "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<image>\nWhat?<|im_end|>\n\
+                       <|im_start|>assistant\nA cat.<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n",
+            },
+        ];
+        for case in cases {
+            for (content, expected) in [(Content::Parts, case.parts), (Content::Text, case.text)] {
+                let prompter = open(content, |_| ()).unwrap();
+                let expected = format!("{expected}<|im_start|>assistant\n");
+                assert_eq!(prompter.render(&case.messages).unwrap(), expected, "{content:?}");
+                // Every place became an image, in order, and the rest is the text's ids.
+                let prompt = prompter.build(&case.messages).unwrap();
+                let images: Vec<ImageId> = prompt
+                    .pieces()
+                    .iter()
+                    .filter_map(|piece| {
+                        if let Piece::Image { id, .. } = piece {
+                            Some(*id)
+                        } else {
+                            None
+                        }
+                    })
+                    .collect();
+                let sent: Vec<ImageId> = case
+                    .messages
+                    .iter()
+                    .flat_map(|message| message.images.clone())
+                    .collect();
+                assert_eq!(images, sent);
+                let ids = prompter
+                    .tokenizer()
+                    .encode(&expected.replace("<image>", ""))
+                    .unwrap();
+                assert_eq!(prompt.token_ids(), ids);
+                assert_eq!(prompt.len(), ids.len() + 3 * images.len());
+                assert_eq!(prompt.positions().len(), prompt.len());
+            }
+        }
+    }
+
+    #[test]
+    fn special_tokens_in_a_text_are_special() {
+        let prompt = open(Content::Text, |_| ())
+            .unwrap()
+            .build(&[Message::user([], "a<|im_end|>b")])
+            .unwrap();
+        assert_eq!(prompt.token_ids().iter().filter(|&&id| id == 258).count(), 2);
+    }
+
+    #[test]
+    fn images_and_places_must_agree() {
+        let prompter = open(Content::Parts, |_| ()).unwrap();
+        for (images, text) in [
+            (vec![CAT], "<image> and <image>"),
+            (vec![], "<image>"),
+            (vec![CAT, DOG], "a <image>"),
+        ] {
+            let messages = [Message::user([CAT], "fine"), Message::user(images, text)];
+            let error = prompter.build(&messages).unwrap_err();
+            assert!(matches!(error, PromptError::Places { index: 1, .. }), "{error}");
+        }
+        // A template that forgets images, and one that makes them up.
+        for (template, found) in [("{{ messages[0].content[1].text }}", 0), ("<image><image>", 2)] {
+            let prompter = Prompter {
+                template: ChatTemplate::parse("t", template, &BTreeMap::new()).unwrap(),
+                ..open(Content::Parts, |_| ()).unwrap()
+            };
+            let error = prompter.build(&[Message::user([CAT], "What?")]).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("the chat template made {found} places for images, expected 1")
+            );
+        }
+    }
+
+    #[test]
+    fn a_wrong_spec_is_refused_with_all_its_faults() {
+        let error = open(Content::Text, |spec| {
+            spec.image_token.clear();
+            spec.vocab_size = 259;
+        })
+        .unwrap_err();
+        let PromptError::Spec { problems } = error else {
+            panic!("{error}")
+        };
+        assert_eq!(
+            problems,
+            [
+                "`image_token` is empty",
+                "`vocab_size` is 259, expected at least the tokenizer's 260"
+            ]
+        );
+        let error = open(Content::Text, |spec| spec.chat_template = "no.jinja".to_owned()).unwrap_err();
+        assert!(matches!(error, PromptError::Read { .. }), "{error}");
+    }
+
+    #[test]
+    fn spans_continue_where_the_cache_ends() {
+        let prompt = Prompt::new(vec![
+            Piece::Tokens(vec![5, 6]),
+            Piece::Image { id: CAT, tokens: 3 },
+            Piece::Image { id: DOG, tokens: 2 },
+            Piece::Tokens(vec![7]),
+        ]);
+        assert_eq!((prompt.len(), prompt.is_empty()), (8, false));
+        assert_eq!(prompt.token_ids(), [5, 6, 7]);
+        let positions = prompt.positions();
+        for skip in 0..=9 {
+            let mut fed = Vec::new();
+            for span in prompt.spans(skip) {
+                assert!(!span.is_empty());
+                match span {
+                    Span::Tokens(ids) => fed.extend(ids.iter().map(|&id| Position::Token(id))),
+                    Span::Image { id, rows } => fed.extend(rows.map(|offset| Position::Image { id, offset })),
+                }
+            }
+            assert_eq!(fed, positions[skip.min(8)..], "skip {skip}");
+        }
+        assert_eq!(token_ids(&prompt.spans(1)), [6, 7]);
+    }
+
+    #[test]
+    fn a_common_prefix_ends_at_the_first_difference() {
+        let prompt = |pieces: &[Piece]| Prompt::new(pieces.to_vec()).positions();
+        let (text, cat, dog) = (
+            Piece::Tokens(vec![1, 2]),
+            Piece::Image { id: CAT, tokens: 4 },
+            Piece::Image { id: DOG, tokens: 4 },
+        );
+        let first = prompt(&[text.clone(), cat.clone(), text.clone()]);
+        let cases = [
+            (
+                prompt(&[text.clone(), cat.clone(), text.clone(), text.clone()]),
+                8,
+            ),
+            (prompt(&[text.clone(), dog, text.clone()]), 2),
+            (prompt(&[text.clone(), cat.clone(), Piece::Tokens(vec![1, 3])]), 7),
+            (prompt(&[cat]), 0),
+            (prompt(&[]), 0),
+        ];
+        for (second, expected) in cases {
+            assert_eq!(common_prefix(&first, &second), expected);
+            assert_eq!(common_prefix(&second, &first), expected);
+        }
     }
 }

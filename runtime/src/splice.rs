@@ -109,3 +109,110 @@ pub fn splice(
     }
     Ok(sequence)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::ImageId;
+    use crate::prompt::{Piece, Prompt};
+
+    /// Numbers without a library: which, below `bound`.
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, bound: usize) -> usize {
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            usize::try_from(self.0 >> 33).unwrap() % bound
+        }
+    }
+
+    /// Every position has its row, in order, wherever the KV cache ends, with any number of images.
+    #[test]
+    fn positions_keep_their_order_and_their_rows() {
+        let mut random = Random(20_261_124);
+        for _ in 0..500 {
+            let hidden = 1 + random.below(4);
+            let mut pieces = Vec::new();
+            let mut rows = Vec::new();
+            let mut stored = Vec::new();
+            for piece in 0..random.below(8) {
+                let length = random.below(5);
+                let row = |at: usize| vec![f32::from(u16::try_from(piece * 100 + at).unwrap()); hidden];
+                rows.extend((0..length).map(row));
+                let values: Vec<f32> = (0..length).flat_map(row).collect();
+                if random.below(2) == 0 {
+                    let ids = (0..length)
+                        .map(|at| i64::try_from(piece * 100 + at).unwrap())
+                        .collect();
+                    pieces.push(Piece::Tokens(ids));
+                } else {
+                    let id = ImageId(u64::try_from(piece).unwrap());
+                    pieces.push(Piece::Image { id, tokens: length });
+                    stored.push((id, values));
+                }
+            }
+            let prompt = Prompt::new(pieces);
+            let skip = random.below(prompt.len() + 2);
+            let spans = prompt.spans(skip);
+            let text: Vec<f32> = crate::prompt::token_ids(&spans)
+                .into_iter()
+                .flat_map(|id| vec![f32::from(u16::try_from(id).unwrap()); hidden])
+                .collect();
+            let images: Vec<&[f32]> = spans
+                .iter()
+                .filter_map(|span| {
+                    if let Span::Image { id, .. } = span {
+                        Some(id)
+                    } else {
+                        None
+                    }
+                })
+                .map(|id| stored.iter().find(|(other, _)| other == id).unwrap().1.as_slice())
+                .collect();
+            let found = splice(&spans, &text, &images, hidden).unwrap();
+            assert_eq!(found.len(), prompt.len().saturating_sub(skip) * hidden);
+            assert_eq!(found, rows[skip.min(rows.len())..].concat());
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let spans = [
+            Span::Tokens(&[1, 2]),
+            Span::Image {
+                id: ImageId(1),
+                rows: 1..3,
+            },
+        ];
+        let cases: [(&[f32], &[&[f32]], &str); 5] = [
+            (
+                &[0.0; 3],
+                &[&[0.0; 6]],
+                "3 text embedding values for 2 tokens, expected 2 x 2",
+            ),
+            (
+                &[0.0; 6],
+                &[&[0.0; 6]],
+                "6 text embedding values for 2 tokens, expected 2 x 2",
+            ),
+            (&[0.0; 4], &[], "features of 0 images for 1 image spans"),
+            (
+                &[0.0; 4],
+                &[&[0.0; 6], &[0.0; 6]],
+                "features of 2 images for 1 image spans",
+            ),
+            (
+                &[0.0; 4],
+                &[&[0.0; 5]],
+                "image 0 has 5 feature values, expected at least 3 x 2",
+            ),
+        ];
+        for (text, images, expected) in cases {
+            assert_eq!(splice(&spans, text, images, 2).unwrap_err().to_string(), expected);
+        }
+        assert_eq!(splice(&[], &[], &[], 2), Ok(Vec::new()));
+    }
+}

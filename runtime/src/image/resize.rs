@@ -1,9 +1,9 @@
 //! How does Pillow resize, to the last bit?
 //!
 //! The algorithm of Pillow's `src/libImaging/Resample.c` for 8-bit channels: antialiased separable filters, weights in
-//! f64, normalised, rounded to 22-bit fixed point; a horizontal pass rounded to bytes, then a vertical one.
-//! Only a window of the result is computed, a margin in one colour around the picture is never stored, and rows
-//! of the first pass live as long as the second needs them: memory follows the window, not the picture.
+//! f64, normalised, rounded to 22-bit fixed point; two passes, rounded to bytes in between. Only a window of the
+//! result is computed, a margin in one colour around the picture is never stored, and rows of the first pass live as
+//! long as the second needs them: memory follows the window, not the picture.
 
 use super::Picture;
 use models::bundle::Resample;
@@ -52,9 +52,7 @@ impl<'a> Canvas<'a> {
 }
 
 /// Resizes `canvas` to `width` x `height` and returns the window `columns` x `rows` of the result:
-/// `[rows, columns, 3]`.
-///
-/// The windows must lie within the new size; the part of them beyond it would repeat the last weights.
+/// `[rows, columns, 3]`. The windows must lie within the new size.
 pub fn resize(
     canvas: &Canvas<'_>,
     width: u64,
@@ -80,13 +78,21 @@ pub fn resize(
         u64::from(picture.height()),
         filter,
     );
-    let pass = Pass::new(picture, canvas.color, &horizontal);
+    let passes = Passes::new(picture, canvas.color, &horizontal, &vertical);
+    let vertical_first = vertical_first(canvas.width, canvas.height, width, height);
 
     let row_bytes = horizontal.taps.len() * 3;
     let mut result = vec![0; row_bytes * vertical.taps.len()];
     if result.is_empty() {
         return result;
     }
+    let run = |taps: &[Taps], out: &mut [u8]| {
+        if vertical_first {
+            passes.vertical_first(taps, out)
+        } else {
+            passes.horizontal_first(taps, out)
+        }
+    };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = cores.min(vertical.taps.len().div_ceil(ROWS_PER_THREAD));
     let share = vertical.taps.len().div_ceil(threads);
@@ -97,14 +103,21 @@ pub fn resize(
             .zip(result.chunks_mut(share * row_bytes));
         let own = shares.next();
         for (taps, out) in shares {
-            let (pass, weights) = (&pass, &vertical.weights);
-            scope.spawn(move || pass.rows(taps, weights, out));
+            scope.spawn(move || run(taps, out));
         }
         if let Some((taps, out)) = own {
-            pass.rows(taps, &vertical.weights, out);
+            run(taps, out);
         }
     });
     result
+}
+
+/// Which pass Pillow runs first: since version 13, the vertical one where it shrinks much more. Both orders round
+/// once between the passes, so that they differ by a level here and there.
+fn vertical_first(width: u64, height: u64, new_width: u64, new_height: u64) -> bool {
+    let shrinks_by = |old: u64, new: u64| i128::from(old) - i128::from(new);
+    let (across, down) = (shrinks_by(width, new_width), shrinks_by(height, new_height));
+    down > 0 && down > 2 * across
 }
 
 /// The weights of one axis for a window of the result.
@@ -134,6 +147,10 @@ impl Taps {
 }
 
 impl Axis {
+    fn weights(&self, taps: &Taps) -> &[i32] {
+        &self.weights[taps.weights.clone()]
+    }
+
     /// `source` rows become `target`; of the source, `length` rows from `offset` on are the picture.
     #[expect(
         clippy::as_conversions,
@@ -209,56 +226,67 @@ impl Axis {
     }
 }
 
-/// The horizontal pass, ready to run on any row.
-struct Pass<'a> {
+/// Both passes, ready to run on any rows of the result.
+struct Passes<'a> {
     picture: &'a Picture,
     color: [u8; 3],
-    axis: &'a Axis,
-    /// A row of the canvas above or below the picture, after the pass.
+    horizontal: &'a Axis,
+    vertical: &'a Axis,
+    /// A row of the canvas above or below the picture, after the horizontal pass.
     margin: Vec<u8>,
     /// The columns of the result that see the picture.
     active: Range<usize>,
 }
 
-impl<'a> Pass<'a> {
-    fn new(picture: &'a Picture, color: [u8; 3], axis: &'a Axis) -> Pass<'a> {
-        let margin = axis
+impl<'a> Passes<'a> {
+    fn new(picture: &'a Picture, color: [u8; 3], horizontal: &'a Axis, vertical: &'a Axis) -> Passes<'a> {
+        let margin = horizontal
             .taps
             .iter()
             .flat_map(|taps| {
-                let sum = axis.weights[taps.weights.clone()].iter().sum::<i32>() + taps.margin;
+                let sum = horizontal.weights(taps).iter().sum::<i32>() + taps.margin;
                 color.map(|channel| clip(HALF + i32::from(channel) * sum))
             })
             .collect();
         let seen = |taps: &Taps| taps.len() > 0;
-        let start = axis.taps.iter().position(seen).unwrap_or(0);
-        let end = axis.taps.iter().rposition(seen).map_or(0, |last| last + 1);
-        Pass {
+        let start = horizontal.taps.iter().position(seen).unwrap_or(0);
+        let end = horizontal
+            .taps
+            .iter()
+            .rposition(seen)
+            .map_or(start, |last| last + 1);
+        Passes {
             picture,
             color,
-            axis,
+            horizontal,
+            vertical,
             margin,
-            active: start..end.max(start),
+            active: start..end,
         }
     }
 
-    /// Both passes for the rows of the result that `taps` stand for.
-    fn rows(&self, taps: &[Taps], weights: &[i32], out: &mut [u8]) {
-        let row_bytes = self.margin.len();
+    /// The rows of the result that `taps` stand for, the horizontal pass first.
+    fn horizontal_first(&self, taps: &[Taps], out: &mut [u8]) {
         let active = self.active.start * 3..self.active.end * 3;
-        // Source rows after the horizontal pass, row r at r % depth: no output row needs more at once.
+        let across = &self.horizontal.taps[self.active.clone()];
+        // Picture rows after the horizontal pass, row r at r % depth: no row of the result needs more at once.
         let depth = taps.iter().map(Taps::len).max().unwrap_or(0).max(1);
         let mut ring = vec![0; depth * active.len()];
-        let mut next = taps.first().map_or(0, |taps| taps.first);
-        let mut sums = vec![0_i32; active.len()];
-        for (taps, out) in taps.iter().zip(out.chunks_exact_mut(row_bytes)) {
+        let mut next = 0;
+        let mut sums = vec![0; active.len()];
+        for (taps, out) in taps.iter().zip(out.chunks_exact_mut(self.margin.len())) {
             next = next.max(taps.first);
             while next < taps.end() {
                 let slot = next % depth * active.len();
-                self.row(next, &mut ring[slot..slot + active.len()]);
+                self.across(
+                    across,
+                    self.row(next),
+                    self.color,
+                    &mut ring[slot..slot + active.len()],
+                );
                 next += 1;
             }
-            let weights = &weights[taps.weights.clone()];
+            let weights = self.vertical.weights(taps);
             let total = weights.iter().sum::<i32>() + taps.margin;
             for (out, &margin) in out.iter_mut().zip(&self.margin) {
                 *out = clip(HALF + i32::from(margin) * total);
@@ -268,9 +296,7 @@ impl<'a> Pass<'a> {
             }
             for (row, &weight) in (taps.first..).zip(weights) {
                 let slot = row % depth * active.len();
-                for (sum, &value) in sums.iter_mut().zip(&ring[slot..slot + active.len()]) {
-                    *sum += i32::from(value) * weight;
-                }
+                add(&mut sums, &ring[slot..slot + active.len()], weight);
             }
             for (out, &sum) in out[active.clone()].iter_mut().zip(&sums) {
                 *out = clip(sum);
@@ -278,18 +304,34 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The horizontal pass on one row of the picture.
-    fn row(&self, row: usize, out: &mut [u8]) {
-        let row_bytes = self.picture.pixels().len() / usize::try_from(self.picture.height()).unwrap_or(1);
-        let pixels = &self.picture.pixels()[row * row_bytes..(row + 1) * row_bytes];
-        for (taps, out) in self.axis.taps[self.active.clone()]
-            .iter()
-            .zip(out.chunks_exact_mut(3))
-        {
-            let weights = &self.axis.weights[taps.weights.clone()];
+    /// The rows of the result that `taps` stand for, the vertical pass first.
+    fn vertical_first(&self, taps: &[Taps], out: &mut [u8]) {
+        let across = &self.horizontal.taps;
+        let mut sums = vec![0; self.picture.pixels().len() / self.rows()];
+        let mut row = vec![0; sums.len()];
+        for (taps, out) in taps.iter().zip(out.chunks_exact_mut(self.margin.len())) {
+            let weights = self.vertical.weights(taps);
+            for (index, sum) in sums.iter_mut().enumerate() {
+                *sum = HALF + i32::from(self.color[index % 3]) * taps.margin;
+            }
+            for (row, &weight) in (taps.first..).zip(weights) {
+                add(&mut sums, self.row(row), weight);
+            }
+            for (value, &sum) in row.iter_mut().zip(&sums) {
+                *value = clip(sum);
+            }
+            let total = weights.iter().sum::<i32>() + taps.margin;
+            let beside = self.color.map(|channel| clip(HALF + i32::from(channel) * total));
+            self.across(across, &row, beside, out);
+        }
+    }
+
+    /// The horizontal pass of one row for the columns of `taps`; left and right of `pixels` is `color`.
+    fn across(&self, taps: &[Taps], pixels: &[u8], color: [u8; 3], out: &mut [u8]) {
+        for (taps, out) in taps.iter().zip(out.chunks_exact_mut(3)) {
             let source = &pixels[taps.first * 3..taps.end() * 3];
-            let mut sums = self.color.map(|channel| HALF + i32::from(channel) * taps.margin);
-            for (pixel, &weight) in source.chunks_exact(3).zip(weights) {
+            let mut sums = color.map(|channel| HALF + i32::from(channel) * taps.margin);
+            for (pixel, &weight) in source.chunks_exact(3).zip(self.horizontal.weights(taps)) {
                 sums[0] += i32::from(pixel[0]) * weight;
                 sums[1] += i32::from(pixel[1]) * weight;
                 sums[2] += i32::from(pixel[2]) * weight;
@@ -298,6 +340,22 @@ impl<'a> Pass<'a> {
                 *out = clip(sum);
             }
         }
+    }
+
+    fn rows(&self) -> usize {
+        usize::try_from(self.picture.height()).unwrap_or(1)
+    }
+
+    fn row(&self, row: usize) -> &[u8] {
+        let row_bytes = self.picture.pixels().len() / self.rows();
+        &self.picture.pixels()[row * row_bytes..(row + 1) * row_bytes]
+    }
+}
+
+/// Adds `values` times `weight` to `sums`.
+fn add(sums: &mut [i32], values: &[u8], weight: i32) {
+    for (sum, &value) in sums.iter_mut().zip(values) {
+        *sum += i32::from(value) * weight;
     }
 }
 

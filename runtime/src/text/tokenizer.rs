@@ -77,9 +77,9 @@ fn failed(error: tokenizers::Error) -> PromptError {
     }
 }
 
-/// A byte-level tokenizer without merges, as Qwen2's but for its size: every byte is a token, and five special ones.
+/// A byte-level tokenizer without merges, as Qwen2's but for its size: every byte is a token, and four special ones.
 #[cfg(test)]
-pub(crate) fn bytes_for_tests() -> Tokenizer {
+pub(crate) fn json_for_tests() -> String {
     // GPT-2's table of printable stand-ins for bytes.
     let mut next = 256;
     let letters = (0..256_u32).map(|byte| match byte {
@@ -108,7 +108,13 @@ pub(crate) fn bytes_for_tests() -> Tokenizer {
         "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "",
                   "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "vocab": vocabulary, "merges": []}
     });
-    Tokenizer::parse(json.to_string().as_bytes()).unwrap()
+    json.to_string()
+}
+
+/// The tokenizer of [`json_for_tests`].
+#[cfg(test)]
+pub(crate) fn bytes_for_tests() -> Tokenizer {
+    Tokenizer::parse(json_for_tests().as_bytes()).unwrap()
 }
 
 #[cfg(test)]
