@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Prints whether a checkpoint's activations are healthy: how large every stage is, how spread attention is, what it says.
 
-    python health.py DIR [--threads 2]
+    python health.py DIR
+    python health.py DIR --neutralise      what the output would change by, were one tensor left out: least first
 """
 
 import argparse
@@ -15,9 +16,42 @@ import record
 import synth
 
 
+def neutralise(model, text, pixels):
+    """Every tensor in turn is zeroed, or its channels are moved by one where zero would say too much."""
+    row = text.row("Describe the image.", [0])
+
+    @torch.no_grad()
+    def run():
+        features = model.features(pixels[:1])
+        embeds = record.splice(model, row["segments"], features)
+        count = embeds.shape[1]
+        logits, _ = model.decode(embeds, torch.ones(1, count, dtype=torch.int64), torch.arange(count)[None], None)
+        return features, logits[0, -1]
+
+    features, logits = run()
+    found = []
+    for name, tensor in model.model.state_dict().items():
+        if not tensor.is_floating_point() or name == "lm_head.weight":
+            continue
+        kept = tensor.clone()
+        if name.endswith((".bn.weight", "identity.weight", "norm.weight", "running_var", ".gamma")):
+            tensor.copy_(kept.flatten().roll(1).reshape(kept.shape))
+        else:
+            tensor.zero_()
+        if name.endswith("token_mixer.reparam_conv.weight"):
+            tensor[:, :, 1, 1] = 1.0
+        other_features, other_logits = run()
+        tensor.copy_(kept)
+        found.append((float((other_logits - logits).norm() / logits.norm()),
+                      float((other_features - features).norm() / features.norm()), name))
+    for change, of_features, name in sorted(found)[:20]:
+        print(f"logits {change:8.1e}  features {of_features:8.1e}  {name}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
+    parser.add_argument("--neutralise", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -26,6 +60,9 @@ def main():
     with np.errstate(over="ignore"):
         images = [Image.fromarray(synth.scene(320, 240, 1)), Image.fromarray(synth.scene(300, 500, 2))]
     pixels = model.preprocess(images)
+    if options.neutralise:
+        neutralise(model, text, pixels)
+        return
     found = model.encode(pixels)
     for name, value in found.items():
         difference = published.rms(value[0] - value[1]) / published.rms(value)
