@@ -174,7 +174,7 @@ def open_image(source):
 
 def record_case(model, text, recipe, recording, detail):
     """One case of the recipe: its entry of NAME.json."""
-    name = recipe["name"]
+    name, brief = recipe["name"], recipe.get("brief", False)
     opened = [open_image(image) for image in recipe.get("images", [])]
     rows = [text.row(row["question"], row.get("images", [])) for row in recipe["rows"]]
     checks, features = [], None
@@ -183,7 +183,7 @@ def record_case(model, text, recipe, recording, detail):
         found = model.encode(pixels)
         features = found.pop("image_features")
         checks.append(recording.check(name, "pixel_values", pixels, "pixels"))
-        if recipe.get("stages", True):
+        if recipe.get("stages", not brief):
             order = ["stem", *(f"stages.{s}" for s in range(published.STAGES)), "final_conv"]
             checks += [recording.check(name, f"vision_tower.{v}", found[f"vision_tower.{v}"], "stage") for v in order]
         checks.append(recording.check(name, "image_features", features, "features"))
@@ -208,7 +208,7 @@ def record_case(model, text, recipe, recording, detail):
     if detail:
         if len(rows) == 1:
             checks.append(recording.check(name, "prefill.logits.all", logits, "logits"))
-    for layer in chosen:
+    for layer in [] if brief else chosen:
         for part, tensor in zip(("key", "value"), model.keys_and_values(cache, layer)):
             checks.append(recording.check(name, f"prefill.present.{layer}.{part}", tensor, "kv", padding=padding))
     feed, last = [], logits[:, -1].argmax(-1)
@@ -312,17 +312,19 @@ def run_recipe(name, options):
 
 
 def scene_cases(scenes):
-    """One case for every picture of a directory and question; the first ones in detail."""
-    pictures = sorted(path for path in (ROOT / scenes["directory"]).iterdir()
-                      if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    """One case for every picture and question of `scenes.json`; the first pictures in detail, the others briefly."""
+    directory = ROOT / scenes["directory"]
+    asked = {scene["image"]: [q["question"] for q in scene["questions"]]
+             for scene in published.read_json(directory / "scenes.json")}
+    pictures = sorted(path.name for path in directory.rglob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
     cases = []
-    for k, path in enumerate(pictures):
-        for q, question in enumerate(scenes["questions"]):
+    for k, name in enumerate(pictures):
+        for q, question in enumerate(asked.get(name, ["Describe the image."])):
+            detail = q == 0 and k < scenes["detailed"]
             cases.append({
-                "name": path.stem if q == 0 else f"{path.stem}_question_{q}", "detail": q == 0 and k < scenes["detailed"],
-                "stages": q == 0 and k < scenes["detailed"], "greedy": scenes["greedy"],
-                "steps": scenes["steps"] if q == 0 and k < scenes["detailed"] else 0,
-                "images": [{"kind": "file", "path": f"{scenes['directory']}/{path.name}"}],
+                "name": Path(name).stem if q == 0 else f"{Path(name).stem}_question_{q}", "detail": detail,
+                "brief": not detail, "greedy": scenes["greedy"], "steps": scenes["steps"] if detail else 0,
+                "images": [{"kind": "file", "path": f"{scenes['directory']}/{name}"}],
                 "rows": [{"question": question, "images": [0]}]})
     return cases
 
