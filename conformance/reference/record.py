@@ -316,7 +316,7 @@ def scene_cases(scenes):
     directory = ROOT / scenes["directory"]
     asked = {scene["image"]: [q["question"] for q in scene["questions"]]
              for scene in published.read_json(directory / "scenes.json")}
-    pictures = sorted(path.name for path in directory.rglob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    pictures = sorted(path.name for path in directory.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
     cases = []
     for k, name in enumerate(pictures):
         for q, question in enumerate(asked.get(name, ["Describe the image."])):
