@@ -69,13 +69,18 @@ def transformers_name(name):
     return "model.vision_tower.timm_model." + name
 
 
-def load_strictly(module, state, tied):
+def tied(state):
+    """Whether the head is the embedding table: the tensors say so, the flag in published configs is not always right."""
+    return "lm_head.weight" not in state
+
+
+def load_strictly(module, state, head_is_tied):
     """Fills every parameter; the head of a tied model may be absent."""
     missing, unexpected = module.load_state_dict(state, strict=False)
-    missing = [name for name in missing if not (tied and name == "lm_head.weight")]
+    missing = [name for name in missing if not (head_is_tied and name == "lm_head.weight")]
     if missing or unexpected:
         raise SystemExit(f"error: weights do not fit the model: missing {missing}, unexpected {unexpected}")
-    if tied:
+    if head_is_tied:
         module.tie_weights()
 
 
@@ -159,10 +164,11 @@ class Transformers(Decoding):
         config = read_json(Path(source) / "config.json") if Path(source).is_dir() else {}
         llava = config.get("model_type", "").startswith("llava")
         if llava:
-            self.model = FastVlmForConditionalGeneration(FastVlmConfig(**converted_config(config)))
             state = {transformers_name(n): t for n, t in read_tensors(source).items()}
             state.pop(None, None)
-            load_strictly(self.model, state, self.model.config.tie_word_embeddings)
+            config["tie_word_embeddings"] = tied(state)
+            self.model = FastVlmForConditionalGeneration(FastVlmConfig(**converted_config(config)))
+            load_strictly(self.model, state, tied(state))
             edge = int(config["mm_vision_tower"].split("_")[-1])
             image_config = {"size": {"shortest_edge": edge}, "crop_size": {"height": edge, "width": edge},
                             "image_mean": [0.0] * 3, "image_std": [1.0] * 3}
@@ -180,7 +186,7 @@ class Transformers(Decoding):
             self.architecture += ", tensors of Apple's layout renamed"
         self.language_model = self.model.model.language_model
         self.head = self.model.lm_head
-        self.preprocess = Preprocessing(clip_processor(image_config), llava and config["image_aspect_ratio"] == "pad")
+        self.preprocess = Preprocessing(clip_processor(image_config), llava and config.get("image_aspect_ratio") == "pad")
 
     def taps(self):
         tower = self.model.model.vision_tower.timm_model
@@ -206,6 +212,7 @@ class Apple(Decoding):
         if config.get("model_type") != "llava_qwen2":
             raise SystemExit(f"error: --apple-repo needs Apple's layout, found model_type {config.get('model_type')}")
         state = read_tensors(source)
+        config["tie_word_embeddings"] = tied(state)
         mci = import_file(Path(repository) / "llava/model/multimodal_encoder/mobileclip/mci.py")
         self.tower = apple_tower(mci, config.get("vision_config"))
         prefix = "model.vision_tower.vision_tower.model."
@@ -217,7 +224,7 @@ class Apple(Decoding):
         load_strictly(self.projector,
                       {n[len(prefix):]: state.pop(n) for n in list(state) if n.startswith(prefix)}, False)
         model = Qwen2ForCausalLM(Qwen2Config(**decoder_fields(config)))
-        load_strictly(model, state, config["tie_word_embeddings"])
+        load_strictly(model, state, tied(state))
         for module in (self.tower, self.projector, model):
             module.eval()
         self.llava = True
@@ -226,7 +233,7 @@ class Apple(Decoding):
         edge = int(config["mm_vision_tower"].split("_")[-1])
         self.preprocess = Preprocessing(
             clip_processor({"size": {"shortest_edge": edge}, "crop_size": {"height": edge, "width": edge},
-                            "image_mean": [0.0] * 3, "image_std": [1.0] * 3}), config["image_aspect_ratio"] == "pad")
+                            "image_mean": [0.0] * 3, "image_std": [1.0] * 3}), config.get("image_aspect_ratio") == "pad")
 
     def taps(self):
         last_blocks = {f"stages.{s}": self.tower.network[i] for s, i in enumerate((0, 2, 4, 7, 10))}
@@ -293,10 +300,26 @@ def converted_config(config):
 
 
 def image_processor_config(source):
-    if not Path(source).is_dir():
-        from huggingface_hub import hf_hub_download
-        return read_json(hf_hub_download(source, "preprocessor_config.json"))
-    return read_json(Path(source) / "preprocessor_config.json")
+    """The image processor's fields: a file of their own, or part of the processor's."""
+    for name, key in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+        found = find_file(source, name)
+        if found is not None:
+            config = read_json(found)
+            return config if key is None else config[key]
+    raise SystemExit(f"error: {source} has neither preprocessor_config.json nor processor_config.json")
+
+
+def find_file(source, name):
+    """A file of a directory or of a hub's repository; None where there is none."""
+    if Path(source).is_dir():
+        path = Path(source) / name
+        return path if path.exists() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+    try:
+        return hf_hub_download(source, name)
+    except EntryNotFoundError:
+        return None
 
 
 def versions():

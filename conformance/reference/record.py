@@ -52,9 +52,11 @@ class Text:
         self.tokenizer = AutoTokenizer.from_pretrained(source)
         self.llava = model.llava
         self.image_id = None if model.llava else model.model.config.image_token_index
-        generation = published.read_json(Path(source) / "generation_config.json") if Path(source).is_dir() else (
-            model.model.generation_config.to_dict())
-        stop = generation["eos_token_id"]
+        if self.tokenizer.chat_template is None:
+            self.tokenizer.chat_template = synth.TABLE["templates"]["llava" if model.llava else "transformers"]
+        found = published.find_file(source, "generation_config.json")
+        stop = published.read_json(found).get("eos_token_id") if found else None
+        stop = self.tokenizer.eos_token_id if stop is None else stop
         self.stop_ids = set(stop if isinstance(stop, list) else [stop])
 
     def render(self, question, images):
@@ -359,10 +361,11 @@ def main():
     parser.add_argument("--full-limit", type=int, default=70_000, help="elements up to which detailed cases record a tensor whole")
     parser.add_argument("--small-limit", type=int, default=1024, help="the same for the other cases")
     parser.add_argument("--samples", type=int, default=1024, help="elements recorded of larger tensors")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, help="threads of torch, by default its own choice")
     parser.add_argument("--scratch", help="where to put synthetic checkpoints while recording")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     if options.model:
         if not options.image:
             parser.error("--model needs at least one --image")
