@@ -188,6 +188,9 @@ class Transformers(Decoding):
         self.head = self.model.lm_head
         self.preprocess = Preprocessing(clip_processor(image_config), llava and config.get("image_aspect_ratio") == "pad")
 
+    def modules(self):
+        return [self.model]
+
     def taps(self):
         tower = self.model.model.vision_tower.timm_model
         taps = {"stem": tower.stem, "final_conv": tower.final_conv}
@@ -230,10 +233,14 @@ class Apple(Decoding):
         self.llava = True
         self.architecture = f"apple/ml-fastvlm mci.py {commit_of(repository)}, transformers Qwen2ForCausalLM"
         self.language_model, self.head = model.model, model.lm_head
+        self.decoder = model
         edge = int(config["mm_vision_tower"].split("_")[-1])
         self.preprocess = Preprocessing(
             clip_processor({"size": {"shortest_edge": edge}, "crop_size": {"height": edge, "width": edge},
                             "image_mean": [0.0] * 3, "image_std": [1.0] * 3}), config.get("image_aspect_ratio") == "pad")
+
+    def modules(self):
+        return [self.tower, self.projector, self.decoder]
 
     def taps(self):
         last_blocks = {f"stages.{s}": self.tower.network[i] for s, i in enumerate((0, 2, 4, 7, 10))}

@@ -42,6 +42,11 @@ TOLERANCES = {
 }
 
 
+# How many times the error that noise of fp16's step in the parameters makes is granted to fp16, where that is more than
+# the named tolerance.
+NOISE_FACTOR = 3.0
+
+
 # --- prompts ------------------------------------------------------------------------------------------------------
 
 class Text:
@@ -231,6 +236,36 @@ def record_case(model, text, recipe, recording, detail):
     return entry, (features.shape[1] if opened else None)
 
 
+@torch.no_grad()
+def noise_errors(model, text, case):
+    """Relative L2 by tolerance name of the same network, its parameters off by up to half of float16's step, on a case's
+    first row. (Rounding them would say nothing about weights stored in bfloat16, which float16 holds exactly.)"""
+    images = [open_image(image)[0] for image in case.get("images", [])]
+    row = text.row(case["rows"][0]["question"], case["rows"][0].get("images", []))
+
+    def run():
+        found = {}
+        if images:
+            stages = model.encode(model.preprocess(images))
+            features = stages.pop("image_features")
+            found = {"stage": list(stages.values()), "features": [features]}
+        embeds = splice(model, row["segments"], features if images else None)
+        count = embeds.shape[1]
+        logits, cache = model.decode(embeds, torch.ones(1, count, dtype=torch.int64), torch.arange(count)[None], None)
+        layers = len(model.language_model.layers)
+        kv = [t for i in sorted({0, layers // 2, layers - 1}) for t in model.keys_and_values(cache, i)]
+        return found | {"kv": kv, "logits": [logits[:, -1]]}
+
+    exact = run()
+    source = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        for parameter in module.parameters():
+            noise = torch.rand(parameter.shape, generator=source) * 2 - 1
+            parameter.data = parameter.data * (1 + noise * 2.0**-11)
+    noisy = run()
+    return {name: max(float((a - b).norm() / a.norm()) for a, b in zip(exact[name], noisy[name])) for name in exact}
+
+
 def compare_with_whole(model, text, row, embeds, pixels, tokens):
     """The parts called one by one must be what the model's own forward does."""
     ids = [i for k in row["ids"] for i in ([k] * tokens if k == text.image_id else [k])]
@@ -258,10 +293,15 @@ def record(checkpoint, source, cases, name, output, options, note):
         tokens = tokens or seen
         for row in entry["rows"]:
             print(f"{name} {entry['name']}: {row['question']!r} -> {row['answer']!r} {row['greedy']}", file=sys.stderr)
+    errors = noise_errors(model, text, next((c for c in cases if c.get("images")), cases[0]))
+    tolerances = copy.deepcopy(TOLERANCES)
+    for kind, error in errors.items():
+        limit = tolerances[kind]["fp16"]
+        limit["relative_l2"] = max(limit["relative_l2"], float(f"{NOISE_FACTOR * error:.1e}"))
     reference = {"schema": 1, "name": name, "checkpoint": checkpoint,
                  "recorder": {"command": note, "versions": published.versions(), "architecture": model.architecture,
-                              "dtype": "float32"},
-                 "tolerances": TOLERANCES, "tensors": f"{name}.safetensors", "image_tokens": tokens, "cases": entries}
+                              "dtype": "float32", "fp16_noise_error": errors},
+                 "tolerances": tolerances, "tensors": f"{name}.safetensors", "image_tokens": tokens, "cases": entries}
     output.mkdir(parents=True, exist_ok=True)
     save_file(recording.tensors, output / f"{name}.safetensors")
     (output / f"{name}.json").write_text(dumps(reference), encoding="utf-8")
