@@ -187,31 +187,43 @@ mod tests {
                 rows: 1..3,
             },
         ];
-        let cases: [(&[f32], &[&[f32]], &str); 5] = [
-            (
-                &[0.0; 3],
-                &[&[0.0; 6]],
-                "3 text embedding values for 2 tokens, expected 2 x 2",
-            ),
-            (
-                &[0.0; 6],
-                &[&[0.0; 6]],
-                "6 text embedding values for 2 tokens, expected 2 x 2",
-            ),
-            (&[0.0; 4], &[], "features of 0 images for 1 image spans"),
-            (
-                &[0.0; 4],
-                &[&[0.0; 6], &[0.0; 6]],
-                "features of 2 images for 1 image spans",
-            ),
-            (
-                &[0.0; 4],
-                &[&[0.0; 5]],
-                "image 0 has 5 feature values, expected at least 3 x 2",
-            ),
+        struct Case {
+            text: usize,
+            images: &'static [usize],
+            expected: &'static str,
+        }
+        let cases = [
+            Case {
+                text: 3,
+                images: &[6],
+                expected: "3 text embedding values for 2 tokens, expected 2 x 2",
+            },
+            Case {
+                text: 6,
+                images: &[6],
+                expected: "6 text embedding values for 2 tokens, expected 2 x 2",
+            },
+            Case {
+                text: 4,
+                images: &[],
+                expected: "features of 0 images for 1 image spans",
+            },
+            Case {
+                text: 4,
+                images: &[6, 6],
+                expected: "features of 2 images for 1 image spans",
+            },
+            Case {
+                text: 4,
+                images: &[5],
+                expected: "image 0 has 5 feature values, expected at least 3 x 2",
+            },
         ];
-        for (text, images, expected) in cases {
-            assert_eq!(splice(&spans, text, images, 2).unwrap_err().to_string(), expected);
+        let zeros = [0.0; 8];
+        for case in cases {
+            let images: Vec<&[f32]> = case.images.iter().map(|&length| &zeros[..length]).collect();
+            let error = splice(&spans, &zeros[..case.text], &images, 2).unwrap_err();
+            assert_eq!(error.to_string(), case.expected);
         }
         assert_eq!(splice(&[], &[], &[], 2), Ok(Vec::new()));
     }

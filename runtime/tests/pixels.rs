@@ -1,6 +1,8 @@
 //! Decoding, resizing and preprocessing against what Pillow and transformers make of the same images
 //! (`data/record_pixels.py`).
 
+#![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
 use models::bundle::{Aspect, ImageSpec, Resample};
 use runtime::image::resize::{Canvas, resize};
 use runtime::image::{Limits, Picture, open, preprocess};
@@ -200,14 +202,15 @@ fn files_decode_as_in_pillow() {
             failures.push(format!("{}: {found:?}, expected {:?}", case.file, case.size));
             continue;
         }
-        if let Some(expected) = case.fnv {
-            if fnv(found.pixels().iter().copied()) != expected {
-                failures.push(format!(
-                    "{}: other pixels, from {:?}",
-                    case.file,
-                    &found.pixels()[..9]
-                ));
-            }
+        if case
+            .fnv
+            .is_some_and(|expected| fnv(found.pixels().iter().copied()) != expected)
+        {
+            failures.push(format!(
+                "{}: other pixels, from {:?}",
+                case.file,
+                &found.pixels()[..9]
+            ));
         }
         if let Some(reference) = case.reference {
             let reference = open(&folder.join(reference), &limits).unwrap();
