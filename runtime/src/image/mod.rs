@@ -1,6 +1,6 @@
 //! How does an image file become `pixel_values`?
 //!
-//! [`decode`] turns a file into a [`Picture`] (8-bit RGB), [`preprocess`] turns that into [`PixelValues`] as the
+//! [`decode()`] turns a file into a [`Picture`] (8-bit RGB), [`preprocess()`] turns that into [`PixelValues`] as the
 //! bundle's [`ImageSpec`](models::bundle::ImageSpec) says. Both follow Pillow and transformers to the bit where they
 //! can.
 

@@ -5,8 +5,8 @@
 //! dicts, Python's words for `true`, `false` and `none`. Different here: `strftime_now` is in UTC, and
 //! `{% generation %}` is not known.
 //!
-//! A template may come from anywhere: it reaches no file and runs a bounded number of steps. How much memory it takes on
-//! the way is not bounded.
+//! A template may come from anywhere: it reaches no file, runs a bounded number of steps and writes a bounded text. What
+//! it holds in variables on the way is not bounded.
 
 use crate::prompt::PromptError;
 use minijinja::value::{Kwargs, Rest, ValueKind};
@@ -19,6 +19,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Steps of one rendering, and those for each message: an ordinary template takes under a hundred a message.
 const FUEL: u64 = 1_000_000;
 const FUEL_PER_MESSAGE: u64 = 10_000;
+
+/// Longest text in bytes: over a thousand times the context of any model that there is.
+const MAX_TEXT: usize = 64 << 20;
 
 const TEMPLATE: &str = "chat";
 
@@ -120,26 +123,50 @@ impl ChatTemplate {
         variables.insert("add_generation_prompt", Value::from(add_generation_prompt));
         variables.insert("tools", Value::from(()));
         variables.insert("documents", Value::from(()));
+        let mut text = BoundedText(Vec::new());
         environment
             .get_template(TEMPLATE)
-            .and_then(|template| template.render(variables))
-            .map_err(|error| {
-                let source =
-                    std::error::Error::source(&error).and_then(|source| source.downcast_ref::<Refusal>());
-                if let Some(Refusal(reason)) = source {
-                    return PromptError::Refused {
-                        reason: reason.clone(),
-                    };
-                }
-                let reason = match error.kind() {
-                    ErrorKind::OutOfFuel => "it runs too long (does it loop?)".to_owned(),
-                    _ => explain(&error),
-                };
-                PromptError::Template {
-                    name: self.name.clone(),
-                    reason,
-                }
-            })
+            .and_then(|template| template.render_captured_to(variables, &mut text).map(|_| ()))
+            .map_err(|error| self.failed(&error))?;
+        String::from_utf8(text.0).map_err(|error| self.wrong(error.to_string()))
+    }
+
+    fn failed(&self, error: &Error) -> PromptError {
+        let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<Refusal>());
+        if let Some(Refusal(reason)) = source {
+            return PromptError::Refused {
+                reason: reason.clone(),
+            };
+        }
+        self.wrong(match error.kind() {
+            ErrorKind::OutOfFuel => "it runs too long (does it loop?)".to_owned(),
+            ErrorKind::WriteFailure => format!("it writes over {MAX_TEXT} bytes"),
+            _ => explain(error),
+        })
+    }
+
+    fn wrong(&self, reason: String) -> PromptError {
+        PromptError::Template {
+            name: self.name.clone(),
+            reason,
+        }
+    }
+}
+
+/// What a template wrote, at most [`MAX_TEXT`] bytes.
+struct BoundedText(Vec<u8>);
+
+impl std::io::Write for BoundedText {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0.len().saturating_add(bytes.len()) > MAX_TEXT {
+            return Err(std::io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -461,6 +488,12 @@ mod tests {
             let error = render(source, &[]).unwrap_err();
             assert!(matches!(error, PromptError::Template { .. }), "{error}");
         }
+        let wide = "{% for i in range(9999) %}{{ 'x' * 9999 }}{% endfor %}";
+        let error = render(wide, &[]).map(|text| text.len()).unwrap_err();
+        assert!(
+            error.to_string().contains("it writes over 67108864 bytes"),
+            "{error}"
+        );
         let deep = format!("{{{{ {}1{} }}}}", "(".repeat(100_000), ")".repeat(100_000));
         assert!(matches!(render(&deep, &[]), Err(PromptError::Template { .. })));
     }
