@@ -3,14 +3,31 @@
 //! Everything a runtime needs stands here; a runtime hard-codes no token id, size, layer count, tensor name or file
 //! name. [`Bundle::check`] is the one check, used by the writer before it publishes and by every reader.
 
+#![deny(clippy::as_conversions)]
+
 use crate::dtype::DType;
+use crate::error::BundleError;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Component, Path, PathBuf};
 
 /// The schema that this build writes and reads.
 pub const SCHEMA: u32 = 1;
 
 /// File name of the contract inside a bundle.
 pub const FILE_NAME: &str = "bundle.json";
+
+/// Longest contract that is read.
+const MAX_BYTES: u64 = 64 << 20;
+/// Most decoder layers of a contract that is believed.
+const MAX_LAYERS: usize = 4096;
+/// Longest side of an image.
+const MAX_SIDE: u32 = 1 << 14;
+/// Bytes hashed at a time.
+const BLOCK: usize = 1 << 20;
 
 /// The contents of `bundle.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -228,4 +245,631 @@ pub enum IoDim {
     Fixed(u64),
     /// A symbol.
     Symbol(String),
+}
+
+impl Bundle {
+    /// Reads the contract of the bundle in `directory` and checks it.
+    ///
+    /// # Errors
+    /// No bundle there, another schema, or a contract that the files do not keep.
+    pub fn open(directory: &Path) -> Result<Bundle, BundleError> {
+        let path = directory.join(FILE_NAME);
+        let io = |source| BundleError::Io {
+            path: path.clone(),
+            source,
+        };
+        if !path.exists() {
+            return Err(BundleError::NotABundle {
+                path: directory.to_owned(),
+            });
+        }
+        let malformed = |problem: String| BundleError::Malformed {
+            path: path.clone(),
+            problem,
+        };
+        let mut text = String::new();
+        let read = File::open(&path)
+            .map_err(io)?
+            .take(MAX_BYTES + 1)
+            .read_to_string(&mut text)
+            .map_err(io)?;
+        if u64::try_from(read).unwrap_or(u64::MAX) > MAX_BYTES {
+            return Err(malformed(format!("is longer than {MAX_BYTES} bytes")));
+        }
+        let value: serde_json::Value =
+            serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
+        // The schema first: the fields of another one mean nothing here.
+        match value.get("schema").and_then(serde_json::Value::as_u64) {
+            None => return Err(malformed("has no number `schema`".to_owned())),
+            Some(found) if found != u64::from(SCHEMA) => {
+                return Err(BundleError::Schema {
+                    path,
+                    found,
+                    expected: SCHEMA,
+                });
+            }
+            Some(_) => {}
+        }
+        let bundle: Bundle = serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
+        bundle.check(directory)?;
+        Ok(bundle)
+    }
+
+    /// The text of `bundle.json`.
+    pub fn to_json(&self) -> String {
+        // A value of these types always has a JSON form.
+        let mut text = serde_json::to_string_pretty(self).unwrap_or_default();
+        text.push('\n');
+        text
+    }
+
+    /// Checks the contract, then writes it into `directory`, where its files already lie.
+    ///
+    /// # Errors
+    /// As [`Bundle::check`], or a file that cannot be written.
+    pub fn write(&self, directory: &Path) -> Result<(), BundleError> {
+        self.check(directory)?;
+        let path = directory.join(FILE_NAME);
+        std::fs::write(&path, self.to_json()).map_err(|source| BundleError::Io { path, source })
+    }
+
+    /// Whether the contract is sound and the files in `directory` have the lengths that it states. Contents are not
+    /// hashed: [`Bundle::verify_hashes`] does that.
+    ///
+    /// # Errors
+    /// Everything that is wrong, in one error.
+    pub fn check(&self, directory: &Path) -> Result<(), BundleError> {
+        let mut problems = Vec::new();
+        self.check_numbers(&mut problems);
+        self.check_files(directory, &mut problems);
+        if problems.is_empty() {
+            for variant in &self.variants {
+                self.check_variant(variant, &mut problems);
+            }
+        }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(BundleError::Broken {
+                path: directory.to_owned(),
+                problems,
+            })
+        }
+    }
+
+    /// Reads every file of the bundle and compares its SHA-256 with the contract. `progress` is told of bytes read.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or all files whose contents are not those of the contract.
+    pub fn verify_hashes(&self, directory: &Path, progress: &mut dyn FnMut(u64)) -> Result<(), BundleError> {
+        let mut problems = Vec::new();
+        let mut block = vec![0; BLOCK];
+        for entry in &self.files {
+            let path = directory.join(&entry.path);
+            let io = |source| BundleError::Io {
+                path: path.clone(),
+                source,
+            };
+            let mut file = File::open(&path).map_err(io)?;
+            let mut hash = Sha256::new();
+            loop {
+                let count = file.read(&mut block).map_err(io)?;
+                if count == 0 {
+                    break;
+                }
+                hash.update(block.get(..count).unwrap_or_default());
+                progress(u64::try_from(count).unwrap_or(0));
+            }
+            let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+            if found != entry.sha256 {
+                problems.push(format!(
+                    "`{}` has SHA-256 {found}, expected {}",
+                    entry.path, entry.sha256
+                ));
+            }
+        }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(BundleError::Broken {
+                path: directory.to_owned(),
+                problems,
+            })
+        }
+    }
+
+    fn check_numbers(&self, problems: &mut Vec<String>) {
+        let mut expect = |holds: bool, problem: String| {
+            if !holds {
+                problems.push(problem);
+            }
+        };
+        let KvSpec {
+            layers,
+            kv_heads,
+            head_dim,
+            max_context,
+        } = self.kv;
+        let kv = (1..=MAX_LAYERS).contains(&layers) && kv_heads > 0 && head_dim > 0 && max_context > 0;
+        expect(
+            kv,
+            format!(
+                "`kv` is {:?}, expected numbers above 0 and at most {MAX_LAYERS} layers",
+                self.kv
+            ),
+        );
+        let image = &self.image;
+        let side = |length: u32| (1..=MAX_SIDE).contains(&length);
+        expect(
+            side(image.height) && side(image.width) && side(image.shortest_edge) && image.tokens > 0,
+            format!(
+                "`image` is {} x {} with shortest edge {} and {} tokens, expected sides from 1 to {MAX_SIDE}",
+                image.width, image.height, image.shortest_edge, image.tokens
+            ),
+        );
+        let normal = |number: &f64| number.is_finite();
+        expect(
+            normal(&image.rescale)
+                && image.mean.iter().all(normal)
+                && image.std.iter().all(|std| std.is_finite() && *std != 0.0),
+            "`image` has a scale, mean or deviation that cannot be divided by".to_owned(),
+        );
+        let prompt = &self.prompt;
+        expect(
+            prompt.vocab_size > 0 && prompt.hidden_size > 0,
+            format!(
+                "`prompt` has {} tokens of length {}",
+                prompt.vocab_size, prompt.hidden_size
+            ),
+        );
+        let known = |id: &i64| usize::try_from(*id).is_ok_and(|id| id < prompt.vocab_size);
+        expect(
+            prompt.stop_ids.iter().all(known) && prompt.image_token_id.as_ref().is_none_or(known),
+            format!(
+                "`prompt` names ids beyond its vocabulary of {}",
+                prompt.vocab_size
+            ),
+        );
+        expect(!self.variants.is_empty(), "there is no variant".to_owned());
+        let mut seen = BTreeSet::new();
+        for Variant {
+            target, precision, ..
+        } in &self.variants
+        {
+            expect(
+                seen.insert((target, precision)),
+                format!("variant {target} {precision} stands there twice"),
+            );
+        }
+    }
+
+    fn check_files(&self, directory: &Path, problems: &mut Vec<String>) {
+        let mut listed = BTreeSet::new();
+        for entry in &self.files {
+            let Some(relative) = inside(&entry.path) else {
+                problems.push(format!("`{}` is not a plain relative path", entry.path));
+                continue;
+            };
+            if !listed.insert(entry.path.as_str()) {
+                problems.push(format!("`{}` is listed twice", entry.path));
+            }
+            match std::fs::metadata(directory.join(relative)) {
+                Ok(found) if !found.is_file() => problems.push(format!("`{}` is not a file", entry.path)),
+                Ok(found) if found.len() != entry.bytes => {
+                    let (found, expected) = (found.len(), entry.bytes);
+                    problems.push(format!("`{}` has {found} bytes, expected {expected}", entry.path));
+                }
+                Ok(_) => {}
+                Err(error) => problems.push(format!("`{}`: {error}", entry.path)),
+            }
+        }
+        let graphs = self.variants.iter().flat_map(|variant| {
+            [&variant.vision_encoder, &variant.embed_tokens, &variant.decoder]
+                .into_iter()
+                .flat_map(|graph| std::iter::once(&graph.path).chain(&graph.data))
+        });
+        let used: BTreeSet<&str> = graphs
+            .chain([&self.prompt.tokenizer, &self.prompt.chat_template])
+            .map(String::as_str)
+            .collect();
+        for path in used.difference(&listed) {
+            problems.push(format!("`{path}` is used and not listed in `files`"));
+        }
+    }
+
+    fn check_variant(&self, variant: &Variant, problems: &mut Vec<String>) {
+        use DType::{Float32, Int64};
+        let (kv, prompt) = (&self.kv, &self.prompt);
+        let name = format!("{} {}", variant.target, variant.precision);
+        if !variant.kv_dtype.is_float() {
+            problems.push(format!("variant {name} keeps its cache in {}", variant.kv_dtype));
+        }
+        let fixed = |length: usize| IoDim::Fixed(u64::try_from(length).unwrap_or(u64::MAX));
+        let symbol = |name: &str| IoDim::Symbol(name.to_owned());
+        let io = |name: String, dtype, dims: Vec<IoDim>| Io { name, dtype, dims };
+        let hidden = fixed(prompt.hidden_size);
+        let sequence = || vec![symbol("batch"), symbol("new")];
+        let embeds = || {
+            io(
+                "inputs_embeds".to_owned(),
+                Float32,
+                vec![symbol("batch"), symbol("new"), hidden.clone()],
+            )
+        };
+        let cache = |prefix: &str, length: &str| -> Vec<Io> {
+            (0..kv.layers)
+                .flat_map(|layer| ["key", "value"].map(|part| format!("{prefix}.{layer}.{part}")))
+                .map(|name| {
+                    let dims = vec![
+                        symbol("batch"),
+                        fixed(kv.kv_heads),
+                        symbol(length),
+                        fixed(kv.head_dim),
+                    ];
+                    io(name, variant.kv_dtype, dims)
+                })
+                .collect()
+        };
+        let pixels = vec![
+            symbol("batch"),
+            IoDim::Fixed(3),
+            IoDim::Fixed(self.image.height.into()),
+            IoDim::Fixed(self.image.width.into()),
+        ];
+        let features = vec![symbol("batch"), fixed(self.image.tokens), hidden.clone()];
+        let mut decoder_inputs = vec![
+            embeds(),
+            io(
+                "attention_mask".to_owned(),
+                Int64,
+                vec![symbol("batch"), symbol("total")],
+            ),
+            io("position_ids".to_owned(), Int64, sequence()),
+        ];
+        decoder_inputs.extend(cache("past_key_values", "past"));
+        let logits = vec![symbol("batch"), IoDim::Fixed(1), fixed(prompt.vocab_size)];
+        let mut decoder_outputs = vec![io("logits".to_owned(), Float32, logits)];
+        decoder_outputs.extend(cache("present", "total"));
+        for (graph, inputs, outputs) in [
+            (
+                &variant.vision_encoder,
+                vec![io("pixel_values".to_owned(), Float32, pixels)],
+                vec![io("image_features".to_owned(), Float32, features)],
+            ),
+            (
+                &variant.embed_tokens,
+                vec![io("input_ids".to_owned(), Int64, sequence())],
+                vec![embeds()],
+            ),
+            (&variant.decoder, decoder_inputs, decoder_outputs),
+        ] {
+            compare(&graph.path, "input", &graph.inputs, &inputs, problems);
+            compare(&graph.path, "output", &graph.outputs, &outputs, problems);
+        }
+    }
+}
+
+/// The path, if it stays inside the bundle on every system.
+fn inside(path: &str) -> Option<PathBuf> {
+    let plain = !path.is_empty() && !path.contains(['\\', ':', '\0']) && !path.split('/').any(str::is_empty);
+    let relative = Path::new(path);
+    let normal = relative
+        .components()
+        .all(|part| matches!(part, Component::Normal(_)));
+    // Components swallow a `.` in the middle; the text must not have it either.
+    let dots = path.split('/').any(|part| part == "." || part == "..");
+    (plain && normal && !dots).then(|| relative.to_owned())
+}
+
+/// Compares the inputs or outputs of a graph with what the rest of the contract implies; the first difference.
+fn compare(graph: &str, kind: &str, found: &[Io], expected: &[Io], problems: &mut Vec<String>) {
+    if found.len() != expected.len() {
+        problems.push(format!(
+            "`{graph}` has {} {kind}s, expected {}",
+            found.len(),
+            expected.len()
+        ));
+    }
+    if let Some((found, expected)) = found
+        .iter()
+        .zip(expected)
+        .find(|(found, expected)| found != expected)
+    {
+        problems.push(format!("`{graph}` has the {kind} {found}, expected {expected}"));
+    }
+}
+
+impl std::fmt::Display for Io {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let dims: Vec<String> = self
+            .dims
+            .iter()
+            .map(|dim| match dim {
+                IoDim::Fixed(length) => length.to_string(),
+                IoDim::Symbol(name) => name.clone(),
+            })
+            .collect();
+        write!(f, "`{}` {} [{}]", self.name, self.dtype, dims.join(","))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn io(name: &str, dtype: DType, dims: &[&str]) -> Io {
+        let dims = dims
+            .iter()
+            .map(|dim| {
+                dim.parse()
+                    .map_or_else(|_| IoDim::Symbol((*dim).to_owned()), IoDim::Fixed)
+            })
+            .collect();
+        Io {
+            name: name.to_owned(),
+            dtype,
+            dims,
+        }
+    }
+
+    fn graph(path: &str, inputs: Vec<Io>, outputs: Vec<Io>) -> GraphEntry {
+        GraphEntry {
+            path: path.to_owned(),
+            data: Vec::new(),
+            inputs,
+            outputs,
+        }
+    }
+
+    /// A bundle of one layer whose files hold their own names.
+    fn bundle() -> Bundle {
+        use DType::{Float32, Int64};
+        let cache = |prefix: &str, length: &str| -> Vec<Io> {
+            let one = |part: &str| {
+                io(
+                    &format!("{prefix}.0.{part}"),
+                    Float32,
+                    &["batch", "2", length, "8"],
+                )
+            };
+            vec![one("key"), one("value")]
+        };
+        let embeds = || io("inputs_embeds", Float32, &["batch", "new", "16"]);
+        let mut inputs = vec![
+            embeds(),
+            io("attention_mask", Int64, &["batch", "total"]),
+            io("position_ids", Int64, &["batch", "new"]),
+        ];
+        inputs.extend(cache("past_key_values", "past"));
+        let mut outputs = vec![io("logits", Float32, &["batch", "1", "50"])];
+        outputs.extend(cache("present", "total"));
+        let files = [
+            "chat_template.jinja",
+            "onnx/d.onnx",
+            "onnx/e.onnx",
+            "onnx/v.onnx",
+            "tokenizer.json",
+        ];
+        let entry = |path: &&str| FileEntry {
+            path: (*path).to_owned(),
+            bytes: u64::try_from(path.len()).unwrap(),
+            sha256: Sha256::digest(path)
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect(),
+        };
+        Bundle {
+            schema: SCHEMA,
+            tool: "fvlm-export 0.1.0".to_owned(),
+            model: ModelInfo {
+                name: "demo".to_owned(),
+                layout: "llava".to_owned(),
+                stored: Float32,
+                parameters: Parameters {
+                    vision: 1,
+                    projector: 1,
+                    embed: 1,
+                    decoder: 1,
+                },
+            },
+            source: Vec::new(),
+            kv: KvSpec {
+                layers: 1,
+                kv_heads: 2,
+                head_dim: 8,
+                max_context: 100,
+            },
+            image: ImageSpec {
+                height: 64,
+                width: 64,
+                aspect: Aspect::Crop,
+                shortest_edge: 64,
+                resample: Resample::Bicubic,
+                rescale: 1.0 / 255.0,
+                mean: [0.0; 3],
+                std: [1.0; 3],
+                tokens: 1,
+            },
+            prompt: PromptSpec {
+                tokenizer: "tokenizer.json".to_owned(),
+                chat_template: "chat_template.jinja".to_owned(),
+                content: Content::Text,
+                image_token: "<image>".to_owned(),
+                image_token_id: None,
+                stop_ids: vec![49],
+                special_tokens: BTreeMap::new(),
+                vocab_size: 50,
+                hidden_size: 16,
+            },
+            variants: vec![Variant {
+                target: "portable".to_owned(),
+                precision: "fp32".to_owned(),
+                opset: 20,
+                kv_dtype: Float32,
+                vision_encoder: graph(
+                    "onnx/v.onnx",
+                    vec![io("pixel_values", Float32, &["batch", "3", "64", "64"])],
+                    vec![io("image_features", Float32, &["batch", "1", "16"])],
+                ),
+                embed_tokens: graph(
+                    "onnx/e.onnx",
+                    vec![io("input_ids", Int64, &["batch", "new"])],
+                    vec![embeds()],
+                ),
+                decoder: graph("onnx/d.onnx", inputs, outputs),
+            }],
+            files: files.iter().map(entry).collect(),
+        }
+    }
+
+    fn on_disk(bundle: &Bundle) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("onnx")).unwrap();
+        for file in self::bundle().files {
+            std::fs::write(directory.path().join(&file.path), &file.path).unwrap();
+        }
+        std::fs::write(directory.path().join(FILE_NAME), bundle.to_json()).unwrap();
+        directory
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let directory = on_disk(&bundle());
+        bundle().write(directory.path()).unwrap();
+        let read = Bundle::open(directory.path()).unwrap();
+        assert_eq!(read, bundle());
+        let mut bytes = 0;
+        read.verify_hashes(directory.path(), &mut |count| bytes += count)
+            .unwrap();
+        assert_eq!(bytes, read.files.iter().map(|file| file.bytes).sum::<u64>());
+        std::fs::write(directory.path().join("onnx/v.onnx"), "onnx/V.onnx").unwrap();
+        let error = read
+            .verify_hashes(directory.path(), &mut |_| {})
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("`onnx/v.onnx` has SHA-256"), "{error}");
+    }
+
+    #[test]
+    fn what_breaks_the_contract_is_named() {
+        struct Case {
+            change: fn(&mut Bundle),
+            expected: &'static str,
+        }
+        let cases = [
+            Case {
+                change: |b| b.schema = 2,
+                expected: "schema 2, this build reads schema 1",
+            },
+            Case {
+                change: |b| b.kv.layers = 0,
+                expected: "`kv` is KvSpec",
+            },
+            Case {
+                change: |b| b.kv.layers = usize::MAX,
+                expected: "at most 4096 layers",
+            },
+            Case {
+                change: |b| b.kv.head_dim = 9,
+                expected: "expected `past_key_values.0.key` float32 [batch,2,past,9]",
+            },
+            Case {
+                change: |b| b.image.height = 0,
+                expected: "expected sides from 1 to 16384",
+            },
+            Case {
+                change: |b| b.image.std[1] = 0.0,
+                expected: "cannot be divided by",
+            },
+            Case {
+                change: |b| b.image.tokens = 4,
+                expected: "expected `image_features` float32 [batch,4,16]",
+            },
+            Case {
+                change: |b| b.prompt.stop_ids = vec![50],
+                expected: "beyond its vocabulary of 50",
+            },
+            Case {
+                change: |b| b.prompt.image_token_id = Some(-1),
+                expected: "beyond its vocabulary of 50",
+            },
+            Case {
+                change: |b| b.prompt.tokenizer = "other.json".to_owned(),
+                expected: "`other.json` is used and not listed",
+            },
+            Case {
+                change: |b| b.variants.clear(),
+                expected: "there is no variant",
+            },
+            Case {
+                change: |b| b.variants.push(b.variants[0].clone()),
+                expected: "variant portable fp32 stands there twice",
+            },
+            Case {
+                change: |b| b.files[1].bytes = 3,
+                expected: "`onnx/d.onnx` has 11 bytes, expected 3",
+            },
+            Case {
+                change: |b| b.files[0].path = "../x".to_owned(),
+                expected: "`../x` is not a plain relative path",
+            },
+            Case {
+                change: |b| b.files[0].path = "/etc/passwd".to_owned(),
+                expected: "is not a plain relative path",
+            },
+            Case {
+                change: |b| b.files[0].path = "a/./b".to_owned(),
+                expected: "is not a plain relative path",
+            },
+            Case {
+                change: |b| b.files[0].path = "c:\\x".to_owned(),
+                expected: "is not a plain relative path",
+            },
+            Case {
+                change: |b| b.files[0].path = "absent".to_owned(),
+                expected: "`absent`: ",
+            },
+            Case {
+                change: |b| b.files[0].path = "onnx".to_owned(),
+                expected: "`onnx` is not a file",
+            },
+            Case {
+                change: |b| b.variants[0].kv_dtype = DType::Float16,
+                expected: "expected `past_key_values.0.key` float16",
+            },
+            Case {
+                change: |b| drop(b.variants[0].decoder.outputs.pop()),
+                expected: "has 2 outputs, expected 3",
+            },
+        ];
+        let mut failures = Vec::new();
+        for Case { change, expected } in cases {
+            let mut bundle = bundle();
+            change(&mut bundle);
+            let directory = on_disk(&bundle);
+            match Bundle::open(directory.path()).map_err(|error| error.to_string()) {
+                Err(message) if message.contains(expected) => {}
+                other => failures.push(format!("{other:?}, expected {expected}")),
+            }
+        }
+        assert!(failures.is_empty(), "{}", failures.join("\n"));
+    }
+
+    #[test]
+    fn no_bundle_and_no_json() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || Bundle::open(directory.path()).unwrap_err().to_string();
+        assert!(open().contains("is not a bundle: it has no `bundle.json`"));
+        for (text, expected) in [
+            ("", "EOF"),
+            ("[]", "has no number `schema`"),
+            ("{\"schema\": 1}", "missing field"),
+            ("{\"schema\": 1, \"new\": 2}", "unknown field `new`"),
+        ] {
+            std::fs::write(directory.path().join(FILE_NAME), text).unwrap();
+            let message = open();
+            assert!(message.contains(expected), "{message}, expected {expected}");
+        }
+    }
 }

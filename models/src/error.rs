@@ -1,24 +1,176 @@
 //! What can be wrong, one enum per boundary.
 
+#[cfg(feature = "describe")]
+pub use crate::graph::GraphError;
+use std::path::PathBuf;
 use thiserror::Error;
 
 /// A bundle that cannot be read, or is not what its contract says.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-pub enum BundleError {}
+pub enum BundleError {
+    /// A file of the bundle cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// There is no `bundle.json` where a bundle was expected.
+    #[error("{} is not a bundle: it has no `bundle.json`", path.display())]
+    NotABundle {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// `bundle.json` is not JSON of this schema.
+    #[error("{}: {problem}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        problem: String,
+    },
+    /// The bundle was written with another schema.
+    #[error("{}: schema {found}, this build reads schema {expected}", path.display())]
+    Schema {
+        /// The file.
+        path: PathBuf,
+        /// The bundle's schema.
+        found: u64,
+        /// This build's.
+        expected: u32,
+    },
+    /// The contract and the files disagree; every disagreement.
+    #[error("{}: {}", path.display(), problems.join("; "))]
+    Broken {
+        /// The bundle.
+        path: PathBuf,
+        /// What was found and what was expected, one sentence each.
+        problems: Vec<String>,
+    },
+}
 
 /// A checkpoint that cannot be read, or is not the model that its config declares.
 #[cfg(feature = "describe")]
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
-    /// A canonical weight was asked for that the model does not have.
-    #[error("no canonical weight is named `{name}`")]
+    /// A file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file that a checkpoint needs is not there.
+    #[error("{}: {problem}", path.display())]
+    NotACheckpoint {
+        /// The directory.
+        path: PathBuf,
+        /// What was looked for, what was found.
+        problem: String,
+    },
+    /// A safetensors file, or its index, is not what the format demands.
+    #[error("{}: {problem}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        problem: String,
+    },
+    /// The config asks for something this build does not do, or lacks a field; every such field.
+    #[error("{}: {}", path.display(), problems.join("; "))]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// Field, found, expected, one sentence each.
+        problems: Vec<String>,
+    },
+    /// The weights are not those of the declared model; all problems at once.
+    #[error("{} does not hold the model that its config declares ({layout} layout): {problems}", path.display())]
+    Weights {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The layout whose rules were applied.
+        layout: &'static str,
+        /// Missing, unmapped and misshapen tensors.
+        problems: Box<WeightProblems>,
+    },
+    /// The markers of the config and of the tensors name different layouts, or none.
+    #[error("{}: {problem}", path.display())]
+    Layout {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What was found.
+        problem: String,
+    },
+    /// A canonical weight was asked for that the model does not have, or outside its bounds.
+    #[error("no canonical weight is named `{name}` and has the rows and columns asked for")]
     UnknownWeight {
         /// The name asked for.
         name: String,
     },
+    /// The config's sizes do not fit together.
+    #[error("the network cannot be built from the config: {0}")]
+    Graph(#[from] GraphError),
+}
+
+/// Everything that is wrong with a checkpoint's tensors.
+#[cfg(feature = "describe")]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WeightProblems {
+    /// Tensors that a rule needs and no file has.
+    pub missing: Vec<String>,
+    /// Tensors that no rule mentions.
+    pub unmapped: Vec<String>,
+    /// Tensors of the wrong shape or dtype: found and expected, one sentence each.
+    pub misshapen: Vec<String>,
 }
 
 #[cfg(feature = "describe")]
-pub use crate::graph::GraphError;
+impl WeightProblems {
+    /// Whether nothing is wrong.
+    pub fn is_empty(&self) -> bool {
+        self.missing.is_empty() && self.unmapped.is_empty() && self.misshapen.is_empty()
+    }
+}
+
+#[cfg(feature = "describe")]
+impl std::fmt::Display for WeightProblems {
+    /// Counts and the first few of each kind on one line; the lists have them all.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        const SHOWN: usize = 8;
+        let mut separator = "";
+        for (kind, list) in [
+            ("missing", &self.missing),
+            ("not in any rule", &self.unmapped),
+            ("wrong", &self.misshapen),
+        ] {
+            if list.is_empty() {
+                continue;
+            }
+            let first: Vec<String> = list.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
+            let rest = list.len().saturating_sub(SHOWN);
+            let more = if rest > 0 {
+                format!(" and {rest} more")
+            } else {
+                String::new()
+            };
+            write!(f, "{separator}{} {kind}: {}{more}", list.len(), first.join(", "))?;
+            separator = "; ";
+        }
+        Ok(())
+    }
+}
+
+#[cfg(feature = "describe")]
+impl CheckpointError {
+    pub(crate) fn malformed(path: &std::path::Path, problem: impl Into<String>) -> Self {
+        CheckpointError::Malformed {
+            path: path.to_owned(),
+            problem: problem.into(),
+        }
+    }
+}

@@ -3,6 +3,8 @@
 pub mod arch;
 pub mod bundle;
 #[cfg(feature = "describe")]
+pub mod checkpoint;
+#[cfg(feature = "describe")]
 pub mod config;
 pub mod dtype;
 pub mod error;

@@ -433,7 +433,7 @@ fn reshape(shape: &[Dim], target: &[i64]) -> Result<Vec<Dim>, String> {
     }
     match (open, symbol) {
         (None, None) if remaining == product => {}
-        (Some(i), None) if product > 0 && remaining % product == 0 => {
+        (Some(i), None) if product > 0 && remaining.is_multiple_of(product) => {
             result[i] = Dim::Fixed(remaining / product)
         }
         (Some(i), Some(symbol)) if remaining == product => result[i] = symbol,

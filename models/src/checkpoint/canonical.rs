@@ -1,0 +1,510 @@
+//! From the tensors of a checkpoint to canonical weights: every tensor used, ignored by a rule or an error; every
+//! weight filled once. Weights are read a block at a time from the mapped files.
+
+use super::branches::{Branch, Kind, Take, branches};
+use super::fold::{BranchValues, KernelSize, fold};
+use super::layout::Unified;
+use super::safetensors::{SafetensorsFile, StoredTensor, StoredType};
+use super::{Checkpoint, Layout};
+use crate::arch;
+use crate::config::ModelConfig;
+use crate::dtype::DType;
+use crate::error::{CheckpointError, WeightProblems};
+use crate::weights::{WeightSpec, Weights};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The embedding table, and the head that may be the same table.
+const EMBEDDING: &str = "language_model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+
+/// A tensor: index of its file, index in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct TensorId(usize, usize);
+
+/// What became of a checkpoint's tensors.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Accounting {
+    /// Tensors that canonical weights are made from, sorted.
+    pub used: Vec<Used>,
+    /// Tensors that are not needed, sorted.
+    pub ignored: Vec<Ignored>,
+    /// What the user should know: where config and tensors disagree and the tensors were believed.
+    pub warnings: Vec<String>,
+}
+
+/// A tensor that a canonical weight is made from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Used {
+    /// The checkpoint's name.
+    pub tensor: String,
+    /// The canonical weight; of a folded convolution, its `.weight`.
+    pub weight: String,
+}
+
+/// A tensor that is not needed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Ignored {
+    /// The checkpoint's name.
+    pub tensor: String,
+    /// Why not.
+    pub rule: String,
+}
+
+/// The canonical weights of a checkpoint. Nothing is held in memory: a block is converted when it is read.
+#[derive(Debug)]
+pub struct Canonical {
+    files: Arc<Vec<SafetensorsFile>>,
+    path: PathBuf,
+    layout: Layout,
+    config: ModelConfig,
+    specs: Vec<WeightSpec>,
+    index: BTreeMap<String, usize>,
+    /// One for each spec.
+    sources: Vec<Source>,
+    /// Branches of the folded convolutions.
+    sites: Vec<Site>,
+    /// The convolution folded last: its bias is read after its weight.
+    folded: Mutex<Option<(usize, Arc<Folded>)>>,
+    non_finite: Mutex<BTreeSet<String>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    Stored(TensorId),
+    FoldedWeight(usize),
+    FoldedBias(usize),
+}
+
+#[derive(Debug)]
+struct Site {
+    size: KernelSize,
+    branches: Vec<Branch>,
+}
+
+/// Weight and bias.
+type Folded = (Vec<f32>, Vec<f32>);
+
+/// Applies a layout's rules to a checkpoint; `forced` overrides what the config and the tensors declare.
+///
+/// # Errors
+/// Markers that contradict each other, or every tensor that is missing, unmapped or misshapen.
+pub fn canonical(
+    checkpoint: &Checkpoint,
+    forced: Option<Layout>,
+) -> Result<(Canonical, Accounting), CheckpointError> {
+    let layout = match forced {
+        Some(layout) => layout,
+        None => checkpoint.detect()?,
+    };
+    let mut config = checkpoint.config().clone();
+    let files = Arc::clone(&checkpoint.files);
+    let mut assembly = Assembly::new(&files);
+    assembly.unify(layout, &config);
+    assembly.resolve_tie(&mut config);
+    let specs = arch::specs(&config)?;
+    for spec in &specs {
+        let source = assembly.source(spec, &config);
+        assembly.sources.push(source);
+    }
+    let Assembly {
+        mut accounting,
+        problems,
+        sources,
+        sites,
+        unified,
+        used,
+        ..
+    } = assembly;
+    let mut problems = problems;
+    for id in unified.values() {
+        if !used.contains_key(id) {
+            problems.unmapped.push(tensor(&files, *id).name.clone());
+        }
+    }
+    problems.missing.sort();
+    problems.missing.dedup();
+    problems.unmapped.sort();
+    problems.misshapen.sort();
+    let sources: Option<Vec<Source>> = sources.into_iter().collect();
+    let path = checkpoint.path().to_owned();
+    let (true, Some(sources)) = (problems.is_empty(), sources) else {
+        return Err(CheckpointError::Weights {
+            path,
+            layout: layout.name(),
+            problems: Box::new(problems),
+        });
+    };
+    accounting.used = used
+        .into_iter()
+        .map(|(id, weight)| Used {
+            tensor: tensor(&files, id).name.clone(),
+            weight,
+        })
+        .collect();
+    accounting.used.sort();
+    accounting.ignored.sort();
+    let index = specs
+        .iter()
+        .enumerate()
+        .map(|(index, spec)| (spec.name.clone(), index))
+        .collect();
+    let canonical = Canonical {
+        files,
+        path,
+        layout,
+        config,
+        specs,
+        index,
+        sources,
+        sites,
+        folded: Mutex::new(None),
+        non_finite: Mutex::new(BTreeSet::new()),
+    };
+    Ok((canonical, accounting))
+}
+
+fn tensor(files: &[SafetensorsFile], TensorId(file, index): TensorId) -> &StoredTensor {
+    &files[file].tensors[index]
+}
+
+fn bytes(files: &[SafetensorsFile], id: TensorId) -> &[u8] {
+    files[id.0].bytes(tensor(files, id))
+}
+
+/// The work of [`canonical`] while it is done.
+struct Assembly<'a> {
+    files: &'a [SafetensorsFile],
+    unified: BTreeMap<String, TensorId>,
+    /// The canonical weight that each tensor goes into.
+    used: BTreeMap<TensorId, String>,
+    /// The canonical weight that tensors are taken for at the moment.
+    current: String,
+    sources: Vec<Option<Source>>,
+    sites: Vec<Site>,
+    /// The site of a convolution whose weight came first.
+    site_of: BTreeMap<String, Option<usize>>,
+    problems: WeightProblems,
+    accounting: Accounting,
+}
+
+impl<'a> Assembly<'a> {
+    fn new(files: &'a [SafetensorsFile]) -> Self {
+        Assembly {
+            files,
+            unified: BTreeMap::new(),
+            used: BTreeMap::new(),
+            current: String::new(),
+            sources: Vec::new(),
+            sites: Vec::new(),
+            site_of: BTreeMap::new(),
+            problems: WeightProblems::default(),
+            accounting: Accounting::default(),
+        }
+    }
+
+    /// Gives every tensor its unified name, its rule or its place among the unmapped.
+    fn unify(&mut self, layout: Layout, config: &ModelConfig) {
+        for (file, opened) in self.files.iter().enumerate() {
+            for (index, tensor) in opened.tensors.iter().enumerate() {
+                let name = &tensor.name;
+                match layout.unify(name, &config.vision) {
+                    Unified::Unknown => self.problems.unmapped.push(name.clone()),
+                    Unified::Ignored(rule) => {
+                        self.accounting.ignored.push(Ignored {
+                            tensor: name.clone(),
+                            rule: rule.to_owned(),
+                        });
+                    }
+                    Unified::Name(unified) => {
+                        if self
+                            .unified
+                            .insert(unified.clone(), TensorId(file, index))
+                            .is_some()
+                        {
+                            let problem = format!("{name} is a second tensor for {unified}");
+                            self.problems.misshapen.push(problem);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The tensors win over the config: a head of its own is untied, a copy of the table is tied.
+    fn resolve_tie(&mut self, config: &mut ModelConfig) {
+        let (Some(&head), embedding) = (self.unified.get(HEAD), self.unified.get(EMBEDDING)) else {
+            return;
+        };
+        let copy = embedding.is_some_and(|&embedding| {
+            let (a, b) = (tensor(self.files, head), tensor(self.files, embedding));
+            a.dtype == b.dtype
+                && a.shape == b.shape
+                && bytes(self.files, head) == bytes(self.files, embedding)
+        });
+        let declared = config.decoder.tie_word_embeddings;
+        config.decoder.tie_word_embeddings = copy;
+        if copy {
+            self.unified.remove(HEAD);
+            let rule = "byte for byte the embedding table".to_owned();
+            let tensor = tensor(self.files, head).name.clone();
+            self.accounting.ignored.push(Ignored { tensor, rule });
+        }
+        if declared != copy {
+            let warning = if copy {
+                "`tie_word_embeddings` is false, but the head is a copy of the embedding table: stored once"
+            } else {
+                "`tie_word_embeddings` is true, but the checkpoint has a head of its own: it is used"
+            };
+            self.accounting.warnings.push(warning.to_owned());
+        }
+    }
+
+    fn source(&mut self, spec: &WeightSpec, config: &ModelConfig) -> Option<Source> {
+        let (base, part) = spec.name.rsplit_once('.').unwrap_or((&spec.name, ""));
+        let Some(kind) = Kind::of(base, &config.vision) else {
+            self.current.clone_from(&spec.name);
+            return self.take(&spec.name, &spec.shape).map(Source::Stored);
+        };
+        self.current = format!("{base}.weight");
+        let train_time = kind == Kind::ConvNorm
+            || kind
+                .markers()
+                .iter()
+                .any(|marker| self.any(&format!("{base}{marker}")));
+        if !train_time {
+            self.current.clone_from(&spec.name);
+            return self
+                .take(&format!("{base}.reparam_conv.{part}"), &spec.shape)
+                .map(Source::Stored);
+        }
+        if part == "weight" {
+            let site = self.site(kind, base, &spec.shape, config.vision.layer_scale);
+            self.site_of.insert(base.to_owned(), site);
+            site.map(Source::FoldedWeight)
+        } else {
+            self.site_of.get(base).copied().flatten().map(Source::FoldedBias)
+        }
+    }
+
+    fn site(&mut self, kind: Kind, base: &str, shape: &[u64], layer_scale: bool) -> Option<usize> {
+        let &[output, per_group, side, _] = shape else {
+            return None;
+        };
+        let branches = branches(self, kind, base, [output, per_group, side], layer_scale)?;
+        let whole = |length: u64| usize::try_from(length).ok();
+        let size = KernelSize {
+            output: whole(output)?,
+            per_group: whole(per_group)?,
+            side: whole(side)?,
+        };
+        self.sites.push(Site { size, branches });
+        Some(self.sites.len() - 1)
+    }
+}
+
+impl Take for Assembly<'_> {
+    fn take(&mut self, name: &str, shape: &[u64]) -> Option<TensorId> {
+        let Some(&id) = self.unified.get(name) else {
+            self.problems.missing.push(name.to_owned());
+            return None;
+        };
+        self.used.insert(id, self.current.clone());
+        let stored = tensor(self.files, id);
+        if !matches!(stored.dtype, StoredType::Float(_)) {
+            let dtype = stored.dtype.name();
+            let problem = format!(
+                "{} has dtype {dtype}, expected float32, float16 or bfloat16",
+                stored.name
+            );
+            self.problems.misshapen.push(problem);
+            return None;
+        }
+        if stored.shape != shape {
+            let found = &stored.shape;
+            self.problems
+                .misshapen
+                .push(format!("{} has shape {found:?}, expected {shape:?}", stored.name));
+            return None;
+        }
+        Some(id)
+    }
+
+    fn any(&self, prefix: &str) -> bool {
+        let next = self
+            .unified
+            .range::<str, _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded))
+            .next();
+        next.is_some_and(|(name, _)| name.starts_with(prefix))
+    }
+}
+
+impl Canonical {
+    /// The config, with `tie_word_embeddings` as the tensors have it.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The layout whose rules were applied.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Canonical weights in which NaN or infinite values were seen, among the blocks read so far, sorted.
+    pub fn non_finite(&self) -> Vec<String> {
+        let names = self.non_finite.lock().unwrap_or_else(PoisonError::into_inner);
+        names.iter().cloned().collect()
+    }
+
+    fn whole(&self, id: TensorId) -> Vec<f32> {
+        let tensor = tensor(&self.files, id);
+        let bytes = bytes(&self.files, id);
+        let size = usize::try_from(tensor.dtype.size()).unwrap_or(1).max(1);
+        let mut out = vec![0.0; bytes.len() / size];
+        convert(tensor.dtype, bytes, &mut out);
+        out
+    }
+
+    fn fold_site(&self, index: usize) -> Arc<Folded> {
+        let mut cache = self.folded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((cached, folded)) = &*cache
+            && *cached == index
+        {
+            return Arc::clone(folded);
+        }
+        let site = &self.sites[index];
+        let values: Vec<BranchValues> = site
+            .branches
+            .iter()
+            .map(|branch| BranchValues {
+                kernel: branch
+                    .kernel
+                    .map(|(id, side)| (self.whole(id), usize::try_from(side).unwrap_or(usize::MAX))),
+                bias: branch.bias.map(|id| self.whole(id)),
+                norm: branch.norm.map(|norm| norm.map(|id| self.whole(id))),
+                factor: branch.factor.map(|id| self.whole(id)),
+                negative: branch.negative,
+            })
+            .collect();
+        let folded = Arc::new(fold(site.size, &values));
+        *cache = Some((index, Arc::clone(&folded)));
+        folded
+    }
+}
+
+impl Weights for Canonical {
+    fn specs(&self) -> &[WeightSpec] {
+        &self.specs
+    }
+
+    fn read_block(
+        &self,
+        name: &str,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), CheckpointError> {
+        let unknown = || CheckpointError::UnknownWeight {
+            name: name.to_owned(),
+        };
+        let &index = self.index.get(name).ok_or_else(unknown)?;
+        let (height, width) = self.specs[index].matrix();
+        let count = rows.len().checked_mul(columns.len());
+        if rows.end > height || columns.end > width || rows.start > rows.end || columns.start > columns.end {
+            return Err(unknown());
+        }
+        if count != Some(out.len()) {
+            return Err(unknown());
+        }
+        if out.is_empty() {
+            return Ok(());
+        }
+        // Whole rows lie one after the other.
+        let (pieces, length) = if columns.len() == width {
+            (1, out.len())
+        } else {
+            (rows.len(), columns.len())
+        };
+        let start = |piece: usize| (rows.start + piece) * width + columns.start;
+        match self.sources[index] {
+            Source::Stored(id) => {
+                let stored = tensor(&self.files, id);
+                let bytes = bytes(&self.files, id);
+                let size = usize::try_from(stored.dtype.size()).unwrap_or(1);
+                for (piece, out) in (0..pieces).zip(out.chunks_exact_mut(length)) {
+                    let from = start(piece) * size;
+                    let shrunk =
+                        || CheckpointError::malformed(&self.path, format!("`{}` is cut short", stored.name));
+                    convert(
+                        stored.dtype,
+                        bytes.get(from..from + length * size).ok_or_else(shrunk)?,
+                        out,
+                    );
+                }
+            }
+            Source::FoldedWeight(site) | Source::FoldedBias(site) => {
+                let folded = self.fold_site(site);
+                let values = if matches!(self.sources[index], Source::FoldedBias(_)) {
+                    &folded.1
+                } else {
+                    &folded.0
+                };
+                for (piece, out) in (0..pieces).zip(out.chunks_exact_mut(length)) {
+                    let from = start(piece);
+                    out.copy_from_slice(values.get(from..from + length).ok_or_else(unknown)?);
+                }
+            }
+        }
+        if has_non_finite(out) {
+            self.non_finite
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(name.to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// Converts little-endian values; `bytes` and `out` have as many.
+fn convert(dtype: StoredType, bytes: &[u8], out: &mut [f32]) {
+    match dtype {
+        StoredType::Float(DType::Float32) => {
+            for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                *out = f32::from_le_bytes(*bytes);
+            }
+        }
+        StoredType::Float(DType::BFloat16) => {
+            for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *out = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
+            }
+        }
+        StoredType::Float(DType::Float16) => {
+            // `half` converts a slice with the processor's own instructions; bytes of a file have no alignment.
+            const RUN: usize = 1024;
+            let mut run = [f16::ZERO; RUN];
+            for (out, bytes) in out.chunks_mut(RUN).zip(bytes.chunks(2 * RUN)) {
+                for (value, bytes) in run.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *value = f16::from_le_bytes(*bytes);
+                }
+                run[..out.len()].convert_to_f32_slice(out);
+            }
+        }
+        // Never a weight: `Take::take` refuses the others.
+        StoredType::Float(DType::Int64 | DType::Bool) | StoredType::Other(..) => out.fill(f32::NAN),
+    }
+}
+
+/// Whether a value is NaN or infinite; branch-free, so that it costs next to nothing.
+fn has_non_finite(values: &[f32]) -> bool {
+    const EXPONENT: u32 = 0x7f80_0000;
+    values.chunks(4096).any(|values| {
+        values.iter().fold(0, |found, value| {
+            found | u32::from(value.to_bits() & EXPONENT == EXPONENT)
+        }) != 0
+    })
+}

@@ -1,0 +1,290 @@
+//! A checkpoint directory: its config, its tensors, its layout, and the canonical weights that they make.
+//!
+//! `open` believes nothing that it has not checked; [`canonical`] accounts for every tensor.
+
+mod branches;
+mod canonical;
+mod fold;
+mod layout;
+mod llava;
+mod mlx;
+mod processing;
+mod safetensors;
+
+pub use crate::config::Layout;
+pub use canonical::{Accounting, Canonical, Ignored, Used, canonical};
+pub use processing::{Asset, Assets};
+
+use crate::config::ModelConfig;
+use crate::dtype::DType;
+use crate::error::CheckpointError;
+use safetensors::{SafetensorsFile, StoredType};
+use serde::Deserialize;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+/// File names of the format.
+const CONFIG: &str = "config.json";
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// Longest index that is read.
+const MAX_INDEX: u64 = 100_000_000;
+
+/// An opened checkpoint; its weights stay in the files.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    config: ModelConfig,
+    /// The dialect of `config.json`.
+    dialect: Layout,
+    files: Arc<Vec<SafetensorsFile>>,
+    sources: Vec<SourceFile>,
+}
+
+/// A file that weights or config are read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceFile {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Its length.
+    pub bytes: u64,
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint in `directory`: `config.json` beside `model.safetensors`, or beside an index and shards.
+    ///
+    /// # Errors
+    /// A file that is missing or is not what its format demands, or a config that this build cannot do.
+    pub fn open(directory: &Path) -> Result<Checkpoint, CheckpointError> {
+        let not_a_checkpoint = |problem: String| CheckpointError::NotACheckpoint {
+            path: directory.to_owned(),
+            problem,
+        };
+        if !directory.is_dir() {
+            return Err(not_a_checkpoint("is not a directory".to_owned()));
+        }
+        let config_path = directory.join(CONFIG);
+        if !config_path.exists() {
+            return Err(not_a_checkpoint(format!("has no `{CONFIG}`")));
+        }
+        let raw: Value = serde_json::from_str(&read(&config_path)?)
+            .map_err(|error| CheckpointError::malformed(&config_path, error.to_string()))?;
+
+        let index = directory.join(INDEX);
+        let files = if directory.join(SINGLE).exists() {
+            vec![SafetensorsFile::open(&directory.join(SINGLE))?]
+        } else if index.exists() {
+            open_shards(directory, &index)?
+        } else {
+            return Err(not_a_checkpoint(without_weights(directory)));
+        };
+        let names = files
+            .iter()
+            .flat_map(|file| &file.tensors)
+            .map(|tensor| tensor.name.as_str());
+        mlx::refuse(directory, &raw, names)?;
+        let (config, dialect) = ModelConfig::open(directory)?;
+
+        let mut sources = Vec::new();
+        for name in [CONFIG, INDEX] {
+            let path = directory.join(name);
+            if let Ok(found) = fs::metadata(&path) {
+                sources.push(SourceFile {
+                    path,
+                    bytes: found.len(),
+                });
+            }
+        }
+        sources.extend(files.iter().map(|file| SourceFile {
+            path: file.path.clone(),
+            bytes: file.len(),
+        }));
+        sources.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(Checkpoint {
+            path: directory.to_owned(),
+            config,
+            dialect,
+            files: Arc::new(files),
+            sources,
+        })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What `config.json` declares. Whether the head is tied is settled by the tensors: see [`Canonical::config`].
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The dialect of `config.json`.
+    pub fn dialect(&self) -> Layout {
+        self.dialect
+    }
+
+    /// `config.json` and the files that weights are read from, sorted.
+    pub fn files(&self) -> &[SourceFile] {
+        &self.sources
+    }
+
+    /// Element type of most of the weights' bytes.
+    pub fn stored(&self) -> DType {
+        let mut bytes: BTreeMap<DType, usize> = BTreeMap::new();
+        for file in self.files.iter() {
+            for tensor in &file.tensors {
+                if let StoredType::Float(dtype) = tensor.dtype {
+                    *bytes.entry(dtype).or_default() += file.bytes(tensor).len();
+                }
+            }
+        }
+        bytes
+            .into_iter()
+            .max_by_key(|&(_, bytes)| bytes)
+            .map_or(DType::Float32, |(dtype, _)| dtype)
+    }
+
+    /// The layout, by two declared markers that must agree: the config's `model_type` and the projector's name.
+    fn detect(&self) -> Result<Layout, CheckpointError> {
+        let names = self
+            .files
+            .iter()
+            .flat_map(|file| &file.tensors)
+            .map(|tensor| tensor.name.as_str());
+        match Layout::of_tensors(names) {
+            Some(found) if found != self.dialect => Err(CheckpointError::Layout {
+                path: self.path.clone(),
+                problem: format!(
+                    "config.json declares the {} layout, the tensors have names of the {} layout",
+                    self.dialect.name(),
+                    found.name()
+                ),
+            }),
+            _ => Ok(self.dialect),
+        }
+    }
+}
+
+/// Reads everything but the weights of a checkpoint.
+///
+/// # Errors
+/// A file that is missing, cannot be read or asks for something that this build does not do.
+pub fn assets(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<Assets, CheckpointError> {
+    processing::assets(&checkpoint.path, config, checkpoint.dialect)
+}
+
+/// What to say about a directory without safetensors.
+fn without_weights(directory: &Path) -> String {
+    let pickled = fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .any(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name.ends_with(".bin") || name.ends_with(".pth") || name.ends_with(".pt")
+        });
+    let hint = if pickled {
+        "; its PyTorch files are programs and are not read: convert them to safetensors"
+    } else {
+        ""
+    };
+    format!("has neither `{SINGLE}` nor `{INDEX}`{hint}")
+}
+
+/// The part of an index that matters.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Opens the shards that the index names. Each tensor must lie in the one shard that the index says.
+fn open_shards(directory: &Path, index: &Path) -> Result<Vec<SafetensorsFile>, CheckpointError> {
+    let malformed = |problem: String| CheckpointError::malformed(index, problem);
+    let Index { weight_map } =
+        serde_json::from_str(&read(index)?).map_err(|error| malformed(error.to_string()))?;
+    let names: BTreeSet<&String> = weight_map.values().collect();
+    if names.is_empty() {
+        return Err(malformed("names no shard".to_owned()));
+    }
+    let mut problems = Vec::new();
+    for name in names.iter() {
+        let mut parts = Path::new(name).components();
+        let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
+        if !plain || !name.ends_with(".safetensors") || name.contains('\\') {
+            problems.push(format!("`{name}` is not the name of a shard in this directory"));
+        } else if !directory.join(name).is_file() {
+            problems.push(format!("shard `{name}` is missing"));
+        }
+    }
+    if !problems.is_empty() {
+        return Err(malformed(problems.join("; ")));
+    }
+    let mut files = Vec::new();
+    let mut place: BTreeMap<String, &String> = BTreeMap::new();
+    for name in names {
+        let file = SafetensorsFile::open(&directory.join(name))?;
+        for tensor in &file.tensors {
+            if let Some(other) = place.insert(tensor.name.clone(), name) {
+                problems.push(format!(
+                    "tensor `{}` lies in `{other}` and in `{name}`",
+                    tensor.name
+                ));
+            } else if !weight_map.contains_key(&tensor.name) {
+                problems.push(format!(
+                    "tensor `{}` of `{name}` is not in the index",
+                    tensor.name
+                ));
+            }
+        }
+        files.push(file);
+    }
+    for (tensor, name) in &weight_map {
+        if place.get(tensor).is_none_or(|found| *found != name) {
+            problems.push(format!(
+                "tensor `{tensor}` is not in `{name}`, where the index has it"
+            ));
+        }
+    }
+    if problems.is_empty() {
+        Ok(files)
+    } else {
+        Err(malformed(first_few(&problems)))
+    }
+}
+
+/// A list for people: all counted, the first shown.
+fn first_few(problems: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let shown = problems
+        .iter()
+        .take(SHOWN)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join("; ");
+    match problems.len().checked_sub(SHOWN) {
+        Some(more) if more > 0 => format!("{shown}; and {more} more"),
+        _ => shown,
+    }
+}
+
+/// Reads a small file of text.
+fn read(path: &Path) -> Result<String, CheckpointError> {
+    let io = |source| CheckpointError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let length = fs::metadata(path).map_err(io)?.len();
+    if length > MAX_INDEX {
+        return Err(CheckpointError::malformed(
+            path,
+            format!("is {length} bytes long, at most {MAX_INDEX} are read"),
+        ));
+    }
+    fs::read_to_string(path).map_err(io)
+}
+

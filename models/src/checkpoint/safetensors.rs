@@ -1,0 +1,386 @@
+//! One safetensors file: a header that is not believed until it has been checked, and the mapped bytes behind it.
+//!
+//! Format: 8 bytes little-endian header length, the header (a JSON object: name -> dtype, shape, data_offsets), the data.
+
+use crate::dtype::DType;
+use crate::error::CheckpointError;
+use memmap2::Mmap;
+use serde::Deserialize;
+use serde::de::{MapAccess, Visitor};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// Longest header that is read; the safetensors library's own limit.
+const MAX_HEADER: u64 = 100_000_000;
+/// Most dimensions of a tensor.
+const MAX_RANK: usize = 8;
+
+/// A mapped file and what its header says.
+#[derive(Debug)]
+pub(super) struct SafetensorsFile {
+    pub(super) path: PathBuf,
+    map: Mmap,
+    /// In the order of the data.
+    pub(super) tensors: Vec<StoredTensor>,
+}
+
+/// A tensor as stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct StoredTensor {
+    pub(super) name: String,
+    pub(super) dtype: StoredType,
+    pub(super) shape: Vec<u64>,
+    start: usize,
+    end: usize,
+}
+
+/// Element types of the format: those that weights may have, and the others, which only ignored tensors may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StoredType {
+    Float(DType),
+    /// The format's name and bytes per element.
+    Other(&'static str, u64),
+}
+
+impl StoredType {
+    fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "F32" => StoredType::Float(DType::Float32),
+            "F16" => StoredType::Float(DType::Float16),
+            "BF16" => StoredType::Float(DType::BFloat16),
+            "F64" => StoredType::Other("F64", 8),
+            "I64" => StoredType::Other("I64", 8),
+            "U64" => StoredType::Other("U64", 8),
+            "I32" => StoredType::Other("I32", 4),
+            "U32" => StoredType::Other("U32", 4),
+            "I16" => StoredType::Other("I16", 2),
+            "U16" => StoredType::Other("U16", 2),
+            "I8" => StoredType::Other("I8", 1),
+            "U8" => StoredType::Other("U8", 1),
+            "BOOL" => StoredType::Other("BOOL", 1),
+            "F8_E4M3" => StoredType::Other("F8_E4M3", 1),
+            "F8_E5M2" => StoredType::Other("F8_E5M2", 1),
+            _ => return None,
+        })
+    }
+
+    pub(super) fn size(self) -> u64 {
+        match self {
+            StoredType::Float(dtype) => u64::try_from(dtype.size()).unwrap_or(u64::MAX),
+            StoredType::Other(_, size) => size,
+        }
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            StoredType::Float(dtype) => dtype.name(),
+            StoredType::Other(name, _) => name,
+        }
+    }
+}
+
+impl SafetensorsFile {
+    pub(super) fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let io = |source| CheckpointError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let file = File::open(path).map_err(io)?;
+        if !file.metadata().map_err(io)?.is_file() {
+            return Err(CheckpointError::malformed(path, "is not a regular file"));
+        }
+        #[expect(
+            unsafe_code,
+            reason = "a checkpoint is far larger than memory; it must be mapped"
+        )]
+        // SAFETY: the map is read-only and only ever seen as bytes. A file that another program truncates while it is
+        // mapped can end this process with SIGBUS; that is the documented price of mapping, as in every loader of
+        // safetensors.
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let tensors = validate(&map).map_err(|problem| CheckpointError::malformed(path, problem))?;
+        Ok(SafetensorsFile {
+            path: path.to_owned(),
+            map,
+            tensors,
+        })
+    }
+
+    /// The tensor's bytes, little-endian, row-major.
+    pub(super) fn bytes(&self, tensor: &StoredTensor) -> &[u8] {
+        self.map.get(tensor.start..tensor.end).unwrap_or(&[])
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        u64::try_from(self.map.len()).unwrap_or(u64::MAX)
+    }
+}
+
+/// One entry of the header.
+#[derive(Deserialize)]
+struct Entry {
+    dtype: String,
+    shape: Vec<u64>,
+    data_offsets: [u64; 2],
+}
+
+/// The header's entries in file order; a name that stands twice is kept twice.
+struct Header(Vec<(String, serde_json::Value)>);
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Header;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Header(entries))
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+/// The only function that believes a file: checks everything that is used later.
+fn validate(bytes: &[u8]) -> Result<Vec<StoredTensor>, String> {
+    let file_length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
+        return Err(format!("{file_length} bytes, a safetensors file has at least 8"));
+    };
+    let header_length = u64::from_le_bytes(*length);
+    if header_length > MAX_HEADER {
+        return Err(format!(
+            "declares a header of {header_length} bytes, at most {MAX_HEADER} are read"
+        ));
+    }
+    let header_end = usize::try_from(header_length).unwrap_or(usize::MAX);
+    let (Some(header), Some(data)) = (rest.get(..header_end), rest.get(header_end..)) else {
+        return Err(format!(
+            "declares a header of {header_length} bytes, the file has {file_length}: truncated?"
+        ));
+    };
+    let Header(entries) = serde_json::from_slice(header)
+        .map_err(|error| format!("the header is not a JSON object: {error}"))?;
+
+    let data_length = u64::try_from(data.len()).unwrap_or(u64::MAX);
+    let offset = bytes.len() - data.len();
+    let mut names = std::collections::BTreeSet::new();
+    let mut tensors = Vec::with_capacity(entries.len());
+    for (name, value) in entries {
+        if name == "__metadata__" {
+            continue;
+        }
+        if !names.insert(name.clone()) {
+            return Err(format!("tensor `{name}` stands twice in the header"));
+        }
+        let entry: Entry =
+            serde_json::from_value(value).map_err(|error| format!("tensor `{name}`: {error}"))?;
+        tensors.push(tensor(name, &entry, data_length, offset)?);
+    }
+    tensors.sort_by(|a, b| (a.start, a.end, &a.name).cmp(&(b.start, b.end, &b.name)));
+    let mut expected = offset;
+    for tensor in &tensors {
+        if tensor.start != expected {
+            let what = if tensor.start < expected {
+                "overlaps the tensor before it"
+            } else {
+                "leaves a gap before it"
+            };
+            return Err(format!("tensor `{}` {what}", tensor.name));
+        }
+        expected = tensor.end;
+    }
+    if expected != bytes.len() {
+        let extra = bytes.len() - expected;
+        return Err(format!("{extra} bytes after the last tensor"));
+    }
+    Ok(tensors)
+}
+
+fn tensor(name: String, entry: &Entry, data_length: u64, offset: usize) -> Result<StoredTensor, String> {
+    let dtype = StoredType::parse(&entry.dtype).ok_or_else(|| {
+        format!(
+            "tensor `{name}` has dtype `{}`, which the format does not know",
+            entry.dtype
+        )
+    })?;
+    if entry.shape.len() > MAX_RANK {
+        return Err(format!(
+            "tensor `{name}` has {} dimensions, at most {MAX_RANK} are read",
+            entry.shape.len()
+        ));
+    }
+    let bytes = entry
+        .shape
+        .iter()
+        .try_fold(dtype.size(), |product, &n| product.checked_mul(n))
+        .ok_or_else(|| format!("tensor `{name}` has shape {:?}, which overflows", entry.shape))?;
+    let [start, end] = entry.data_offsets;
+    if start > end {
+        return Err(format!("tensor `{name}` begins at {start} and ends at {end}"));
+    }
+    if end - start != bytes {
+        return Err(format!(
+            "tensor `{name}` has {} bytes, {} of shape {:?} take {bytes}",
+            end - start,
+            entry.dtype,
+            entry.shape
+        ));
+    }
+    if end > data_length {
+        return Err(format!(
+            "tensor `{name}` ends at byte {end} of the data, the file has {data_length}: truncated?"
+        ));
+    }
+    let place = |at: u64| usize::try_from(at).ok().and_then(|at| at.checked_add(offset));
+    match (place(start), place(end)) {
+        (Some(start), Some(end)) => Ok(StoredTensor {
+            name,
+            dtype,
+            shape: entry.shape.clone(),
+            start,
+            end,
+        }),
+        _ => Err(format!(
+            "tensor `{name}` lies beyond what this machine can address"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(header: &str, data: usize) -> Vec<u8> {
+        let mut bytes = u64::try_from(header.len()).unwrap().to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend(vec![0; data]);
+        bytes
+    }
+
+    #[test]
+    fn a_good_header() {
+        let header = r#"{"__metadata__":{"format":"pt"},
+            "b":{"dtype":"BF16","shape":[2,3],"data_offsets":[4,16]},"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#;
+        let tensors = validate(&file(header, 16)).unwrap();
+        let names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert_eq!(tensors[1].dtype, StoredType::Float(DType::BFloat16));
+    }
+
+    #[test]
+    fn attacks_are_refused() {
+        let one = |body: &str| format!(r#"{{"a":{body}}}"#);
+        let cases: Vec<(&str, Vec<u8>, &str)> = vec![
+            ("empty file", vec![], "0 bytes, a safetensors file has at least 8"),
+            ("seven bytes", vec![0; 7], "7 bytes"),
+            (
+                "huge header",
+                u64::MAX.to_le_bytes().to_vec(),
+                "at most 100000000 are read",
+            ),
+            (
+                "header beyond the file",
+                90u64.to_le_bytes().to_vec(),
+                "truncated?",
+            ),
+            ("not JSON", file("{", 0), "not a JSON object"),
+            ("not an object", file("[]", 0), "not a JSON object"),
+            (
+                "deep JSON",
+                file(&format!(r#"{{"a":{}}}"#, "[".repeat(100_000)), 0),
+                "not a JSON object",
+            ),
+            (
+                "same name twice",
+                file(
+                    r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}"#,
+                    2,
+                ),
+                "stands twice",
+            ),
+            (
+                "missing field",
+                file(&one(r#"{"dtype":"F32","shape":[1]}"#), 4),
+                "tensor `a`: missing field",
+            ),
+            (
+                "negative dimension",
+                file(&one(r#"{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}"#), 4),
+                "tensor `a`: invalid value",
+            ),
+            (
+                "unknown dtype",
+                file(&one(r#"{"dtype":"F12","shape":[1],"data_offsets":[0,4]}"#), 4),
+                "dtype `F12`",
+            ),
+            (
+                "overflowing shape",
+                file(
+                    &one(r#"{"dtype":"F32","shape":[4294967296,4294967296,4],"data_offsets":[0,4]}"#),
+                    4,
+                ),
+                "overflows",
+            ),
+            (
+                "many dimensions",
+                file(
+                    &one(r#"{"dtype":"F32","shape":[1,1,1,1,1,1,1,1,1],"data_offsets":[0,4]}"#),
+                    4,
+                ),
+                "9 dimensions",
+            ),
+            (
+                "reversed offsets",
+                file(&one(r#"{"dtype":"F32","shape":[1],"data_offsets":[4,0]}"#), 4),
+                "begins at 4 and ends at 0",
+            ),
+            (
+                "lying size",
+                file(&one(r#"{"dtype":"F32","shape":[2],"data_offsets":[0,4]}"#), 4),
+                "has 4 bytes, F32 of shape [2] take 8",
+            ),
+            (
+                "beyond the data",
+                file(&one(r#"{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#), 4),
+                "truncated?",
+            ),
+            (
+                "overlap",
+                file(
+                    r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[2,6]}}"#,
+                    6,
+                ),
+                "tensor `b` overlaps",
+            ),
+            (
+                "gap",
+                file(
+                    r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}}"#,
+                    12,
+                ),
+                "tensor `b` leaves a gap",
+            ),
+            (
+                "bytes after the end",
+                file(&one(r#"{"dtype":"F32","shape":[1],"data_offsets":[0,4]}"#), 9),
+                "5 bytes after the last tensor",
+            ),
+        ];
+        let mut failures = Vec::new();
+        for (name, bytes, expected) in cases {
+            match validate(&bytes) {
+                Err(problem) if problem.contains(expected) => {}
+                other => failures.push(format!("{name}: {other:?}, expected {expected:?}")),
+            }
+        }
+        assert!(failures.is_empty(), "{}", failures.join("\n"));
+    }
+}
