@@ -1,0 +1,366 @@
+//! ONNX Runtime, on the CPU and with its CoreML execution provider. The only file that names the `ort` crate.
+//!
+//! The shared library is found at run time. It is loaded once per process, whoever asks first.
+
+use super::session::{Description, EngineSession, Placement, Port, Session, Tensor};
+use super::{Backend, Options, Parts, Provider, open_parts};
+use crate::error::BackendError;
+use crate::library;
+use models::bundle::{Bundle, Variant};
+use models::dtype::DType;
+use ort::ep::{CoreML, ExecutionProvider, coreml::ModelFormat};
+use ort::logging::LogLevel;
+use ort::memory::Allocator;
+use ort::session::builder::GraphOptimizationLevel;
+use ort::session::{Session as OrtGraph, SessionInputValue};
+use ort::value::{DynValue, Tensor as OrtTensor, TensorElementType, ValueType};
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// ONNX Runtime as a backend: one for each provider that it has.
+#[derive(Debug)]
+pub(super) struct OnnxRuntime {
+    /// `CoreMl` or `Cpu`.
+    pub(super) provider: Provider,
+}
+
+impl Backend for OnnxRuntime {
+    fn provider(&self) -> Provider {
+        self.provider
+    }
+
+    fn check(&self, options: &Options) -> Result<(), BackendError> {
+        let unavailable = |reason: String| BackendError::Unavailable {
+            provider: self.provider,
+            reason,
+        };
+        let loaded = load(options).map_err(unavailable)?;
+        if self.provider == Provider::CoreMl
+            && !<CoreML as ExecutionProvider>::is_available().map_err(|error| unavailable(line(&error)))?
+        {
+            let path = loaded.display();
+            return Err(unavailable(format!(
+                "the ONNX Runtime at {path} has no CoreML execution provider"
+            )));
+        }
+        Ok(())
+    }
+
+    fn open_session(&self, path: &Path, options: &Options) -> Result<Box<dyn Session>, BackendError> {
+        Ok(Box::new(OrtSession::open(self.provider, path, &[], options)?))
+    }
+
+    fn open(
+        &self,
+        directory: &Path,
+        bundle: &Bundle,
+        variant: &Variant,
+        options: &Options,
+    ) -> Result<Parts, BackendError> {
+        open_parts(directory, bundle, variant, &|path, fixed| {
+            OrtSession::open(self.provider, path, fixed, options)
+        })
+    }
+}
+
+/// The library of this process and its environment.
+struct Loaded {
+    path: PathBuf,
+    environment: ort::environment::Environment,
+}
+
+static LOADED: Mutex<Option<Loaded>> = Mutex::new(None);
+
+/// Loads ONNX Runtime unless that was done; says from where, or why it cannot be.
+fn load(options: &Options) -> Result<PathBuf, String> {
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    let candidates = library::candidates(options.onnxruntime.as_deref());
+    if let Some(loaded) = &*loaded {
+        // A path that was named must be the one in use; well-known places are as good as each other.
+        if let Some(asked) = &options.onnxruntime {
+            let candidates = candidates?;
+            let same = |path: &PathBuf| path.canonicalize().ok() == loaded.path.canonicalize().ok();
+            if !candidates.iter().any(same) {
+                let other = loaded.path.display();
+                return Err(format!(
+                    "{} was asked for, but {other} is already loaded",
+                    asked.display()
+                ));
+            }
+        }
+        return Ok(loaded.path.clone());
+    }
+    let mut problems = Vec::new();
+    for path in candidates? {
+        match ort::init_from(&path) {
+            Ok(builder) => {
+                // Messages are returned as errors; what else the library has to say goes nowhere.
+                let builder = builder.with_name("fvlm").with_telemetry(false);
+                let builder =
+                    builder.with_logger(Arc::new(|_: LogLevel, _: &str, _: &str, _: &str, _: &str| {}));
+                let environment = builder.build().map_err(|error| line(&error))?;
+                *loaded = Some(Loaded {
+                    path: path.clone(),
+                    environment,
+                });
+                return Ok(path);
+            }
+            Err(error) => problems.push(line(&error)),
+        }
+    }
+    // The last candidate is the bare name for the system's loader, whose failure is the common case.
+    let named =
+        problems.len() > 1 || options.onnxruntime.is_some() || std::env::var_os(library::VARIABLE).is_some();
+    Err(match problems.first() {
+        Some(problem) if named => format!("ONNX Runtime cannot be loaded: {problem}"),
+        _ => "no ONNX Runtime library was found".to_owned(),
+    })
+}
+
+fn line(error: &dyn std::fmt::Display) -> String {
+    error.to_string().replace('\n', " ")
+}
+
+/// A graph that ONNX Runtime has prepared.
+#[derive(Debug)]
+struct OrtSession {
+    description: Description,
+    graph: OrtGraph,
+    placement: Option<Placement>,
+}
+
+impl OrtSession {
+    /// `fixed`: dimension symbols whose length is known.
+    fn open(
+        provider: Provider,
+        path: &Path,
+        fixed: &[(&str, usize)],
+        options: &Options,
+    ) -> Result<OrtSession, BackendError> {
+        let refuse = |reason: String| BackendError::Graph {
+            provider,
+            path: path.to_owned(),
+            reason,
+        };
+        load(options).map_err(|reason| BackendError::Unavailable { provider, reason })?;
+        let mut builder = {
+            let loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(loaded) = &*loaded else {
+                let reason = "ONNX Runtime is not loaded".to_owned();
+                return Err(BackendError::Unavailable { provider, reason });
+            };
+            OrtGraph::builder(&loaded.environment).map_err(|error| refuse(line(&error)))?
+        }
+        .with_intra_threads(options.thread_count())
+        .map_err(|error| refuse(line(&error)))?
+        .with_optimization_level(GraphOptimizationLevel::All)
+        .map_err(|error| refuse(line(&error)))?
+        .with_memory_pattern(true)
+        .map_err(|error| refuse(line(&error)))?
+        .with_log_level(if provider == Provider::CoreMl {
+            LogLevel::Info
+        } else {
+            LogLevel::Error
+        })
+        .map_err(|error| refuse(line(&error)))?;
+        for (name, length) in fixed {
+            let length = i64::try_from(*length).unwrap_or(i64::MAX);
+            builder = builder
+                .with_dimension_override(name, length)
+                .map_err(|error| refuse(line(&error)))?;
+        }
+        let placed: Arc<Mutex<Option<Placement>>> = Arc::default();
+        if provider == Provider::CoreMl {
+            let heard = Arc::clone(&placed);
+            builder = builder
+                .with_logger(Arc::new(
+                    move |_: LogLevel, _: &str, _: &str, _: &str, message: &str| {
+                        if let Some(found) = placement(message) {
+                            *heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+                        }
+                    },
+                ))
+                .map_err(|error| refuse(line(&error)))?;
+            let coreml = CoreML::default()
+                .with_model_format(ModelFormat::MLProgram)
+                .with_static_input_shapes(false)
+                .build()
+                .error_on_failure();
+            // Not the graph's fault: another provider can still run it.
+            builder =
+                builder
+                    .with_execution_providers([coreml])
+                    .map_err(|error| BackendError::Unavailable {
+                        provider,
+                        reason: format!(
+                            "the CoreML execution provider cannot be registered: {}",
+                            line(&error)
+                        ),
+                    })?;
+        }
+        let graph = builder
+            .commit_from_file(path)
+            .map_err(|error| refuse(line(&error)))?;
+        let ports = |outlets: &[ort::value::Outlet]| outlets.iter().map(port).collect();
+        let description = Description {
+            path: path.to_owned(),
+            inputs: ports(graph.inputs()),
+            outputs: ports(graph.outputs()),
+        };
+        let placement = *placed.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(OrtSession {
+            description,
+            graph,
+            placement,
+        })
+    }
+
+    fn failed(&self, reason: &dyn std::fmt::Display) -> BackendError {
+        BackendError::Run {
+            path: self.description.path.clone(),
+            reason: line(reason),
+        }
+    }
+}
+
+/// What the CoreML provider logs about a graph: `... number of nodes in the graph: 450 number of nodes supported by
+/// CoreML: 449`. Its interface has no other way to tell.
+fn placement(message: &str) -> Option<Placement> {
+    let number = |after: &str| -> Option<usize> {
+        let (_, rest) = message.split_once(after)?;
+        let digits = rest.trim_start();
+        let end = digits
+            .find(|character: char| !character.is_ascii_digit())
+            .unwrap_or(digits.len());
+        digits[..end].parse().ok()
+    };
+    let nodes = number("number of nodes in the graph:")?;
+    let accelerated = number("number of nodes supported by CoreML:")?;
+    Some(Placement { accelerated, nodes })
+}
+
+fn port(outlet: &ort::value::Outlet) -> Port {
+    let (dtype, dims) = match outlet.dtype() {
+        ValueType::Tensor { ty, shape, .. } => (
+            dtype_of(*ty),
+            shape.iter().map(|&dim| usize::try_from(dim).ok()).collect(),
+        ),
+        _ => (None, Vec::new()),
+    };
+    Port {
+        name: outlet.name().to_owned(),
+        dtype,
+        dims,
+    }
+}
+
+fn dtype_of(element: TensorElementType) -> Option<DType> {
+    match element {
+        TensorElementType::Float32 => Some(DType::Float32),
+        TensorElementType::Float16 => Some(DType::Float16),
+        TensorElementType::Int64 => Some(DType::Int64),
+        TensorElementType::Bool => Some(DType::Bool),
+        _ => None,
+    }
+}
+
+impl EngineSession for OrtSession {
+    type Value = DynValue;
+
+    fn description(&self) -> &Description {
+        &self.description
+    }
+
+    fn placement(&self) -> Option<Placement> {
+        self.placement
+    }
+
+    fn upload(&self, tensor: Tensor) -> Result<DynValue, BackendError> {
+        macro_rules! upload {
+            ($type:ty, $shape:expr, $data:expr) => {
+                // An empty vector has no address that the library would take.
+                if $data.is_empty() {
+                    OrtTensor::<$type>::new(&Allocator::default(), $shape).map(OrtTensor::into_dyn)
+                } else {
+                    OrtTensor::<$type>::from_array(($shape, $data)).map(OrtTensor::into_dyn)
+                }
+            };
+        }
+        match tensor {
+            Tensor::F32 { shape, data } => upload!(f32, shape, data),
+            Tensor::F16 { shape, data } => upload!(half::f16, shape, data),
+            Tensor::I64 { shape, data } => upload!(i64, shape, data),
+            Tensor::Bool { shape, data } => upload!(bool, shape, data),
+        }
+        .map_err(|error| self.failed(&error))
+    }
+
+    fn download(&self, value: &DynValue) -> Result<Tensor, BackendError> {
+        macro_rules! download {
+            ($type:ty, $variant:ident) => {
+                value.try_extract_tensor::<$type>().map(|(shape, data)| {
+                    let shape = shape
+                        .iter()
+                        .map(|&dim| usize::try_from(dim).unwrap_or(0))
+                        .collect();
+                    Tensor::$variant {
+                        shape,
+                        data: data.to_vec(),
+                    }
+                })
+            };
+        }
+        let ValueType::Tensor { ty, .. } = value.dtype() else {
+            return Err(self.failed(&"an output is not a tensor"));
+        };
+        match ty {
+            TensorElementType::Float32 => download!(f32, F32),
+            TensorElementType::Float16 => download!(half::f16, F16),
+            TensorElementType::Int64 => download!(i64, I64),
+            TensorElementType::Bool => download!(bool, Bool),
+            other => return Err(self.failed(&format!("an output is {other}, which no bundle has"))),
+        }
+        .map_err(|error| self.failed(&error))
+    }
+
+    fn compute(&mut self, inputs: &[(&str, &DynValue)]) -> Result<Vec<DynValue>, BackendError> {
+        let named: Vec<(Cow<'_, str>, SessionInputValue<'_>)> = inputs
+            .iter()
+            .map(|(name, value)| (Cow::Borrowed(*name), SessionInputValue::from(*value)))
+            .collect();
+        let failed = |path: &Path, reason: &dyn std::fmt::Display| BackendError::Run {
+            path: path.to_owned(),
+            reason: line(reason),
+        };
+        let path = &self.description.path;
+        let mut outputs = self.graph.run(named).map_err(|error| failed(path, &error))?;
+        self.description
+            .outputs
+            .iter()
+            .map(|port| {
+                let missing = || failed(path, &format!("there is no output `{}`", port.name));
+                outputs.remove(port.name.as_str()).ok_or_else(missing)
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_providers_own_words_about_placement() {
+        let message = "CoreMLExecutionProvider::GetCapability, number of partitions supported by CoreML: 3 number of \
+                       nodes in the graph: 450 number of nodes supported by CoreML: 449";
+        assert_eq!(
+            placement(message),
+            Some(Placement {
+                accelerated: 449,
+                nodes: 450
+            })
+        );
+        assert_eq!(placement("number of nodes in the graph: many"), None);
+    }
+}

@@ -1,0 +1,276 @@
+//! tract: pure Rust, no shared library. The only file that names it.
+
+use super::session::{Description, EngineSession, Port, Session, Tensor};
+use super::{Backend, Options, Parts, Provider, open_parts};
+use crate::error::BackendError;
+use models::bundle::{Bundle, Variant};
+use models::dtype::DType;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use tract_onnx::prelude::{
+    Datum, DatumType, Framework, InferenceModel, InferenceModelExt, IntoRunnable, IntoTValue, IntoTensor,
+    SymbolScope, TDim, TypedRunnableModel, f16, multithread, onnx,
+};
+use tract_onnx::tract_hir::infer::Factoid;
+
+type TractTensor = tract_onnx::prelude::Tensor;
+
+/// tract as a backend.
+#[derive(Debug)]
+pub(super) struct Tract;
+
+impl Backend for Tract {
+    fn provider(&self) -> Provider {
+        Provider::Tract
+    }
+
+    fn check(&self, _: &Options) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn open_session(&self, path: &Path, options: &Options) -> Result<Box<dyn Session>, BackendError> {
+        use_threads(options.thread_count());
+        Ok(Box::new(TractSession::open(path, &[])?))
+    }
+
+    fn open(
+        &self,
+        directory: &Path,
+        bundle: &Bundle,
+        variant: &Variant,
+        options: &Options,
+    ) -> Result<Parts, BackendError> {
+        use_threads(options.thread_count());
+        open_parts(directory, bundle, variant, &|path, fixed| {
+            TractSession::open(path, fixed)
+        })
+    }
+}
+
+/// Sets the threads of all tract sessions of this process; they share one pool.
+fn use_threads(count: usize) {
+    static CURRENT: Mutex<usize> = Mutex::new(1);
+    let mut current = CURRENT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if *current != count {
+        // A pool that cannot be built (no more threads allowed) panics; one thread is slower, not wrong.
+        let executor = if count == 1 {
+            multithread::Executor::SingleThread
+        } else {
+            catch_unwind(|| multithread::Executor::multithread(count)).unwrap_or_default()
+        };
+        multithread::set_default_executor(executor);
+        *current = count;
+    }
+}
+
+/// A graph that tract has optimised.
+#[derive(Debug)]
+struct TractSession {
+    description: Description,
+    model: Arc<TypedRunnableModel>,
+}
+
+impl TractSession {
+    /// `fixed`: dimension symbols whose length is known.
+    fn open(path: &Path, fixed: &[(&str, usize)]) -> Result<TractSession, BackendError> {
+        let refuse = |reason: String| BackendError::Graph {
+            provider: Provider::Tract,
+            path: path.to_owned(),
+            reason,
+        };
+        // tract has assertions that a corrupt graph can reach.
+        catch_unwind(AssertUnwindSafe(|| Self::prepare(path, fixed)))
+            .map_err(|panic| refuse(format!("tract gave up: {}", said(&*panic))))?
+            .map_err(|error| refuse(chain(&error)))
+    }
+
+    fn prepare(path: &Path, fixed: &[(&str, usize)]) -> tract_onnx::prelude::TractResult<TractSession> {
+        // Inner shapes are tract's to infer; the file's annotations would only be a second opinion.
+        let mut model = onnx()
+            .with_ignore_value_info(true)
+            .with_ignore_output_shapes(true)
+            .model_for_path(path)?;
+        let inputs = ports(&model, true)?;
+        let outputs = ports(&model, false)?;
+        let symbols: SymbolScope = model.symbols.clone();
+        let mut known: HashMap<_, TDim> = HashMap::new();
+        // `total` is not a symbol of its own: tract has to know that a mask of `total` fits a cache of `past + new`.
+        known.insert(
+            symbols.sym("total"),
+            TDim::from(symbols.sym("past")) + TDim::from(symbols.sym("new")),
+        );
+        for (name, length) in fixed {
+            known.insert(
+                symbols.sym(name),
+                TDim::Val(i64::try_from(*length).unwrap_or(i64::MAX)),
+            );
+        }
+        model.set_symbols(&known)?;
+        let model = model.into_optimized()?.into_runnable()?;
+        Ok(TractSession {
+            description: Description {
+                path: path.to_owned(),
+                inputs,
+                outputs,
+            },
+            model,
+        })
+    }
+
+    fn failed(&self, reason: String) -> BackendError {
+        BackendError::Run {
+            path: self.description.path.clone(),
+            reason,
+        }
+    }
+}
+
+/// What the graph declares, before anything is known about its symbols.
+fn ports(model: &InferenceModel, inputs: bool) -> tract_onnx::prelude::TractResult<Vec<Port>> {
+    let outlets = if inputs {
+        model.input_outlets()?
+    } else {
+        model.output_outlets()?
+    };
+    outlets
+        .iter()
+        .map(|outlet| {
+            let fact = model.outlet_fact(*outlet)?;
+            let name = if inputs {
+                model.node(outlet.node).name.clone()
+            } else {
+                model
+                    .outlet_label(*outlet)
+                    .unwrap_or(&model.node(outlet.node).name)
+                    .to_owned()
+            };
+            let dtype = fact.datum_type.concretize().and_then(dtype_of);
+            let dims = fact
+                .shape
+                .dims()
+                .map(|dim| dim.concretize().and_then(|dim| dim.as_i64()))
+                .collect::<Vec<_>>();
+            let dims = dims
+                .into_iter()
+                .map(|dim| dim.and_then(|dim| usize::try_from(dim).ok()))
+                .collect();
+            Ok(Port { name, dtype, dims })
+        })
+        .collect()
+}
+
+fn dtype_of(datum: DatumType) -> Option<DType> {
+    match datum {
+        DatumType::F32 => Some(DType::Float32),
+        DatumType::F16 => Some(DType::Float16),
+        DatumType::I64 => Some(DType::Int64),
+        DatumType::Bool => Some(DType::Bool),
+        _ => None,
+    }
+}
+
+impl EngineSession for TractSession {
+    type Value = Arc<TractTensor>;
+
+    fn description(&self) -> &Description {
+        &self.description
+    }
+
+    fn upload(&self, tensor: Tensor) -> Result<Arc<TractTensor>, BackendError> {
+        let tensor = match &tensor {
+            Tensor::F32 { shape, data } => TractTensor::from_shape(shape, data),
+            Tensor::F16 { shape, data } => TractTensor::from_shape(shape, data),
+            Tensor::I64 { shape, data } => TractTensor::from_shape(shape, data),
+            Tensor::Bool { shape, data } => TractTensor::from_shape(shape, data),
+        };
+        tensor.map(Arc::new).map_err(|error| self.failed(chain(&error)))
+    }
+
+    fn download(&self, value: &Arc<TractTensor>) -> Result<Tensor, BackendError> {
+        fn data<T: Datum + Copy>(value: &TractTensor) -> tract_onnx::prelude::TractResult<Vec<T>> {
+            Ok(value.try_as_plain_ram()?.as_slice::<T>()?.to_vec())
+        }
+        // tract computes lengths in its own integer type; to the outside they are int64.
+        let value = if value.datum_type() == DatumType::TDim {
+            value
+                .cast_to::<i64>()
+                .map_err(|error| self.failed(chain(&error)))?
+        } else {
+            std::borrow::Cow::Borrowed(&**value)
+        };
+        let shape = value.shape().to_vec();
+        let tensor = match value.datum_type() {
+            DatumType::F32 => data::<f32>(&value).map(|data| Tensor::F32 { shape, data }),
+            DatumType::F16 => data::<f16>(&value).map(|data| Tensor::F16 { shape, data }),
+            DatumType::I64 => data::<i64>(&value).map(|data| Tensor::I64 { shape, data }),
+            DatumType::Bool => data::<bool>(&value).map(|data| Tensor::Bool { shape, data }),
+            other => return Err(self.failed(format!("an output is {other:?}, which no bundle has"))),
+        };
+        tensor.map_err(|error| self.failed(chain(&error)))
+    }
+
+    fn compute(
+        &mut self,
+        inputs: &[(&str, &Arc<TractTensor>)],
+    ) -> Result<Vec<Arc<TractTensor>>, BackendError> {
+        let mut ordered = tract_onnx::prelude::tvec!();
+        for port in &self.description.inputs {
+            let given = inputs.iter().find(|(name, _)| *name == port.name);
+            let (_, value) =
+                given.ok_or_else(|| self.failed(format!("input `{}` is not given", port.name)))?;
+            ordered.push(Arc::clone(value).into_tvalue());
+        }
+        // Kernels assert what shapes they get.
+        let outputs = catch_unwind(AssertUnwindSafe(|| self.model.run(ordered)))
+            .map_err(|panic| self.failed(format!("tract gave up: {}", said(&*panic))))?
+            .map_err(|error| self.failed(chain(&error)))?;
+        Ok(outputs
+            .into_iter()
+            .map(|value| Arc::new(value.into_tensor()))
+            .collect())
+    }
+}
+
+/// The words of a panic.
+fn said(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+        .unwrap_or_default()
+}
+
+/// All of an error's causes on one line; the value of tract's errors is in the chain.
+fn chain(error: &tract_onnx::prelude::TractError) -> String {
+    let causes: Vec<String> = error
+        .chain()
+        .map(|cause| cause.to_string().replace('\n', " "))
+        .collect();
+    causes.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_no_graph_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("graph.onnx");
+        let garbage: [&[u8]; 4] = [
+            b"",
+            b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+            b"\x08\x08",
+            &[0x3a, 0x00],
+        ];
+        for bytes in garbage {
+            std::fs::write(&path, bytes).unwrap();
+            let result = TractSession::open(&path, &[]);
+            // A graph without nodes is legal; nothing panics.
+            if let Err(error) = result {
+                assert!(error.to_string().contains("graph.onnx"), "{error}");
+            }
+        }
+        assert!(TractSession::open(&directory.path().join("missing.onnx"), &[]).is_err());
+    }
+}

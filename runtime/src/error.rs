@@ -1,0 +1,156 @@
+//! What can go wrong between a bundle and an answer?
+
+use crate::backend::Provider;
+use crate::image::ImageError;
+use crate::prompt::PromptError;
+use crate::sample::SampleError;
+use crate::splice::SpliceError;
+use models::error::BundleError;
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// An engine that cannot run here, or that refuses a graph or its inputs.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum BackendError {
+    /// The provider is part of this program but cannot run on this machine.
+    #[error("provider `{provider}` cannot run here: {reason}")]
+    Unavailable {
+        /// Which provider.
+        provider: Provider,
+        /// What is missing.
+        reason: String,
+    },
+    /// The provider was left out when this program was built.
+    #[error("provider `{provider}` is not in this program: it was built without the feature `{feature}`")]
+    NotCompiled {
+        /// Which provider.
+        provider: Provider,
+        /// The cargo feature that brings it.
+        feature: &'static str,
+    },
+    /// This program was built without any engine.
+    #[error("this program was built without any engine: neither feature `ort` nor feature `tract`")]
+    NoBackend,
+    /// A graph file cannot be used.
+    #[error("cannot use graph `{}` on {provider}: {reason}", path.display())]
+    Graph {
+        /// Who refuses it.
+        provider: Provider,
+        /// The `.onnx` file.
+        path: PathBuf,
+        /// What the engine says.
+        reason: String,
+    },
+    /// A graph's inputs and outputs are not those of the contract, all differences.
+    #[error("graph `{}` does not keep the bundle's contract: {}", path.display(), problems.join("; "))]
+    Contract {
+        /// The `.onnx` file.
+        path: PathBuf,
+        /// Name, found, expected, one sentence each.
+        problems: Vec<String>,
+    },
+    /// The given tensors are not those that the graph takes, all differences.
+    #[error("wrong inputs for graph `{}`: {}", path.display(), problems.join("; "))]
+    Inputs {
+        /// The `.onnx` file.
+        path: PathBuf,
+        /// Name, found, expected, one sentence each.
+        problems: Vec<String>,
+    },
+    /// The engine failed while it computed.
+    #[error("graph `{}` failed: {reason}", path.display())]
+    Run {
+        /// The `.onnx` file.
+        path: PathBuf,
+        /// What the engine says.
+        reason: String,
+    },
+}
+
+impl BackendError {
+    /// Whether another provider might do what this one could not: it is missing, not contradicted by the bundle.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(
+            self,
+            BackendError::Unavailable { .. } | BackendError::NotCompiled { .. }
+        )
+    }
+
+    /// What the error is about, if it is a file.
+    pub fn subject(&self) -> Option<&Path> {
+        match self {
+            BackendError::Graph { path, .. }
+            | BackendError::Contract { path, .. }
+            | BackendError::Inputs { path, .. }
+            | BackendError::Run { path, .. } => Some(path),
+            BackendError::Unavailable { .. } | BackendError::NotCompiled { .. } | BackendError::NoBackend => {
+                None
+            }
+        }
+    }
+}
+
+/// A model that cannot be opened, or a question that it cannot answer.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The directory is not a bundle that can be used.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// No engine can run it.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The tokenizer, the template or the messages.
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
+    /// An image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// Embeddings and features do not fit together.
+    #[error("cannot join text and image: {0}")]
+    Splice(#[from] SpliceError),
+    /// Logits that give no token, or sampling parameters that make no sense.
+    #[error("cannot choose a token: {0}")]
+    Sample(#[from] SampleError),
+    /// The bundle has no graphs of the precision that was asked for.
+    #[error("the bundle has no graphs of precision `{asked}`, it has {}", found.join(", "))]
+    NoVariant {
+        /// What was asked for.
+        asked: String,
+        /// What there is.
+        found: Vec<String>,
+    },
+    /// The prompt leaves no room for an answer.
+    #[error(
+        "the prompt takes {found} positions, the model can hold {expected} with at least one for the answer"
+    )]
+    TooLong {
+        /// Positions of the prompt.
+        found: usize,
+        /// `max_context` of the bundle.
+        expected: usize,
+    },
+    /// The prompt renders to nothing.
+    #[error("the prompt is empty: the chat template renders nothing")]
+    EmptyPrompt,
+    /// A message names an image that was never added.
+    #[error("a message names an image that was not added to this conversation")]
+    UnknownImage,
+    /// The engine gave a tensor that the contract does not allow.
+    #[error("the {network} gave {found} values, expected {expected}")]
+    Output {
+        /// Which network.
+        network: &'static str,
+        /// Values.
+        found: usize,
+        /// Values.
+        expected: usize,
+    },
+    /// A thread that opens a graph ended without an answer.
+    #[error("opening the {network} ended without an answer; this is a bug")]
+    Thread {
+        /// Which network.
+        network: &'static str,
+    },
+}
