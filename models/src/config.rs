@@ -616,6 +616,23 @@ fn check(config: &ModelConfig, problems: &mut Problems) {
             ));
         }
     }
+    let kernels = vision
+        .pos_embs
+        .iter()
+        .flatten()
+        .map(|side| ("pos_embs", *side, 1));
+    let kernels = kernels.chain([
+        ("repmixer_kernel_size", vision.repmixer_kernel_size, 1),
+        // The small kernel beside it is 3x3.
+        ("down_patch_size", vision.down_patch_size, 3),
+    ]);
+    for (name, side, least) in kernels {
+        if side % 2 == 0 || side < least || side > 255 {
+            problems.add(format!(
+                "`{name}` is {side}, expected an odd number from {least} to 255"
+            ));
+        }
+    }
     if vision.image_size == 0 || vision.image_size % TOKEN_SIDE != 0 || vision.image_size > 1 << 14 {
         let found = vision.image_size;
         problems.add(format!(

@@ -127,6 +127,9 @@ pub fn canonical(
             problems.unmapped.push(tensor(&files, *id).name.clone());
         }
     }
+    for name in &mut problems.missing {
+        *name = layout.spell(name, &config.vision);
+    }
     problems.missing.sort();
     problems.missing.dedup();
     problems.unmapped.sort();

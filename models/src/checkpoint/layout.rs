@@ -66,6 +66,23 @@ impl Layout {
         }
     }
 
+    /// The layout's name for a unified one, for messages; the first of several.
+    pub(super) fn spell(self, unified: &str, tower: &VisionConfig) -> String {
+        match self {
+            Layout::Llava => llava::spell(unified, tower),
+            Layout::Transformers => {
+                let prefix = TRANSFORMERS
+                    .iter()
+                    .find_map(|(own, to)| Some((own, unified.strip_prefix(to)?)));
+                match prefix {
+                    // The head is named alike in all versions; the table's first entry for it is an old one's.
+                    Some((own, rest)) if !unified.starts_with("lm_head.") => format!("{own}{rest}"),
+                    _ => unified.to_owned(),
+                }
+            }
+        }
+    }
+
     /// The layout whose marker the tensors bear: the projector's name is never shared. Both is none.
     pub(super) fn of_tensors<'a>(names: impl Iterator<Item = &'a str>) -> Option<Layout> {
         let (mut llava, mut transformers) = (false, false);

@@ -70,9 +70,50 @@ fn unify_tower(name: &str, tower: &VisionConfig) -> Option<String> {
     Some(format!("{prefix}.{}{gamma}", rest.join(".")))
 }
 
-/// What stands at an index of Apple's `network` list: per stage a positional encoding, the blocks, and the
-/// downsampling into the next stage (`FastViT.__init__`).
+/// Apple's name of a unified one, for messages.
+pub(super) fn spell(name: &str, tower: &VisionConfig) -> String {
+    let Some(rest) = name.strip_prefix("vision_tower.") else {
+        let prefix = PREFIXES
+            .iter()
+            .find_map(|(apple, unified)| Some((apple, name.strip_prefix(unified)?)));
+        return prefix.map_or(name.to_owned(), |(apple, rest)| format!("{apple}{rest}"));
+    };
+    let modules = modules(tower).into_iter().enumerate();
+    let mut prefixes = modules.map(|(index, module)| (format!("{module}."), format!("network.{index}.")));
+    let (prefix, rest) = match rest.split_once('.') {
+        Some(("stem", rest)) => ("patch_embed.".to_owned(), rest),
+        Some(("final_conv", rest)) => ("conv_exp.".to_owned(), rest),
+        _ => prefixes
+            .find_map(|(module, apple)| Some((apple, rest.strip_prefix(&module)?)))
+            .unwrap_or((String::new(), rest)),
+    };
+    let squeeze = rest.starts_with("se.");
+    let segment = |found: &str| match found {
+        "reparam_conv" if name.contains(".downsample.proj.0.") => "lkb_reparam".to_owned(),
+        "reparam_conv" => found.to_owned(),
+        "fc1" | "fc2" if !squeeze => found.to_owned(),
+        _ => SEGMENTS
+            .iter()
+            .find(|(_, timm)| *timm == found)
+            .map_or(found.to_owned(), |(apple, _)| (*apple).to_owned()),
+    };
+    let rest: Vec<String> = rest.split('.').map(segment).collect();
+    let rest = rest.join(".");
+    format!(
+        "{}{prefix}{}",
+        TOWER[0],
+        rest.strip_suffix(".gamma").unwrap_or(&rest)
+    )
+}
+
+/// What stands at an index of Apple's `network` list.
 fn network(tower: &VisionConfig, index: usize) -> Option<String> {
+    modules(tower).into_iter().nth(index)
+}
+
+/// Apple's `network` list: per stage a positional encoding, the blocks, and the downsampling into the next stage
+/// (`FastViT.__init__`).
+fn modules(tower: &VisionConfig) -> Vec<String> {
     let mut modules = Vec::new();
     let stages = tower.embed_dims.len();
     for stage in 0..stages {
@@ -84,5 +125,5 @@ fn network(tower: &VisionConfig, index: usize) -> Option<String> {
             modules.push(format!("stages.{}.downsample", stage + 1));
         }
     }
-    modules.get(index).cloned()
+    modules
 }

@@ -288,3 +288,5 @@ fn read(path: &Path) -> Result<String, CheckpointError> {
     fs::read_to_string(path).map_err(io)
 }
 
+#[cfg(test)]
+mod tests;
