@@ -82,6 +82,14 @@ impl VisionConfig {
         self.downsamples[stage] || before != self.embed_dims[stage]
     }
 
+    /// Image pixels along one side of a token: 4 in the stem, times the stride of every downsampling.
+    pub fn token_side(&self) -> u64 {
+        let stages = self.embed_dims.len().min(self.downsamples.len());
+        (0..stages)
+            .filter(|&stage| self.downsamples(stage))
+            .fold(4, |side: u64, _| side.saturating_mul(self.down_stride))
+    }
+
     /// Width of a stage's ConvFFN: `int(dim * mlp_ratio)`.
     pub fn mlp_channels(&self, stage: usize) -> u64 {
         (self.embed_dims[stage] as f64 * self.mlp_ratios[stage]) as u64
@@ -136,10 +144,12 @@ pub struct DecoderConfig {
 const MCI3: (&[u64], &[u64]) = (&[96, 192, 384, 768, 1536], &[2, 12, 24, 4, 2]);
 /// timm's larger sibling of the same form.
 const MCI4: (&[u64], &[u64]) = (&[128, 256, 512, 1024, 2048], &[2, 12, 24, 4, 4]);
-/// Image pixels along one side of an encoder token: stem 4, four downsamplings of 2.
-const TOKEN_SIDE: u64 = 64;
 /// No dimension of a network is longer; products of two stay far from overflow.
 const LARGEST: u64 = 1 << 24;
+/// No network is deeper: a graph of so many blocks still fits in memory.
+const DEEPEST: u64 = 1024;
+/// No tower has more stages: each halves the image, whose side has at most 14 bits.
+const MOST_STAGES: usize = 14;
 
 impl ModelConfig {
     /// Reads `config.json` of a checkpoint, and the image size from the image processor's file where the config does
@@ -155,6 +165,11 @@ impl ModelConfig {
             && let Some(side) = crop_side(directory)?
         {
             config.vision.image_size = side;
+            let mut problems = Problems(Vec::new());
+            check(&config, &mut problems);
+            if !problems.0.is_empty() {
+                return Err(problems.of(directory));
+            }
         }
         Ok((config, layout))
     }
@@ -398,6 +413,17 @@ fn tower(
 fn decoder(fields: &Fields<'_>, rope_theta: f64, tied: bool, problems: &mut Problems) -> DecoderConfig {
     fields.only("hidden_act", &Value::from("silu"), problems);
     fields.only("use_sliding_window", &Value::from(false), problems);
+    let types = fields.value("layer_types").and_then(Value::as_array);
+    if let Some(found) = types
+        .into_iter()
+        .flatten()
+        .find(|found| found.as_str() != Some("full_attention"))
+    {
+        problems.add(format!(
+            "`{}layer_types` has {found}, this build supports \"full_attention\"",
+            fields.prefix
+        ));
+    }
     if let Some(scaling) = fields.value("rope_scaling") {
         problems.add(format!(
             "`{}rope_scaling` is {scaling}, this build supports null",
@@ -448,9 +474,7 @@ fn llava(object: &Map<String, Value>, problems: &mut Problems) -> ModelConfig {
     } else {
         "vision_tower"
     };
-    let image_size = fields
-        .take(name, None, expected, problems, side)
-        .unwrap_or(TOKEN_SIDE);
+    let image_size = fields.take(name, None, expected, problems, side).unwrap_or(1);
     // Empty in published files; the fields that MLX conversions write describe a tower of another size.
     let custom = fields.inside("vision_config", "vision_config.", problems);
     let vision = tower(MCI3, image_size, &custom, problems);
@@ -524,7 +548,10 @@ fn transformers(object: &Map<String, Value>, problems: &mut Problems) -> ModelCo
     }
     args.only("se_downsamples", &Value::from(vec![false; 5]), problems);
     args.only("stem_use_scale_branch", &Value::from(false), problems);
-    let mut vision = tower(geometry, image_side(&fields, problems), &args, problems);
+    let mut vision = tower(geometry, 1, &args, problems);
+    // The side that `image_seq_length` implies. The image processor's file states it; this is for a config alone.
+    let tokens = fields.size("image_seq_length", Some(256), problems);
+    vision.image_size = tokens.isqrt().saturating_mul(vision.token_side());
     vision.layer_scale =
         args.object.and_then(|args| args.get("layer_scale_init_value")) != Some(&Value::Null);
 
@@ -539,12 +566,6 @@ fn transformers(object: &Map<String, Value>, problems: &mut Problems) -> ModelCo
         projector: ProjectorConfig { input, hidden, bias },
         decoder,
     }
-}
-
-/// The image size that `image_seq_length` implies. The image processor's file states it; this is for a config alone.
-fn image_side(fields: &Fields<'_>, problems: &mut Problems) -> u64 {
-    let tokens = fields.size("image_seq_length", Some(256), problems);
-    tokens.isqrt() * TOKEN_SIDE
 }
 
 /// The side of the centre crop in the image processor's file, where there is one.
@@ -633,10 +654,48 @@ fn check(config: &ModelConfig, problems: &mut Problems) {
             ));
         }
     }
-    if vision.image_size == 0 || vision.image_size % TOKEN_SIDE != 0 || vision.image_size > 1 << 14 {
+    if stages > MOST_STAGES {
+        problems.add(format!(
+            "the tower has {stages} stages, at most {MOST_STAGES} are supported"
+        ));
+    }
+    for (name, depth) in vision
+        .layers
+        .iter()
+        .map(|depth| ("layers", *depth))
+        .chain([("num_hidden_layers", decoder.layers)])
+    {
+        if depth > DEEPEST {
+            problems.add(format!("`{name}` is {depth}, at most {DEEPEST} are supported"));
+        }
+    }
+    let wide = [
+        ("channels of the final convolution", vision.final_channels),
+        (
+            "elements of all query heads",
+            decoder.heads.saturating_mul(decoder.head_dim),
+        ),
+    ];
+    for (name, length) in wide {
+        if !(1..=LARGEST).contains(&length) {
+            problems.add(format!("{length} {name}, expected 1 to {LARGEST}"));
+        }
+    }
+    // The rest asks the lists about every stage.
+    if !problems.0.is_empty() {
+        return;
+    }
+    if (0..stages).any(|stage| !(1..=LARGEST).contains(&vision.mlp_channels(stage))) {
+        problems.add(format!(
+            "`mlp_ratios` is {:?}, expected MLPs of 1 to {LARGEST} channels",
+            vision.mlp_ratios
+        ));
+    }
+    let token_side = vision.token_side();
+    if vision.image_size == 0 || vision.image_size % token_side != 0 || vision.image_size > 1 << 14 {
         let found = vision.image_size;
         problems.add(format!(
-            "the image size is {found}, expected a multiple of {TOKEN_SIDE} up to 16384"
+            "the image size is {found}, expected a multiple of {token_side} up to 16384"
         ));
     }
     if projector.input != vision.final_channels {
@@ -756,6 +815,42 @@ mod tests {
                 old: "\"vision_config\": {}",
                 new: "\"vision_config\": {\"layers\": [1]}",
                 expected: "5 `embed_dims` and 1 layers",
+            },
+            Case {
+                from: LLAVA,
+                old: "\"num_hidden_layers\": 24",
+                new: "\"num_hidden_layers\": 16000000",
+                expected: "`num_hidden_layers` is 16000000, at most 1024",
+            },
+            Case {
+                from: LLAVA,
+                old: "mobileclip_l_1024",
+                new: "mobileclip_l_1000",
+                expected: "the image size is 1000, expected a multiple of 64",
+            },
+            Case {
+                from: LLAVA,
+                old: "\"vision_config\": {}",
+                new: "\"vision_config\": {\"cls_ratio\": 1e300}",
+                expected: "channels of the final convolution",
+            },
+            Case {
+                from: LLAVA,
+                old: "\"vision_config\": {}",
+                new: "\"vision_config\": {\"down_patch_size\": 4}",
+                expected: "`down_patch_size` is 4, expected an odd number from 3",
+            },
+            Case {
+                from: LLAVA,
+                old: "\"vocab_size\": 151936",
+                new: "\"head_dim\": 16777216, \"vocab_size\": 151936",
+                expected: "elements of all query heads",
+            },
+            Case {
+                from: TRANSFORMERS,
+                old: "\"vocab_size\": 151936",
+                new: "\"layer_types\": [\"sliding_attention\"], \"vocab_size\": 151936",
+                expected: "`text_config.layer_types` has \"sliding_attention\"",
             },
             Case {
                 from: TRANSFORMERS,

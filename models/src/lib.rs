@@ -1,4 +1,6 @@
-//! models
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+
 #[cfg(feature = "describe")]
 pub mod arch;
 pub mod bundle;

@@ -180,7 +180,7 @@ fn bytes(files: &[SafetensorsFile], id: TensorId) -> &[u8] {
     files[id.0].bytes(tensor(files, id))
 }
 
-/// The work of [`canonical`] while it is done.
+/// The work of [`canonical()`] while it is done.
 struct Assembly<'a> {
     files: &'a [SafetensorsFile],
     unified: BTreeMap<String, TensorId>,

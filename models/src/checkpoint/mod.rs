@@ -1,6 +1,6 @@
 //! A checkpoint directory: its config, its tensors, its layout, and the canonical weights that they make.
 //!
-//! `open` believes nothing that it has not checked; [`canonical`] accounts for every tensor.
+//! `open` believes nothing that it has not checked; [`canonical()`] accounts for every tensor.
 
 mod branches;
 mod canonical;

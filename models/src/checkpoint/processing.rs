@@ -35,8 +35,6 @@ pub struct Asset {
 const IMAGE_TOKEN: &str = "<image>";
 /// Ends a turn; Apple's code stops there whatever the config says.
 const TURN_END: &str = "<|im_end|>";
-/// Image pixels along one side of an encoder token.
-const TOKEN_SIDE: u64 = 64;
 /// Longest small file that is read.
 const MAX_BYTES: u64 = 256 << 20;
 
@@ -112,7 +110,10 @@ pub(super) fn assets(
         ),
         ("generation_config.json", pretty(&generation)),
         ("preprocessor_config.json", pretty(&client_image(&image))),
-        ("processor_config.json", pretty(&client_processor())),
+        (
+            "processor_config.json",
+            pretty(&client_processor(config.vision.token_side())),
+        ),
         ("tokenizer.json", tokenizer.to_string().into_bytes()),
         (
             "tokenizer_config.json",
@@ -221,7 +222,7 @@ fn llava_image(
 }
 
 fn tokens(config: &ModelConfig) -> usize {
-    let side = config.vision.image_size / TOKEN_SIDE;
+    let side = config.vision.image_size / config.vision.token_side().max(1);
     usize::try_from(side * side).unwrap_or(usize::MAX)
 }
 
@@ -574,11 +575,11 @@ fn client_image(image: &ImageSpec) -> Value {
     })
 }
 
-fn client_processor() -> Value {
+fn client_processor(token_side: u64) -> Value {
     json!({
         "image_token": IMAGE_TOKEN,
         "num_additional_image_tokens": 0,
-        "patch_size": TOKEN_SIDE,
+        "patch_size": token_side,
         "processor_class": "LlavaProcessor",
         "vision_feature_select_strategy": "full",
     })
