@@ -1,14 +1,23 @@
-//! runtime
+#![doc = include_str!("../README.md")]
 
 pub mod backend;
+mod engine;
 mod error;
+pub mod generate;
 pub mod image;
 #[cfg(feature = "ort")]
 pub mod library;
 pub mod prompt;
 pub mod sample;
+mod sequence;
 pub mod splice;
+pub mod stats;
 pub mod text;
 
 pub use backend::{Options, Provider};
+pub use engine::{Answer, DEFAULT_MAX_TOKENS, DEFAULT_PROMPT, Engine, ProviderReport, Request};
 pub use error::{BackendError, EngineError};
+pub use generate::{Finish, Piece};
+pub use prompt::{Message, Role};
+pub use sample::Sampling;
+pub use stats::Stats;
