@@ -872,4 +872,19 @@ mod tests {
             assert!(message.contains(expected), "{message}, expected {expected}");
         }
     }
+
+    /// What readers of other versions and languages see: a change here is a change of the schema.
+    #[test]
+    fn the_contract_as_text() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/snapshots/bundle.json");
+        let text = bundle().to_json();
+        if std::env::var_os("BLESS").is_some() {
+            std::fs::write(&path, &text).unwrap();
+        }
+        assert_eq!(
+            text,
+            std::fs::read_to_string(&path).unwrap(),
+            "BLESS=1 writes it anew"
+        );
+    }
 }

@@ -2,7 +2,7 @@
 
 #[cfg(feature = "describe")]
 pub use crate::graph::GraphError;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 /// A bundle that cannot be read, or is not what its contract says.
@@ -165,9 +165,36 @@ impl std::fmt::Display for WeightProblems {
     }
 }
 
+impl BundleError {
+    /// The file or directory that the error is about.
+    pub fn subject(&self) -> &Path {
+        match self {
+            BundleError::Io { path, .. }
+            | BundleError::NotABundle { path }
+            | BundleError::Malformed { path, .. }
+            | BundleError::Schema { path, .. }
+            | BundleError::Broken { path, .. } => path,
+        }
+    }
+}
+
 #[cfg(feature = "describe")]
 impl CheckpointError {
-    pub(crate) fn malformed(path: &std::path::Path, problem: impl Into<String>) -> Self {
+    /// The file, directory, weight or node that the error is about.
+    pub fn subject(&self) -> String {
+        match self {
+            CheckpointError::Io { path, .. }
+            | CheckpointError::NotACheckpoint { path, .. }
+            | CheckpointError::Malformed { path, .. }
+            | CheckpointError::Config { path, .. }
+            | CheckpointError::Weights { path, .. }
+            | CheckpointError::Layout { path, .. } => path.display().to_string(),
+            CheckpointError::UnknownWeight { name } => name.clone(),
+            CheckpointError::Graph(error) => error.subject().to_owned(),
+        }
+    }
+
+    pub(crate) fn malformed(path: &Path, problem: impl Into<String>) -> Self {
         CheckpointError::Malformed {
             path: path.to_owned(),
             problem: problem.into(),

@@ -1,6 +1,8 @@
 //! From the tensors of a checkpoint to canonical weights: every tensor used, ignored by a rule or an error; every
 //! weight filled once. Weights are read a block at a time from the mapped files.
 
+#![deny(clippy::as_conversions)]
+
 use super::branches::{Branch, Kind, Take, branches};
 use super::fold::{BranchValues, KernelSize, fold};
 use super::layout::Unified;

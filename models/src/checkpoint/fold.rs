@@ -83,6 +83,7 @@ pub(super) fn fold(size: KernelSize, branches: &[BranchValues]) -> (Vec<f32>, Ve
     (round(&weight), round(&bias))
 }
 
+#[expect(clippy::as_conversions, reason = "float64 to float32 has no other spelling")]
 fn round(values: &[f64]) -> Vec<f32> {
     values.iter().map(|&value| value as f32).collect()
 }
@@ -98,7 +99,7 @@ mod tests {
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;
-            (state >> 40) as f32 / 16_777_216.0 - 0.5
+            f32::from(u16::try_from(state >> 48).unwrap()) / 65_536.0 - 0.5
         };
         (0..count).map(|_| next()).collect()
     }

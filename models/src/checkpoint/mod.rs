@@ -2,6 +2,8 @@
 //!
 //! `open` believes nothing that it has not checked; [`canonical()`] accounts for every tensor.
 
+#![deny(clippy::as_conversions)]
+
 mod branches;
 mod canonical;
 mod fold;

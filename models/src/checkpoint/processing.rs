@@ -4,6 +4,8 @@
 //! A bundle's `config.json` is written in the dialect that those clients know (`llava_qwen2`), whatever the
 //! checkpoint's; its numbers are the checkpoint's.
 
+#![deny(clippy::as_conversions)]
+
 use crate::bundle::{Aspect, Content, ImageSpec, PromptSpec, Resample};
 use crate::config::{Layout, ModelConfig};
 use crate::error::CheckpointError;

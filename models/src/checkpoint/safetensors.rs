@@ -2,16 +2,20 @@
 //!
 //! Format: 8 bytes little-endian header length, the header (a JSON object: name -> dtype, shape, data_offsets), the data.
 
+#![deny(clippy::as_conversions)]
+
 use crate::dtype::DType;
 use crate::error::CheckpointError;
 use memmap2::Mmap;
 use serde::Deserialize;
-use serde::de::{MapAccess, Visitor};
+use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// Longest header that is read; the safetensors library's own limit.
 const MAX_HEADER: u64 = 100_000_000;
+/// Most tensors of a file.
+const MAX_TENSORS: usize = 1 << 20;
 /// Most dimensions of a tensor.
 const MAX_RANK: usize = 8;
 
@@ -123,8 +127,8 @@ struct Entry {
     data_offsets: [u64; 2],
 }
 
-/// The header's entries in file order; a name that stands twice is kept twice.
-struct Header(Vec<(String, serde_json::Value)>);
+/// The header's entries in file order, `__metadata__` left out; a name that stands twice is kept twice.
+struct Header(Vec<(String, Entry)>);
 
 impl<'de> Deserialize<'de> for Header {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -138,8 +142,18 @@ impl<'de> Deserialize<'de> for Header {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
                 let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == "__metadata__" {
+                        map.next_value::<IgnoredAny>()?;
+                        continue;
+                    }
+                    if entries.len() == MAX_TENSORS {
+                        return Err(A::Error::custom(format!("more than {MAX_TENSORS} tensors")));
+                    }
+                    let entry = map
+                        .next_value()
+                        .map_err(|error| A::Error::custom(format!("tensor `{name}`: {error}")))?;
+                    entries.push((name, entry));
                 }
                 Ok(Header(entries))
             }
@@ -167,21 +181,16 @@ fn validate(bytes: &[u8]) -> Result<Vec<StoredTensor>, String> {
         ));
     };
     let Header(entries) = serde_json::from_slice(header)
-        .map_err(|error| format!("the header is not a JSON object: {error}"))?;
+        .map_err(|error| format!("the header is not a JSON object of tensors: {error}"))?;
 
     let data_length = u64::try_from(data.len()).unwrap_or(u64::MAX);
     let offset = bytes.len() - data.len();
     let mut names = std::collections::BTreeSet::new();
     let mut tensors = Vec::with_capacity(entries.len());
-    for (name, value) in entries {
-        if name == "__metadata__" {
-            continue;
-        }
+    for (name, entry) in entries {
         if !names.insert(name.clone()) {
             return Err(format!("tensor `{name}` stands twice in the header"));
         }
-        let entry: Entry =
-            serde_json::from_value(value).map_err(|error| format!("tensor `{name}`: {error}"))?;
         tensors.push(tensor(name, &entry, data_length, offset)?);
     }
     tensors.sort_by(|a, b| (a.start, a.end, &a.name).cmp(&(b.start, b.end, &b.name)));
