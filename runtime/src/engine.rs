@@ -170,6 +170,11 @@ impl Engine {
         self.sequence.reset()
     }
 
+    /// Forgets all images, but not the conversation: what is in the KV cache stays useful.
+    pub fn forget_images(&mut self) {
+        self.sequence.forget_images();
+    }
+
     /// The answer to `messages`, the whole conversation: an iterator that computes a token at a time.
     ///
     /// The prompt is read before this returns.

@@ -1,1 +1,30 @@
-fn main() {}
+//! `fvlm-run`: answers questions about images with a FastVLM bundle.
+
+mod cli;
+mod output;
+mod plan;
+mod run;
+
+use clap::Parser;
+use cli::Cli;
+use plan::Plan;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // `--help` and `--version` come as errors too; a closed pipe is no failure of ours.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let plan = match Plan::new(cli) {
+        Ok(plan) => plan,
+        Err(error) => {
+            output::complain(&error.problems.join("; "), error.hint.as_deref());
+            return ExitCode::from(2);
+        }
+    };
+    run::run(plan)
+}

@@ -72,8 +72,13 @@ impl Sequence {
     /// Forgets sequence and images.
     pub(crate) fn reset(&mut self) -> Result<(), EngineError> {
         self.truncate(0)?;
-        self.images.clear();
+        self.forget_images();
         Ok(())
+    }
+
+    /// Forgets the images, but not what the decoder made of them.
+    pub(crate) fn forget_images(&mut self) {
+        self.images.clear();
     }
 
     fn truncate(&mut self, len: usize) -> Result<(), EngineError> {

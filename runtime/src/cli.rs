@@ -1,0 +1,114 @@
+//! Which flags are there? Only the flags: what they mean together is decided in `plan`.
+
+use clap::Parser;
+use runtime::{DEFAULT_MAX_TOKENS, DEFAULT_PROMPT, Provider};
+use std::path::PathBuf;
+
+/// Answers questions about images with a FastVLM bundle
+#[derive(Debug, Parser)]
+#[command(
+    name = "fvlm-run",
+    version,
+    before_help = "\
+Examples:
+  fvlm-run image.png                                    describe it
+  fvlm-run --prompt \"How many cats?\" --stats image.png  ask, and say what it took
+  cat image.png | fvlm-run --json -                     one JSON object per answer
+  fvlm-run --interactive image.png                      a chat about it
+",
+    after_help = "\
+Answers go to stdout, everything else to stderr. Exit codes: 0 done, 2 an error, 130 after Ctrl-C.
+In a chat: /image PATH adds an image to the next question, /reset forgets everything, /quit ends."
+)]
+pub(crate) struct Cli {
+    /// Images: PNG, JPEG, WebP, GIF, BMP or TIFF; `-` is stdin. Each is described in turn
+    #[arg(value_name = "IMAGE")]
+    pub(crate) images: Vec<PathBuf>,
+
+    /// The bundle, a directory that fvlm-export wrote
+    #[arg(long, value_name = "BUNDLE", default_value = "fastvlm-bundle")]
+    pub(crate) model: PathBuf,
+
+    /// Who computes: coreml, cpu (ONNX Runtime), tract, or the first of them that works here
+    #[arg(long, value_name = "PROVIDER", default_value = "auto")]
+    pub(crate) provider: Provider,
+
+    /// Fail when the provider cannot run here, instead of taking the next
+    #[arg(long)]
+    pub(crate) no_fallback: bool,
+
+    /// Which of the bundle's precisions, for example fp16 [default: the bundle's first]
+    #[arg(long, value_name = "PRECISION")]
+    pub(crate) precision: Option<String>,
+
+    /// ONNX Runtime's shared library, or a directory with it [default: ORT_DYLIB_PATH, then well-known places]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) onnxruntime: Option<PathBuf>,
+
+    /// Threads that compute [default: the physical cores]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) threads: Option<usize>,
+
+    /// The question [default: "Describe the image."]
+    #[arg(long, short, value_name = "TEXT")]
+    pub(crate) prompt: Option<String>,
+
+    /// Instructions before the conversation
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+
+    /// Most tokens of an answer
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_TOKENS, allow_negative_numbers = true)]
+    pub(crate) max_tokens: usize,
+
+    /// 0 takes the likeliest token; above 0 draws, the higher the wilder
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub(crate) temperature: f32,
+
+    /// Draw only from the K likeliest tokens; 0 is all
+    #[arg(long, value_name = "K", default_value_t = 0, allow_negative_numbers = true)]
+    pub(crate) top_k: usize,
+
+    /// Draw only from the likeliest tokens that together reach this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub(crate) top_p: f32,
+
+    /// Above 1 makes tokens that were there less likely
+    #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub(crate) repetition_penalty: f32,
+
+    /// Seed of the draws [default: 0]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) seed: Option<u64>,
+
+    /// Ends an answer where this text would come; can be given several times
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) stop: Vec<String>,
+
+    /// All images in one prompt
+    #[arg(long, conflicts_with = "interactive")]
+    pub(crate) together: bool,
+
+    /// A chat about the images, a line a question; follow-ups reuse what is computed
+    #[arg(long, short)]
+    pub(crate) interactive: bool,
+
+    /// Say on stderr what an answer took
+    #[arg(long)]
+    pub(crate) stats: bool,
+
+    /// One JSON object per answer on stdout, a line each
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Nothing on stderr but errors
+    #[arg(long, short, conflicts_with = "stats")]
+    pub(crate) quiet: bool,
+
+    /// Largest image, in megapixels
+    #[arg(long, value_name = "MP", default_value_t = 100, allow_negative_numbers = true)]
+    pub(crate) max_pixels: u64,
+}
+
+/// The default question, which `--help` names.
+pub(crate) const QUESTION: &str = DEFAULT_PROMPT;

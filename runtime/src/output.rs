@@ -1,0 +1,172 @@
+//! How does `fvlm-run` talk? Answers on stdout, everything else on stderr.
+
+use indicatif::{ProgressBar, ProgressStyle};
+use runtime::backend::session::Placement;
+use runtime::{EngineError, Finish, Provider, ProviderReport, Stats};
+use serde::Serialize;
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+/// Says what went wrong, and what would help.
+#[expect(clippy::print_stderr, reason = "stderr is where this program talks")]
+pub(crate) fn complain(problem: &str, hint: Option<&str>) {
+    eprintln!("error: {}", plain(problem));
+    if let Some(hint) = hint {
+        eprintln!("\nhint: {hint}");
+    }
+}
+
+/// Says something that is not an error.
+#[expect(clippy::print_stderr, reason = "stderr is where this program talks")]
+pub(crate) fn tell(text: &str) {
+    eprintln!("{}", plain(text));
+}
+
+/// Without control characters: file names and messages of engines must not drive a terminal.
+fn plain(text: &str) -> String {
+    text.chars()
+        .map(|character| {
+            if character.is_control() {
+                '\u{fffd}'
+            } else {
+                character
+            }
+        })
+        .collect()
+}
+
+/// An answer for programs. The fields are stable.
+#[derive(Debug, Serialize)]
+pub(crate) struct Record<'a> {
+    /// The images of the prompt.
+    pub(crate) images: &'a [String],
+    /// The question.
+    pub(crate) prompt: &'a str,
+    /// The answer.
+    pub(crate) text: &'a str,
+    /// Its token ids.
+    pub(crate) tokens: &'a [i64],
+    /// Why it ended.
+    pub(crate) finish: Option<Finish>,
+    /// Who computed.
+    pub(crate) provider: ProviderRecord,
+    /// With which graphs.
+    pub(crate) precision: &'a str,
+    /// What it took, in seconds and bytes.
+    pub(crate) stats: &'a Stats,
+}
+
+/// Who computed, for programs.
+#[derive(Debug, Serialize)]
+pub(crate) struct ProviderRecord {
+    asked: Provider,
+    used: Provider,
+    /// For CoreML only: nodes that it took; null where it does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    coreml: Option<Option<Placement>>,
+}
+
+impl From<&ProviderReport> for ProviderRecord {
+    fn from(report: &ProviderReport) -> ProviderRecord {
+        let coreml = (report.used == Provider::CoreMl).then_some(report.placement);
+        ProviderRecord {
+            asked: report.asked,
+            used: report.used,
+            coreml,
+        }
+    }
+}
+
+/// A failure for programs.
+#[derive(Debug, Serialize)]
+pub(crate) struct FailureRecord<'a> {
+    /// The images of the prompt.
+    pub(crate) images: &'a [String],
+    /// What went wrong.
+    pub(crate) error: String,
+}
+
+/// Writes one JSON object on a line of its own.
+pub(crate) fn write_json(record: &impl Serialize) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    serde_json::to_writer(&mut stdout, record)?;
+    stdout.write_all(b"\n")?;
+    stdout.flush()
+}
+
+/// Writes a part of an answer at once.
+pub(crate) fn write_text(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+/// What an answer took, for people.
+pub(crate) fn tell_stats(stats: &Stats, report: &ProviderReport, precision: &str) {
+    let placement = match report.placement {
+        _ if report.used != Provider::CoreMl => String::new(),
+        Some(Placement { accelerated, nodes }) => format!(", {accelerated} of {nodes} nodes on CoreML"),
+        None => ", nodes on CoreML unknown".to_owned(),
+    };
+    tell(&format!(
+        "provider    {} (asked for {}), {precision}{placement}",
+        report.used, report.asked
+    ));
+    for line in stats.lines() {
+        tell(&line);
+    }
+}
+
+/// Shows on a terminal that something takes its time, until dropped.
+pub(crate) struct Spinner(Option<ProgressBar>);
+
+impl Spinner {
+    pub(crate) fn new(quiet: bool, message: &str) -> Spinner {
+        if quiet || !io::stderr().is_terminal() {
+            return Spinner(None);
+        }
+        let bar = ProgressBar::new_spinner();
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
+            bar.set_style(style);
+        }
+        bar.set_message(message.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Spinner(Some(bar))
+    }
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// What a user of this program could do about an error of the library, which knows no flags.
+pub(crate) fn hint(error: &EngineError, model: &std::path::Path) -> Option<String> {
+    use runtime::BackendError;
+    match error {
+        EngineError::Bundle(models::error::BundleError::NotABundle { .. }) => Some(format!(
+            "`fvlm-export --output {}` makes one of the demo model; --model names another",
+            model.display()
+        )),
+        EngineError::Bundle(models::error::BundleError::Schema { .. }) => {
+            Some("export it again with the fvlm-export of this version".to_owned())
+        }
+        EngineError::Backend(BackendError::Unavailable { provider, .. }) if *provider != Provider::Tract => {
+            Some(
+                "without --no-fallback another provider is used; --onnxruntime PATH names the library"
+                    .to_owned(),
+            )
+        }
+        EngineError::NoVariant { .. } => {
+            Some("leave --precision out, or export that precision: `fvlm-export --precision ...`".to_owned())
+        }
+        EngineError::TooLong { .. } => Some("fewer images, or a shorter question".to_owned()),
+        EngineError::Image(runtime::image::ImageError::TooManyPixels { .. }) => {
+            Some("--max-pixels raises the limit, in megapixels".to_owned())
+        }
+        _ => None,
+    }
+}

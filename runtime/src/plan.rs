@@ -1,0 +1,264 @@
+//! What is to be done? The flags, checked against each other; nothing is left open.
+
+use crate::cli::{Cli, QUESTION};
+use runtime::image::Limits;
+use runtime::{Options, Provider, Request, Sampling};
+use std::path::PathBuf;
+
+/// Most threads that make sense; a typo must not start thousands.
+const MAX_THREADS: usize = 1024;
+
+/// Most tokens of an answer: more than any model holds.
+const MAX_TOKENS: usize = 10_000_000;
+
+/// Where an image comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// A file.
+    File(PathBuf),
+    /// stdin.
+    Stdin,
+}
+
+impl Source {
+    /// The name in messages and output.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Source::File(path) => path.display().to_string(),
+            Source::Stdin => "stdin".to_owned(),
+        }
+    }
+}
+
+/// What is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Task {
+    /// The question about each image in turn.
+    Each(Vec<Source>),
+    /// The question about all images at once; without images, about nothing.
+    Once(Vec<Source>),
+    /// A chat, which may begin with images and a question.
+    Chat(Vec<Source>, Option<String>),
+}
+
+/// Everything that a run needs to know.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) model: PathBuf,
+    pub(crate) options: Options,
+    pub(crate) request: Request,
+    pub(crate) limits: Limits,
+    pub(crate) task: Task,
+    pub(crate) prompt: String,
+    pub(crate) system: Option<String>,
+    pub(crate) stats: bool,
+    pub(crate) json: bool,
+    pub(crate) quiet: bool,
+}
+
+/// A command that makes no sense, and what would.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct PlanError {
+    pub(crate) problems: Vec<String>,
+    pub(crate) hint: Option<String>,
+}
+
+impl Plan {
+    /// Checks the flags; all problems at once.
+    pub(crate) fn new(cli: Cli) -> Result<Plan, PlanError> {
+        let mut problems = Vec::new();
+        let mut hint = None;
+        let mut range = |flag: &str, found: usize, most: usize| {
+            if found == 0 || found > most {
+                problems.push(format!("--{flag} is {found}, expected 1 to {most}"));
+            }
+        };
+        range("max-tokens", cli.max_tokens, MAX_TOKENS);
+        if let Some(threads) = cli.threads {
+            range("threads", threads, MAX_THREADS);
+        }
+        let max_pixels = cli.max_pixels.checked_mul(1_000_000).filter(|&pixels| pixels > 0);
+        if max_pixels.is_none() {
+            problems.push(format!(
+                "--max-pixels is {}, expected megapixels, at least 1",
+                cli.max_pixels
+            ));
+        }
+        let sampling = Sampling {
+            temperature: cli.temperature,
+            top_k: cli.top_k,
+            top_p: cli.top_p,
+            repetition_penalty: cli.repetition_penalty,
+            seed: cli.seed.unwrap_or_default(),
+        };
+        if let Err(error) = sampling.check() {
+            problems.push(error.to_string());
+        } else if sampling.temperature == 0.0 {
+            let unused = [
+                ("top-k", cli.top_k != 0),
+                ("top-p", cli.top_p != 1.0),
+                ("seed", cli.seed.is_some()),
+            ];
+            for (flag, _) in unused.iter().filter(|(_, given)| *given) {
+                problems.push(format!("--{flag} has no effect at temperature 0"));
+                hint = Some("add --temperature, for example 0.7".to_owned());
+            }
+        }
+        if cli.stop.iter().any(String::is_empty) {
+            problems.push("--stop is empty, expected a text".to_owned());
+        }
+        if cli
+            .prompt
+            .as_deref()
+            .is_some_and(|prompt| prompt.trim().is_empty())
+        {
+            problems.push("--prompt is empty, expected a question".to_owned());
+        }
+        let images: Vec<Source> = cli
+            .images
+            .into_iter()
+            .map(|path| {
+                if path.as_os_str() == "-" {
+                    Source::Stdin
+                } else {
+                    Source::File(path)
+                }
+            })
+            .collect();
+        match images.iter().filter(|source| **source == Source::Stdin).count() {
+            0 => {}
+            1 if cli.interactive => problems.push("stdin cannot be an image and the chat".to_owned()),
+            1 => {}
+            count => problems.push(format!("stdin is given as an image {count} times, expected once")),
+        }
+        if cli.together && images.is_empty() {
+            problems.push("--together needs images".to_owned());
+        }
+        if images.is_empty() && cli.prompt.is_none() && !cli.interactive && problems.is_empty() {
+            problems.push("no image and no question".to_owned());
+            hint = Some("fvlm-run IMAGE, or --prompt TEXT for a question without an image".to_owned());
+        }
+        if !problems.is_empty() {
+            return Err(PlanError { problems, hint });
+        }
+        let task = if cli.interactive {
+            Task::Chat(images, cli.prompt.clone())
+        } else if cli.together || images.is_empty() {
+            Task::Once(images)
+        } else {
+            Task::Each(images)
+        };
+        let fallback = !cli.no_fallback;
+        let Cli {
+            provider,
+            precision,
+            onnxruntime,
+            threads,
+            ..
+        } = cli;
+        Ok(Plan {
+            model: cli.model,
+            options: Options {
+                provider,
+                fallback,
+                precision,
+                onnxruntime,
+                threads,
+            },
+            request: Request {
+                sampling,
+                max_tokens: cli.max_tokens,
+                stops: cli.stop,
+                cancel: None,
+            },
+            limits: Limits {
+                max_pixels: max_pixels.unwrap_or(u64::MAX),
+            },
+            task,
+            prompt: cli.prompt.unwrap_or_else(|| QUESTION.to_owned()),
+            system: cli.system,
+            stats: cli.stats,
+            json: cli.json,
+            quiet: cli.quiet,
+        })
+    }
+
+    /// Whether ONNX Runtime was pointed to although nobody will use it.
+    pub(crate) fn ignores_library(&self) -> bool {
+        self.options.provider == Provider::Tract && self.options.onnxruntime.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn plan(arguments: &[&str]) -> Result<Plan, PlanError> {
+        let arguments = std::iter::once("fvlm-run").chain(arguments.iter().copied());
+        Plan::new(Cli::try_parse_from(arguments).unwrap())
+    }
+
+    #[test]
+    fn what_is_asked() {
+        let file = |name: &str| Source::File(PathBuf::from(name));
+        let cases: [(&[&str], Task); 6] = [
+            (
+                &["a.png", "b.png"],
+                Task::Each(vec![file("a.png"), file("b.png")]),
+            ),
+            (&["-"], Task::Each(vec![Source::Stdin])),
+            (&["--together", "a.png"], Task::Once(vec![file("a.png")])),
+            (&["--prompt", "hello"], Task::Once(Vec::new())),
+            (&["--interactive"], Task::Chat(Vec::new(), None)),
+            (
+                &["-i", "-p", "hello", "a.png"],
+                Task::Chat(vec![file("a.png")], Some("hello".to_owned())),
+            ),
+        ];
+        for (arguments, expected) in cases {
+            assert_eq!(plan(arguments).unwrap().task, expected, "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn commands_that_make_no_sense() {
+        let cases: [(&[&str], &str); 16] = [
+            (&[], "no image and no question"),
+            (&["--max-tokens", "0", "a"], "--max-tokens is 0"),
+            (&["--threads", "0", "a"], "--threads is 0"),
+            (&["--threads", "10000", "a"], "--threads is 10000"),
+            (&["--max-pixels", "0", "a"], "--max-pixels is 0"),
+            (&["--max-pixels", "18446744073709551615", "a"], "--max-pixels"),
+            (&["--temperature", "-1", "a"], "temperature"),
+            (&["--temperature", "NaN", "a"], "temperature"),
+            (&["--temperature", "inf", "a"], "temperature"),
+            (&["--temperature", "1", "--top-p", "2", "a"], "top-p"),
+            (&["--repetition-penalty", "0", "a"], "repetition penalty"),
+            (&["--top-k", "5", "a"], "--top-k has no effect"),
+            (&["--seed", "5", "a"], "--seed has no effect"),
+            (&["--stop", "", "a"], "--stop is empty"),
+            (&["-", "-"], "stdin is given"),
+            (&["--prompt", " "], "--prompt is empty"),
+        ];
+        for (arguments, expected) in cases {
+            let error = plan(arguments).unwrap_err();
+            let text = error.problems.join("; ").replace("top_p", "top-p");
+            assert!(text.contains(expected), "{arguments:?}: {text}");
+        }
+        let all = plan(&["--max-tokens", "0", "--threads", "0", "--top-p", "2", "a"]).unwrap_err();
+        assert_eq!(all.problems.len(), 3, "{all:?}");
+        assert!(plan(&["-i", "-"]).is_err());
+        assert!(plan(&["--together", "-p", "x"]).is_err());
+    }
+
+    #[test]
+    fn flags_that_exclude_each_other() {
+        for arguments in [
+            &["fvlm-run", "--together", "-i", "a"][..],
+            &["fvlm-run", "-q", "--stats", "a"],
+        ] {
+            assert!(Cli::try_parse_from(arguments).is_err(), "{arguments:?}");
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! The work of `fvlm-run`: opens the bundle, asks, writes answers.
+
+use crate::output::{self, FailureRecord, Record, Spinner};
+use crate::plan::{Plan, Source, Task};
+use runtime::image::{self, ImageId};
+use runtime::{Engine, EngineError, Finish, Message, Request, Role};
+use std::io::{self, BufRead, IsTerminal};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What shells expect of a program that Ctrl-C ended: 128 and the number of the signal.
+const INTERRUPTED: u8 = 130;
+
+/// Why an answer was not written.
+enum Failure {
+    Engine(EngineError),
+    /// stdout is closed or full.
+    Output(io::Error),
+}
+
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Failure {
+        Failure::Engine(error)
+    }
+}
+
+impl From<image::ImageError> for Failure {
+    fn from(error: image::ImageError) -> Failure {
+        Failure::Engine(error.into())
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure::Output(error)
+    }
+}
+
+/// Ctrl-C: ends the answer that is coming; at any other time, and the second time, the program.
+#[derive(Clone, Default)]
+struct Interrupt {
+    cancel: Arc<AtomicBool>,
+    answering: Arc<AtomicBool>,
+}
+
+impl Interrupt {
+    fn install() -> Interrupt {
+        let interrupt = Interrupt::default();
+        let Interrupt { cancel, answering } = interrupt.clone();
+        // Without a handler Ctrl-C still ends the program, only less politely.
+        let _ = ctrlc::set_handler(move || {
+            if !answering.load(Ordering::Relaxed) || cancel.swap(true, Ordering::Relaxed) {
+                std::process::exit(INTERRUPTED.into());
+            }
+        });
+        interrupt
+    }
+}
+
+struct Run<'a> {
+    plan: &'a Plan,
+    engine: Engine,
+    request: Request,
+    interrupt: Interrupt,
+    failed: bool,
+}
+
+/// Does what the plan says.
+pub(crate) fn run(plan: Plan) -> ExitCode {
+    let interrupt = Interrupt::install();
+    if plan.ignores_library() && !plan.quiet {
+        output::tell("--onnxruntime is only looked at if tract cannot run");
+    }
+    let engine = {
+        let _spinner = Spinner::new(plan.quiet, "opening the model");
+        Engine::open(&plan.model, &plan.options)
+    };
+    let engine = match engine {
+        Ok(engine) => engine,
+        Err(error) => {
+            output::complain(&error.to_string(), output::hint(&error, &plan.model).as_deref());
+            return ExitCode::from(2);
+        }
+    };
+    if !plan.quiet {
+        engine.notices().iter().for_each(|notice| output::tell(notice));
+    }
+    let request = Request {
+        cancel: Some(Arc::clone(&interrupt.cancel)),
+        ..plan.request.clone()
+    };
+    let mut run = Run {
+        plan: &plan,
+        engine,
+        request,
+        interrupt,
+        failed: false,
+    };
+    let result = match &plan.task {
+        Task::Each(images) => run.each(images),
+        Task::Once(images) => run.once(images),
+        Task::Chat(images, question) => run.chat(images, question.as_deref()),
+    };
+    match result {
+        // Whoever read our output has had enough: success.
+        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(Failure::Output(error)) => {
+            output::complain(&format!("cannot write the answer: {error}"), None);
+            ExitCode::from(2)
+        }
+        Err(Failure::Engine(error)) => {
+            run.complain(&error);
+            ExitCode::from(2)
+        }
+        Ok(Finish::Cancelled) => ExitCode::from(INTERRUPTED),
+        Ok(_) if run.failed => ExitCode::from(2),
+        Ok(_) => ExitCode::SUCCESS,
+    }
+}
+
+impl Run<'_> {
+    /// The question about each image; one that fails does not stop the others.
+    fn each(&mut self, images: &[Source]) -> Result<Finish, Failure> {
+        for (index, source) in images.iter().enumerate() {
+            if images.len() > 1 && !self.plan.json {
+                let gap = if index > 0 { "\n" } else { "" };
+                output::write_text(&format!("{gap}==> {} <==\n", source.name()))?;
+            }
+            match self.once(std::slice::from_ref(source)) {
+                Ok(Finish::Cancelled) => return Ok(Finish::Cancelled),
+                Ok(_) => {}
+                Err(Failure::Engine(error)) => {
+                    self.complain(&error);
+                    self.failed = true;
+                    if self.plan.json {
+                        let error = error.to_string();
+                        output::write_json(&FailureRecord {
+                            images: &[source.name()],
+                            error,
+                        })?;
+                    }
+                }
+                Err(output) => return Err(output),
+            }
+            self.engine.forget_images();
+        }
+        Ok(Finish::Stop)
+    }
+
+    /// The question about all `images` at once.
+    fn once(&mut self, images: &[Source]) -> Result<Finish, Failure> {
+        let mut ids = Vec::new();
+        for source in images {
+            ids.push(self.add(source)?);
+        }
+        let mut messages = self.beginning();
+        messages.push(Message::user(ids, self.plan.prompt.clone()));
+        let names: Vec<String> = images.iter().map(Source::name).collect();
+        self.answer(&messages, &names, &self.plan.prompt)
+            .map(|(_, finish)| finish)
+    }
+
+    /// A chat, a line a question.
+    fn chat(&mut self, images: &[Source], first: Option<&str>) -> Result<Finish, Failure> {
+        let mut given: Vec<(ImageId, String)> = Vec::new();
+        for source in images {
+            given.push((self.add(source)?, source.name()));
+        }
+        let mut messages = self.beginning();
+        let mut pending = given.clone();
+        if let Some(question) = first {
+            self.turn(&mut messages, &mut pending, question)?;
+        }
+        let terminal = io::stdin().is_terminal() && !self.plan.quiet;
+        let mut lines = io::stdin().lock().split(b'\n');
+        loop {
+            if terminal {
+                let _ = io::Write::write_all(&mut io::stderr(), b"> ");
+            }
+            let Some(line) = lines.next() else { break };
+            let line = match line.map(String::from_utf8) {
+                Ok(Ok(line)) => line,
+                Ok(Err(_)) => {
+                    self.report("a line of the chat is not UTF-8");
+                    continue;
+                }
+                Err(error) => {
+                    self.report(&format!("cannot read the chat: {error}"));
+                    break;
+                }
+            };
+            let line = line.trim();
+            let (command, argument) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+            match command {
+                "" => {}
+                "/quit" if argument.is_empty() => break,
+                "/reset" if argument.is_empty() => {
+                    // What is computed stays: the next prompt takes from it what fits.
+                    messages = self.beginning();
+                    pending.clone_from(&given);
+                }
+                "/image" if !argument.is_empty() => {
+                    let source = Source::File(argument.trim().into());
+                    match self.add(&source) {
+                        Ok(id) => pending.push((id, source.name())),
+                        Err(Failure::Engine(error)) => {
+                            self.complain(&error);
+                            self.failed = true;
+                        }
+                        Err(output) => return Err(output),
+                    }
+                }
+                // A path or a fraction may begin a question; a single word after a slash is a mistyped command.
+                _ if command.starts_with('/') && command[1..].chars().all(|c| c.is_ascii_alphabetic()) => {
+                    self.report(&format!("`{line}` is not a command: /image PATH, /reset, /quit"));
+                }
+                _ => self.turn(&mut messages, &mut pending, line)?,
+            }
+        }
+        Ok(Finish::Stop)
+    }
+
+    /// One question of a chat. One that fails is as if it had not been asked.
+    fn turn(
+        &mut self,
+        messages: &mut Vec<Message>,
+        pending: &mut Vec<(ImageId, String)>,
+        question: &str,
+    ) -> Result<(), Failure> {
+        let (ids, names): (Vec<ImageId>, Vec<String>) = pending.iter().cloned().unzip();
+        messages.push(Message::user(ids, question));
+        match self.answer(messages, &names, question) {
+            Ok((text, _)) => {
+                messages.push(Message::new(Role::Assistant, text));
+                pending.clear();
+                Ok(())
+            }
+            Err(Failure::Engine(error)) => {
+                messages.pop();
+                self.complain(&error);
+                self.failed = true;
+                Ok(())
+            }
+            Err(output) => Err(output),
+        }
+    }
+
+    /// What stands before the first question.
+    fn beginning(&self) -> Vec<Message> {
+        self.plan
+            .system
+            .iter()
+            .map(|text| Message::new(Role::System, text.clone()))
+            .collect()
+    }
+
+    fn add(&mut self, source: &Source) -> Result<ImageId, Failure> {
+        let limits = &self.plan.limits;
+        let picture = match source {
+            Source::File(path) => image::open(path, limits)?,
+            Source::Stdin => image::read(io::stdin().lock(), "stdin", limits)?,
+        };
+        Ok(self.engine.add_image(&picture)?)
+    }
+
+    /// Asks, and writes the answer while it comes.
+    fn answer(
+        &mut self,
+        messages: &[Message],
+        names: &[String],
+        prompt: &str,
+    ) -> Result<(String, Finish), Failure> {
+        self.interrupt.cancel.store(false, Ordering::Relaxed);
+        self.interrupt.answering.store(true, Ordering::Relaxed);
+        let result = self.write_answer(messages, names, prompt);
+        self.interrupt.answering.store(false, Ordering::Relaxed);
+        result
+    }
+
+    fn write_answer(
+        &mut self,
+        messages: &[Message],
+        names: &[String],
+        prompt: &str,
+    ) -> Result<(String, Finish), Failure> {
+        let report = self.engine.provider().clone();
+        let precision = self.engine.precision().to_owned();
+        let spinner = Spinner::new(self.plan.quiet, "reading the question");
+        let mut answer = self.engine.chat(messages, &self.request)?;
+        drop(spinner);
+        let mut text = String::new();
+        let mut failure = None;
+        for piece in answer.by_ref() {
+            match piece {
+                Ok(piece) => {
+                    if !self.plan.json && !piece.text.is_empty() {
+                        output::write_text(&piece.text)?;
+                    }
+                    text.push_str(&piece.text);
+                }
+                Err(error) => failure = Some(error),
+            }
+        }
+        if !self.plan.json && !text.ends_with('\n') && (failure.is_none() || !text.is_empty()) {
+            output::write_text("\n")?;
+        }
+        if let Some(error) = failure {
+            return Err(error.into());
+        }
+        let stats = answer.stats();
+        let finish = answer.finish();
+        if self.plan.json {
+            output::write_json(&Record {
+                images: names,
+                prompt,
+                text: &text,
+                tokens: answer.tokens(),
+                finish,
+                provider: (&report).into(),
+                precision: &precision,
+                stats: &stats,
+            })?;
+        }
+        if self.plan.stats {
+            output::tell_stats(&stats, &report, &precision);
+        }
+        Ok((text, finish.unwrap_or(Finish::Stop)))
+    }
+
+    fn complain(&self, error: &EngineError) {
+        output::complain(
+            &error.to_string(),
+            output::hint(error, &self.plan.model).as_deref(),
+        );
+    }
+
+    fn report(&mut self, problem: &str) {
+        output::complain(problem, None);
+        self.failed = true;
+    }
+}
