@@ -342,6 +342,9 @@ def run_recipe(name, options):
     if "scenes" in recipe:
         cases += scene_cases(recipe["scenes"])
     if checkpoint["kind"] == "directory":
+        # The weights may change after the recording: a reference says which ones it is about.
+        weights = (ROOT / checkpoint["path"] / "model.safetensors").read_bytes()
+        checkpoint = checkpoint | {"sha256": hashlib.sha256(weights).hexdigest()}
         return record(checkpoint, str(ROOT / checkpoint["path"]), cases, name, options.output or GOLDEN, options, note)
     with tempfile.TemporaryDirectory(dir=options.scratch) as directory:
         arguments = ["--size", checkpoint["size"], "--layout", checkpoint["layout"], "--dtype", checkpoint["dtype"],
