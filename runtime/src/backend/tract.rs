@@ -14,6 +14,7 @@ use tract_onnx::prelude::{
     SymbolScope, TDim, TypedRunnableModel, f16, multithread, onnx,
 };
 use tract_onnx::tract_hir::infer::Factoid;
+use tract_onnx::tract_hir::internal::OutletId;
 
 type TractTensor = tract_onnx::prelude::Tensor;
 
@@ -92,8 +93,8 @@ impl TractSession {
             .with_ignore_value_info(true)
             .with_ignore_output_shapes(true)
             .model_for_path(path)?;
-        let inputs = ports(&model, true)?;
-        let outputs = ports(&model, false)?;
+        let inputs = inputs(&model)?;
+        let names = output_names(&model)?;
         let symbols: SymbolScope = model.symbols.clone();
         let mut known: HashMap<_, TDim> = HashMap::new();
         // `total` is not a symbol of its own: tract has to know that a mask of `total` fits a cache of `past + new`.
@@ -108,7 +109,21 @@ impl TractSession {
             );
         }
         model.set_symbols(&known)?;
-        let model = model.into_optimized()?.into_runnable()?;
+        let model = model.into_optimized()?;
+        let outputs = names
+            .into_iter()
+            .enumerate()
+            .map(|(index, name)| {
+                let fact = model.output_fact(index)?;
+                let dims = fact.shape.iter().map(length).collect();
+                Ok(Port {
+                    name,
+                    dtype: dtype_of(fact.datum_type),
+                    dims,
+                })
+            })
+            .collect::<tract_onnx::prelude::TractResult<_>>()?;
+        let model = model.into_runnable()?;
         Ok(TractSession {
             description: Description {
                 path: path.to_owned(),
@@ -127,45 +142,43 @@ impl TractSession {
     }
 }
 
-/// What the graph declares, before anything is known about its symbols.
-fn ports(model: &InferenceModel, inputs: bool) -> tract_onnx::prelude::TractResult<Vec<Port>> {
-    let outlets = if inputs {
-        model.input_outlets()?
-    } else {
-        model.output_outlets()?
-    };
-    outlets
-        .iter()
-        .map(|outlet| {
-            let fact = model.outlet_fact(*outlet)?;
-            let name = if inputs {
-                model.node(outlet.node).name.clone()
-            } else {
-                model
-                    .outlet_label(*outlet)
-                    .unwrap_or(&model.node(outlet.node).name)
-                    .to_owned()
-            };
-            let dtype = fact.datum_type.concretize().and_then(dtype_of);
-            let dims = fact
-                .shape
-                .dims()
-                .map(|dim| dim.concretize().and_then(|dim| dim.as_i64()))
-                .collect::<Vec<_>>();
-            let dims = dims
-                .into_iter()
-                .map(|dim| dim.and_then(|dim| usize::try_from(dim).ok()))
-                .collect();
-            Ok(Port { name, dtype, dims })
+/// The inputs that the graph declares, before anything is known about its symbols.
+fn inputs(model: &InferenceModel) -> tract_onnx::prelude::TractResult<Vec<Port>> {
+    let port = |outlet: &OutletId| {
+        let fact = model.outlet_fact(*outlet)?;
+        let dtype = fact.datum_type.concretize().and_then(dtype_of);
+        let dims = fact
+            .shape
+            .dims()
+            .map(|dim| dim.concretize().as_ref().and_then(length))
+            .collect();
+        Ok(Port {
+            name: model.node(outlet.node).name.clone(),
+            dtype,
+            dims,
         })
-        .collect()
+    };
+    model.input_outlets()?.iter().map(port).collect()
+}
+
+fn output_names(model: &InferenceModel) -> tract_onnx::prelude::TractResult<Vec<String>> {
+    let name = |outlet: &OutletId| {
+        let label = model.outlet_label(*outlet);
+        label.unwrap_or(&model.node(outlet.node).name).to_owned()
+    };
+    Ok(model.output_outlets()?.iter().map(name).collect())
+}
+
+fn length(dim: &TDim) -> Option<usize> {
+    dim.as_i64().and_then(|length| usize::try_from(length).ok())
 }
 
 fn dtype_of(datum: DatumType) -> Option<DType> {
     match datum {
         DatumType::F32 => Some(DType::Float32),
         DatumType::F16 => Some(DType::Float16),
-        DatumType::I64 => Some(DType::Int64),
+        // Lengths have a type of their own.
+        DatumType::I64 | DatumType::TDim => Some(DType::Int64),
         DatumType::Bool => Some(DType::Bool),
         _ => None,
     }
