@@ -395,6 +395,28 @@ fn join<S>(
     })
 }
 
+thread_local! {
+    static CATCHING: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Whether a panic on this thread would be caught and returned as an error: then a panic hook need not report it.
+pub fn catching() -> bool {
+    CATCHING.get()
+}
+
+/// Runs code of others that has assertions which a corrupt file can reach; `Err` has the words of the panic.
+#[cfg(feature = "tract")]
+fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    let outer = CATCHING.replace(true);
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+    CATCHING.set(outer);
+    result.map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()))
+            .unwrap_or_default()
+    })
+}
+
 /// Physical cores that this process may use. Two threads of one core get in each other's way in matrix products.
 fn physical_cores() -> usize {
     let logical = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

@@ -106,6 +106,12 @@ fn load(options: &Options) -> Result<PathBuf, String> {
                 });
                 return Ok(path);
             }
+            Err(ort::LoadDynamicError::Dlopen { error, path }) => {
+                // The system's words are in the cause.
+                let cause =
+                    std::error::Error::source(&error).map_or_else(|| line(&error), |cause| line(&cause));
+                problems.push(format!("{}: {cause}", path.display()));
+            }
             Err(error) => problems.push(line(&error)),
         }
     }

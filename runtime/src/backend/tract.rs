@@ -1,12 +1,11 @@
 //! tract: pure Rust, no shared library. The only file that names it.
 
 use super::session::{Description, EngineSession, Port, Session, Tensor};
-use super::{Backend, Options, Parts, Provider, open_parts};
+use super::{Backend, Options, Parts, Provider, catch, open_parts};
 use crate::error::BackendError;
 use models::bundle::{Bundle, Variant};
 use models::dtype::DType;
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use tract_onnx::prelude::{
@@ -59,7 +58,7 @@ fn use_threads(count: usize) {
         let executor = if count == 1 {
             multithread::Executor::SingleThread
         } else {
-            catch_unwind(|| multithread::Executor::multithread(count)).unwrap_or_default()
+            catch(|| multithread::Executor::multithread(count)).unwrap_or_default()
         };
         multithread::set_default_executor(executor);
         *current = count;
@@ -82,8 +81,8 @@ impl TractSession {
             reason,
         };
         // tract has assertions that a corrupt graph can reach.
-        catch_unwind(AssertUnwindSafe(|| Self::prepare(path, fixed)))
-            .map_err(|panic| refuse(format!("tract gave up: {}", said(&*panic))))?
+        catch(|| Self::prepare(path, fixed))
+            .map_err(|words| refuse(format!("tract gave up: {words}")))?
             .map_err(|error| refuse(chain(&error)))
     }
 
@@ -236,21 +235,14 @@ impl EngineSession for TractSession {
             ordered.push(Arc::clone(value).into_tvalue());
         }
         // Kernels assert what shapes they get.
-        let outputs = catch_unwind(AssertUnwindSafe(|| self.model.run(ordered)))
-            .map_err(|panic| self.failed(format!("tract gave up: {}", said(&*panic))))?
+        let outputs = catch(|| self.model.run(ordered))
+            .map_err(|words| self.failed(format!("tract gave up: {words}")))?
             .map_err(|error| self.failed(chain(&error)))?;
         Ok(outputs
             .into_iter()
             .map(|value| Arc::new(value.into_tensor()))
             .collect())
     }
-}
-
-/// The words of a panic.
-fn said(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().cloned();
-    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-        .unwrap_or_default()
 }
 
 /// All of an error's causes on one line; the value of tract's errors is in the chain.
