@@ -1,0 +1,463 @@
+//! What does `fvlm-run` do? The real binary over a bundle whose answers can be told in advance: the letter of the
+//! image's strongest colour and a full stop (`tests/data/make_bundle.py`).
+
+#![cfg(feature = "tract")]
+
+use serde_json::Value;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// A folder with a red, a green and a blue image and a copy of the bundle.
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Folder {
+        let folder = Folder(tempfile::tempdir().unwrap());
+        for (name, color) in [
+            ("red", [255, 0, 0]),
+            ("green", [0, 255, 0]),
+            ("blue", [0, 0, 255]),
+        ] {
+            let path = folder.path(&format!("{name}.png"));
+            image::RgbImage::from_pixel(8, 8, image::Rgb(color))
+                .save(path)
+                .unwrap();
+        }
+        let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bundle");
+        copy(&bundle, &folder.path("fastvlm-bundle"));
+        folder
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Runs with `--provider tract` unless the arguments name another.
+    fn run(&self, arguments: &[&str]) -> Run {
+        self.run_with(arguments, b"")
+    }
+
+    fn run_with(&self, arguments: &[&str], stdin: &[u8]) -> Run {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fvlm-run"));
+        command
+            .current_dir(self.0.path())
+            .args(arguments)
+            .env_remove("ORT_DYLIB_PATH");
+        if !arguments
+            .iter()
+            .any(|argument| argument.starts_with("--provider"))
+        {
+            command.args(["--provider", "tract"]);
+        }
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // The program may end before it has read everything.
+        let _ = child.stdin.take().unwrap().write_all(stdin);
+        Run::new(child.wait_with_output().unwrap())
+    }
+
+    fn edit(&self, name: &str, edit: impl FnOnce(String) -> String) {
+        let path = self.path("fastvlm-bundle").join(name);
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, edit(text)).unwrap();
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Run {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Run {
+    fn new(output: Output) -> Run {
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        let run = Run {
+            code: output.status.code(),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        };
+        assert!(!run.stderr.contains("panicked"), "{}", run.stderr);
+        run
+    }
+
+    #[track_caller]
+    fn success(self, stdout: &str) -> Run {
+        assert_eq!(
+            (self.code, self.stdout.as_str()),
+            (Some(0), stdout),
+            "{}",
+            self.stderr
+        );
+        self
+    }
+
+    /// Exit code 2, and all of `words` in what it says.
+    #[track_caller]
+    fn failure(self, words: &[&str]) -> Run {
+        assert_eq!(self.code, Some(2), "{self:?}");
+        for word in words {
+            assert!(self.stderr.contains(word), "no `{word}` in {}", self.stderr);
+        }
+        self
+    }
+
+    fn records(&self) -> Vec<Value> {
+        self.stdout
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+}
+
+#[test]
+fn describes_images() {
+    let folder = Folder::new();
+    let run = folder.run(&["red.png"]).success("R.\n");
+    assert_eq!(run.stderr, "");
+    folder
+        .run(&["red.png", "blue.png"])
+        .success("==> red.png <==\nR.\n\n==> blue.png <==\nB.\n");
+    folder
+        .run(&["--together", "red.png", "blue.png", "blue.png"])
+        .success("B.\n");
+    folder.run(&["--prompt", "hi?"]).success("?.\n");
+    let green = std::fs::read(folder.path("green.png")).unwrap();
+    folder.run_with(&["-"], &green).success("G.\n");
+    folder.run(&["--max-tokens", "1", "red.png"]).success("R\n");
+    folder.run(&["--stop", ".", "red.png"]).success("R\n");
+    folder
+        .run(&["--threads", "1", "--system", "?", "red.png"])
+        .success("R.\n");
+}
+
+#[test]
+fn talks_on_stderr_only() {
+    let folder = Folder::new();
+    let run = folder.run(&["--stats", "red.png"]).success("R.\n");
+    for word in [
+        "asked for tract",
+        "preprocess",
+        "encode",
+        "prefill",
+        "first token",
+        "peak memory",
+        "2 tokens",
+    ] {
+        assert!(run.stderr.contains(word), "no `{word}` in {}", run.stderr);
+    }
+    let help = folder.run(&["--help"]);
+    assert_eq!((help.code, help.stderr.as_str()), (Some(0), ""));
+    assert!(help.stdout.starts_with("Examples:"), "{}", help.stdout);
+}
+
+#[test]
+fn one_object_for_each_answer() {
+    let folder = Folder::new();
+    let run = folder
+        .run(&["--json", "red.png", "missing.png", "green.png"])
+        .failure(&["missing.png"]);
+    let records = run.records();
+    assert_eq!(records.len(), 3);
+    assert_eq!(records[0]["images"][0], "red.png");
+    assert_eq!(records[0]["prompt"], "Describe the image.");
+    assert_eq!(records[0]["text"], "R.");
+    assert_eq!(records[0]["tokens"], serde_json::json!([3, 6]));
+    assert_eq!(records[0]["finish"], "stop");
+    assert_eq!(
+        records[0]["provider"],
+        serde_json::json!({"asked": "tract", "used": "tract"})
+    );
+    assert_eq!(records[0]["precision"], "fp32");
+    assert_eq!(records[0]["stats"]["images_encoded"], 1);
+    assert!(records[1]["error"].as_str().unwrap().contains("missing.png"));
+    assert_eq!(records[2]["text"], "G.");
+    let run = folder.run(&["--json", "--max-tokens", "1", "red.png"]);
+    assert_eq!(run.records()[0]["finish"], "max_tokens");
+}
+
+#[test]
+fn a_chat_reuses_what_it_knows() {
+    let folder = Folder::new();
+    let chat = "what?\n\nand now?\n/image blue.png\n/image blue.png\nthis?\n/reset\nagain?\n/quit\nnever\n";
+    let run = folder.run_with(&["--json", "--interactive", "red.png"], chat.as_bytes());
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    let records = run.records();
+    let texts: Vec<&str> = records
+        .iter()
+        .map(|record| record["text"].as_str().unwrap())
+        .collect();
+    assert_eq!(texts, ["R.", "R.", "B.", "R."]);
+    let stat = |turn: usize, name: &str| records[turn]["stats"][name].as_u64().unwrap();
+    let encoded: Vec<u64> = (0..4).map(|turn| stat(turn, "images_encoded")).collect();
+    assert_eq!(encoded, [1, 0, 1, 0]);
+    // All of the first prompt, and the two tokens of the answer.
+    assert_eq!(stat(1, "reused_positions"), stat(0, "prompt_positions") + 2);
+    assert!(stat(3, "reused_positions") > 2);
+
+    let run = folder.run_with(
+        &["-i", "-p", "first?", "red.png"],
+        b"/nonsense\n/image missing.png\nnext?",
+    );
+    run.failure(&["`/nonsense` is not a command", "missing.png"])
+        .stdout
+        .eq("R.\nR.\n")
+        .then_some(())
+        .unwrap();
+}
+
+#[test]
+fn commands_that_make_no_sense() {
+    let folder = Folder::new();
+    folder.run(&[]).failure(&["no image and no question", "hint:"]);
+    folder
+        .run(&["--max-tokens", "0", "--threads", "0", "red.png"])
+        .failure(&["--max-tokens is 0", "--threads is 0"]);
+    folder
+        .run(&["--temperature", "NaN", "red.png"])
+        .failure(&["temperature"]);
+    folder
+        .run(&["--temperature", "-1", "red.png"])
+        .failure(&["temperature is -1"]);
+    folder
+        .run(&["--frobnicate", "red.png"])
+        .failure(&["--frobnicate"]);
+    folder
+        .run(&["--provider", "cuda", "red.png"])
+        .failure(&["cuda", "coreml"]);
+    folder
+        .run(&["--precision", "q4", "red.png"])
+        .failure(&["`q4`", "`fp32`", "hint:"]);
+    folder
+        .run(&["--model", "elsewhere", "red.png"])
+        .failure(&["elsewhere", "not a bundle", "fvlm-export"]);
+    folder
+        .run(&["--prompt", &"?".repeat(100)])
+        .failure(&["103 positions", "64"]);
+}
+
+#[test]
+fn images_that_are_none() {
+    let folder = Folder::new();
+    for (name, bytes) in [
+        ("empty.png", &b""[..]),
+        ("text.png", b"hello"),
+        ("cut.png", b"\x89PNG\r\n\x1a\n\0\0"),
+    ] {
+        std::fs::write(folder.path(name), bytes).unwrap();
+        folder.run(&[name]).failure(&[name]);
+        let run = folder.run(&[name, "red.png"]).failure(&[name]);
+        assert!(run.stdout.ends_with("==> red.png <==\nR.\n"), "{}", run.stdout);
+    }
+    image::RgbImage::new(1200, 1000)
+        .save(folder.path("large.png"))
+        .unwrap();
+    folder
+        .run(&["--max-pixels", "1", "large.png"])
+        .failure(&["large.png", "--max-pixels"]);
+}
+
+#[test]
+fn bundles_that_are_broken() {
+    type Break = fn(&Folder);
+    let cases: [(&str, Break, &[&str]); 8] = [
+        (
+            "a graph is missing",
+            |f| remove(f, "onnx/embed_tokens.onnx"),
+            &["embed_tokens.onnx"],
+        ),
+        (
+            "a graph is cut",
+            |f| cut(f, "onnx/decoder_model_merged.onnx"),
+            &["decoder_model_merged.onnx"],
+        ),
+        (
+            "a graph is noise",
+            |f| noise(f, "onnx/vision_encoder.onnx"),
+            &["vision_encoder.onnx"],
+        ),
+        (
+            "the tokenizer is noise",
+            |f| noise(f, "tokenizer.json"),
+            &["tokenizer.json"],
+        ),
+        (
+            "another schema",
+            |f| f.edit("bundle.json", |text| text.replacen("1,", "7,", 1)),
+            &["schema 7", "hint:"],
+        ),
+        (
+            "no JSON",
+            |f| f.edit("bundle.json", |text| text[..99].to_owned()),
+            &["bundle.json"],
+        ),
+        (
+            "a contract that lies about the model",
+            |f| {
+                f.edit("bundle.json", |text| {
+                    text.replace("present.0.key", "present.0.kex")
+                })
+            },
+            &["present.0.ke"],
+        ),
+        (
+            "a graph that does not keep the contract",
+            |f| swap(f, "onnx/embed_tokens.onnx", b"inputs_embeds", b"inputs_emberz"),
+            &["embed_tokens.onnx", "`inputs_embeds` is missing"],
+        ),
+    ];
+    for (name, break_it, words) in cases {
+        let folder = Folder::new();
+        break_it(&folder);
+        let run = folder.run(&["red.png"]);
+        assert_eq!(
+            (run.code, run.stdout.as_str()),
+            (Some(2), ""),
+            "{name}: {}",
+            run.stderr
+        );
+        for word in words {
+            assert!(run.stderr.contains(word), "{name}: no `{word}` in {}", run.stderr);
+        }
+    }
+}
+
+fn remove(folder: &Folder, name: &str) {
+    std::fs::remove_file(folder.path("fastvlm-bundle").join(name)).unwrap();
+}
+
+fn cut(folder: &Folder, name: &str) {
+    let path = folder.path("fastvlm-bundle").join(name);
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+}
+
+/// The length stays right, so that only the contents can tell.
+fn noise(folder: &Folder, name: &str) {
+    let path = folder.path("fastvlm-bundle").join(name);
+    let length = std::fs::read(&path).unwrap().len();
+    std::fs::write(&path, vec![0xA5; length]).unwrap();
+}
+
+fn swap(folder: &Folder, name: &str, from: &[u8], to: &[u8]) {
+    let path = folder.path("fastvlm-bundle").join(name);
+    let mut bytes = std::fs::read(&path).unwrap();
+    for at in 0..bytes.len().saturating_sub(from.len()) {
+        if bytes[at..].starts_with(from) {
+            bytes[at..at + to.len()].copy_from_slice(to);
+        }
+    }
+    std::fs::write(&path, bytes).unwrap();
+}
+
+#[test]
+#[cfg(not(target_os = "macos"))]
+fn a_provider_that_cannot_run_here_is_replaced_with_one_line() {
+    let folder = Folder::new();
+    let run = folder.run(&["--provider", "coreml", "red.png"]).success("R.\n");
+    assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
+    assert!(
+        run.stderr.contains("`coreml`") && run.stderr.contains("using `"),
+        "{}",
+        run.stderr
+    );
+    let run = folder
+        .run(&["--provider", "coreml", "--no-fallback", "red.png"])
+        .failure(&["`coreml`"]);
+    assert_eq!(run.stdout, "");
+    let run = folder.run(&["--provider", "coreml", "--json", "--quiet", "red.png"]);
+    assert_eq!(run.stderr, "");
+    assert_eq!(run.records()[0]["provider"]["asked"], "coreml");
+    assert_ne!(run.records()[0]["provider"]["used"], "coreml");
+}
+
+#[test]
+#[cfg(feature = "ort")]
+fn a_library_that_is_none_is_a_reason_not_a_crash() {
+    let folder = Folder::new();
+    std::fs::write(folder.path("libonnxruntime.so"), "no library").unwrap();
+    for provider in ["auto", "cpu"] {
+        let arguments = [
+            "--onnxruntime",
+            "libonnxruntime.so",
+            "--provider",
+            provider,
+            "red.png",
+        ];
+        let run = folder.run(&arguments).success("R.\n");
+        assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
+        assert!(
+            run.stderr.contains("libonnxruntime.so") && run.stderr.ends_with("using `tract`\n"),
+            "{}",
+            run.stderr
+        );
+        let mut strict = arguments.to_vec();
+        strict.push("--no-fallback");
+        folder.run(&strict).failure(&["libonnxruntime.so"]);
+    }
+    folder
+        .run(&[
+            "--onnxruntime",
+            "nowhere",
+            "--provider",
+            "cpu",
+            "--no-fallback",
+            "red.png",
+        ])
+        .failure(&["nowhere"]);
+}
+
+#[test]
+#[cfg(feature = "ort")]
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+fn onnx_runtime_gives_the_same_answers() {
+    let folder = Folder::new();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.ort");
+    let mut arguments = vec!["--provider", "cpu", "--no-fallback", "red.png", "blue.png"];
+    let root = root.display().to_string();
+    if Path::new(&root).exists() {
+        arguments.extend(["--onnxruntime", &root]);
+    }
+    let run = folder.run(&arguments);
+    if run.code == Some(2) && run.stderr.contains("no ONNX Runtime library was found") {
+        eprintln!("skipped: no ONNX Runtime; scripts/fetch_onnxruntime brings it");
+        return;
+    }
+    run.success("==> red.png <==\nR.\n\n==> blue.png <==\nB.\n");
+}
+
+#[test]
+#[cfg(unix)]
+fn a_closed_pipe_is_success() {
+    let folder = Folder::new();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fvlm-run"));
+    command
+        .current_dir(folder.0.path())
+        .args(["--provider", "tract", "red.png"]);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let run = Run::new(child.wait_with_output().unwrap());
+    assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""));
+}
