@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 
 import published
 import synth
+from transformers import DynamicCache
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -236,14 +237,22 @@ def record_case(model, text, recipe, recording, detail):
     return entry, (features.shape[1] if opened else None)
 
 
+class HalfCache(DynamicCache):
+    """A KV cache in float16, as half-precision exports have it."""
+
+    def update(self, key_states, value_states, *arguments, **named):
+        return super().update(key_states.half().float(), value_states.half().float(), *arguments, **named)
+
+
 @torch.no_grad()
 def noise_errors(model, text, case):
-    """Relative L2 by tolerance name of the same network, its parameters off by up to half of float16's step, on a case's
-    first row. (Rounding them would say nothing about weights stored in bfloat16, which float16 holds exactly.)"""
+    """Relative L2 by tolerance name of the same network with a float16 cache and parameters that are off by up to half of
+    float16's step, on a case's first row. (Rounding the parameters would say nothing about weights stored in bfloat16,
+    which float16 holds exactly.)"""
     images = [open_image(image)[0] for image in case.get("images", [])]
     row = text.row(case["rows"][0]["question"], case["rows"][0].get("images", []))
 
-    def run():
+    def run(cache):
         found = {}
         if images:
             stages = model.encode(model.preprocess(images))
@@ -251,18 +260,18 @@ def noise_errors(model, text, case):
             found = {"stage": list(stages.values()), "features": [features]}
         embeds = splice(model, row["segments"], features if images else None)
         count = embeds.shape[1]
-        logits, cache = model.decode(embeds, torch.ones(1, count, dtype=torch.int64), torch.arange(count)[None], None)
+        logits, cache = model.decode(embeds, torch.ones(1, count, dtype=torch.int64), torch.arange(count)[None], cache)
         layers = len(model.language_model.layers)
         kv = [t for i in sorted({0, layers // 2, layers - 1}) for t in model.keys_and_values(cache, i)]
         return found | {"kv": kv, "logits": [logits[:, -1]]}
 
-    exact = run()
+    exact = run(None)
     source = torch.Generator().manual_seed(1)
     for module in model.modules():
         for parameter in module.parameters():
             noise = torch.rand(parameter.shape, generator=source) * 2 - 1
             parameter.data = parameter.data * (1 + noise * 2.0**-11)
-    noisy = run()
+    noisy = run(HalfCache())
     return {name: max(float((a - b).norm() / a.norm()) for a, b in zip(exact[name], noisy[name])) for name in exact}
 
 
