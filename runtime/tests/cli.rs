@@ -2,6 +2,7 @@
 //! image's strongest colour and a full stop (`tests/data/make_bundle.py`).
 
 #![cfg(feature = "tract")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use serde_json::Value;
 use std::io::Write;
@@ -427,7 +428,6 @@ fn a_library_that_is_none_is_a_reason_not_a_crash() {
 
 #[test]
 #[cfg(feature = "ort")]
-#[expect(clippy::print_stderr, reason = "a skipped test says so")]
 fn onnx_runtime_gives_the_same_answers() {
     let folder = Folder::new();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.ort");

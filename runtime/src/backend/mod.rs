@@ -6,16 +6,16 @@
 pub mod kv;
 #[cfg(feature = "ort")]
 mod ort;
+#[cfg(any(feature = "ort", feature = "tract"))]
+mod parts;
 pub mod session;
 pub mod stateless;
 #[cfg(feature = "tract")]
 mod tract;
 
 use crate::error::BackendError;
-use kv::KvDecoder;
-use models::bundle::{Bundle, GraphEntry, Variant};
-use session::{EngineSession, Placement, Session};
-use stateless::{SessionEmbedder, SessionEncoder};
+use models::bundle::{Bundle, Variant};
+use session::{Placement, Session};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -345,54 +345,6 @@ pub fn open_session(
     };
     backend.check(options)?;
     backend.open_session(path, options)
-}
-
-/// The lengths that are the same in every call of a conversation; engines specialise on them.
-const FIXED: &[(&str, usize)] = &[("batch", 1)];
-
-/// Prepares the graph of a file, given the lengths of some symbols.
-type OpenGraph<'a, S> = dyn Fn(&Path, &[(&str, usize)]) -> Result<S, BackendError> + Sync + 'a;
-
-/// Opens the three graphs of a variant at the same time and gives them their roles.
-fn open_parts<S: EngineSession + 'static>(
-    directory: &Path,
-    bundle: &Bundle,
-    variant: &Variant,
-    open: &OpenGraph<'_, S>,
-) -> Result<Parts, BackendError> {
-    let open = |entry: &GraphEntry| {
-        let session = open(&directory.join(&entry.path), FIXED)?;
-        session::check_contract(session.description(), entry)?;
-        Ok(session)
-    };
-    let (vision, embed, decoder) = std::thread::scope(|scope| {
-        let vision = scope.spawn(|| open(&variant.vision_encoder));
-        let embed = scope.spawn(|| open(&variant.embed_tokens));
-        let decoder = open(&variant.decoder);
-        (
-            join(vision, &variant.vision_encoder),
-            join(embed, &variant.embed_tokens),
-            decoder,
-        )
-    });
-    let decoder = KvDecoder::new(decoder?, &variant.decoder, &bundle.kv, variant.kv_dtype)?;
-    Ok(Parts {
-        vision_encoder: Box::new(SessionEncoder(vision?)),
-        embedder: Box::new(SessionEmbedder(embed?)),
-        decoder: Box::new(decoder),
-    })
-}
-
-fn join<S>(
-    thread: std::thread::ScopedJoinHandle<'_, Result<S, BackendError>>,
-    entry: &GraphEntry,
-) -> Result<S, BackendError> {
-    thread.join().unwrap_or_else(|_| {
-        Err(BackendError::Run {
-            path: PathBuf::from(&entry.path),
-            reason: "the thread that opened it ended without an answer".to_owned(),
-        })
-    })
 }
 
 thread_local! {

@@ -2,8 +2,9 @@
 //!
 //! The shared library is found at run time. It is loaded once per process, whoever asks first.
 
+use super::parts::open_parts;
 use super::session::{Description, EngineSession, Placement, Port, Session, Tensor};
-use super::{Backend, Options, Parts, Provider, open_parts};
+use super::{Backend, Options, Parts, Provider};
 use crate::error::BackendError;
 use crate::library;
 use models::bundle::{Bundle, Variant};

@@ -332,7 +332,10 @@ fn check_inputs(description: &Description, inputs: &[(&str, Tensor)]) -> Result<
 }
 
 /// Whether a graph's inputs and outputs are those that the bundle's contract declares.
-pub(crate) fn check_contract(
+///
+/// # Errors
+/// All differences.
+pub fn check_contract(
     description: &Description,
     entry: &models::bundle::GraphEntry,
 ) -> Result<(), BackendError> {

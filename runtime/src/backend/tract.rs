@@ -1,7 +1,8 @@
 //! tract: pure Rust, no shared library. The only file that names it.
 
+use super::parts::open_parts;
 use super::session::{Description, EngineSession, Port, Session, Tensor};
-use super::{Backend, Options, Parts, Provider, catch, open_parts};
+use super::{Backend, Options, Parts, Provider, catch};
 use crate::error::BackendError;
 use models::bundle::{Bundle, Variant};
 use models::dtype::DType;
