@@ -44,8 +44,8 @@ TOLERANCES = {
 
 
 # How many times the error that noise of fp16's step in the parameters makes is granted to fp16, where that is more than
-# the named tolerance.
-NOISE_FACTOR = 3.0
+# the named tolerance: engines may keep sums in half precision, as tract does.
+NOISE_FACTOR = 5.0
 
 
 # --- prompts ------------------------------------------------------------------------------------------------------
