@@ -48,6 +48,15 @@ impl TextStream {
         let new = stable.get(self.taken..).unwrap_or_default().to_owned();
         self.taken = self.taken.max(stable.len());
         if self.ids.len() > 2 * CONTEXT {
+            // Silent ids must not push half a character out of the context.
+            let spoken = |id: &i64| {
+                self.tokenizer
+                    .decode(&[*id])
+                    .map_or(true, |text| !text.is_empty())
+            };
+            self.ids.retain(spoken);
+        }
+        if self.ids.len() > 2 * CONTEXT {
             self.ids.drain(..self.ids.len() - CONTEXT);
             let text = self.tokenizer.decode(&self.ids)?;
             self.taken = text.strip_suffix(REPLACEMENT).unwrap_or(&text).len();
@@ -172,6 +181,22 @@ mod tests {
     #[test]
     fn special_tokens_are_silent() {
         assert_eq!(pieces(&[257, 0x61, 258, 0x62], &[]).0.concat(), "ab");
+        // Half a character waits for its other half, or for the end, however many silent ids come.
+        let silent = [258; 40];
+        assert_eq!(
+            pieces(&[&[0x61, 0xc3][..], &silent, &[0xa9]].concat(), &[])
+                .0
+                .concat(),
+            "aé"
+        );
+        assert_eq!(
+            pieces(&[&[0xc3][..], &silent].concat(), &[]).0.concat(),
+            "\u{fffd}"
+        );
+        assert_eq!(
+            pieces(&[&[0xc3][..], &silent, &[0x62]].concat(), &[]).0.concat(),
+            "\u{fffd}b"
+        );
     }
 
     #[test]
