@@ -1,1 +1,37 @@
-fn main() {}
+//! `fvlm-conform`: compares what runs here with what was published.
+
+mod cli;
+mod output;
+mod plan;
+mod run;
+
+use clap::Parser as _;
+use cli::{Cli, Command};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // What the runtime catches is told as an error; all else is a bug and is told as the language does.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !runtime::backend::catching() {
+            report(panic);
+        }
+    }));
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // `--help` and `--version` come as errors too; a closed pipe is no failure of ours.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let result = match &cli.command {
+        Command::List(flags) => run::list(flags),
+        Command::Run(flags) => run::run(flags),
+        Command::Synth(flags) => run::synth(flags),
+    };
+    result.unwrap_or_else(|complaint| {
+        complaint.tell();
+        ExitCode::from(2)
+    })
+}

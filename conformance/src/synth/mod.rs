@@ -137,6 +137,12 @@ pub enum SynthError {
         /// The directory.
         path: PathBuf,
     },
+    /// The directory has no name of its own: `.`, `..` or the root.
+    #[error("`{}` is no name of a directory, expected a new one", path.display())]
+    OutputName {
+        /// What was given.
+        path: PathBuf,
+    },
     /// A file could not be read or written.
     #[error("`{}`: {source}", path.display())]
     Io {
@@ -162,7 +168,8 @@ impl SynthError {
     }
 }
 
-/// Writes a checkpoint. `progress` is told bytes done and bytes in all.
+/// Writes a checkpoint: beside the directory at first, so that it appears whole or not at all. `progress` is told bytes
+/// done and bytes in all.
 ///
 /// # Errors
 /// A directory that is not empty, a file that cannot be written, a tokenizer whose ids do not fit.
@@ -170,17 +177,39 @@ pub fn write(options: &Options, progress: &mut dyn FnMut(u64, u64)) -> Result<Su
     let table = Table::read()?;
     let geometry = table.geometry(options.size)?;
     let output = &options.output;
-    std::fs::create_dir_all(output).map_err(SynthError::io(output))?;
-    if std::fs::read_dir(output)
-        .map_err(SynthError::io(output))?
-        .next()
-        .is_some()
-    {
-        return Err(SynthError::OutputNotEmpty { path: output.clone() });
-    }
-    text_files::write(options, &table, geometry)?;
+    let exists = match std::fs::read_dir(output).map(Iterator::count) {
+        Ok(0) => true,
+        Ok(_) => return Err(SynthError::OutputNotEmpty { path: output.clone() }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        Err(error) => return Err(SynthError::io(output)(error)),
+    };
+    let Some(name) = output.file_name() else {
+        return Err(SynthError::OutputName { path: output.clone() });
+    };
+    let parent = match output.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(parent).map_err(SynthError::io(parent))?;
+    let partial = tempfile::Builder::new()
+        .prefix(&format!(".{}.partial-", name.to_string_lossy()))
+        .tempdir_in(parent)
+        .map_err(SynthError::io(parent))?;
+    let written = partial.path().join("checkpoint");
+    std::fs::create_dir(&written).map_err(SynthError::io(&written))?;
+    let beside = Options {
+        output: written,
+        ..options.clone()
+    };
+    text_files::write(&beside, &table, geometry)?;
     let tensors = tensors::list(geometry, options.layout);
-    file::write(options, &table, geometry, &tensors, progress)
+    let summary = file::write(&beside, &table, geometry, &tensors, progress)?;
+    if exists {
+        // An empty directory; not every system renames over one.
+        std::fs::remove_dir(output).map_err(SynthError::io(output))?;
+    }
+    std::fs::rename(&beside.output, output).map_err(SynthError::io(output))?;
+    Ok(summary)
 }
 
 /// One tensor of a checkpoint, decoded: for tests that need a few values and no file.
@@ -315,6 +344,7 @@ mod tests {
             tokenizer: None,
             output: directory.path().join("new"),
         };
+        std::fs::create_dir(&options.output).unwrap();
         let mut seen = (0, 0);
         let summary = write(&options, &mut |done, total| seen = (done, total)).unwrap();
         assert_eq!(seen.0, seen.1);
@@ -323,5 +353,40 @@ mod tests {
             write(&options, &mut |_, _| {}),
             Err(SynthError::OutputNotEmpty { .. })
         ));
+        let beside: Vec<_> = std::fs::read_dir(directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        assert_eq!(
+            beside,
+            [options.output],
+            "something is left beside the checkpoint"
+        );
+    }
+
+    #[test]
+    fn a_refused_checkpoint_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let tokenizer = directory.path().join("tokenizer.json");
+        std::fs::write(&tokenizer, "{}").unwrap();
+        let options = Options {
+            size: Size::Demo,
+            layout: Layout::Transformers,
+            dtype: Stored::Fp32,
+            seed: 1,
+            outliers: false,
+            shard_bytes: DEFAULT_SHARD_BYTES,
+            tokenizer: Some(tokenizer),
+            output: directory.path().join("new"),
+        };
+        let error = write(&options, &mut |_, _| {}).unwrap_err();
+        assert!(matches!(error, SynthError::Tokenizer { .. }), "{error}");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+        let nameless = Options {
+            output: "..".into(),
+            tokenizer: None,
+            ..options
+        };
+        assert!(write(&nameless, &mut |_, _| {}).is_err());
     }
 }

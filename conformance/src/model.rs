@@ -1,0 +1,357 @@
+//! How is a FastVLM computed, network by network, on any subject? No state: the caller holds the cache, so that every
+//! tensor that a reference records can be looked at.
+
+use crate::case::{CaseError, Context};
+use crate::subject::{Session, Subject};
+use crate::tensor::Tensor;
+use crate::workspace::Workspace;
+use models::arch::{self, Network};
+use models::bundle::{Bundle, KvSpec, Variant};
+use models::checkpoint::{Canonical, Checkpoint, canonical};
+use models::graph::{Graph, ValueId};
+use std::path::{Path, PathBuf};
+
+/// A checkpoint as graphs and weights, for the interpreter.
+pub struct Described {
+    /// Vision encoder, embedding, decoder.
+    graphs: [Graph; 3],
+    /// The canonical weights.
+    weights: Canonical,
+}
+
+impl std::fmt::Debug for Described {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Described").finish_non_exhaustive()
+    }
+}
+
+impl Described {
+    /// Opens a checkpoint.
+    ///
+    /// # Errors
+    /// A checkpoint that is not a FastVLM.
+    pub fn open(directory: &Path) -> Result<Described, CaseError> {
+        let opening = || "opening the checkpoint".to_owned();
+        let checkpoint = Checkpoint::open(directory).during(opening)?;
+        let (weights, _) = canonical(&checkpoint, None).during(opening)?;
+        let build =
+            |network| arch::build(network, weights.config()).during(|| "building a network".to_owned());
+        let graphs = [
+            build(Network::VisionEncoder)?,
+            build(Network::EmbedTokens)?,
+            build(Network::Decoder)?,
+        ];
+        Ok(Described { graphs, weights })
+    }
+
+    /// A network's graph.
+    pub fn graph(&self, network: Network) -> &Graph {
+        match network {
+            Network::VisionEncoder => &self.graphs[0],
+            Network::EmbedTokens => &self.graphs[1],
+            Network::Decoder => &self.graphs[2],
+        }
+    }
+
+    /// The canonical weights.
+    pub fn weights(&self) -> &Canonical {
+        &self.weights
+    }
+}
+
+/// A model that is ready to be run: its bundle and, where it is known, the checkpoint behind it.
+#[derive(Debug)]
+pub struct Deployed {
+    /// The bundle's directory.
+    pub directory: PathBuf,
+    /// Its contract.
+    pub bundle: Bundle,
+    /// The checkpoint, which the interpreter needs.
+    pub described: Option<Described>,
+}
+
+impl Deployed {
+    /// Opens a bundle and, for the interpreter, the checkpoint that it was exported from.
+    ///
+    /// # Errors
+    /// A bundle that breaks its contract, or a checkpoint that cannot be read.
+    pub fn open(directory: &Path, checkpoint: Option<&Path>) -> Result<Deployed, CaseError> {
+        let opening = || "opening the bundle".to_owned();
+        let bundle = Bundle::open(directory).during(opening)?;
+        bundle.check(directory).during(opening)?;
+        let described = checkpoint.map(Described::open).transpose()?;
+        Ok(Deployed {
+            directory: directory.to_owned(),
+            bundle,
+            described,
+        })
+    }
+
+    /// The exported form in a subject's precision.
+    ///
+    /// # Errors
+    /// A skip where the bundle does not have it.
+    pub fn variant(&self, subject: &Subject) -> Result<&Variant, CaseError> {
+        self.bundle
+            .variants
+            .iter()
+            .find(|variant| variant.precision == subject.precision.name())
+            .ok_or_else(|| CaseError::Skip(format!("the bundle has no {} variant", subject.precision.name())))
+    }
+
+    /// Prepares a network on a subject.
+    ///
+    /// # Errors
+    /// A skip where the subject needs what is not there; a graph that the engine refuses.
+    pub fn session(&self, subject: &Subject, network: Network) -> Result<Box<dyn Session + '_>, CaseError> {
+        if subject.is_interpreter() {
+            let described = self.described.as_ref().ok_or_else(|| {
+                CaseError::Skip("the interpreter needs the checkpoint behind the bundle".to_owned())
+            })?;
+            return Ok(subject.interpret(described.graph(network), described.weights()));
+        }
+        let path = self.directory.join(self.graph_path(subject, network)?);
+        let session: Box<dyn Session + '_> = subject.open(&path)?;
+        Ok(session)
+    }
+
+    /// Runs the vision encoder on `pixels [n,3,H,W]`, and shows the values inside it that `inner` names
+    /// (`vision_tower.stages.2`), in that order, before its `image_features`.
+    ///
+    /// The features are those of the bundle's own graph. An engine gives inner values out of a second graph, written for
+    /// that purpose; it is left out where the checkpoint behind the bundle is not known, and with it the inner values.
+    ///
+    /// # Errors
+    /// As [`Deployed::session`].
+    pub fn encode(
+        &self,
+        subject: &Subject,
+        workspace: &Workspace,
+        pixels: &Tensor,
+        inner: &[&str],
+    ) -> Result<Vec<(String, Tensor)>, CaseError> {
+        let inputs = [("pixel_values", pixels.clone())];
+        let mut found = Vec::new();
+        if let Some(described) = self.described.as_ref().filter(|_| !inner.is_empty()) {
+            let mut graph = described.graph(Network::VisionEncoder).clone();
+            let ids = inner
+                .iter()
+                .map(|value| value_inside(&graph, value))
+                .collect::<Result<Vec<ValueId>, _>>()?;
+            graph.outputs.splice(0..0, ids);
+            let outputs = subject
+                .session(&graph, described.weights(), workspace)?
+                .run(&inputs)?;
+            let names = inner.iter().copied().chain(["image_features"]).map(str::to_owned);
+            found = names.zip(outputs.into_iter().map(|(_, tensor)| tensor)).collect();
+            if subject.is_interpreter() {
+                return Ok(found);
+            }
+            // Only what the bundle's own graph gives counts.
+            found.pop();
+        }
+        found.extend(self.session(subject, Network::VisionEncoder)?.run(&inputs)?);
+        Ok(found)
+    }
+
+    /// Path of a network's file in the bundle.
+    ///
+    /// # Errors
+    /// A skip where the bundle has no form of that precision.
+    pub fn graph_path(&self, subject: &Subject, network: Network) -> Result<&str, CaseError> {
+        let variant = self.variant(subject)?;
+        Ok(match network {
+            Network::VisionEncoder => &variant.vision_encoder.path,
+            Network::EmbedTokens => &variant.embed_tokens.path,
+            Network::Decoder => &variant.decoder.path,
+        })
+    }
+}
+
+/// The last value that is computed in a scope: `vision_tower.stages.2`.
+fn value_inside(graph: &Graph, scope: &str) -> Result<ValueId, CaseError> {
+    let prefix = format!("/{}/", scope.replacen('.', "/", 1));
+    let node = graph
+        .nodes
+        .iter()
+        .rev()
+        .find(|node| node.name.starts_with(&prefix));
+    node.and_then(|node| node.outputs.first().copied())
+        .ok_or_else(|| CaseError::Failed {
+            context: format!("looking into `{}`", graph.name),
+            message: format!("no node is in scope `{scope}`"),
+        })
+}
+
+/// A decoder between two calls.
+pub struct Decoder<'a> {
+    session: Box<dyn Session + 'a>,
+    kv: KvSpec,
+}
+
+impl std::fmt::Debug for Decoder<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Decoder")
+            .field("kv", &self.kv)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The cache of a batch: what it holds, and which slots are padding.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cache {
+    /// Per layer key and value, `[batch, kv_heads, past, head_dim]`.
+    pub layers: Vec<[Tensor; 2]>,
+    /// `[batch][slot]`: 1 where a slot is real.
+    pub mask: Vec<Vec<i64>>,
+}
+
+impl Cache {
+    /// The cache before the first call.
+    pub fn empty(kv: &KvSpec, batch: usize) -> Cache {
+        let empty = || Tensor::float(&[batch, kv.kv_heads, 0, kv.head_dim], Vec::new());
+        Cache {
+            layers: (0..kv.layers).map(|_| [empty(), empty()]).collect(),
+            mask: vec![Vec::new(); batch],
+        }
+    }
+
+    /// Keeps the first slots only.
+    pub fn truncate(&mut self, length: usize) {
+        for tensor in self.layers.iter_mut().flatten() {
+            let [batch, heads, past, width] = tensor.shape[..] else {
+                continue;
+            };
+            let data = tensor.to_float();
+            let rows = data.chunks_exact((past * width).max(1)).take(batch * heads);
+            let kept = rows
+                .flat_map(|row| row[..length.min(past) * width].to_vec())
+                .collect();
+            *tensor = Tensor::float(&[batch, heads, length.min(past), width], kept);
+        }
+        for mask in &mut self.mask {
+            mask.truncate(length);
+        }
+    }
+}
+
+impl<'a> Decoder<'a> {
+    /// The decoder of a model on a subject.
+    ///
+    /// # Errors
+    /// As [`Deployed::session`].
+    pub fn open(deployed: &'a Deployed, subject: &Subject) -> Result<Decoder<'a>, CaseError> {
+        let session = deployed.session(subject, Network::Decoder)?;
+        Ok(Decoder {
+            session,
+            kv: deployed.bundle.kv.clone(),
+        })
+    }
+
+    /// A decoder over a session of its graph.
+    pub fn over(session: Box<dyn Session + 'a>, kv: KvSpec) -> Decoder<'a> {
+        Decoder { session, kv }
+    }
+
+    /// The cache before the first call.
+    pub fn empty(&self, batch: usize) -> Cache {
+        Cache::empty(&self.kv, batch)
+    }
+
+    /// Feeds `embeds [batch, new, hidden]`, of which `real [batch][new]` says what is not padding, and returns
+    /// `logits [batch, vocab]`; the cache grows.
+    ///
+    /// # Errors
+    /// An engine that gives up, or outputs that the contract does not have.
+    pub fn feed(
+        &mut self,
+        cache: &mut Cache,
+        embeds: &Tensor,
+        real: &[Vec<i64>],
+    ) -> Result<Tensor, CaseError> {
+        let (batch, new) = (embeds.shape[0], embeds.shape[1]);
+        let mut positions = Vec::with_capacity(batch * new);
+        for (mask, real) in cache.mask.iter_mut().zip(real) {
+            for &one in real {
+                // Positions count real slots; padding has position 0.
+                let before: i64 = mask.iter().sum();
+                positions.push(if one == 1 { before } else { 0 });
+                mask.push(one);
+            }
+        }
+        let total = cache.mask.first().map_or(0, Vec::len);
+        let mask = Tensor::int(&[batch, total], cache.mask.concat());
+        let mut names = Vec::new();
+        for layer in 0..cache.layers.len() {
+            for part in ["key", "value"] {
+                names.push(format!("past_key_values.{layer}.{part}"));
+            }
+        }
+        let mut inputs = vec![
+            ("inputs_embeds", embeds.clone()),
+            ("attention_mask", mask),
+            ("position_ids", Tensor::int(&[batch, new], positions)),
+        ];
+        let past = cache.layers.iter().flatten().cloned();
+        inputs.extend(names.iter().map(String::as_str).zip(past));
+        let mut outputs = self.session.run(&inputs)?;
+        let mut take = |name: &str| {
+            let place = outputs.iter().position(|(found, _)| found == name);
+            place
+                .map(|place| outputs.swap_remove(place).1)
+                .ok_or_else(|| CaseError::Failed {
+                    context: "running the decoder".to_owned(),
+                    message: format!("there is no output `{name}`"),
+                })
+        };
+        let logits = take("logits")?;
+        for (layer, tensors) in cache.layers.iter_mut().enumerate() {
+            *tensors = [
+                take(&format!("present.{layer}.key"))?,
+                take(&format!("present.{layer}.value"))?,
+            ];
+        }
+        if logits.shape.len() != 3 || logits.shape[1] != 1 {
+            return Err(CaseError::Failed {
+                context: "running the decoder".to_owned(),
+                message: format!(
+                    "logits have shape {:?}, expected [{batch}, 1, vocab]",
+                    logits.shape
+                ),
+            });
+        }
+        let width = logits.shape[2];
+        Ok(logits.reshaped(&[batch, width]))
+    }
+}
+
+/// The first output of a graph with one.
+///
+/// # Errors
+/// An engine that gives up, or gives nothing.
+pub fn run_one(session: &mut dyn Session, name: &str, input: Tensor) -> Result<Tensor, CaseError> {
+    let outputs = session.run(&[(name, input)])?;
+    outputs
+        .into_iter()
+        .next()
+        .map(|(_, tensor)| tensor)
+        .ok_or_else(|| CaseError::Failed {
+            context: "running a graph".to_owned(),
+            message: "there is no output".to_owned(),
+        })
+}
+
+/// Rows of `[new, hidden]` as one batch, padded on the left with zeros, and which positions are real.
+pub fn left_pad(rows: &[Tensor]) -> (Tensor, Vec<Vec<i64>>) {
+    let longest = rows.iter().map(|row| row.shape[0]).max().unwrap_or(0);
+    let width = rows.first().map_or(0, |row| row.shape[1]);
+    let mut data = Vec::with_capacity(rows.len() * longest * width);
+    let mut real = Vec::with_capacity(rows.len());
+    for row in rows {
+        let padding = longest - row.shape[0];
+        data.resize(data.len() + padding * width, 0.0);
+        data.extend(row.to_float());
+        real.push((0..longest).map(|slot| i64::from(slot >= padding)).collect());
+    }
+    (Tensor::float(&[rows.len(), longest, width], data), real)
+}

@@ -1,0 +1,70 @@
+//! How does `fvlm-conform` talk? Verdicts on stdout, everything else on stderr.
+
+use conformance::report;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::{self, IsTerminal as _, Write as _};
+use std::time::Duration;
+
+/// A command that cannot be carried out, and what would help.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Complaint {
+    pub(crate) problem: String,
+    pub(crate) hint: Option<String>,
+}
+
+impl Complaint {
+    pub(crate) fn new(problem: impl Into<String>) -> Complaint {
+        Complaint {
+            problem: problem.into(),
+            hint: None,
+        }
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Complaint {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Says it on stderr.
+    pub(crate) fn tell(&self) {
+        tell(&format!("error: {}", self.problem));
+        if let Some(hint) = &self.hint {
+            tell(&format!("\nhint: {hint}"));
+        }
+    }
+}
+
+/// Says something on stderr.
+#[expect(clippy::print_stderr, reason = "stderr is where this program talks")]
+pub(crate) fn tell(text: &str) {
+    eprintln!("{}", report::plain(text));
+}
+
+/// Writes to stdout at once; a closed pipe is no error: whoever read it has had enough.
+pub(crate) fn write(text: &str) -> Result<(), Complaint> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Complaint::new(format!("cannot write to stdout: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A bar on stderr, on a terminal only.
+pub(crate) fn progress(quiet: bool, template: &str) -> ProgressBar {
+    let visible = !quiet && io::stderr().is_terminal();
+    let target = if visible {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    };
+    let bar = ProgressBar::with_draw_target(None, target);
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    if visible {
+        bar.enable_steady_tick(Duration::from_millis(200));
+    }
+    bar
+}

@@ -1,0 +1,329 @@
+//! What is to be tried? The flags, checked against each other and against what is there; nothing is left open.
+
+use crate::cli;
+use crate::output::Complaint;
+use conformance::case::{Case, CaseError, Findings};
+use conformance::golden::{Reference, Source};
+use conformance::subject::{self, Precision, Provider, Subject};
+use conformance::suite::{SUITES, end_to_end, references};
+use conformance::workspace::{self, Given};
+use models::bundle::Bundle;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Everything that a run needs to know.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// In the order of running.
+    pub(crate) cases: Vec<Case>,
+    /// The columns.
+    pub(crate) subjects: Vec<Subject>,
+    /// What suites work on.
+    pub(crate) given: Given,
+    /// Engines that cannot run here and were not asked for.
+    pub(crate) missing: Vec<(Provider, String)>,
+    /// Remarks about the choice, a line each.
+    pub(crate) remarks: Vec<String>,
+}
+
+impl Plan {
+    /// Checks the flags.
+    pub(crate) fn new(flags: &cli::Run) -> Result<Plan, Complaint> {
+        let bundle = flags.bundle.as_deref().map(open_bundle).transpose()?;
+        if let Some(checkpoint) = flags.checkpoint.as_deref().filter(|path| !path.is_dir()) {
+            return Err(Complaint::new(format!(
+                "there is no checkpoint directory `{}`",
+                checkpoint.display()
+            )));
+        }
+        let given = bundle.is_some() || flags.reference.is_some();
+        if flags.checkpoint.is_some() && !given {
+            return Err(Complaint::new("--checkpoint is given alone, expected also --bundle or --reference")
+                .hint("--reference names a recording of that checkpoint: conformance/reference/README.md says how to make one"));
+        }
+        let cases = if given {
+            cases_of_given(flags, bundle.as_ref())?
+        } else {
+            cases_of_suites(flags)?
+        };
+        let cases = filter(cases, flags)?;
+        let (subjects, missing, remarks) = subjects(flags, bundle.as_ref())?;
+        let mut precisions: Vec<Precision> = Vec::new();
+        for precision in subjects
+            .iter()
+            .filter(|subject| subject.is_engine())
+            .map(|subject| subject.precision)
+        {
+            if !precisions.contains(&precision) {
+                precisions.push(precision);
+            }
+        }
+        if precisions.is_empty() {
+            // The interpreter needs a bundle's contract, whatever the precision.
+            precisions.push(Precision::Fp32);
+        }
+        let given = Given {
+            bundle: flags.bundle.clone(),
+            checkpoint: flags.checkpoint.clone(),
+            precisions,
+        };
+        Ok(Plan {
+            cases,
+            subjects,
+            given,
+            missing,
+            remarks,
+        })
+    }
+}
+
+fn open_bundle(path: &Path) -> Result<Bundle, Complaint> {
+    Bundle::open(path).map_err(|error| {
+        Complaint::new(error.to_string()).hint("--bundle takes a directory that fvlm-export wrote")
+    })
+}
+
+/// The suites that are asked for; without a name, those that are not on request.
+fn cases_of_suites(flags: &cli::Run) -> Result<Vec<Case>, Complaint> {
+    let names: Vec<&str> = SUITES.iter().map(|suite| suite.name).collect();
+    let unknown: Vec<String> = flags
+        .suite
+        .iter()
+        .filter(|name| !names.contains(&name.as_str()))
+        .map(|name| format!("`{name}`"))
+        .collect();
+    if !unknown.is_empty() {
+        return Err(Complaint::new(format!(
+            "no suite is named {}, expected one of {}",
+            unknown.join(", "),
+            names.join(", ")
+        )));
+    }
+    let wanted = SUITES.iter().filter(|suite| match flags.suite.len() {
+        0 => !suite.on_request,
+        _ => flags.suite.iter().any(|name| name == suite.name),
+    });
+    Ok(wanted.flat_map(|suite| (suite.cases)()).collect())
+}
+
+/// The claims about a given bundle, or of a given reference.
+fn cases_of_given(flags: &cli::Run, bundle: Option<&Bundle>) -> Result<Vec<Case>, Complaint> {
+    let references = match (&flags.reference, bundle) {
+        (Some(path), _) => {
+            let reference = Reference::open(path).map_err(|error| {
+                Complaint::new(error.to_string())
+                    .hint("--reference takes the .json file that record.py wrote; the .safetensors file lies beside it")
+            })?;
+            if matches!(reference.checkpoint, Source::External { .. })
+                && bundle.is_none()
+                && flags.checkpoint.is_none()
+            {
+                return Err(Complaint::new(
+                    "the reference is of a checkpoint that is not part of this program",
+                )
+                .hint("--bundle names its bundle, or --checkpoint the checkpoint itself"));
+            }
+            vec![Arc::new(reference)]
+        }
+        (None, Some(bundle)) => embedded_references(bundle)?,
+        (None, None) => Vec::new(),
+    };
+    let mut cases = Vec::new();
+    if let Some(directory) = flags.bundle.clone() {
+        let claim = "every file of the bundle has the length and SHA-256 that its contract states";
+        cases.push(Case::once("bundle/integrity", claim, move |_| {
+            let failed = |error: models::error::BundleError| CaseError::failed("checking the bundle", &error);
+            let bundle = Bundle::open(&directory).map_err(failed)?;
+            let mut findings = Findings::default();
+            match bundle.verify_hashes(&directory, &mut |_| {}) {
+                Ok(()) => {}
+                Err(models::error::BundleError::Broken { problems, .. }) => findings.problems = problems,
+                Err(error) => return Err(failed(error)),
+            }
+            Ok(findings)
+        }));
+    }
+    cases.extend(references::of("references", &references, |_| true));
+    cases.extend(end_to_end::of("end_to_end", &references));
+    cases.retain(|case| {
+        flags.suite.is_empty()
+            || flags
+                .suite
+                .iter()
+                .any(|name| case.name.split('/').next() == Some(name))
+    });
+    if cases.is_empty() {
+        return Err(Complaint::new(format!(
+            "no suite about a given bundle is named {}",
+            quoted(&flags.suite)
+        ))
+        .hint("with --bundle or --reference there are bundle, references and end_to_end"));
+    }
+    Ok(cases)
+}
+
+/// The compiled-in references of the weights that a bundle was exported from.
+fn embedded_references(bundle: &Bundle) -> Result<Vec<Arc<Reference>>, Complaint> {
+    let mut references = workspace::references().map_err(|error| Complaint::new(error.to_string()))?;
+    references.retain(|reference| match &reference.checkpoint {
+        Source::Directory {
+            sha256: Some(sha256), ..
+        } => bundle.source.iter().any(|file| file.sha256 == *sha256),
+        _ => false,
+    });
+    if references.is_empty() {
+        return Err(Complaint::new(format!(
+            "no compiled-in reference is of the weights of this bundle, `{}`",
+            bundle.model.name
+        ))
+        .hint("record one with conformance/reference/record.py and give it with --reference"));
+    }
+    Ok(references)
+}
+
+fn quoted(names: &[String]) -> String {
+    names
+        .iter()
+        .map(|name| format!("`{name}`"))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn filter(mut cases: Vec<Case>, flags: &cli::Run) -> Result<Vec<Case>, Complaint> {
+    let Some(pattern) = &flags.case else {
+        return Ok(cases);
+    };
+    let names: Vec<String> = cases.iter().map(|case| case.name.clone()).collect();
+    cases.retain(|case| matches(pattern, &case.name));
+    if cases.is_empty() {
+        let example = names
+            .first()
+            .map(|name| format!(", for example `{name}`"))
+            .unwrap_or_default();
+        return Err(Complaint::new(format!(
+            "no case matches `{pattern}`, there are {}{example}",
+            names.len()
+        ))
+        .hint("`fvlm-conform list` shows all; suites on request must be named with --suite"));
+    }
+    Ok(cases)
+}
+
+/// Whether the name contains the pattern; with `*` for anything in it, whether the whole name is like it.
+fn matches(pattern: &str, name: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let (Some(first), true) = (parts.next(), pattern.contains('*')) else {
+        return name.contains(pattern);
+    };
+    let Some(mut rest) = name.strip_prefix(first) else {
+        return false;
+    };
+    let mut parts: Vec<&str> = parts.collect();
+    let last = parts.pop().unwrap_or_default();
+    for part in parts {
+        let Some(place) = rest.find(part) else {
+            return false;
+        };
+        rest = &rest[place + part.len()..];
+    }
+    rest.ends_with(last)
+}
+
+type Subjects = (Vec<Subject>, Vec<(Provider, String)>, Vec<String>);
+
+/// Who is put to the test: what is asked for must be there, what is not asked for may be missing.
+fn subjects(flags: &cli::Run, bundle: Option<&Bundle>) -> Result<Subjects, Complaint> {
+    let options = runtime::Options {
+        onnxruntime: flags.onnxruntime.clone(),
+        ..runtime::Options::default()
+    };
+    let (mut subjects, mut missing) = subject::available(&options);
+    let mut remarks = Vec::new();
+    let asked = |provider: Provider| flags.provider.contains(&provider);
+    if let Some((_, reason)) = missing.iter().find(|(provider, _)| asked(*provider)) {
+        return Err(Complaint::new(reason.clone()).hint("leave out --provider to take what works here"));
+    }
+    if !flags.provider.is_empty() {
+        subjects.retain(|subject| asked(subject.provider));
+        missing.clear();
+    }
+    // The interpreter computes in one precision, which is neither.
+    let precision =
+        |subject: &Subject| flags.precision.is_empty() || flags.precision.contains(&subject.precision);
+    subjects.retain(precision);
+    if let Some(bundle) = bundle {
+        let held = |precision: Precision| {
+            bundle
+                .variants
+                .iter()
+                .any(|variant| variant.precision == precision.name())
+        };
+        let absent = flags.precision.iter().find(|&&precision| !held(precision));
+        if let Some(absent) = absent {
+            let found: Vec<&str> = bundle
+                .variants
+                .iter()
+                .map(|variant| variant.precision.as_str())
+                .collect();
+            return Err(Complaint::new(format!(
+                "the bundle has no {} variant, found {}",
+                absent.name(),
+                found.join(", ")
+            ))
+            .hint("fvlm-export --precision can be given several times"));
+        }
+        subjects.retain(|subject| subject.is_interpreter() || held(subject.precision));
+        if flags.checkpoint.is_none() {
+            if asked(Provider::Interpreter) {
+                return Err(
+                    Complaint::new("the interpreter needs the checkpoint behind the bundle")
+                        .hint("--checkpoint names it"),
+                );
+            }
+            subjects.retain(|subject| !subject.is_interpreter());
+            remarks.push(
+                "the interpreter and tensors inside the encoder are left out: --checkpoint is not given"
+                    .to_owned(),
+            );
+        }
+    }
+    if subjects.is_empty() {
+        let reasons: Vec<&str> = missing.iter().map(|(_, reason)| reason.as_str()).collect();
+        let reasons = if reasons.is_empty() {
+            String::new()
+        } else {
+            format!(": {}", reasons.join("; "))
+        };
+        return Err(
+            Complaint::new(format!("there is nothing to put to the test{reasons}"))
+                .hint("the interpreter computes in fp32 only; --onnxruntime names ONNX Runtime's library"),
+        );
+    }
+    Ok((subjects, missing, remarks))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns() {
+        let cases = [
+            ("add", "ops/add/plain", true),
+            ("ops/add", "ops/add/plain", true),
+            ("sub", "ops/add/plain", false),
+            ("ops/*/plain", "ops/add/plain", true),
+            ("ops/*/broadcast", "ops/add/plain", false),
+            ("*plain", "ops/add/plain", true),
+            ("*add", "ops/add/plain", false),
+            ("ops/*", "ops/add/plain", true),
+            ("add/*", "ops/add/plain", false),
+            ("*", "ops/add/plain", true),
+            ("ops/*d*/pl*n", "ops/add/plain", true),
+            ("a*a", "a", false),
+        ];
+        for (pattern, name, expected) in cases {
+            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+}

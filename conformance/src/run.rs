@@ -1,0 +1,154 @@
+//! The work behind each subcommand.
+
+use crate::cli;
+use crate::output::{self, Complaint};
+use crate::plan::Plan;
+use conformance::case::{Leaf, Report, leaves};
+use conformance::report::{self, Columns, Totals};
+use conformance::status;
+use conformance::suite::SUITES;
+use conformance::synth::{self, SynthError};
+use conformance::workspace::Workspace;
+use indicatif::HumanBytes;
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+/// `fvlm-conform list`
+pub(crate) fn list(flags: &cli::List) -> Result<ExitCode, Complaint> {
+    if flags.markdown {
+        let table = status::markdown().map_err(|error| Complaint::new(error.to_string()))?;
+        output::write(&table)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut text = String::new();
+    for suite in SUITES {
+        let cases = (suite.cases)();
+        let request = if suite.on_request { ", on request" } else { "" };
+        let _ = writeln!(text, "{} ({}{request}): {}", suite.name, cases.len(), suite.about);
+        for case in cases {
+            let _ = writeln!(text, "  {}\n      {}", case.name, case.claim);
+        }
+    }
+    output::write(&report::plain(&text))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `fvlm-conform run`
+pub(crate) fn run(flags: &cli::Run) -> Result<ExitCode, Complaint> {
+    let plan = Plan::new(flags)?;
+    if !flags.quiet {
+        for (_, reason) in &plan.missing {
+            output::tell(&format!("left out: {reason}"));
+        }
+        plan.remarks.iter().for_each(|remark| output::tell(remark));
+    }
+    let workspace = Workspace::new(plan.given.clone()).map_err(|error| {
+        Complaint::new(format!("cannot make a temporary directory: {error}"))
+            .hint("TMPDIR names another place")
+    })?;
+    let leaves = leaves(&plan.cases, &plan.subjects);
+    if leaves.is_empty() {
+        return Err(
+            Complaint::new("none of these cases is about any of these engines").hint(
+                "`fvlm-conform list` shows the claims; not all are about the interpreter or about halves",
+            ),
+        );
+    }
+    let table = (!flags.json && !flags.quiet).then(|| Columns::new(&plan.cases, &plan.subjects));
+    if let Some(columns) = &table {
+        output::write(&format!("{}\n", columns.header()))?;
+    }
+    let reports = carry_out(&leaves, &workspace, table.as_ref(), flags.quiet || flags.json)?;
+    let totals = Totals::of(&reports);
+    if flags.json {
+        let run = report::Run::new(&reports, &plan.missing);
+        let text = serde_json::to_string(&run)
+            .map_err(|error| Complaint::new(format!("the verdicts have no JSON form: {error}")))?;
+        output::write(&(text + "\n"))?;
+    } else {
+        let mut text = String::new();
+        for report in reports
+            .iter()
+            .filter(|report| !(flags.quiet && report.outcome.is_fine()))
+        {
+            text.push_str(&report::details(report));
+        }
+        if !text.is_empty() && !flags.quiet {
+            text.insert(0, '\n');
+        }
+        output::write(&format!(
+            "{text}{}{totals}\n",
+            if flags.quiet { "" } else { "\n" }
+        ))?;
+    }
+    if totals.tried() == 0 {
+        return Err(Complaint::new("nothing could be tried: all claims were skipped"));
+    }
+    Ok(ExitCode::from(totals.exit_code()))
+}
+
+/// Tries all leaves, and writes a row of the table after the last leaf of a case.
+fn carry_out(
+    leaves: &[Leaf<'_>],
+    workspace: &Workspace,
+    table: Option<&Columns>,
+    quiet: bool,
+) -> Result<Vec<Report>, Complaint> {
+    let bar = output::progress(quiet, "{pos}/{len} {elapsed} {msg}");
+    bar.set_length(leaves.len() as u64);
+    let mut reports: Vec<Report> = Vec::with_capacity(leaves.len());
+    for case in leaves.chunk_by(|a, b| a.case.name == b.case.name) {
+        let first = reports.len();
+        for leaf in case {
+            bar.set_message(leaf.name());
+            reports.push(leaf.run(workspace));
+            bar.inc(1);
+        }
+        if let (Some(columns), Some(leaf)) = (table, case.first()) {
+            let row = columns.row(&leaf.case.name, &reports[first..]);
+            bar.suspend(|| output::write(&format!("{row}\n")))?;
+        }
+    }
+    bar.finish_and_clear();
+    Ok(reports)
+}
+
+/// `fvlm-conform synth`
+pub(crate) fn synth(flags: &cli::Synth) -> Result<ExitCode, Complaint> {
+    let bar = output::progress(
+        flags.quiet,
+        "{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} left",
+    );
+    let result = synth::write(&flags.options, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let summary = result.map_err(|error| {
+        let hint = match &error {
+            SynthError::OutputNotEmpty { .. } | SynthError::OutputName { .. } => {
+                Some("--output names another directory; this one is left as it is")
+            }
+            SynthError::Tokenizer { .. } => {
+                Some("without --tokenizer there is a stand-in that serves every size")
+            }
+            _ => None,
+        };
+        let complaint = Complaint::new(error.to_string());
+        match hint {
+            Some(hint) => complaint.hint(hint),
+            None => complaint,
+        }
+    })?;
+    if !flags.quiet {
+        output::tell(&format!(
+            "{} has {} parameters in {} tensors and {} files, {}",
+            flags.options.output.display(),
+            summary.parameters,
+            summary.tensors,
+            summary.files,
+            HumanBytes(summary.bytes)
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
+}

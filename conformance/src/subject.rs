@@ -1,0 +1,287 @@
+//! What is put to the test? A way of computing a graph: an engine of the runtime, or the interpreter, in a precision.
+//!
+//! The only file here that opens engines.
+
+use crate::case::{CaseError, Context};
+use crate::interpreter::Interpreter;
+use crate::tensor::{Data, Tensor};
+use crate::workspace::Workspace;
+use half::f16;
+use models::dtype::DType;
+use models::graph::Graph;
+use models::weights::Weights;
+use runtime::backend::session;
+use std::path::Path;
+
+/// Who computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Provider {
+    /// The naive evaluator of this crate.
+    Interpreter,
+    /// ONNX Runtime on the CPU.
+    Cpu,
+    /// tract.
+    Tract,
+}
+
+impl Provider {
+    /// Every provider, the referee first.
+    pub const ALL: [Provider; 3] = [Provider::Interpreter, Provider::Cpu, Provider::Tract];
+
+    /// The name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Provider::Interpreter => "interpreter",
+            Provider::Cpu => "cpu",
+            Provider::Tract => "tract",
+        }
+    }
+
+    /// What it is, for people.
+    pub const fn about(self) -> &'static str {
+        match self {
+            Provider::Interpreter => "the graph evaluated by the book, in float64 sums: the referee",
+            Provider::Cpu => "ONNX Runtime on the CPU",
+            Provider::Tract => "tract, pure Rust",
+        }
+    }
+
+    /// Whether it can run here.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn usable(self, options: &runtime::Options) -> Result<(), runtime::BackendError> {
+        match self.engine() {
+            None => Ok(()),
+            Some(engine) => engine.usable(options),
+        }
+    }
+
+    /// The precisions in which it computes: the interpreter has only one.
+    pub const fn precisions(self) -> &'static [Precision] {
+        match self {
+            Provider::Interpreter => &[Precision::Fp32],
+            Provider::Cpu | Provider::Tract => &Precision::ALL,
+        }
+    }
+
+    /// The runtime's name for it; the interpreter is not the runtime's.
+    pub const fn engine(self) -> Option<runtime::Provider> {
+        match self {
+            Provider::Interpreter => None,
+            Provider::Cpu => Some(runtime::Provider::Cpu),
+            Provider::Tract => Some(runtime::Provider::Tract),
+        }
+    }
+}
+
+/// In which form the graphs were exported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Precision {
+    /// float32 throughout.
+    Fp32,
+    /// float16 storage; the sums that need it in float32.
+    Fp16,
+}
+
+impl Precision {
+    /// Every precision, the exact one first.
+    pub const ALL: [Precision; 2] = [Precision::Fp32, Precision::Fp16];
+
+    /// The name on the command line, in bundles and in references.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Precision::Fp32 => "fp32",
+            Precision::Fp16 => "fp16",
+        }
+    }
+
+    /// The exporter's name for it.
+    pub const fn exported(self) -> exporter::Precision {
+        match self {
+            Precision::Fp32 => exporter::Precision::Fp32,
+            Precision::Fp16 => exporter::Precision::Fp16,
+        }
+    }
+}
+
+/// A provider in a precision.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Subject {
+    /// Who computes.
+    pub provider: Provider,
+    /// From which form.
+    pub precision: Precision,
+    /// How engines are opened: where ONNX Runtime is, how many threads.
+    pub options: runtime::Options,
+}
+
+impl Subject {
+    /// `tract fp16`
+    pub fn name(&self) -> String {
+        format!("{} {}", self.provider.name(), self.precision.name())
+    }
+
+    /// Whether it is the interpreter, the referee.
+    pub fn is_interpreter(&self) -> bool {
+        self.provider == Provider::Interpreter
+    }
+
+    /// Whether an engine of the runtime computes.
+    pub fn is_engine(&self) -> bool {
+        self.provider.engine().is_some()
+    }
+
+    /// Prepares one graph, which need not be one of a FastVLM.
+    ///
+    /// # Errors
+    /// A graph that cannot be written or that the engine refuses.
+    pub fn session<'a>(
+        &self,
+        graph: &'a Graph,
+        weights: &'a dyn Weights,
+        workspace: &Workspace,
+    ) -> Result<Box<dyn Session + 'a>, CaseError> {
+        if self.is_interpreter() {
+            return Ok(self.interpret(graph, weights));
+        }
+        let directory = workspace.scratch()?;
+        let path = exporter::onnx::write_graph(graph, weights, self.precision.exported(), directory.path())
+            .during(|| format!("writing graph `{}`", graph.name))?;
+        let session = self.open(&path)?;
+        Ok(session)
+    }
+
+    /// A session of the interpreter.
+    pub fn interpret<'a>(&self, graph: &'a Graph, weights: &'a dyn Weights) -> Box<dyn Session + 'a> {
+        Box::new(InterpreterSession(Interpreter::new(graph, weights)))
+    }
+
+    /// Opens an exported graph.
+    ///
+    /// # Errors
+    /// A graph that the engine refuses; the interpreter does not read files.
+    pub fn open(&self, path: &Path) -> Result<Box<dyn Session>, CaseError> {
+        let Some(engine) = self.provider.engine() else {
+            return Err(CaseError::Skip(
+                "the interpreter reads checkpoints, not exported graphs".to_owned(),
+            ));
+        };
+        let name = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        let session = runtime::backend::open_session(engine, path, &self.options)
+            .during(|| format!("opening `{name}` on {}", self.provider.name()))?;
+        Ok(Box::new(EngineSession { session, graph: name }))
+    }
+}
+
+/// Everything that works here, the referee first; and what does not, with the reason.
+pub fn available(options: &runtime::Options) -> (Vec<Subject>, Vec<(Provider, String)>) {
+    let (mut subjects, mut missing) = (Vec::new(), Vec::new());
+    for provider in Provider::ALL {
+        match provider.usable(options) {
+            Ok(()) => subjects.extend(provider.precisions().iter().map(|&precision| Subject {
+                provider,
+                precision,
+                options: runtime::Options {
+                    provider: provider.engine().unwrap_or_default(),
+                    fallback: false,
+                    precision: Some(precision.name().to_owned()),
+                    ..options.clone()
+                },
+            })),
+            Err(error) => missing.push((provider, error.to_string())),
+        }
+    }
+    (subjects, missing)
+}
+
+/// A prepared graph: named tensors in, named tensors out.
+pub trait Session {
+    /// Computes every output.
+    ///
+    /// # Errors
+    /// Inputs that do not fit, or an engine that gives up.
+    fn run(&mut self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>, CaseError>;
+}
+
+struct InterpreterSession<'a>(Interpreter<'a>);
+
+impl Session for InterpreterSession<'_> {
+    fn run(&mut self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>, CaseError> {
+        self.0.run(inputs).during(|| "interpreting".to_owned())
+    }
+}
+
+struct EngineSession {
+    session: Box<dyn session::Session>,
+    /// For errors.
+    graph: String,
+}
+
+impl Session for EngineSession {
+    fn run(&mut self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>, CaseError> {
+        let mut given = Vec::with_capacity(inputs.len());
+        for (name, tensor) in inputs {
+            let half = self
+                .session
+                .inputs()
+                .iter()
+                .any(|port| port.name == *name && port.dtype == Some(DType::Float16));
+            given.push((*name, to_engine(tensor, half)));
+        }
+        let outputs = self
+            .session
+            .run(&given)
+            .during(|| format!("running `{}`", self.graph))?;
+        Ok(outputs
+            .into_iter()
+            .map(|(name, tensor)| (name, from_engine(tensor)))
+            .collect())
+    }
+}
+
+fn to_engine(tensor: &Tensor, half: bool) -> session::Tensor {
+    let shape = tensor.shape.clone();
+    match &tensor.data {
+        Data::Float(data) if half => session::Tensor::F16 {
+            shape,
+            data: data.iter().map(|&value| f16::from_f32(value)).collect(),
+        },
+        Data::Float(data) => session::Tensor::F32 {
+            shape,
+            data: data.clone(),
+        },
+        Data::Int(data) => session::Tensor::I64 {
+            shape,
+            data: data.clone(),
+        },
+        Data::Bool(data) => session::Tensor::Bool {
+            shape,
+            data: data.clone(),
+        },
+    }
+}
+
+fn from_engine(tensor: session::Tensor) -> Tensor {
+    match tensor {
+        session::Tensor::F32 { shape, data } => Tensor {
+            shape,
+            data: Data::Float(data),
+        },
+        session::Tensor::F16 { shape, data } => Tensor {
+            shape,
+            data: Data::Float(data.into_iter().map(f16::to_f32).collect()),
+        },
+        session::Tensor::I64 { shape, data } => Tensor {
+            shape,
+            data: Data::Int(data),
+        },
+        session::Tensor::Bool { shape, data } => Tensor {
+            shape,
+            data: Data::Bool(data),
+        },
+    }
+}

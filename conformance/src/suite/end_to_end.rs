@@ -1,0 +1,316 @@
+//! Do the right words come out? Images and questions through the runtime library, as a user's program does it.
+
+use crate::case::{Case, CaseError, Context, Findings};
+use crate::golden::{RecordedCase, Reference, Row, Segment};
+use crate::subject::{Precision, Subject};
+use crate::suite::references;
+use crate::workspace::{self, Workspace};
+use models::bundle::Bundle;
+use runtime::image::{ImageId, Limits};
+use runtime::prompt::Piece;
+use runtime::{Engine, EngineError, Finish, Message, Request};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The share of held-out questions that the demo model must answer word for word.
+pub const EXACT_MATCH: f64 = 0.97;
+
+/// Where the held-out questions lie in the repository.
+const EVALUATION: &str = "models/demo/eval";
+
+/// The answers of small models, by every engine.
+pub fn cases() -> Vec<Case> {
+    references::embedded(
+        "end_to_end",
+        |reference| !references::is_full_size(reference),
+        |references| of("end_to_end", references),
+    )
+}
+
+/// The demo model's held-out questions.
+pub fn evaluation() -> Vec<Case> {
+    let claim =
+        format!("at least {EXACT_MATCH} of the demo model's held-out questions are answered word for word");
+    vec![Case::on_each(
+        "demo-eval/exact_match",
+        claim,
+        |subject| subject.is_engine() && subject.precision == Precision::Fp32,
+        evaluate,
+    )]
+}
+
+/// A case for each reference: one conversation after the other in one engine, which reuses what they have in common.
+pub fn of(suite: &str, references: &[Arc<Reference>]) -> Vec<Case> {
+    let asked = |reference: &&Arc<Reference>| {
+        reference
+            .cases
+            .iter()
+            .flat_map(|case| &case.rows)
+            .any(|row| row.question.is_some())
+    };
+    let case = |reference: &Arc<Reference>| {
+        let claim = format!(
+            "prompts and greedy answers are those of {}",
+            reference.recorder.architecture
+        );
+        let name = format!("{suite}/{}/answers", reference.name);
+        let reference = Arc::clone(reference);
+        Case::on_each(name, claim, Subject::is_engine, move |subject, workspace| {
+            answers(&reference, subject, workspace)
+        })
+    };
+    references.iter().filter(asked).map(case).collect()
+}
+
+/// What a conversation gave.
+struct Answered {
+    text: String,
+    ids: Vec<i64>,
+    finish: Option<Finish>,
+}
+
+fn ask(engine: &mut Engine, message: Message, max_tokens: usize) -> Result<Answered, EngineError> {
+    let request = Request {
+        max_tokens,
+        ..Request::default()
+    };
+    let mut answer = engine.chat(&[message], &request)?;
+    let mut text = String::new();
+    for piece in answer.by_ref() {
+        text.push_str(&piece?.text);
+    }
+    Ok(Answered {
+        text,
+        ids: answer.tokens().to_vec(),
+        finish: answer.finish(),
+    })
+}
+
+fn open(subject: &Subject, directory: &std::path::Path) -> Result<Engine, CaseError> {
+    Engine::open(directory, &subject.options).during(|| "opening the bundle with the runtime".to_owned())
+}
+
+fn answers(reference: &Reference, subject: &Subject, workspace: &Workspace) -> Result<Findings, CaseError> {
+    let deployed = workspace.deployed(&reference.checkpoint)?;
+    deployed.variant(subject)?;
+    let mut engine = open(subject, &deployed.directory)?;
+    let mut findings = Findings::default();
+    let (mut decided, mut all) = (0, 0);
+    for case in &reference.cases {
+        let margin = reference.decisive_margin(case, subject.precision.name());
+        let mut images = Vec::with_capacity(case.images.len());
+        for image in &case.images {
+            let picture = workspace.picture(reference, image)?;
+            images.push(
+                engine
+                    .add_image(&picture)
+                    .during(|| format!("preparing an image of `{}`", case.name))?,
+            );
+        }
+        for (number, row) in case.rows.iter().enumerate() {
+            let Some(question) = &row.question else { continue };
+            let place = format!("{} row {number}", case.name);
+            let message = Message::user(images_of(row, &images), question.as_str());
+            if let Some(problem) = prompt_problem(&engine, &message, row, case, &images)? {
+                findings.problems.push(format!("{place}: {problem}"));
+                continue;
+            }
+            let count = row.decided(margin);
+            (decided, all) = (decided + count, all + row.greedy.len());
+            if count == 0 {
+                continue;
+            }
+            let answered = ask(&mut engine, message, count).during(|| format!("asking {place}"))?;
+            let problem = answer_problem(&answered, row, count, &deployed.bundle);
+            findings
+                .problems
+                .extend(problem.map(|problem| format!("{place}: {problem}")));
+        }
+    }
+    if decided < all {
+        findings.notes.push(format!(
+            "{decided} of {all} greedy ids were compared: the others won by less than the tolerance can swap"
+        ));
+    }
+    Ok(findings)
+}
+
+/// The images of a row, in order.
+fn images_of(row: &Row, images: &[ImageId]) -> Vec<ImageId> {
+    let image = |segment: &Segment| match segment {
+        Segment::Image { image } => images.get(*image).copied(),
+        Segment::Ids { .. } => None,
+    };
+    row.segments.iter().filter_map(image).collect()
+}
+
+/// How the prompt that the runtime builds differs from the recorded one.
+fn prompt_problem(
+    engine: &Engine,
+    message: &Message,
+    row: &Row,
+    case: &RecordedCase,
+    images: &[ImageId],
+) -> Result<Option<String>, CaseError> {
+    let prompt = engine
+        .prompter()
+        .build(std::slice::from_ref(message))
+        .during(|| format!("building the prompt of `{}`", case.name))?;
+    let found: Vec<Result<i64, ImageId>> = prompt.pieces().iter().flat_map(flat).collect();
+    let expected: Vec<Result<i64, ImageId>> = row
+        .segments
+        .iter()
+        .flat_map(|segment| match segment {
+            Segment::Ids { ids } => ids.iter().map(|&id| Ok(id)).collect::<Vec<_>>(),
+            Segment::Image { image } => vec![Err(images[*image])],
+        })
+        .collect();
+    if found == expected {
+        return Ok(None);
+    }
+    let place = found
+        .iter()
+        .zip(&expected)
+        .take_while(|(found, expected)| found == expected)
+        .count();
+    let show = |list: &[Result<i64, ImageId>]| match list.get(place) {
+        None => "the end".to_owned(),
+        Some(Ok(id)) => format!("id {id}"),
+        Some(Err(_)) => "an image".to_owned(),
+    };
+    Ok(Some(format!(
+        "prompt: at {place} found {}, expected {}",
+        show(&found),
+        show(&expected)
+    )))
+}
+
+/// Ids one by one, an image as one.
+fn flat(piece: &Piece) -> Vec<Result<i64, ImageId>> {
+    match piece {
+        Piece::Tokens(ids) => ids.iter().map(|&id| Ok(id)).collect(),
+        Piece::Image { id, .. } => vec![Err(*id)],
+    }
+}
+
+/// How an answer differs from the first `count` greedy ids of a row.
+fn answer_problem(answered: &Answered, row: &Row, count: usize, bundle: &Bundle) -> Option<String> {
+    let mut expected = &row.greedy[..count];
+    // The id that stops an answer is not part of it.
+    let stops = expected
+        .split_last()
+        .filter(|(last, _)| bundle.prompt.stop_ids.contains(last));
+    if let Some((_, rest)) = stops {
+        expected = rest;
+    }
+    if answered.ids != expected {
+        let place = answered
+            .ids
+            .iter()
+            .zip(expected)
+            .take_while(|(found, expected)| found == expected)
+            .count();
+        let show = |list: &[i64]| {
+            list.get(place)
+                .map_or_else(|| "the end".to_owned(), i64::to_string)
+        };
+        return Some(format!(
+            "greedy id {place} is {}, expected {}, in {:?}",
+            show(&answered.ids),
+            show(expected),
+            answered.text
+        ));
+    }
+    if stops.is_some() != (answered.finish == Some(Finish::Stop)) {
+        let expected = if stops.is_some() {
+            "a stop id"
+        } else {
+            "no stop id"
+        };
+        return Some(format!(
+            "it ended with {:?}, expected {expected}",
+            answered.finish
+        ));
+    }
+    match &row.answer {
+        Some(answer) if count == row.greedy.len() && *answer != answered.text => {
+            Some(format!("answer {:?}, expected {answer:?}", answered.text))
+        }
+        _ => None,
+    }
+}
+
+/// A held-out question.
+#[derive(Debug, Deserialize)]
+struct Question {
+    image: String,
+    task: String,
+    question: String,
+    answer: String,
+}
+
+fn evaluate(subject: &Subject, workspace: &Workspace) -> Result<Findings, CaseError> {
+    let path = format!("{EVALUATION}/questions.json");
+    let Some(text) = workspace::asset(&path) else {
+        return Err(CaseError::Skip(format!("`{path}` is not part of this program")));
+    };
+    let questions: Vec<Question> = serde_json::from_slice(text).during(|| format!("reading `{path}`"))?;
+    let deployed = workspace.demo()?;
+    let mut engine = open(subject, &deployed.directory)?;
+    let mut tasks: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    let mut wrong = Vec::new();
+    let mut image: Option<(&str, ImageId)> = None;
+    for question in &questions {
+        let during = || format!("asking about `{}`", question.image);
+        let id = match image {
+            Some((name, id)) if name == question.image => id,
+            _ => {
+                let name = format!("{EVALUATION}/{}", question.image);
+                let bytes = workspace::asset(&name).ok_or_else(|| CaseError::Failed {
+                    context: format!("reading `{path}`"),
+                    message: format!("`{name}` is not part of this program"),
+                })?;
+                let picture = runtime::image::decode(bytes, &name, &Limits::default()).during(during)?;
+                // One image at a time: nothing of the last one is needed.
+                engine.reset().during(during)?;
+                engine.add_image(&picture).during(during)?
+            }
+        };
+        image = Some((&question.image, id));
+        let message = Message::user([id], question.question.as_str());
+        let answered = ask(&mut engine, message, runtime::DEFAULT_MAX_TOKENS).during(during)?;
+        let right = answered.text == question.answer;
+        let (rights, asked) = tasks.entry(&question.task).or_default();
+        *rights += usize::from(right);
+        *asked += 1;
+        if !right {
+            wrong.push(format!(
+                "{}: {:?} -> {:?}, expected {:?}",
+                question.image, question.question, answered.text, question.answer
+            ));
+        }
+    }
+    let share = |right: usize, asked: usize| right as f64 / asked.max(1) as f64;
+    let right = questions.len() - wrong.len();
+    let mut findings = Findings::default();
+    findings.notes.push(format!(
+        "{right} of {} right: {:.1} %",
+        questions.len(),
+        100.0 * share(right, questions.len())
+    ));
+    for (task, &(right, asked)) in &tasks {
+        findings.notes.push(format!(
+            "{task}: {right} of {asked}, {:.1} %",
+            100.0 * share(right, asked)
+        ));
+    }
+    if share(right, questions.len()) < EXACT_MATCH {
+        findings.problems.push(format!(
+            "{right} of {} answers are right, expected a share of {EXACT_MATCH}",
+            questions.len()
+        ));
+        findings.problems.extend(wrong);
+    }
+    Ok(findings)
+}

@@ -1,0 +1,423 @@
+//! What does `fvlm-conform` do? The real binary: help, every subcommand, each refusal, and what is on stdout.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use conformance::workspace::export;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+#[derive(Debug)]
+struct Run {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+/// Runs in `folder`.
+fn run_in(folder: &Path, arguments: &[&str]) -> Run {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fvlm-conform"));
+    let output = command.current_dir(folder).args(arguments).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    let run = Run {
+        code: output.status.code(),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    };
+    assert!(!run.stderr.contains("panicked"), "{}", run.stderr);
+    assert!(
+        !run.stdout.contains('\u{1b}') && !run.stderr.contains('\u{1b}'),
+        "colours where there is no terminal"
+    );
+    run
+}
+
+fn run(arguments: &[&str]) -> Run {
+    run_in(Path::new(env!("CARGO_MANIFEST_DIR")), arguments)
+}
+
+impl Run {
+    #[track_caller]
+    fn code(self, code: i32) -> Run {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        self
+    }
+
+    /// Exit code 2, nothing on stdout, and all of `words` in what it says.
+    #[track_caller]
+    fn refused(self, words: &[&str]) {
+        let run = self.code(2);
+        assert_eq!(run.stdout, "");
+        for word in words {
+            assert!(run.stderr.contains(word), "no `{word}` in {}", run.stderr);
+        }
+    }
+}
+
+/// A synthetic checkpoint of the demo's size, made by the command.
+fn checkpoint(folder: &Path, seed: u64) -> PathBuf {
+    let name = format!("checkpoint-{seed}");
+    let seed = seed.to_string();
+    let written = run_in(
+        folder,
+        &[
+            "synth", "--size", "demo", "--layout", "llava", "--seed", &seed, "-o", &name,
+        ],
+    )
+    .code(0);
+    assert_eq!(written.stdout, "");
+    assert!(written.stderr.contains("parameters in"), "{}", written.stderr);
+    folder.join(name)
+}
+
+fn golden() -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("golden/synth-demo-llava-1.json")
+        .to_str()
+        .unwrap()
+        .to_owned()
+}
+
+#[test]
+fn help_begins_with_an_example() {
+    for arguments in [
+        &["--help"][..],
+        &["run", "--help"],
+        &["list", "--help"],
+        &["synth", "--help"],
+    ] {
+        let help = run(arguments).code(0);
+        assert!(
+            help.stdout.starts_with("Examples:\n  fvlm-conform "),
+            "{}",
+            help.stdout
+        );
+        assert_eq!(help.stderr, "");
+    }
+    assert!(run(&["--version"]).code(0).stdout.starts_with("fvlm-conform "));
+    run(&[]).code(2);
+    run(&["bench"]).refused(&["unrecognized subcommand"]);
+}
+
+#[test]
+fn list_names_suites_and_claims() {
+    let list = run(&["list"]).code(0);
+    for line in [
+        "ops (",
+        "demo-eval (1, on request)",
+        "  references/synth-demo-llava-1/scene\n",
+    ] {
+        assert!(list.stdout.contains(line), "no `{line}` in {}", list.stdout);
+    }
+    let table = run(&["list", "--markdown"]).code(0).stdout;
+    assert!(
+        table.starts_with("| network | layout | recorded | interpreter | cpu | tract |\n|---|"),
+        "{table}"
+    );
+}
+
+#[test]
+fn synth_writes_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = checkpoint(folder.path(), 1);
+    let bytes = std::fs::read(directory.join("model.safetensors")).unwrap();
+    let again = [
+        "synth",
+        "--size",
+        "demo",
+        "--layout",
+        "llava",
+        "--seed",
+        "2",
+        "-o",
+        "checkpoint-1",
+    ];
+    run_in(folder.path(), &again).refused(&["`checkpoint-1` exists and is not empty", "hint:"]);
+    assert_eq!(std::fs::read(directory.join("model.safetensors")).unwrap(), bytes);
+    let quiet = [
+        "synth",
+        "--quiet",
+        "--size",
+        "demo",
+        "--layout",
+        "transformers",
+        "--dtype",
+        "bf16",
+        "-o",
+        "sharded",
+        "--shard-bytes",
+        "3000000",
+    ];
+    assert_eq!(run_in(folder.path(), &quiet).code(0).stderr, "");
+    assert!(
+        folder
+            .path()
+            .join("sharded/model.safetensors.index.json")
+            .exists()
+    );
+    for (flag, value, words) in [
+        ("--size", "3b", "[possible values: demo, 0.5b, 1.5b, 7b]"),
+        (
+            "--layout",
+            "mlx",
+            "[possible values: llava, transformers, transformers-train]",
+        ),
+        ("--tokenizer", "missing.json", "missing.json"),
+        ("-o", "..", "expected a new one"),
+    ] {
+        let mut arguments = vec!["synth", "--size", "demo", "--layout", "llava", "-o", "other"];
+        match arguments.iter().position(|argument| *argument == flag) {
+            Some(place) => arguments[place + 1] = value,
+            None => arguments.extend([flag, value]),
+        }
+        run_in(folder.path(), &arguments).refused(&[words]);
+    }
+    let names: Vec<_> = std::fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+}
+
+/// The interpreter needs no engine, and sees where the first difference is.
+#[test]
+fn a_checkpoint_is_compared_with_a_reference() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = |seed: u64| {
+        let checkpoint = checkpoint(folder.path(), seed).to_str().unwrap().to_owned();
+        [
+            "run",
+            "--provider",
+            "interpreter",
+            "--case",
+            "tall",
+            "--reference",
+            &golden(),
+            "--checkpoint",
+            &checkpoint,
+        ]
+        .map(str::to_owned)
+    };
+    let run = |arguments: &[String], more: &[&str]| {
+        let arguments: Vec<&str> = arguments
+            .iter()
+            .map(String::as_str)
+            .chain(more.iter().copied())
+            .collect();
+        run_in(folder.path(), &arguments)
+    };
+    let right = arguments(1);
+    let table = run(&right, &[]).code(0);
+    assert!(
+        table.stdout.starts_with("case ") && table.stdout.ends_with("\n1 ok\n"),
+        "{}",
+        table.stdout
+    );
+    assert!(
+        table.stdout.contains("references/synth-demo-llava-1/tall  ok "),
+        "{}",
+        table.stdout
+    );
+    assert_eq!(run(&right, &["--quiet"]).code(0).stdout, "1 ok\n");
+
+    let wrong = arguments(2);
+    let table = run(&wrong, &[]).code(1);
+    let first = table
+        .stdout
+        .split_once("differs\n")
+        .unwrap()
+        .1
+        .lines()
+        .next()
+        .unwrap()
+        .trim();
+    assert!(first.starts_with("`vision_tower.stem`: relative L2 "), "{first}");
+    assert!(
+        first.contains("first at [0, ") && first.contains(" found ") && first.contains(" expected "),
+        "{first}"
+    );
+    assert!(table.stdout.ends_with("\n0 ok, 1 differ\n"), "{}", table.stdout);
+
+    let json: Value = serde_json::from_str(&run(&wrong, &["--json"]).code(1).stdout).unwrap();
+    assert_eq!(json["fine"], false);
+    assert_eq!(json["totals"]["mismatch"], 1);
+    let result = &json["results"][0];
+    assert_eq!(
+        (&result["case"], &result["outcome"]),
+        (&"references/synth-demo-llava-1/tall".into(), &"mismatch".into())
+    );
+    assert_eq!(result["subject"], "interpreter fp32");
+    assert!(
+        result["details"][0]
+            .as_str()
+            .unwrap()
+            .starts_with("`vision_tower.stem`"),
+        "{result}"
+    );
+}
+
+#[test]
+#[cfg(feature = "tract")]
+fn a_bundle_is_compared_with_a_reference() {
+    use conformance::subject::Precision;
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = |seed: u64| {
+        let directory = folder.path().join(format!("bundle-{seed}"));
+        export(&checkpoint(folder.path(), seed), &directory, &[Precision::Fp32]).unwrap();
+        directory.to_str().unwrap().to_owned()
+    };
+    let (right, wrong) = (bundle(1), bundle(2));
+    let arguments = |bundle: &str, more: &[&str]| {
+        let mut arguments = vec!["run", "--provider", "tract", "--reference", "R", "--bundle", "B"];
+        let golden = golden();
+        (arguments[4], arguments[6]) = (&golden, bundle);
+        arguments.extend(more);
+        run_in(folder.path(), &arguments)
+    };
+    let fine = arguments(&right, &[]).code(0);
+    for line in [
+        "bundle/integrity ",
+        "references/synth-demo-llava-1/batch ",
+        "end_to_end/synth-demo-llava-1/answers ",
+    ] {
+        assert!(fine.stdout.contains(line), "no `{line}` in {}", fine.stdout);
+    }
+    assert!(
+        fine.stderr.contains("left out: --checkpoint is not given"),
+        "{}",
+        fine.stderr
+    );
+    let differs = arguments(&wrong, &["--suite", "references", "--case", "scene"]).code(1);
+    assert!(
+        differs.stdout.contains("\n  `image_features`: relative L2 "),
+        "{}",
+        differs.stdout
+    );
+    let answers = arguments(&wrong, &["--suite", "end_to_end"]).code(1);
+    assert!(answers.stdout.contains("greedy id 0 is "), "{}", answers.stdout);
+
+    // What is asked for must be there.
+    arguments(&right, &["--precision", "fp16"]).refused(&["no fp16 variant, found fp32", "hint:"]);
+    arguments(&right, &["--suite", "cache"]).refused(&["`cache`", "bundle, references and end_to_end"]);
+    let without = run_in(folder.path(), &["run", "--provider", "tract", "--bundle", &right]);
+    without.refused(&[
+        "no compiled-in reference is of the weights of this bundle",
+        "--reference",
+    ]);
+    let interpreter = run_in(
+        folder.path(),
+        &[
+            "run",
+            "--provider",
+            "interpreter",
+            "--bundle",
+            &right,
+            "--reference",
+            &golden(),
+        ],
+    );
+    interpreter.refused(&["the interpreter needs the checkpoint", "--checkpoint"]);
+
+    // A byte that changed in the weights is a difference, not a crash.
+    let data = folder.path().join("bundle-1/onnx/decoder_model_merged.onnx_data");
+    let mut bytes = std::fs::read(&data).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    std::fs::write(&data, bytes).unwrap();
+    let changed = arguments(&right, &["--suite", "bundle"]).code(1);
+    assert!(
+        changed
+            .stdout
+            .contains("`onnx/decoder_model_merged.onnx_data` has SHA-256"),
+        "{}",
+        changed.stdout
+    );
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let bad = folder.path().join("bad.json");
+    std::fs::write(&bad, "{}").unwrap();
+    std::fs::write(folder.path().join("bad.safetensors"), [255; 12]).unwrap();
+    let bad = bad.to_str().unwrap();
+    let text = std::fs::read_to_string(golden()).unwrap();
+    for (name, edited) in [
+        ("newer.json", text.replacen("\"schema\": 1", "\"schema\": 2", 1)),
+        (
+            "tensors.json",
+            text.replacen("synth-demo-llava-1.safetensors", "tensors.safetensors", 1),
+        ),
+    ] {
+        std::fs::write(folder.path().join(name), edited).unwrap();
+    }
+    std::fs::write(folder.path().join("tensors.safetensors"), [255; 12]).unwrap();
+    std::fs::write(folder.path().join("newer.safetensors"), [255; 12]).unwrap();
+    let cases: &[(&[&str], &[&str])] = &[
+        (
+            &["run", "--suite", "opps"],
+            &["no suite is named `opps`", "ops, networks"],
+        ),
+        (
+            &["run", "--case", "no/such/case"],
+            &["no case matches `no/such/case`", "hint:"],
+        ),
+        (
+            &["run", "--suite", "ops", "--case", "ops/*/no"],
+            &["no case matches"],
+        ),
+        (
+            &["run", "--suite", "ops", "--provider", "interpreter"],
+            &["none of these cases", "hint:"],
+        ),
+        (
+            &["run", "--provider", "interpreter", "--precision", "fp16"],
+            &["nothing to put to the test", "hint:"],
+        ),
+        (
+            &["run", "--provider", "cuda"],
+            &["[possible values: interpreter, cpu, tract]"],
+        ),
+        (
+            &["run", "--bundle", "missing"],
+            &["missing is not a bundle", "hint:"],
+        ),
+        (
+            &["run", "--reference", "missing.json"],
+            &["missing.json", "hint:"],
+        ),
+        (&["run", "--reference", bad], &["bad.json", "schema"]),
+        (&["run", "--reference", "newer.json"], &["schema 2, expected 1"]),
+        (
+            &["run", "--reference", "tensors.json"],
+            &["tensors.safetensors", "does not fit"],
+        ),
+        (
+            &["run", "--checkpoint", "missing"],
+            &["no checkpoint directory `missing`"],
+        ),
+        (
+            &["run", "--checkpoint", "."],
+            &["--checkpoint is given alone", "--reference"],
+        ),
+        (
+            &[
+                "run",
+                "--reference",
+                &golden(),
+                "--checkpoint",
+                ".",
+                "--provider",
+                "interpreter",
+            ],
+            &["config.json"],
+        ),
+    ];
+    for (arguments, words) in cases {
+        let found = run_in(folder.path(), arguments).code(2);
+        for word in *words {
+            let text = format!("{}{}", found.stdout, found.stderr);
+            assert!(text.contains(word), "{arguments:?}: no `{word}` in {text}");
+        }
+    }
+}
