@@ -1,0 +1,657 @@
+//! Does the KV cache hold what a model needs to know of the past, and nothing else? Claims without a reference: two ways
+//! to the same sequence give the same logits and the same cache. First the decoder's graph with a cache that we carry,
+//! on every subject; then the runtime's decoders, which carry their own, on every engine.
+
+use crate::case::{Case, CaseError, Context, Findings};
+use crate::compare::{Tolerance, compare};
+use crate::model::{Cache, Decoder, Deployed, left_pad, run_one};
+use crate::subject::{Precision, Subject};
+use crate::synth;
+use crate::tensor::Tensor;
+use crate::tiny::numbers;
+use crate::workspace::{Workspace, small};
+use models::arch::Network;
+use runtime::backend::{self, Parts};
+use runtime::image::Picture;
+use runtime::{Engine, Message, Request, Role};
+use std::sync::Arc;
+
+/// Positions of the longest sequence here.
+const LENGTH: usize = 9;
+
+/// Every claim.
+pub fn cases() -> Vec<Case> {
+    let graph = |name: &str, claim: &str, check: fn(&mut Trial<'_>) -> Result<(), CaseError>| {
+        Case::on_each(
+            format!("cache/graph/{name}"),
+            claim,
+            |_| true,
+            move |subject, workspace| {
+                let deployed = model(workspace)?;
+                let mut trial = Trial::open(&deployed, subject)?;
+                check(&mut trial)?;
+                Ok(trial.findings)
+            },
+        )
+    };
+    let engine = |name: &str, claim: &str, check: CheckParts| {
+        Case::on_each(
+            format!("cache/runtime/{name}"),
+            claim,
+            Subject::is_engine,
+            move |subject, workspace| {
+                let deployed = model(workspace)?;
+                check(&deployed, subject)
+            },
+        )
+    };
+    vec![
+        graph(
+            "prefill_equals_steps",
+            "a prompt at once is the prompt one by one",
+            prefill_equals_steps,
+        ),
+        graph(
+            "chunks_do_not_matter",
+            "where a prompt is cut plays no role",
+            chunks_do_not_matter,
+        ),
+        graph(
+            "batch_equals_singles",
+            "rows of a left-padded batch do not know of each other",
+            batch_equals_singles,
+        ),
+        graph(
+            "padding_is_not_seen",
+            "what stands in the padding plays no role",
+            padding_is_not_seen,
+        ),
+        graph(
+            "an_empty_cache",
+            "a cache of length 0 is a past of padding only",
+            an_empty_cache,
+        ),
+        graph(
+            "truncate_and_refeed",
+            "after forgetting, the sequence is as if it had never been longer",
+            truncate_and_refeed,
+        ),
+        graph(
+            "the_past_matters",
+            "another first token gives other logits, at once and step by step",
+            the_past_matters,
+        ),
+        engine(
+            "roles_are_the_graphs",
+            "roles give what their graphs give",
+            roles_are_the_graphs,
+        ),
+        engine(
+            "prefill_equals_steps",
+            "`feed` at once is `feed` in any pieces",
+            feed_in_pieces,
+        ),
+        engine(
+            "truncate_and_refeed",
+            "after `truncate`, a decoder is as if it had never been longer",
+            truncate_a_decoder,
+        ),
+        engine(
+            "errors_change_nothing",
+            "after an error a decoder is as it was",
+            errors_change_nothing,
+        ),
+        Case::on_each(
+            "cache/runtime/follow_up_equals_fresh",
+            "a follow-up question is answered as in a fresh conversation, without computing the prefix again",
+            // In half precision, reused and recomputed entries may settle close choices differently.
+            |subject| subject.is_engine() && subject.precision == Precision::Fp32,
+            |subject, workspace| follow_up_equals_fresh(&*model(workspace)?, subject),
+        ),
+    ]
+}
+
+type CheckParts = fn(&Deployed, &Subject) -> Result<Findings, CaseError>;
+
+/// The model of these claims; a given bundle where there is one.
+fn model(workspace: &Workspace) -> Result<Arc<Deployed>, CaseError> {
+    workspace.deployed(&small("transformers-train", 1))
+}
+
+/// Two ways to compute the same thing, in the same precision: what rounding alone may change.
+fn tolerance(subject: &Subject) -> Tolerance {
+    match subject.precision {
+        Precision::Fp32 => Tolerance::Logits,
+        Precision::Fp16 => Tolerance::Half,
+    }
+}
+
+/// Embeddings of made-up ids, `[length, hidden]`; another seed, other ids.
+fn embeddings(deployed: &Deployed, subject: &Subject, seed: u64, length: usize) -> Result<Tensor, CaseError> {
+    let vocabulary = deployed.bundle.prompt.vocab_size as f32;
+    // Rows at the end of a table may belong to no token.
+    let id = |n: f32| ((n + 1.0) / 2.0 * 0.9 * vocabulary) as i64;
+    let ids = numbers(seed, length).into_iter().map(id).collect();
+    let mut session = deployed.session(subject, Network::EmbedTokens)?;
+    let embeds = run_one(&mut *session, "input_ids", Tensor::int(&[1, length], ids))?;
+    let hidden = deployed.bundle.prompt.hidden_size;
+    Ok(embeds.reshaped(&[length, hidden]))
+}
+
+/// Rows `from..to` of `[n, hidden]`.
+fn part(rows: &Tensor, from: usize, to: usize) -> Tensor {
+    let width = rows.shape[1];
+    Tensor::float(
+        &[to - from, width],
+        rows.to_float()[from * width..to * width].to_vec(),
+    )
+}
+
+/// Rows of both, one after the other.
+fn joined(first: &Tensor, second: &Tensor) -> Tensor {
+    let mut data = first.to_float();
+    data.extend(second.to_float());
+    Tensor::float(&[first.shape[0] + second.shape[0], first.shape[1]], data)
+}
+
+/// A decoder graph on a subject, a sequence to feed it, and what was found.
+struct Trial<'a> {
+    decoder: Decoder<'a>,
+    /// `[LENGTH, hidden]`
+    sequence: Tensor,
+    /// As many others.
+    others: Tensor,
+    tolerance: Tolerance,
+    findings: Findings,
+}
+
+/// What a decoder says at the end of a sequence, and what it remembers.
+struct End {
+    logits: Tensor,
+    cache: Cache,
+}
+
+impl<'a> Trial<'a> {
+    fn open(deployed: &'a Deployed, subject: &Subject) -> Result<Trial<'a>, CaseError> {
+        Ok(Trial {
+            decoder: Decoder::open(deployed, subject)?,
+            sequence: embeddings(deployed, subject, 61, LENGTH)?,
+            others: embeddings(deployed, subject, 62, LENGTH)?,
+            tolerance: tolerance(subject),
+            findings: Findings::default(),
+        })
+    }
+
+    /// One sequence, from nothing, in pieces.
+    fn fresh(&mut self, pieces: &[Tensor]) -> Result<End, CaseError> {
+        let cache = self.decoder.empty(1);
+        self.go_on(cache, pieces)
+    }
+
+    fn go_on(&mut self, mut cache: Cache, pieces: &[Tensor]) -> Result<End, CaseError> {
+        let mut logits = Tensor::float(&[0], Vec::new());
+        for piece in pieces {
+            let (embeds, real) = left_pad(std::slice::from_ref(piece));
+            logits = self.decoder.feed(&mut cache, &embeds, &real)?;
+        }
+        Ok(End { logits, cache })
+    }
+
+    /// One row of a batch, as if it were alone: its logits, and the slots of its cache that are real.
+    fn row(end: &End, row: usize) -> End {
+        let width = end.logits.shape[1];
+        let logits = Tensor::float(
+            &[1, width],
+            end.logits.to_float()[row * width..(row + 1) * width].to_vec(),
+        );
+        let mask = &end.cache.mask[row];
+        let keep = |tensor: &Tensor| {
+            let [_, heads, slots, width] = tensor.shape[..] else {
+                return tensor.clone();
+            };
+            let data = tensor.to_float();
+            let own = &data[row * heads * slots * width..(row + 1) * heads * slots * width];
+            let slots_of_heads = own.chunks_exact(width).enumerate();
+            let real = slots_of_heads.filter(|(place, _)| mask[place % slots] == 1);
+            let kept: Vec<f32> = real.flat_map(|(_, slot)| slot.to_vec()).collect();
+            Tensor::float(&[1, heads, kept.len() / (heads * width).max(1), width], kept)
+        };
+        let layers = end
+            .cache
+            .layers
+            .iter()
+            .map(|[key, value]| [keep(key), keep(value)])
+            .collect();
+        let real = mask.iter().copied().filter(|&one| one == 1).collect();
+        End {
+            logits,
+            cache: Cache {
+                layers,
+                mask: vec![real],
+            },
+        }
+    }
+
+    fn equal(&mut self, way: &str, found: &End, expected: &End) {
+        self.findings
+            .require(found.cache.mask == expected.cache.mask, || {
+                format!(
+                    "{way}: the mask is {:?}, expected {:?}",
+                    found.cache.mask, expected.cache.mask
+                )
+            });
+        let layers = found.cache.layers.iter().zip(&expected.cache.layers).enumerate();
+        for (layer, (found, expected)) in layers {
+            for (part, (found, expected)) in ["key", "value"].iter().zip(found.iter().zip(expected)) {
+                let name = format!("{way}: present.{layer}.{part}");
+                self.findings
+                    .push(compare(&name, found, expected, self.tolerance));
+            }
+        }
+        let name = format!("{way}: logits");
+        self.findings
+            .push(compare(&name, &found.logits, &expected.logits, self.tolerance));
+    }
+}
+
+/// The pieces of `rows` between cuts.
+fn cut(rows: &Tensor, lengths: &[usize]) -> Vec<Tensor> {
+    let mut start = 0;
+    let mut pieces = Vec::with_capacity(lengths.len());
+    for &length in lengths {
+        pieces.push(part(rows, start, start + length));
+        start += length;
+    }
+    debug_assert_eq!(start, rows.shape[0]);
+    pieces
+}
+
+fn prefill_equals_steps(trial: &mut Trial<'_>) -> Result<(), CaseError> {
+    let sequence = trial.sequence.clone();
+    let expected = trial.fresh(std::slice::from_ref(&sequence))?;
+    let found = trial.fresh(&cut(&sequence, &[1; LENGTH]))?;
+    trial.equal("steps", &found, &expected);
+    Ok(())
+}
+
+fn chunks_do_not_matter(trial: &mut Trial<'_>) -> Result<(), CaseError> {
+    let sequence = trial.sequence.clone();
+    let expected = trial.fresh(std::slice::from_ref(&sequence))?;
+    for lengths in [&[4, 3, 2][..], &[1, 8], &[8, 1], &[2, 5, 1, 1]] {
+        let found = trial.fresh(&cut(&sequence, lengths))?;
+        trial.equal(&format!("{lengths:?}"), &found, &expected);
+    }
+    Ok(())
+}
+
+fn batch_equals_singles(trial: &mut Trial<'_>) -> Result<(), CaseError> {
+    // Three prompts of different lengths, then two steps of all.
+    let (sequence, others) = (trial.sequence.clone(), trial.others.clone());
+    let prompts = [part(&sequence, 0, 7), part(&others, 0, 3), part(&sequence, 2, 7)];
+    let steps: Vec<Vec<Tensor>> = (0..2)
+        .map(|step| {
+            let (first, second) = (7 + step, 4 + step);
+            vec![
+                part(&sequence, first, first + 1),
+                part(&others, second, second + 1),
+                part(&others, first, first + 1),
+            ]
+        })
+        .collect();
+    let mut cache = trial.decoder.empty(prompts.len());
+    let (embeds, real) = left_pad(&prompts);
+    let logits = trial.decoder.feed(&mut cache, &embeds, &real)?;
+    let mut ends = vec![End {
+        logits,
+        cache: cache.clone(),
+    }];
+    for rows in &steps {
+        let (embeds, real) = left_pad(rows);
+        let logits = trial.decoder.feed(&mut cache, &embeds, &real)?;
+        ends.push(End {
+            logits,
+            cache: cache.clone(),
+        });
+    }
+    for (row, prompt) in prompts.iter().enumerate() {
+        let mut pieces = vec![prompt.clone()];
+        for (step, end) in ends.iter().enumerate() {
+            if step > 0 {
+                pieces.push(steps[step - 1][row].clone());
+            }
+            let expected = trial.fresh(&pieces)?;
+            trial.equal(
+                &format!("row {row} after {step} steps"),
+                &Trial::row(end, row),
+                &expected,
+            );
+        }
+    }
+    Ok(())
+}
+
+fn padding_is_not_seen(trial: &mut Trial<'_>) -> Result<(), CaseError> {
+    // One row with four slots of padding: zeros, then the embeddings of other tokens.
+    let row = part(&trial.sequence, 0, 5);
+    let expected = trial.fresh(&[row.clone(), part(&trial.sequence.clone(), 5, 6)])?;
+    let zeros = Tensor::float(&[4, row.shape[1]], vec![0.0; 4 * row.shape[1]]);
+    for (way, padding) in [("zeros", zeros), ("other tokens", part(&trial.others, 0, 4))] {
+        let padded = joined(&padding, &row).reshaped(&[1, LENGTH, row.shape[1]]);
+        let mut cache = trial.decoder.empty(1);
+        trial.decoder.feed(
+            &mut cache,
+            &padded,
+            &[(0..LENGTH).map(|slot| i64::from(slot >= 4)).collect()],
+        )?;
+        let step = part(&trial.sequence.clone(), 5, 6);
+        let end = trial.go_on(cache, &[step])?;
+        trial.equal(way, &Trial::row(&end, 0), &expected);
+    }
+    Ok(())
+}
+
+fn an_empty_cache(trial: &mut Trial<'_>) -> Result<(), CaseError> {
+    for length in [1, LENGTH] {
+        let row = part(&trial.sequence, 0, length);
+        let found = trial.fresh(std::slice::from_ref(&row))?;
+        // The same after a past in which nothing is real.
+        let mut cache = trial.decoder.empty(1);
+        let padding = part(&trial.others, 0, 3).reshaped(&[1, 3, row.shape[1]]);
+        trial.decoder.feed(&mut cache, &padding, &[vec![0; 3]])?;
+        let end = trial.go_on(cache, &[row])?;
+        trial.equal(&format!("{length} positions"), &found, &Trial::row(&end, 0));
+        let slots = found
+            .cache
+            .layers
+            .iter()
+            .flatten()
+            .all(|tensor| tensor.shape[2] == length);
+        trial
+            .findings
+            .require(slots, || format!("the cache does not hold {length} positions"));
+    }
+    Ok(())
+}
+
+fn truncate_and_refeed(trial: &mut Trial<'_>) -> Result<(), CaseError> {
+    let (sequence, others) = (trial.sequence.clone(), trial.others.clone());
+    for kept in [0, 1, 4, LENGTH - 1] {
+        let mut long = trial.fresh(std::slice::from_ref(&sequence))?;
+        long.cache.truncate(kept);
+        let again = part(&others, kept, LENGTH);
+        let found = trial.go_on(long.cache, std::slice::from_ref(&again))?;
+        let expected = trial.fresh(&[joined(&part(&sequence, 0, kept), &again)])?;
+        trial.equal(&format!("{kept} kept"), &found, &expected);
+    }
+    Ok(())
+}
+
+/// Without this, a model that forgets everything would pass every claim above.
+fn the_past_matters(trial: &mut Trial<'_>) -> Result<(), CaseError> {
+    let sequence = trial.sequence.clone();
+    let changed = joined(&part(&trial.others, 0, 1), &part(&sequence, 1, LENGTH));
+    for lengths in [&[LENGTH][..], &[1; LENGTH]] {
+        let first = trial.fresh(&cut(&sequence, lengths))?;
+        let second = trial.fresh(&cut(&changed, lengths))?;
+        let limit = 10.0 * trial.tolerance.relative_l2();
+        let far = compare("logits", &second.logits, &first.logits, Tolerance::Custom(limit));
+        let distance = far.distance.as_ref().map_or(0.0, |distance| distance.relative_l2);
+        trial
+            .findings
+            .require(distance.is_finite() && distance > limit, || {
+                format!(
+                    "another first token moves the last logits by {distance:.1e}, expected over {limit:e}"
+                )
+            });
+    }
+    Ok(())
+}
+
+/// The runtime's parts of a model.
+fn open(deployed: &Deployed, subject: &Subject) -> Result<Parts, CaseError> {
+    let Some(provider) = subject.provider.engine() else {
+        return Err(CaseError::Skip(
+            "the interpreter is no engine of the runtime".to_owned(),
+        ));
+    };
+    let opening = || format!("opening the model on {}", subject.name());
+    let backend = backend::choose(provider, false, &subject.options)
+        .during(opening)?
+        .backend;
+    backend
+        .open(
+            &deployed.directory,
+            &deployed.bundle,
+            deployed.variant(subject)?,
+            &subject.options,
+        )
+        .during(opening)
+}
+
+fn computing() -> String {
+    "computing".to_owned()
+}
+
+fn row(values: Vec<f32>) -> Tensor {
+    Tensor::float(&[1, values.len()], values)
+}
+
+fn roles_are_the_graphs(deployed: &Deployed, subject: &Subject) -> Result<Findings, CaseError> {
+    let mut parts = open(deployed, subject)?;
+    let mut findings = Findings::default();
+
+    let image = &deployed.bundle.image;
+    let [height, width] = [image.height, image.width].map(|side| usize::try_from(side).unwrap_or(0));
+    let scene = synth::image::scene(image.width, image.height, 5);
+    // `[height, width, 3]` to `[3, height, width]`.
+    let pixels: Vec<f32> = (0..3)
+        .flat_map(|channel| scene.iter().skip(channel).step_by(3))
+        .map(|&byte| f32::from(byte) / 255.0)
+        .collect();
+    let found = parts
+        .vision_encoder
+        .encode(&pixels, height, width)
+        .during(computing)?;
+    let mut session = deployed.session(subject, Network::VisionEncoder)?;
+    let expected = run_one(
+        &mut *session,
+        "pixel_values",
+        Tensor::float(&[1, 3, height, width], pixels),
+    )?;
+    let found = Tensor::float(&[1, image.tokens, deployed.bundle.prompt.hidden_size], found);
+    // The engine of a role knows that the batch is 1 and may order its sums otherwise, in half precision too.
+    let features = match subject.precision {
+        Precision::Fp32 => Tolerance::Close,
+        Precision::Fp16 => Tolerance::Custom(2e-2),
+    };
+    findings.push(compare("image_features", &found, &expected, features));
+
+    let ids = vec![7, 0, 42, 7, 255];
+    let found = parts.embedder.embed(&ids).during(computing)?;
+    let mut session = deployed.session(subject, Network::EmbedTokens)?;
+    let expected = run_one(
+        &mut *session,
+        "input_ids",
+        Tensor::int(&[1, ids.len()], ids.clone()),
+    )?;
+    let shape = [1, ids.len(), deployed.bundle.prompt.hidden_size];
+    findings.push(compare(
+        "inputs_embeds",
+        &Tensor::float(&shape, found),
+        &expected,
+        Tolerance::Exact,
+    ));
+
+    let sequence = embeddings(deployed, subject, 61, LENGTH)?;
+    let mut decoder = Decoder::open(deployed, subject)?;
+    let mut cache = decoder.empty(1);
+    for (step, piece) in cut(&sequence, &[6, 1, 2]).iter().enumerate() {
+        let found = parts.decoder.feed(&piece.to_float()).during(computing)?;
+        let (embeds, real) = left_pad(std::slice::from_ref(piece));
+        let expected = decoder.feed(&mut cache, &embeds, &real)?;
+        findings.push(compare(
+            &format!("feed {step}: logits"),
+            &row(found),
+            &expected,
+            tolerance(subject),
+        ));
+    }
+    Ok(findings)
+}
+
+/// Feeds the pieces and returns the last logits; the length is what was fed.
+fn feed(parts: &mut Parts, pieces: &[Tensor], findings: &mut Findings) -> Result<Tensor, CaseError> {
+    let mut logits = Vec::new();
+    for piece in pieces {
+        let before = parts.decoder.len();
+        logits = parts.decoder.feed(&piece.to_float()).during(computing)?;
+        let (after, expected) = (parts.decoder.len(), before + piece.shape[0]);
+        findings.require(after == expected, || {
+            format!("the sequence has length {after}, expected {expected}")
+        });
+    }
+    Ok(row(logits))
+}
+
+fn feed_in_pieces(deployed: &Deployed, subject: &Subject) -> Result<Findings, CaseError> {
+    let mut parts = open(deployed, subject)?;
+    let mut findings = Findings::default();
+    findings.require(parts.decoder.is_empty(), || {
+        "a new decoder is not empty".to_owned()
+    });
+    let sequence = embeddings(deployed, subject, 61, LENGTH)?;
+    let expected = feed(&mut parts, std::slice::from_ref(&sequence), &mut findings)?;
+    for lengths in [&[1; LENGTH][..], &[4, 3, 2], &[8, 1]] {
+        parts.decoder.truncate(0).during(computing)?;
+        let found = feed(&mut parts, &cut(&sequence, lengths), &mut findings)?;
+        findings.push(compare(
+            &format!("{lengths:?}: logits"),
+            &found,
+            &expected,
+            tolerance(subject),
+        ));
+    }
+    Ok(findings)
+}
+
+fn truncate_a_decoder(deployed: &Deployed, subject: &Subject) -> Result<Findings, CaseError> {
+    let mut parts = open(deployed, subject)?;
+    let mut fresh = open(deployed, subject)?;
+    let mut findings = Findings::default();
+    let sequence = embeddings(deployed, subject, 61, LENGTH)?;
+    let others = embeddings(deployed, subject, 62, LENGTH)?;
+    for kept in [0, 1, 4, LENGTH - 1] {
+        parts.decoder.truncate(0).during(computing)?;
+        feed(&mut parts, std::slice::from_ref(&sequence), &mut findings)?;
+        // Longer than it is: nothing to forget.
+        parts.decoder.truncate(LENGTH + 3).during(computing)?;
+        findings.require(parts.decoder.len() == LENGTH, || {
+            "forgetting nothing changed the length".to_owned()
+        });
+        parts.decoder.truncate(kept).during(computing)?;
+        let length = parts.decoder.len();
+        findings.require(length == kept, || {
+            format!("after `truncate({kept})` the length is {length}")
+        });
+        let again = part(&others, kept, LENGTH);
+        let found = feed(&mut parts, std::slice::from_ref(&again), &mut findings)?;
+        fresh.decoder.truncate(0).during(computing)?;
+        let whole = joined(&part(&sequence, 0, kept), &again);
+        let expected = feed(&mut fresh, &[whole], &mut findings)?;
+        findings.push(compare(
+            &format!("{kept} kept: logits"),
+            &found,
+            &expected,
+            tolerance(subject),
+        ));
+    }
+    Ok(findings)
+}
+
+fn errors_change_nothing(deployed: &Deployed, subject: &Subject) -> Result<Findings, CaseError> {
+    let mut parts = open(deployed, subject)?;
+    let mut findings = Findings::default();
+    let sequence = embeddings(deployed, subject, 61, LENGTH)?;
+    let expected = feed(&mut parts, &cut(&sequence, &[6, 3]), &mut findings)?;
+    parts.decoder.truncate(6).during(computing)?;
+    let width = sequence.shape[1];
+    for wrong in [0, 1, width + 1] {
+        let refused = parts.decoder.feed(&vec![0.5; wrong]).is_err();
+        findings.require(refused, || {
+            format!("{wrong} values were taken for embeddings of {width}")
+        });
+        let length = parts.decoder.len();
+        findings.require(length == 6, || {
+            format!("after an error the length is {length}, expected 6")
+        });
+    }
+    let found = feed(&mut parts, &[part(&sequence, 6, LENGTH)], &mut findings)?;
+    findings.push(compare(
+        "after errors: logits",
+        &found,
+        &expected,
+        tolerance(subject),
+    ));
+    Ok(findings)
+}
+
+fn follow_up_equals_fresh(deployed: &Deployed, subject: &Subject) -> Result<Findings, CaseError> {
+    let Some(provider) = subject.provider.engine() else {
+        return Err(CaseError::Skip(
+            "the interpreter is no engine of the runtime".to_owned(),
+        ));
+    };
+    let options = runtime::Options {
+        provider,
+        fallback: false,
+        precision: Some(deployed.variant(subject)?.precision.clone()),
+        ..subject.options.clone()
+    };
+    let picture = Picture::new(96, 64, synth::image::scene(96, 64, 7))
+        .ok_or_else(|| CaseError::Skip("the scene has no pixels".to_owned()))?;
+    let request = Request {
+        max_tokens: 8,
+        ..Request::default()
+    };
+    let chatting = || "chatting".to_owned();
+    let answer = |engine: &mut Engine, messages: &[Message]| -> Result<_, CaseError> {
+        let mut text = String::new();
+        let mut answer = engine.chat(messages, &request).during(chatting)?;
+        for piece in answer.by_ref() {
+            text.push_str(&piece.during(chatting)?.text);
+        }
+        Ok((text, answer.tokens().to_vec(), answer.stats()))
+    };
+
+    let mut engine = Engine::open(&deployed.directory, &options).during(chatting)?;
+    let image = engine.add_image(&picture).during(chatting)?;
+    let mut messages = vec![Message::user([image], "What is it?")];
+    let (text, _, first) = answer(&mut engine, &messages)?;
+    messages.push(Message::new(Role::Assistant, text));
+    messages.push(Message::new(Role::User, "Are you sure?"));
+    let (_, found, reusing) = answer(&mut engine, &messages)?;
+
+    let mut fresh = Engine::open(&deployed.directory, &options).during(chatting)?;
+    fresh.add_image(&picture).during(chatting)?;
+    let (_, expected, computing) = answer(&mut fresh, &messages)?;
+
+    let mut findings = Findings::default();
+    findings.require(!expected.is_empty(), || {
+        "the answer is empty: nothing was compared".to_owned()
+    });
+    findings.require(found == expected, || {
+        format!("answered {found:?}, expected {expected:?}")
+    });
+    findings.require(computing.reused_positions == 0, || {
+        "a fresh engine reused something".to_owned()
+    });
+    findings.require(reusing.images_encoded == 0, || {
+        "the image was encoded again".to_owned()
+    });
+    // The whole first prompt is a prefix of the second.
+    let (reused, prefix) = (reusing.reused_positions, first.prompt_positions);
+    findings.require(reused >= prefix, || {
+        format!("{reused} positions were reused, expected at least {prefix}")
+    });
+    Ok(findings)
+}
