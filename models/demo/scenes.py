@@ -1,6 +1,7 @@
 """Scenes of emoji with questions and exact answers: the demo model's world, for training and for evaluation.
 
     python scenes.py eval --emoji DIR --seed 990001 --count 100 --questions 5 -o eval/
+    python scenes.py scenes --emoji DIR --seed 880002 --count 8 -o scenes/
 
 `--emoji` is the unpacked npm package `emoji-datasource-google` (Noto artwork, Apache-2.0). A scene is a function of
 its seed alone. Answers follow fixed rules, so that exact match is a fair measure: objects are listed from left to
@@ -277,15 +278,40 @@ def write_eval(emoji, seed, count, per_scene, output):
     print(asked)
 
 
+def write_scenes(emoji, seed, count, output):
+    """`count` varied scenes for people to look at, with what the rules say about each."""
+    output.mkdir(parents=True, exist_ok=True)
+    pictures, fonts = load_emoji(emoji), find_fonts()
+    rng = np.random.default_rng(seed)
+    wanted = ["several", "single", "count", "text"] * count
+    entries, colors = [], set()
+    while len(entries) < count:
+        scene = make_scene(int(rng.integers(2**41, 2**42)), pictures, fonts)
+        if scene.kind != wanted[len(entries)] or scene.color in colors or scene.kind == "count" and len(scene.objects) < 3:
+            continue
+        colors.add(scene.color)
+        name = f"scene_{len(entries) + 1}.png"
+        scene.image.save(output / name, optimize=True)
+        found = [item for item in questions(scene, rng) if item[0] not in ("describe", "color")]
+        described = next(answer for task, _, answer in questions(scene, rng) if task == "describe")
+        entries.append({"image": name, "questions": [
+            {"question": "Describe the image.", "answer": described},
+            {"question": found[0][1], "answer": found[0][2]},
+            {"question": "What color is the background?", "answer": capital(scene.color) + "."}]})
+    (output / "scenes.json").write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["eval"])
+    parser.add_argument("command", choices=["eval", "scenes"])
     parser.add_argument("--emoji", required=True, help="folder of the npm package emoji-datasource-google")
     parser.add_argument("--seed", type=int, default=990001)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--questions", type=int, default=5)
     parser.add_argument("-o", "--output", type=pathlib.Path, required=True)
     arguments = parser.parse_args()
+    if arguments.command == "scenes":
+        return write_scenes(arguments.emoji, arguments.seed, arguments.count, arguments.output)
     write_eval(arguments.emoji, arguments.seed, arguments.count, arguments.questions, arguments.output)
 
 

@@ -181,20 +181,20 @@ class Heads(torch.nn.Module):
 
 def forward(model, heads, batch, half):
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        pixels = batch["pixels"].float() / 255
+        pixels = (batch["pixels"].float() / 255).contiguous(memory_format=torch.channels_last)
         features = model.model.vision_tower.timm_model.forward_features(pixels)
         image = model.model.multi_modal_projector(features.flatten(2).permute(0, 2, 1))
         embeds = model.model.language_model.embed_tokens(batch["ids"])
         slots = batch["ids"] == model.config.image_token_index
         embeds = embeds.masked_scatter(slots[..., None], image.to(embeds.dtype))
-    hidden = model.model.language_model(
-        inputs_embeds=embeds, attention_mask=attention_mask(batch["block"]), position_ids=batch["position"],
-        use_cache=False).last_hidden_state
-    told = batch["labels"][:, 1:] >= 0
-    logits = model.lm_head(hidden[:, :-1][told])
+        hidden = model.model.language_model(
+            inputs_embeds=embeds, attention_mask=attention_mask(batch["block"]), position_ids=batch["position"],
+            use_cache=False).last_hidden_state
+        told = batch["labels"][:, 1:] >= 0
+        logits = model.lm_head(hidden[:, :-1][told]).float()
     words = F.cross_entropy(logits, batch["labels"][:, 1:][told])
     right = (logits.argmax(-1) == batch["labels"][:, 1:][told]).float().mean()
-    return words, right, heads(features, batch)
+    return words, right, heads(features.float(), batch)
 
 
 def save(model, tokenizer, output):
@@ -262,7 +262,7 @@ def main():
     parser.add_argument("--questions", type=int, default=5, help="per image")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--half", action="store_true", help="bfloat16 autocast in the encoder")
+    parser.add_argument("--half", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--eval", help="folder written by scenes.py, watched while training")
     parser.add_argument("--resume", help="state written by an earlier run")
@@ -273,7 +273,7 @@ def main():
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(arguments.threads)
     tokenizer = make_tokenizer()
-    model = make_model(tokenizer)
+    model = make_model(tokenizer).to(memory_format=torch.channels_last)
     heads = Heads(512)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
     decayed = [p for p in [*model.parameters(), *heads.parameters()] if p.ndim > 1]
