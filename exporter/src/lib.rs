@@ -1,1 +1,368 @@
-//! exporter
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+
+pub mod demo;
+mod error;
+pub mod files;
+pub mod onnx;
+pub mod passes;
+pub mod plan;
+pub mod report;
+mod source;
+mod summary;
+
+pub use error::ExportError;
+pub use plan::{ExportPlan, Precision, Source};
+pub use report::{Report, Silent};
+pub use summary::{GraphSummary, Summary, VariantSummary};
+
+use files::Staging;
+use models::arch::{self, Network};
+use models::bundle::{
+    Bundle, FILE_NAME, FileEntry, GraphEntry, Io, IoDim, KvSpec, ModelInfo, Parameters, SCHEMA, Variant,
+};
+use models::checkpoint::{self, Accounting, Assets, Canonical, Checkpoint};
+use models::error::BundleError;
+use models::graph::Graph;
+use models::weights::Weights;
+use onnx::Prepared;
+use onnx::external::Pool;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The only target so far: standard ONNX operators, for every engine.
+const TARGET: &str = "portable";
+
+/// The directory of the graphs inside a bundle.
+const ONNX: &str = "onnx";
+
+/// Carries out an export: a bundle appears at the plan's output, whole, or nothing does.
+///
+/// # Errors
+/// A checkpoint that is not a FastVLM, a target that may not be written, or a system that refuses. Nothing that was
+/// written stays.
+pub fn export(plan: &ExportPlan, report: &mut dyn Report) -> Result<Summary, ExportError> {
+    if !plan.dry_run {
+        files::check_target(&plan.output, plan.overwrite)?;
+    }
+    let source = source::resolve(&plan.source)?;
+    let opened = Opened::open(source.directory(), plan)?;
+    let mut variants = Vec::with_capacity(plan.precisions.len());
+    for &precision in &plan.precisions {
+        variants.push(Lowered::new(&opened.graphs, precision)?);
+    }
+    let info = opened.info(source.name);
+    let mut summary = Summary::new(&opened, info, &variants);
+    if plan.dry_run {
+        return Ok(summary);
+    }
+    let bundle = write(plan, &opened, &summary, &variants, report)?;
+    summary.output = Some(plan.output.clone());
+    summary.bytes = bundle.files.iter().map(|file| file.bytes).sum();
+    let not_finite = opened.weights.non_finite();
+    if !not_finite.is_empty() {
+        let names: Vec<String> = not_finite.iter().map(|name| format!("`{name}`")).collect();
+        summary.warnings.push(format!(
+            "NaN or infinite values in {}: answers cannot be right",
+            names.join(", ")
+        ));
+    }
+    Ok(summary)
+}
+
+/// The graphs of a plan as stable text, passes included: what `--dump` prints.
+///
+/// # Errors
+/// As [`export`], as far as it reads.
+pub fn dump(plan: &ExportPlan) -> Result<String, ExportError> {
+    let source = source::resolve(&plan.source)?;
+    let opened = Opened::open(source.directory(), plan)?;
+    let mut text = String::new();
+    for &precision in &plan.precisions {
+        for graph in &opened.graphs {
+            text.push_str(&passes::run(graph.clone(), precision)?.to_string());
+        }
+    }
+    Ok(text)
+}
+
+/// A checkpoint, understood.
+struct Opened {
+    checkpoint: Checkpoint,
+    weights: Canonical,
+    accounting: Accounting,
+    assets: Assets,
+    /// In the order of [`Network::ALL`].
+    graphs: [Graph; 3],
+}
+
+impl Opened {
+    fn open(directory: &std::path::Path, plan: &ExportPlan) -> Result<Self, ExportError> {
+        let checkpoint = Checkpoint::open(directory)?;
+        let (weights, accounting) = checkpoint::canonical(&checkpoint, plan.layout)?;
+        let assets = checkpoint::assets(&checkpoint, weights.config())?;
+        let [vision_encoder, embed_tokens, decoder] =
+            Network::ALL.map(|network| arch::build(network, weights.config()));
+        let graphs = [vision_encoder?, embed_tokens?, decoder?];
+        Ok(Opened {
+            checkpoint,
+            weights,
+            accounting,
+            assets,
+            graphs,
+        })
+    }
+
+    fn info(&self, name: String) -> ModelInfo {
+        ModelInfo {
+            name,
+            layout: self.weights.layout().name().to_owned(),
+            stored: self.checkpoint.stored(),
+            parameters: parameters(&self.weights),
+        }
+    }
+}
+
+/// The networks in one precision, each weight with its place.
+struct Lowered {
+    precision: Precision,
+    /// In the order of [`Network::ALL`].
+    graphs: [Prepared; 3],
+    /// Its own, so that each variant is complete without the others.
+    pool: Pool,
+}
+
+impl Lowered {
+    fn new(
+        [vision_encoder, embed_tokens, decoder]: &[Graph; 3],
+        precision: Precision,
+    ) -> Result<Self, ExportError> {
+        let mut pool = Pool::default();
+        let mut prepare = |graph: &Graph| onnx::prepare(graph.clone(), precision, &mut pool);
+        // The order decides which data file holds a weight that two graphs read: a tied table lies with the embedding.
+        let graphs = [
+            prepare(vision_encoder)?,
+            prepare(embed_tokens)?,
+            prepare(decoder)?,
+        ];
+        Ok(Lowered {
+            precision,
+            graphs,
+            pool,
+        })
+    }
+
+    fn data_bytes(&self) -> u64 {
+        self.graphs.iter().map(|graph| graph.data.length).sum()
+    }
+}
+
+/// Writes everything into a sibling directory, reads it back, and makes it the target.
+fn write(
+    plan: &ExportPlan,
+    opened: &Opened,
+    summary: &Summary,
+    variants: &[Lowered],
+    report: &mut dyn Report,
+) -> Result<Bundle, ExportError> {
+    let staging = Staging::create(&plan.output, plan.overwrite)?;
+    staging.check_space(summary.bytes)?;
+    report.start(variants.iter().map(Lowered::data_bytes).sum());
+
+    let stop = AtomicBool::new(false);
+    let (written, hashed) = std::thread::scope(|scope| {
+        // Beside the writing, so that a second core does it while the pages are in memory anyway.
+        let hashing = scope.spawn(|| hash_source(&opened.checkpoint, &|| stop.load(Ordering::Relaxed)));
+        let written = write_files(opened, variants, &staging, report);
+        stop.store(written.is_err(), Ordering::Relaxed);
+        while !hashing.is_finished() {
+            if report.interrupted() {
+                stop.store(true, Ordering::Relaxed);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        let panicked = |_| {
+            Err(ExportError::Internal {
+                what: "the hashing thread panicked".to_owned(),
+            })
+        };
+        (written, hashing.join().unwrap_or_else(panicked))
+    });
+    let files = written?;
+    let bundle = contract(opened, summary, variants, hashed?, files);
+    bundle.check(staging.path())?;
+    files::write(staging.path(), FILE_NAME, bundle.to_json().as_bytes())?;
+    read_back(&staging, &bundle, report)?;
+    staging.publish()?;
+    Ok(bundle)
+}
+
+fn write_files(
+    opened: &Opened,
+    variants: &[Lowered],
+    staging: &Staging,
+    report: &mut dyn Report,
+) -> Result<Vec<FileEntry>, ExportError> {
+    let mut files = Vec::new();
+    for asset in &opened.assets.files {
+        files.push(files::write(staging.path(), &asset.path, &asset.contents)?);
+    }
+    let directory = staging.path().join(ONNX);
+    std::fs::create_dir(&directory).map_err(ExportError::io("create", &directory))?;
+    for variant in variants {
+        for graph in &variant.graphs {
+            let written = onnx::write(graph, &opened.weights, &variant.pool, &directory, report)?;
+            files.extend(written.into_iter().map(|file| FileEntry {
+                path: in_onnx(&file.path),
+                ..file
+            }));
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn hash_source(checkpoint: &Checkpoint, stop: &dyn Fn() -> bool) -> Result<Vec<FileEntry>, ExportError> {
+    let mut entries = Vec::new();
+    for file in checkpoint.files() {
+        let (bytes, sha256) = files::hash_file(&file.path, stop)?;
+        let name = file
+            .path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        entries.push(FileEntry {
+            path: name,
+            bytes,
+            sha256,
+        });
+    }
+    entries.sort();
+    Ok(entries)
+}
+
+/// What is written is what was meant: the contract as a reader reads it, and every file but the data files by its
+/// hash. Data files were hashed on their way out; their lengths are in the contract's check.
+fn read_back(staging: &Staging, bundle: &Bundle, report: &dyn Report) -> Result<(), ExportError> {
+    let found = Bundle::open(staging.path())?;
+    let mut problems = Vec::new();
+    if found != *bundle {
+        problems.push(format!("`{FILE_NAME}` reads differently from what was written"));
+    }
+    for file in bundle
+        .files
+        .iter()
+        .filter(|file| !file.path.ends_with(".onnx_data"))
+    {
+        let (_, sha256) = files::hash_file(&staging.path().join(&file.path), &|| report.interrupted())?;
+        if sha256 != file.sha256 {
+            problems.push(format!(
+                "`{}` has SHA-256 {sha256}, expected {}",
+                file.path, file.sha256
+            ));
+        }
+    }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(BundleError::Broken {
+            path: staging.path().to_owned(),
+            problems,
+        }
+        .into())
+    }
+}
+
+fn contract(
+    opened: &Opened,
+    summary: &Summary,
+    variants: &[Lowered],
+    source: Vec<FileEntry>,
+    files: Vec<FileEntry>,
+) -> Bundle {
+    let decoder = &opened.weights.config().decoder;
+    let whole = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+    Bundle {
+        schema: SCHEMA,
+        tool: concat!("fvlm-export ", env!("CARGO_PKG_VERSION")).to_owned(),
+        model: summary.model.clone(),
+        source,
+        kv: KvSpec {
+            layers: whole(decoder.layers),
+            kv_heads: whole(decoder.kv_heads),
+            head_dim: whole(decoder.head_dim),
+            max_context: whole(decoder.max_position_embeddings),
+        },
+        image: opened.assets.image.clone(),
+        prompt: opened.assets.prompt.clone(),
+        variants: variants.iter().map(variant_entry).collect(),
+        files,
+    }
+}
+
+fn variant_entry(variant: &Lowered) -> Variant {
+    let [vision_encoder, embed_tokens, decoder] = variant.graphs.each_ref().map(graph_entry);
+    Variant {
+        target: TARGET.to_owned(),
+        precision: variant.precision.name().to_owned(),
+        opset: models::graph::OPSET,
+        kv_dtype: variant.precision.kv_dtype(),
+        vision_encoder,
+        embed_tokens,
+        decoder,
+    }
+}
+
+/// A graph's entry in the contract, from the graph that is written.
+fn graph_entry(graph: &Prepared) -> GraphEntry {
+    let list = |ids: &[models::graph::ValueId]| -> Vec<Io> {
+        ids.iter()
+            .map(|id| {
+                let value = graph.graph.value(*id);
+                let dims = value.shape.iter().map(|dim| match dim.fixed() {
+                    Some(length) => IoDim::Fixed(length),
+                    None => IoDim::Symbol(dim.to_string()),
+                });
+                Io {
+                    name: value.name.clone(),
+                    dtype: value.dtype,
+                    dims: dims.collect(),
+                }
+            })
+            .collect()
+    };
+    GraphEntry {
+        path: in_onnx(&graph.file_name),
+        data: graph.reads.iter().map(|name| in_onnx(name)).collect(),
+        inputs: list(&graph.graph.inputs),
+        outputs: list(&graph.graph.outputs),
+    }
+}
+
+fn in_onnx(name: &str) -> String {
+    format!("{ONNX}/{name}")
+}
+
+/// Elements of the canonical weights, by network.
+fn parameters(weights: &Canonical) -> Parameters {
+    let mut counts = Parameters {
+        vision: 0,
+        projector: 0,
+        embed: 0,
+        decoder: 0,
+    };
+    for spec in weights.specs() {
+        let count: u64 = spec.shape.iter().product();
+        let place = if spec.name.starts_with("vision_tower.") {
+            &mut counts.vision
+        } else if spec.name.starts_with("multi_modal_projector.") {
+            &mut counts.projector
+        } else if spec.name.starts_with("language_model.embed_tokens.") {
+            &mut counts.embed
+        } else {
+            &mut counts.decoder
+        };
+        *place += count;
+    }
+    counts
+}

@@ -1,1 +1,62 @@
-fn main() {}
+//! `fvlm-export`: turns a FastVLM checkpoint into a bundle.
+
+mod cli;
+mod output;
+
+use clap::Parser as _;
+use cli::Cli;
+use exporter::ExportError;
+use output::Progress;
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // `--help` and `--version` come as errors too; a closed pipe is no failure of ours.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(ExportError::Interrupted) => {
+            output::complain(&ExportError::Interrupted);
+            ExitCode::from(130)
+        }
+        Err(error) => {
+            output::complain(&error);
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<(), ExportError> {
+    let plan = cli.plan();
+    if cli.dump {
+        return output::write(&exporter::dump(&plan)?);
+    }
+    let mut progress = Progress::new(cli.quiet || cli.json);
+    let interrupted = progress.interrupted_flag();
+    // Where no handler can be set, Ctrl-C ends the program at once; the next export removes what it left.
+    drop(ctrlc::set_handler(move || {
+        interrupted.store(true, Ordering::Relaxed)
+    }));
+    let result = exporter::export(&plan, &mut progress);
+    progress.clear();
+    let summary = result?;
+    for warning in &summary.warnings {
+        output::tell(&format!("warning: {warning}"));
+    }
+    if cli.json {
+        return output::write_json(&summary);
+    }
+    if plan.dry_run {
+        return output::write(&output::account(&summary));
+    }
+    if !cli.quiet {
+        output::tell(&output::result(&summary));
+    }
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! What can go wrong in an export.
+
+use models::error::{BundleError, CheckpointError, GraphError};
+use std::io;
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// An export that did not happen. Whatever it had begun to write is gone.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ExportError {
+    /// The checkpoint cannot be read, or is not the model that its config declares.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A network cannot be built from the config.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    /// The bundle that was written is not what its contract says.
+    #[error("the bundle that was written does not pass its own check: {0}")]
+    Bundle(#[from] BundleError),
+    /// The operating system refused.
+    #[error("cannot {action} `{}`: {source}", path.display())]
+    Io {
+        /// What was tried: `create`, `write`, `rename`, ...
+        action: &'static str,
+        /// On which file or directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// `--model` names a directory that is not there.
+    #[error("there is no model directory `{}`", path.display())]
+    NoModel {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A hub id whose files are not in the local cache.
+    #[error("`{id}` at revision `{revision}` is not in the local Hugging Face cache, looked for `{}`", looked.display())]
+    NotCached {
+        /// `org/name`.
+        id: String,
+        /// The revision asked for.
+        revision: String,
+        /// The directory that was expected.
+        looked: PathBuf,
+    },
+    /// The target exists and is something else than a bundle.
+    #[error("`{}` exists and is not a bundle: {found}", path.display())]
+    NotABundle {
+        /// The target.
+        path: PathBuf,
+        /// What it is.
+        found: String,
+    },
+    /// The target is a bundle with files that no export wrote; replacing it would lose them.
+    #[error("the bundle `{}` holds files that are not part of it: {}", path.display(), files.join(", "))]
+    ForeignFiles {
+        /// The target.
+        path: PathBuf,
+        /// The files, relative to the target.
+        files: Vec<String>,
+    },
+    /// The target is a bundle and replacing it was forbidden.
+    #[error("the bundle `{}` exists", path.display())]
+    Exists {
+        /// The target.
+        path: PathBuf,
+    },
+    /// The bundle would not fit.
+    #[error("not enough space for `{}`: found {available} bytes free, the bundle needs {needed}", path.display())]
+    NoSpace {
+        /// The target.
+        path: PathBuf,
+        /// Bytes free for this user.
+        available: u64,
+        /// Bytes of the bundle.
+        needed: u64,
+    },
+    /// Finite weights that float16 cannot hold, all of them.
+    #[error("float16 holds values up to 65504 but found {}", weights.join(", "))]
+    Float16Range {
+        /// Name and largest magnitude of each: "`lm_head.weight` up to 70000".
+        weights: Vec<String>,
+    },
+    /// A literal of a network that float16 cannot hold.
+    #[error("constant `{value}` is {found}, float16 holds values up to 65504")]
+    ConstantRange {
+        /// The value in the graph.
+        value: String,
+        /// The literal.
+        found: f32,
+    },
+    /// The caller asked to stop.
+    #[error("interrupted, nothing was written")]
+    Interrupted,
+    /// A bug: the graph and the writer disagree.
+    #[error("internal error: {what}")]
+    Internal {
+        /// What does not fit.
+        what: String,
+    },
+}
+
+impl ExportError {
+    /// Wraps an error of the operating system: `map_err(ExportError::io("write", &path))`.
+    pub(crate) fn io(action: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| ExportError::Io { action, path, source }
+    }
+}

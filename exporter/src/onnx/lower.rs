@@ -1,0 +1,333 @@
+//! How does a graph become an ONNX model? Almost one to one: operators have ONNX's names and semantics, and what
+//! is an attribute here but an input there (axes, shapes, bounds) becomes a constant named after its node.
+
+#![deny(clippy::wildcard_enum_match_arm)]
+#![deny(clippy::as_conversions)]
+
+use super::external::Stored;
+use super::proto::{
+    AttributeProto, AttributeType, DataLocation, DataType, DimensionProto, GraphProto, IR_VERSION,
+    ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto,
+    TensorTypeProto, TypeProto, ValueInfoProto,
+};
+use crate::error::ExportError;
+use half::f16;
+use models::dtype::DType;
+use models::graph::{Constant, Dim, Graph, Node, OPSET, Op, Source, Value};
+
+/// Lowers a graph. `stored` says for every weight value, by its index in [`Graph::values`], where its elements are.
+///
+/// # Errors
+/// A literal that its element type cannot hold, or a graph that is not consistent.
+pub fn lower(graph: &Graph, stored: &[Option<Stored>]) -> Result<ModelProto, ExportError> {
+    let mut initializers = Vec::new();
+    for (index, value) in graph.values.iter().enumerate() {
+        match &value.source {
+            Source::Input | Source::Node => {}
+            Source::Weight(weight) => {
+                let place =
+                    stored
+                        .get(index)
+                        .and_then(Option::as_ref)
+                        .ok_or_else(|| ExportError::Internal {
+                            what: format!("weight `{}` was not placed", weight.name),
+                        })?;
+                initializers.push(weight_tensor(value, place)?);
+            }
+            Source::Constant(constant) => initializers.push(constant_tensor(value, constant)?),
+        }
+    }
+    let mut nodes = Vec::with_capacity(graph.nodes.len());
+    for node in &graph.nodes {
+        nodes.push(lower_node(graph, node, &mut initializers)?);
+    }
+    let describe = |ids: &[models::graph::ValueId]| -> Result<Vec<ValueInfoProto>, ExportError> {
+        ids.iter().map(|id| value_info(graph.value(*id))).collect()
+    };
+    Ok(ModelProto {
+        ir_version: Some(IR_VERSION),
+        producer_name: Some("fvlm-export".to_owned()),
+        producer_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        graph: Some(GraphProto {
+            node: nodes,
+            name: Some(graph.name.clone()),
+            initializer: initializers,
+            input: describe(&graph.inputs)?,
+            output: describe(&graph.outputs)?,
+        }),
+        opset_import: vec![OperatorSetIdProto {
+            domain: Some(String::new()),
+            version: Some(OPSET),
+        }],
+    })
+}
+
+/// ONNX's number for an element type.
+pub const fn data_type(dtype: DType) -> DataType {
+    match dtype {
+        DType::Float32 => DataType::Float,
+        DType::Float16 => DataType::Float16,
+        DType::BFloat16 => DataType::Bfloat16,
+        DType::Int64 => DataType::Int64,
+        DType::Bool => DataType::Bool,
+    }
+}
+
+fn lower_node(
+    graph: &Graph,
+    node: &Node,
+    initializers: &mut Vec<TensorProto>,
+) -> Result<NodeProto, ExportError> {
+    let mut lowered = NodeProto {
+        input: node
+            .inputs
+            .iter()
+            .map(|id| graph.value(*id).name.clone())
+            .collect(),
+        output: node
+            .outputs
+            .iter()
+            .map(|id| graph.value(*id).name.clone())
+            .collect(),
+        name: Some(node.name.clone()),
+        op_type: Some(op_type(&node.op).to_owned()),
+        attribute: Vec::new(),
+    };
+    // ONNX wants these integers as inputs; the constant is named after the node and its role.
+    let mut constant = |role: &str, values: &[i64]| {
+        let name = format!("{}/{role}", node.name);
+        initializers.push(int64_tensor(&name, values));
+        name
+    };
+    match &node.op {
+        Op::Add
+        | Op::Sub
+        | Op::Mul
+        | Op::Div
+        | Op::Neg
+        | Op::Sqrt
+        | Op::Cos
+        | Op::Sin
+        | Op::Sigmoid
+        | Op::Relu
+        | Op::Gelu
+        | Op::MatMul
+        | Op::LessOrEqual
+        | Op::And
+        | Op::Where
+        | Op::Range { dim: _ } => {}
+        Op::Softmax { axis } | Op::Concat { axis } | Op::Gather { axis } => {
+            lowered.attribute.push(int("axis", *axis));
+        }
+        Op::Gemm { trans_b } => lowered.attribute.push(int("transB", i64::from(*trans_b))),
+        Op::Conv { group, strides, pads } => {
+            lowered.attribute.push(int("group", signed(*group)?));
+            lowered.attribute.push(ints("pads", signed_all(pads)?));
+            lowered.attribute.push(ints("strides", signed_all(strides)?));
+        }
+        Op::ReduceMean { axes, keep_dims } => {
+            lowered.input.push(constant("axes", axes));
+            lowered.attribute.push(int("keepdims", i64::from(*keep_dims)));
+        }
+        Op::LayerNormalization { axis, epsilon } => {
+            lowered.attribute.push(int("axis", *axis));
+            lowered.attribute.push(float("epsilon", *epsilon));
+        }
+        Op::Cast { to } => lowered
+            .attribute
+            .push(int("to", i64::from(i32::from(data_type(*to))))),
+        Op::Slice { axis, start, end } => {
+            lowered.input.push(constant("starts", &[*start]));
+            lowered.input.push(constant("ends", &[*end]));
+            lowered.input.push(constant("axes", &[*axis]));
+        }
+        Op::Split { axis, sizes } => {
+            lowered.input.push(constant("split", &signed_all(sizes)?));
+            lowered.attribute.push(int("axis", *axis));
+        }
+        Op::Reshape { shape } => lowered.input.push(constant("shape", shape)),
+        Op::Transpose { perm } => lowered.attribute.push(ints("perm", signed_all(perm)?)),
+        Op::Unsqueeze { axes } | Op::Squeeze { axes } => lowered.input.push(constant("axes", axes)),
+        Op::Shape { start, end } => {
+            lowered.attribute.push(int("start", *start));
+            lowered.attribute.push(int("end", *end));
+        }
+    }
+    Ok(lowered)
+}
+
+const fn op_type(op: &Op) -> &'static str {
+    match op {
+        Op::Add => "Add",
+        Op::Sub => "Sub",
+        Op::Mul => "Mul",
+        Op::Div => "Div",
+        Op::Neg => "Neg",
+        Op::Sqrt => "Sqrt",
+        Op::Cos => "Cos",
+        Op::Sin => "Sin",
+        Op::Sigmoid => "Sigmoid",
+        Op::Relu => "Relu",
+        Op::Gelu => "Gelu",
+        Op::Softmax { .. } => "Softmax",
+        Op::MatMul => "MatMul",
+        Op::Gemm { .. } => "Gemm",
+        Op::Conv { .. } => "Conv",
+        Op::ReduceMean { .. } => "ReduceMean",
+        Op::LayerNormalization { .. } => "LayerNormalization",
+        Op::Cast { .. } => "Cast",
+        Op::Concat { .. } => "Concat",
+        Op::Gather { .. } => "Gather",
+        Op::Slice { .. } => "Slice",
+        Op::Split { .. } => "Split",
+        Op::Reshape { .. } => "Reshape",
+        Op::Transpose { .. } => "Transpose",
+        Op::Unsqueeze { .. } => "Unsqueeze",
+        Op::Squeeze { .. } => "Squeeze",
+        Op::Shape { .. } => "Shape",
+        Op::Range { .. } => "Range",
+        Op::LessOrEqual => "LessOrEqual",
+        Op::And => "And",
+        Op::Where => "Where",
+    }
+}
+
+fn int(name: &str, value: i64) -> AttributeProto {
+    AttributeProto {
+        name: Some(name.to_owned()),
+        i: Some(value),
+        r#type: Some(i32::from(AttributeType::Int)),
+        ..AttributeProto::default()
+    }
+}
+
+fn float(name: &str, value: f32) -> AttributeProto {
+    AttributeProto {
+        name: Some(name.to_owned()),
+        f: Some(value),
+        r#type: Some(i32::from(AttributeType::Float)),
+        ..AttributeProto::default()
+    }
+}
+
+fn ints(name: &str, values: Vec<i64>) -> AttributeProto {
+    AttributeProto {
+        name: Some(name.to_owned()),
+        ints: values,
+        r#type: Some(i32::from(AttributeType::Ints)),
+        ..AttributeProto::default()
+    }
+}
+
+fn signed(value: u64) -> Result<i64, ExportError> {
+    i64::try_from(value).map_err(|_| ExportError::Internal {
+        what: format!("{value} does not fit an int64"),
+    })
+}
+
+fn signed_all(values: &[u64]) -> Result<Vec<i64>, ExportError> {
+    values.iter().map(|value| signed(*value)).collect()
+}
+
+fn fixed_dims(value: &Value) -> Result<Vec<i64>, ExportError> {
+    value
+        .shape
+        .iter()
+        .map(|dim| match dim.fixed() {
+            Some(length) => signed(length),
+            None => Err(ExportError::Internal {
+                what: format!("stored tensor `{}` has a symbolic shape", value.name),
+            }),
+        })
+        .collect()
+}
+
+fn int64_tensor(name: &str, values: &[i64]) -> TensorProto {
+    TensorProto {
+        dims: vec![i64::try_from(values.len()).unwrap_or(i64::MAX)],
+        data_type: Some(i32::from(DataType::Int64)),
+        name: Some(name.to_owned()),
+        raw_data: Some(values.iter().flat_map(|value| value.to_le_bytes()).collect()),
+        ..TensorProto::default()
+    }
+}
+
+fn constant_tensor(value: &Value, constant: &Constant) -> Result<TensorProto, ExportError> {
+    let raw: Vec<u8> = match (constant, value.dtype) {
+        (Constant::Float32(values), DType::Float32) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        (Constant::Float32(values), DType::Float16) => {
+            if let Some(large) = values
+                .iter()
+                .find(|v| v.is_finite() && f16::from_f32(**v).is_infinite())
+            {
+                return Err(ExportError::ConstantRange {
+                    value: value.name.clone(),
+                    found: *large,
+                });
+            }
+            values
+                .iter()
+                .flat_map(|v| f16::from_f32(*v).to_le_bytes())
+                .collect()
+        }
+        (Constant::Int64(values), DType::Int64) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        (Constant::Int64(values), DType::Bool) => values.iter().map(|v| u8::from(*v != 0)).collect(),
+        (Constant::Float32(_) | Constant::Int64(_), found) => {
+            return Err(ExportError::Internal {
+                what: format!("constant `{}` cannot be {found}", value.name),
+            });
+        }
+    };
+    Ok(TensorProto {
+        dims: fixed_dims(value)?,
+        data_type: Some(i32::from(data_type(value.dtype))),
+        name: Some(value.name.clone()),
+        raw_data: Some(raw),
+        ..TensorProto::default()
+    })
+}
+
+fn weight_tensor(value: &Value, stored: &Stored) -> Result<TensorProto, ExportError> {
+    let mut tensor = TensorProto {
+        dims: fixed_dims(value)?,
+        data_type: Some(i32::from(data_type(value.dtype))),
+        name: Some(value.name.clone()),
+        ..TensorProto::default()
+    };
+    match stored {
+        Stored::Inline(bytes) => tensor.raw_data = Some(bytes.clone()),
+        Stored::External(place) => {
+            let entry = |key: &str, value: String| StringStringEntryProto {
+                key: Some(key.to_owned()),
+                value: Some(value),
+            };
+            tensor.external_data = vec![
+                entry("location", place.file.clone()),
+                entry("offset", place.offset.to_string()),
+                entry("length", place.bytes.to_string()),
+            ];
+            tensor.data_location = Some(i32::from(DataLocation::External));
+        }
+    }
+    Ok(tensor)
+}
+
+fn value_info(value: &Value) -> Result<ValueInfoProto, ExportError> {
+    let dim = |dim: &Dim| -> Result<DimensionProto, ExportError> {
+        Ok(DimensionProto {
+            dim_value: dim.fixed().map(signed).transpose()?,
+            dim_param: dim.symbol().map(str::to_owned),
+        })
+    };
+    Ok(ValueInfoProto {
+        name: Some(value.name.clone()),
+        r#type: Some(TypeProto {
+            tensor_type: Some(TensorTypeProto {
+                elem_type: Some(i32::from(data_type(value.dtype))),
+                shape: Some(TensorShapeProto {
+                    dim: value.shape.iter().map(dim).collect::<Result<_, _>>()?,
+                }),
+            }),
+        }),
+    })
+}

@@ -1,0 +1,126 @@
+//! How is a graph written as ONNX? Lowered to protobuf messages, with its weights in a data file beside it.
+
+pub mod external;
+pub mod lower;
+pub mod proto;
+
+use crate::error::ExportError;
+use crate::files;
+use crate::passes;
+use crate::plan::Precision;
+use crate::report::{Report, Silent};
+use external::{DataFile, Pool};
+use models::bundle::FileEntry;
+use models::graph::Graph;
+use models::weights::Weights;
+use prost::Message;
+use std::path::{Path, PathBuf};
+
+/// A graph on its way into a directory: its weights have places, nothing is written yet.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The graph after the passes.
+    pub graph: Graph,
+    /// File name of the `.onnx` file.
+    pub file_name: String,
+    /// The data file that this graph adds.
+    pub data: DataFile,
+    /// Names of all data files that it reads, sorted: its own, and those of graphs with which it shares weights.
+    pub reads: Vec<String>,
+}
+
+/// Runs the passes and gives every weight its place.
+///
+/// `pool` holds the weights that earlier graphs have placed: those are shared, not written again.
+///
+/// # Errors
+/// A graph that a pass cannot rewrite.
+pub fn prepare(graph: Graph, precision: Precision, pool: &mut Pool) -> Result<Prepared, ExportError> {
+    let stem = format!("{}{}", graph.name, precision.suffix());
+    let graph = passes::run(graph, precision)?;
+    let data = pool.place(&graph, &format!("{stem}.onnx_data"))?;
+    let reads = pool.files(&graph);
+    Ok(Prepared {
+        graph,
+        file_name: format!("{stem}.onnx"),
+        data,
+        reads,
+    })
+}
+
+/// Writes a prepared graph and the data file that it adds (none if that would be empty) into a directory.
+///
+/// # Errors
+/// Weights that cannot be read, files that cannot be written, or an interruption. Partial files stay: the directory
+/// is the caller's to remove.
+pub fn write(
+    prepared: &Prepared,
+    weights: &dyn Weights,
+    pool: &Pool,
+    directory: &Path,
+    report: &mut dyn Report,
+) -> Result<Vec<FileEntry>, ExportError> {
+    let mut written = Vec::new();
+    if prepared.data.length > 0 {
+        written.push(external::write(&prepared.data, weights, directory, report)?);
+    }
+    let stored = pool.stored(&prepared.graph, weights)?;
+    let model = lower::lower(&prepared.graph, &stored)?;
+    let bytes = model.encode_to_vec();
+    written.push(files::write(directory, &prepared.file_name, &bytes)?);
+    Ok(written)
+}
+
+/// Writes one graph with its weights into an existing directory, without a bundle around it, passes included.
+/// Returns the path of the `.onnx` file.
+///
+/// # Errors
+/// As [`prepare`] and [`write`].
+pub fn write_graph(
+    graph: &Graph,
+    weights: &dyn Weights,
+    precision: Precision,
+    directory: &Path,
+) -> Result<PathBuf, ExportError> {
+    let mut pool = Pool::default();
+    let prepared = prepare(graph.clone(), precision, &mut pool)?;
+    write(&prepared, weights, &pool, directory, &mut Silent)?;
+    Ok(directory.join(&prepared.file_name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::external::tests::Memory;
+    use models::dtype::DType;
+    use models::graph::{Builder, Dim};
+
+    /// A linear layer, a norm and an inline vector, as bytes: whoever changes the writer sees it here.
+    #[test]
+    fn golden_bytes() {
+        let mut b = Builder::new("tiny");
+        let x = b.input("x", DType::Float32, &[Dim::Batch, Dim::New, Dim::Fixed(2)]);
+        let y = {
+            let b = &mut b.scope("model");
+            let y = b.linear("up", x, 2, 3, true);
+            let y = b.gelu(y);
+            b.reshape(y, &[0, 0, 3])
+        };
+        b.output("y", y);
+        let graph = b.finish().unwrap();
+        let weights = Memory::new(&[("model.up.weight", &[3, 2]), ("model.up.bias", &[3])]);
+        let directory = tempfile::tempdir().unwrap();
+        let path = write_graph(&graph, &weights, Precision::Fp32, directory.path()).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/tiny.onnx");
+        if std::env::var_os("BLESS").is_some() {
+            std::fs::write(&golden, &bytes).unwrap();
+        }
+        assert!(bytes.len() < 2048);
+        assert_eq!(
+            bytes,
+            std::fs::read(&golden).unwrap(),
+            "run with BLESS=1 and look at the difference"
+        );
+    }
+}

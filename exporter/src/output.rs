@@ -1,0 +1,242 @@
+//! How does `fvlm-export` talk? Accounts on stdout, everything else on stderr.
+
+use exporter::{ExportError, Report, Summary};
+use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use models::error::CheckpointError;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Says what went wrong, all of it, and what would help.
+pub(crate) fn complain(error: &ExportError) {
+    tell(&format!("error: {error}"));
+    if let ExportError::Checkpoint(CheckpointError::Weights { problems, .. }) = error {
+        // The first line names a few of each kind; here is the whole list.
+        for (kind, names) in [
+            ("missing", &problems.missing),
+            ("not in any rule", &problems.unmapped),
+            ("wrong", &problems.misshapen),
+        ] {
+            for name in names {
+                tell(&format!("  {kind}: {name}"));
+            }
+        }
+    }
+    if let Some(hint) = hint(error) {
+        tell(&format!("\nhint: {hint}"));
+    }
+}
+
+/// Says something on stderr.
+#[expect(clippy::print_stderr, reason = "stderr is where this program talks")]
+pub(crate) fn tell(text: &str) {
+    // Names in files are not ours: they must not drive a terminal.
+    let plain: String = text
+        .chars()
+        .map(|c| {
+            if c.is_control() && c != '\n' {
+                '\u{fffd}'
+            } else {
+                c
+            }
+        })
+        .collect();
+    eprintln!("{plain}");
+}
+
+/// What a user of this program could do; the library knows no flags.
+fn hint(error: &ExportError) -> Option<&'static str> {
+    match error {
+        ExportError::Exists { .. } => Some("--overwrite replaces it, --output names another directory"),
+        ExportError::NotABundle { .. } | ExportError::ForeignFiles { .. } => {
+            Some("--output names another directory; this one is left as it is")
+        }
+        ExportError::NotCached { .. } => {
+            Some("`hf download ORG/NAME` fetches a model; --model also takes a checkpoint directory")
+        }
+        ExportError::NoModel { .. } => Some("--model takes a directory, `demo`, or ORG/NAME"),
+        ExportError::NoSpace { .. } => {
+            Some("--output names a directory on another disk, --precision fp16 halves the bytes")
+        }
+        ExportError::Float16Range { .. } | ExportError::ConstantRange { .. } => {
+            Some("export with --precision fp32")
+        }
+        ExportError::Checkpoint(CheckpointError::Layout { .. } | CheckpointError::Weights { .. }) => {
+            Some("--layout forces a layout; --dry-run shows the accounting of a checkpoint that loads")
+        }
+        _other => None,
+    }
+}
+
+/// Writes to stdout; a closed pipe is no error.
+pub(crate) fn write(text: &str) -> Result<(), ExportError> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(source) if source.kind() != io::ErrorKind::BrokenPipe => Err(ExportError::Io {
+            action: "write",
+            path: "stdout".into(),
+            source,
+        }),
+        _written_or_closed => Ok(()),
+    }
+}
+
+/// The account for programs.
+pub(crate) fn write_json(summary: &Summary) -> Result<(), ExportError> {
+    let json = serde_json::to_string(summary).map_err(|error| ExportError::Internal {
+        what: format!("the account has no JSON form: {error}"),
+    })?;
+    write(&(json + "\n"))
+}
+
+/// One line about a finished export.
+pub(crate) fn result(summary: &Summary) -> String {
+    let mut precisions: Vec<&str> = summary
+        .variants
+        .iter()
+        .map(|variant| variant.precision.as_str())
+        .collect();
+    precisions.dedup();
+    let output = summary.output.as_deref().unwrap_or_else(|| "".as_ref());
+    format!(
+        "{} ({}) is in {}, {}",
+        summary.model.name,
+        precisions.join(", "),
+        output.display(),
+        HumanBytes(summary.bytes)
+    )
+}
+
+/// A dry run for people.
+pub(crate) fn account(summary: &Summary) -> String {
+    let mut text = String::new();
+    lines(&mut text, summary).unwrap_or_default();
+    text
+}
+
+fn lines(text: &mut String, summary: &Summary) -> std::fmt::Result {
+    let model = &summary.model;
+    let count = &model.parameters;
+    writeln!(
+        text,
+        "model       {}, {} layout, stored as {}",
+        model.name, model.layout, model.stored
+    )?;
+    let total = count.vision + count.projector + count.embed + count.decoder;
+    writeln!(
+        text,
+        "parameters  {} (vision {}, projector {}, embedding {}, decoder {})",
+        HumanCount(total),
+        HumanCount(count.vision),
+        HumanCount(count.projector),
+        HumanCount(count.embed),
+        HumanCount(count.decoder)
+    )?;
+    let accounting = &summary.accounting;
+    writeln!(
+        text,
+        "tensors     {} used, {} ignored",
+        accounting.used.len(),
+        accounting.ignored.len()
+    )?;
+    let mut rules: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for ignored in &accounting.ignored {
+        rules.entry(&ignored.rule).or_default().push(&ignored.tensor);
+    }
+    for (rule, tensors) in rules {
+        let more = if tensors.len() > 1 {
+            format!(" and {} more", tensors.len() - 1)
+        } else {
+            String::new()
+        };
+        writeln!(
+            text,
+            "  ignored   {}{more}: {rule}",
+            tensors.first().unwrap_or(&"")
+        )?;
+    }
+    for used in &accounting.used {
+        writeln!(text, "  used      {} -> {}", used.tensor, used.weight)?;
+    }
+    for variant in &summary.variants {
+        writeln!(
+            text,
+            "\n{} {}, opset {}",
+            variant.target, variant.precision, variant.opset
+        )?;
+        for graph in &variant.graphs {
+            writeln!(
+                text,
+                "  {}: {} nodes, {} of weights",
+                graph.entry.path,
+                graph.nodes,
+                HumanBytes(graph.data_bytes)
+            )?;
+            for (kind, list) in [("in ", &graph.entry.inputs), ("out", &graph.entry.outputs)] {
+                for io in list {
+                    writeln!(text, "    {kind} {io}")?;
+                }
+            }
+        }
+    }
+    writeln!(
+        text,
+        "\nbytes       {} ({})",
+        summary.bytes,
+        HumanBytes(summary.bytes)
+    )
+}
+
+/// A progress bar with bytes and time left, on a terminal only.
+pub(crate) struct Progress {
+    bar: ProgressBar,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Progress {
+    pub(crate) fn new(quiet: bool) -> Self {
+        let visible = !quiet && io::stderr().is_terminal();
+        let target = if visible {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        let bar = ProgressBar::with_draw_target(None, target);
+        Progress {
+            bar,
+            interrupted: Arc::new(AtomicBool::new(false)),
+        }
+    }
+
+    pub(crate) fn interrupted_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.interrupted)
+    }
+
+    pub(crate) fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Report for Progress {
+    fn start(&mut self, bytes: u64) {
+        self.bar.set_length(bytes);
+        let template = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            self.bar.set_style(style);
+        }
+    }
+
+    fn file(&mut self, name: &str) {
+        self.bar.set_message(name.to_owned());
+    }
+
+    fn advance(&mut self, bytes: u64) {
+        self.bar.inc(bytes);
+    }
+
+    fn interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+}

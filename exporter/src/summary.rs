@@ -1,0 +1,78 @@
+//! What does an export hold? The account that `--dry-run`, `--json` and the last lines of a run are made from.
+
+use crate::{Lowered, Opened, TARGET, graph_entry};
+use models::bundle::{GraphEntry, ModelInfo};
+use models::checkpoint::Accounting;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// An export's account. The JSON form is stable.
+#[derive(Debug, Clone, Serialize)]
+pub struct Summary {
+    /// The bundle; `null` after a dry run.
+    pub output: Option<PathBuf>,
+    /// Bytes of the bundle's files without `bundle.json`; of a dry run, without the graphs' structure either.
+    pub bytes: u64,
+    /// What was exported, with parameter counts of the canonical weights.
+    pub model: ModelInfo,
+    /// The exported forms.
+    pub variants: Vec<VariantSummary>,
+    /// What became of every tensor of the checkpoint.
+    pub accounting: Accounting,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// One exported form.
+#[derive(Debug, Clone, Serialize)]
+pub struct VariantSummary {
+    /// `portable`.
+    pub target: String,
+    /// `fp32` or `fp16`.
+    pub precision: String,
+    /// ONNX opset.
+    pub opset: i64,
+    /// Vision encoder, token embedding, decoder.
+    pub graphs: Vec<GraphSummary>,
+}
+
+/// One graph.
+#[derive(Debug, Clone, Serialize)]
+pub struct GraphSummary {
+    /// Files, inputs and outputs.
+    #[serde(flatten)]
+    pub entry: GraphEntry,
+    /// Operations.
+    pub nodes: usize,
+    /// Bytes of weights in the data file that this graph adds; those that it shares count elsewhere.
+    pub data_bytes: u64,
+}
+
+impl Summary {
+    pub(crate) fn new(opened: &Opened, model: ModelInfo, variants: &[Lowered]) -> Self {
+        let assets: usize = opened.assets.files.iter().map(|asset| asset.contents.len()).sum();
+        let data: u64 = variants.iter().map(Lowered::data_bytes).sum();
+        Summary {
+            output: None,
+            bytes: data + u64::try_from(assets).unwrap_or(u64::MAX),
+            model,
+            variants: variants.iter().map(variant).collect(),
+            accounting: opened.accounting.clone(),
+            warnings: opened.accounting.warnings.clone(),
+        }
+    }
+}
+
+fn variant(variant: &Lowered) -> VariantSummary {
+    let graphs = variant.graphs.iter().map(|graph| GraphSummary {
+        entry: graph_entry(graph),
+        nodes: graph.graph.nodes.len(),
+        data_bytes: graph.data.length,
+    });
+    VariantSummary {
+        target: TARGET.to_owned(),
+        precision: variant.precision.name().to_owned(),
+        opset: models::graph::OPSET,
+        graphs: graphs.collect(),
+    }
+}

@@ -1,0 +1,467 @@
+//! The real `fvlm-export`: stdout, stderr, exit code, and what is on the disk afterwards.
+
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// A working directory with a checkpoint in `model`.
+struct World {
+    directory: TempDir,
+}
+
+struct Ran {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl World {
+    fn new() -> World {
+        let directory = tempfile::tempdir().unwrap();
+        let model = directory.path().join("model");
+        fs::create_dir(&model).unwrap();
+        exporter::demo::extract(&model).unwrap();
+        World { directory }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fvlm-export"));
+        command
+            .current_dir(self.directory.path())
+            .args(arguments)
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Ran {
+        let output = self.command(arguments).output().unwrap();
+        Ran {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// Runs and expects an error that says all of these, exit code 2, and nothing new on the disk.
+    fn refused(&self, arguments: &[&str], says: &[&str]) {
+        let before = tree(self.directory.path());
+        let ran = self.run(arguments);
+        assert_eq!(ran.code, Some(2), "{arguments:?}: {}{}", ran.stdout, ran.stderr);
+        for text in says {
+            assert!(
+                ran.stderr.contains(text),
+                "{arguments:?} should say `{text}`: {}",
+                ran.stderr
+            );
+        }
+        assert!(!ran.stderr.contains("panicked"), "{}", ran.stderr);
+        assert_eq!(ran.stdout, "");
+        assert!(
+            tree(self.directory.path()) == before,
+            "{arguments:?} left something behind"
+        );
+    }
+
+    fn edit_config(&self, edit: impl FnOnce(&mut Value)) {
+        let path = self.path("model/config.json");
+        let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        edit(&mut config);
+        fs::write(path, config.to_string()).unwrap();
+    }
+
+    /// Rewrites the header of `model.safetensors`; the data stays.
+    fn edit_header(&self, edit: impl FnOnce(&mut Map<String, Value>)) {
+        let path = self.path("model/model.safetensors");
+        let (mut header, data) = split(&fs::read(&path).unwrap());
+        edit(&mut header);
+        let header = Value::Object(header).to_string();
+        let mut bytes = u64::try_from(header.len()).unwrap().to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend(data);
+        fs::write(path, bytes).unwrap();
+    }
+}
+
+fn split(file: &[u8]) -> (Map<String, Value>, Vec<u8>) {
+    let (length, rest) = file.split_first_chunk::<8>().unwrap();
+    let (header, data) = rest.split_at(usize::try_from(u64::from_le_bytes(*length)).unwrap());
+    (serde_json::from_slice(header).unwrap(), data.to_vec())
+}
+
+/// Every file below a directory with its contents.
+fn tree(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.insert(path.clone(), Vec::new());
+            files.extend(tree(&path));
+        } else {
+            files.insert(path.clone(), fs::read(&path).unwrap());
+        }
+    }
+    files
+}
+
+fn relative(files: BTreeMap<PathBuf, Vec<u8>>, root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    files
+        .into_iter()
+        .map(|(path, contents)| (path.strip_prefix(root).unwrap().to_owned(), contents))
+        .collect()
+}
+
+#[test]
+fn exports_the_demo_into_a_complete_bundle() {
+    let world = World::new();
+    let ran = world.run(&["--precision", "fp32", "--precision", "fp16"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), ""), "{}", ran.stderr);
+    assert!(ran.stderr.contains("fastvlm-bundle"), "{}", ran.stderr);
+    let bundle = models::bundle::Bundle::open(&world.path("fastvlm-bundle")).unwrap();
+    bundle
+        .verify_hashes(&world.path("fastvlm-bundle"), &mut |_| {})
+        .unwrap();
+    assert_eq!(bundle.variants.len(), 2);
+    let source: Vec<&str> = bundle.source.iter().map(|file| file.path.as_str()).collect();
+    assert_eq!(source, ["config.json", "model.safetensors"]);
+    let mut listed: Vec<PathBuf> = bundle
+        .files
+        .iter()
+        .map(|file| PathBuf::from(&file.path))
+        .collect();
+    listed.push("bundle.json".into());
+    listed.sort();
+    let root = world.path("fastvlm-bundle");
+    let found: Vec<PathBuf> = relative(tree(&root), &root)
+        .into_keys()
+        .filter(|path| root.join(path).is_file())
+        .collect();
+    assert_eq!(found, listed);
+    let text = fs::read_to_string(root.join("bundle.json")).unwrap();
+    assert!(
+        !text.contains(world.directory.path().to_str().unwrap()),
+        "a machine path is in the bundle"
+    );
+}
+
+#[test]
+fn two_exports_are_the_same_bytes() {
+    let world = World::new();
+    for output in ["a", "b"] {
+        assert_eq!(
+            world
+                .run(&["--precision", "fp32", "--precision", "fp16", "-o", output])
+                .code,
+            Some(0)
+        );
+    }
+    let (a, b) = (world.path("a"), world.path("b"));
+    assert!(relative(tree(&a), &a) == relative(tree(&b), &b));
+}
+
+#[test]
+fn a_dry_run_writes_nothing_and_tells_all() {
+    let world = World::new();
+    let before = tree(world.directory.path());
+    let ran = world.run(&["--model", "model", "--dry-run"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    for text in [
+        "parameters",
+        "used",
+        "ignored",
+        "vision_encoder.onnx",
+        "past_key_values.0.key",
+        "logits",
+        "bytes",
+    ] {
+        assert!(ran.stdout.contains(text), "`{text}` is missing: {}", ran.stdout);
+    }
+    let ran = world.run(&["--model", "model", "--dry-run", "--json"]);
+    let summary: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(summary["output"], Value::Null);
+    let tensors = split(&fs::read(world.path("model/model.safetensors")).unwrap()).0;
+    let count = tensors.keys().filter(|name| *name != "__metadata__").count();
+    let accounted = ["used", "ignored"].map(|kind| summary["accounting"][kind].as_array().unwrap().len());
+    assert_eq!(
+        accounted.iter().sum::<usize>(),
+        count,
+        "every tensor is used or ignored"
+    );
+    let ran = world.run(&["--model", "model", "--dump"]);
+    assert!(
+        ran.stdout.contains("graph decoder_model_merged"),
+        "{}",
+        ran.stderr
+    );
+    assert!(tree(world.directory.path()) == before);
+}
+
+#[test]
+fn json_says_what_was_written() {
+    let world = World::new();
+    let ran = world.run(&["--model", "model", "--json", "-o", "b"]);
+    let summary: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!((summary["output"].as_str(), ran.stderr.as_str()), (Some("b"), ""));
+    let bundle = models::bundle::Bundle::open(&world.path("b")).unwrap();
+    let bytes: u64 = bundle.files.iter().map(|file| file.bytes).sum();
+    assert_eq!(summary["bytes"], json!(bytes));
+}
+
+#[test]
+fn targets_that_exist() {
+    let world = World::new();
+    assert_eq!(world.run(&["-o", "b"]).code, Some(0));
+    world.refused(&["-o", "b"], &["the bundle", "exists", "--overwrite"]);
+    assert_eq!(
+        world.run(&["-o", "b", "--overwrite", "--precision", "fp16"]).code,
+        Some(0)
+    );
+    assert!(!world.path("b/onnx/vision_encoder.onnx").exists());
+    fs::write(world.path("b/notes.txt"), "mine").unwrap();
+    world.refused(&["-o", "b", "--overwrite"], &["notes.txt"]);
+    fs::create_dir(world.path("thesis")).unwrap();
+    fs::write(world.path("thesis/chapter.txt"), "mine").unwrap();
+    world.refused(&["-o", "thesis", "--overwrite"], &["thesis", "is not a bundle"]);
+    world.refused(&["-o", "thesis/chapter.txt"], &["chapter.txt", "a file"]);
+    world.refused(&["-o", "thesis/chapter.txt/b"], &["chapter.txt"]);
+}
+
+#[test]
+fn models_that_are_not_there() {
+    let world = World::new();
+    world.refused(
+        &["--model", "nowhere"],
+        &["no model directory `nowhere`", "hint:"],
+    );
+    world.refused(
+        &["--model", "org/name-that-nobody-has"],
+        &["org/name-that-nobody-has", "cache", "hint:"],
+    );
+    world.refused(&["--model", "."], &["config.json"]);
+    world.refused(&["--model", "model/config.json"], &["config.json"]);
+    world.refused(&["--precision", "fp12"], &["fp12", "fp16"]);
+    world.refused(&["--max-tokens", "3"], &["--max-tokens"]);
+    world.refused(
+        &["--layout", "llava", "--model", "model"],
+        &["missing", "not in any rule"],
+    );
+}
+
+#[test]
+fn weights_files_that_lie() {
+    type Edit = fn(&World);
+    let header_longer_than_the_file: Edit = |world| {
+        let path = world.path("model/model.safetensors");
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+        fs::write(path, bytes).unwrap();
+    };
+    let cut: Edit = |world| {
+        let path = world.path("model/model.safetensors");
+        let bytes = fs::read(&path).unwrap();
+        fs::write(path, &bytes[..bytes.len() - 1000]).unwrap();
+    };
+    let overlapping: Edit = |world| {
+        world.edit_header(|header| {
+            let names: Vec<String> = header
+                .keys()
+                .filter(|name| *name != "__metadata__")
+                .cloned()
+                .collect();
+            let same = header[&names[0]]["data_offsets"].clone();
+            let first = header[&names[0]].clone();
+            header[&names[1]] = first;
+            header[&names[1]]["data_offsets"] = same;
+        });
+    };
+    let huge: Edit = |world| {
+        world.edit_header(|header| {
+            let name = header
+                .keys()
+                .find(|name| *name != "__metadata__")
+                .unwrap()
+                .clone();
+            header[&name]["shape"] = json!([u64::MAX, u64::MAX]);
+        });
+    };
+    let empty: Edit = |world| fs::write(world.path("model/model.safetensors"), "").unwrap();
+    let renamed: Edit = |world| {
+        world.edit_header(|header| {
+            let entry = header.shift_remove("model.language_model.norm.weight").unwrap();
+            header.insert("model.language_model.norm.wait".to_owned(), entry);
+        });
+    };
+    let missing_shard: Edit = |world| {
+        let map = json!({"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}});
+        fs::remove_file(world.path("model/model.safetensors")).unwrap();
+        fs::write(world.path("model/model.safetensors.index.json"), map.to_string()).unwrap();
+    };
+    let other_size: Edit =
+        |world| world.edit_config(|config| config["text_config"]["hidden_size"] = json!(384));
+    let no_such_field: Edit = |world| {
+        world.edit_config(|config| {
+            config["text_config"]
+                .as_object_mut()
+                .unwrap()
+                .remove("num_attention_heads");
+        });
+    };
+    let not_json: Edit = |world| fs::write(world.path("model/config.json"), "{").unwrap();
+    let absurd: Edit =
+        |world| world.edit_config(|config| config["text_config"]["num_hidden_layers"] = json!(u64::MAX));
+    let cases: [(&str, Edit, &[&str]); 11] = [
+        (
+            "header longer than the file",
+            header_longer_than_the_file,
+            &["model.safetensors"],
+        ),
+        ("cut", cut, &["model.safetensors"]),
+        ("overlapping", overlapping, &["model.safetensors"]),
+        ("huge dimensions", huge, &["model.safetensors"]),
+        ("empty", empty, &["model.safetensors"]),
+        (
+            "renamed",
+            renamed,
+            &[
+                "model.language_model.norm.weight",
+                "model.language_model.norm.wait",
+            ],
+        ),
+        (
+            "missing shard",
+            missing_shard,
+            &["model-00001-of-00002.safetensors", "missing"],
+        ),
+        ("another hidden size", other_size, &["has shape", "expected"]),
+        (
+            "a missing field",
+            no_such_field,
+            &["config.json", "num_attention_heads"],
+        ),
+        ("not JSON", not_json, &["config.json"]),
+        ("absurd depth", absurd, &["num_hidden_layers"]),
+    ];
+    for (what, edit, says) in cases {
+        let world = World::new();
+        edit(&world);
+        println!("{what}");
+        world.refused(&["--model", "model", "-o", "b"], says);
+    }
+}
+
+#[test]
+fn weights_that_are_not_numbers_are_named() {
+    let world = World::new();
+    let path = world.path("model/model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let (header, data) = split(&bytes);
+    let start = header["model.language_model.norm.weight"]["data_offsets"][0]
+        .as_u64()
+        .unwrap();
+    let mut bytes = bytes;
+    let place = bytes.len() - data.len() + usize::try_from(start).unwrap();
+    bytes[place..place + 2].copy_from_slice(&half::f16::NAN.to_le_bytes());
+    fs::write(path, bytes).unwrap();
+    let ran = world.run(&["--model", "model", "-o", "b"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("warning: NaN") && ran.stderr.contains("language_model.norm.weight"),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn killed_at_any_moment_it_leaves_the_old_bundle_or_the_new_one() {
+    let world = World::new();
+    assert_eq!(world.run(&["-o", "b"]).code, Some(0));
+    let root = world.path("b");
+    let old = relative(tree(&root), &root);
+    assert_eq!(world.run(&["-o", "new", "--precision", "fp16"]).code, Some(0));
+    let root_of_new = world.path("new");
+    let new = relative(tree(&root_of_new), &root_of_new);
+    for milliseconds in (0..120).step_by(8) {
+        let mut child = world
+            .command(&["-o", "b", "--overwrite", "--precision", "fp16", "--quiet"])
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let found = relative(tree(&root), &root);
+        assert!(
+            found == old || found == new,
+            "after {milliseconds} ms the bundle is neither"
+        );
+    }
+    // The next export removes what the killed ones left.
+    assert_eq!(world.run(&["-o", "b", "--overwrite"]).code, Some(0));
+    let mut left: Vec<String> = fs::read_dir(world.directory.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["b", "model", "new"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_leaves_nothing() {
+    let world = World::new();
+    let before = tree(world.directory.path());
+    let child = world
+        .command(&["-o", "b"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let id = child.id().to_string();
+    // As soon as it has begun to write.
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while tree(world.directory.path()).len() == before.len() && std::time::Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Command::new("kill").args(["-INT", &id]).status().unwrap();
+    let output = child.wait_with_output().unwrap();
+    // The demo is small: the signal may come too late, then the bundle is whole.
+    if output.status.code() == Some(0) {
+        models::bundle::Bundle::open(&world.path("b")).unwrap();
+    } else {
+        assert_eq!(
+            output.status.code(),
+            Some(130),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert!(tree(world.directory.path()) == before);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_an_error() {
+    let world = World::new();
+    // A file size limit stands in for a full disk: the write fails in the middle of the data.
+    let before = tree(world.directory.path());
+    let binary = env!("CARGO_BIN_EXE_fvlm-export");
+    let script = format!("trap '' XFSZ; ulimit -f 2048; exec '{binary}' -o b");
+    let output = Command::new("bash")
+        .args(["-c", &script])
+        .current_dir(world.directory.path())
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(
+        stderr.contains("cannot write") && stderr.contains("too large"),
+        "{stderr}"
+    );
+    assert!(tree(world.directory.path()) == before);
+}
