@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
-use conformance::workspace::export;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -163,7 +162,8 @@ fn synth_writes_once() {
             "[possible values: llava, transformers, transformers-train]",
         ),
         ("--tokenizer", "missing.json", "missing.json"),
-        ("-o", "..", "expected a new one"),
+        ("-o", ".", "`.` exists and is not empty"),
+        ("-o", "sharded/config.json", "sharded/config.json"),
     ] {
         let mut arguments = vec!["synth", "--size", "demo", "--layout", "llava", "-o", "other"];
         match arguments.iter().position(|argument| *argument == flag) {
@@ -177,6 +177,9 @@ fn synth_writes_once() {
         .map(|entry| entry.unwrap().file_name())
         .collect();
     assert_eq!(names.len(), 2, "{names:?}");
+    let empty = tempfile::tempdir().unwrap();
+    let nameless = ["synth", "--size", "demo", "--layout", "llava", "-o", "."];
+    run_in(empty.path(), &nameless).refused(&["`.` is no name of a directory", "hint:"]);
 }
 
 /// The interpreter needs no engine, and sees where the first difference is.
@@ -260,6 +263,7 @@ fn a_checkpoint_is_compared_with_a_reference() {
 #[cfg(feature = "tract")]
 fn a_bundle_is_compared_with_a_reference() {
     use conformance::subject::Precision;
+    use conformance::workspace::export;
     let folder = tempfile::tempdir().unwrap();
     let bundle = |seed: u64| {
         let directory = folder.path().join(format!("bundle-{seed}"));
