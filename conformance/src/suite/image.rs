@@ -3,8 +3,9 @@
 
 use crate::case::{Case, CaseError, Context, Findings};
 use crate::golden::{Reference, Source};
+use crate::suite::references;
 use crate::tensor::Tensor;
-use crate::workspace::{self, Workspace, small};
+use crate::workspace::{Workspace, small};
 use models::bundle::{Aspect, ImageSpec, Resample};
 use runtime::image::resize::{Canvas, resize};
 use runtime::image::{self, Picture};
@@ -37,25 +38,18 @@ pub fn cases() -> Vec<Case> {
             specs,
         ),
     ];
-    match workspace::references() {
-        Ok(references) => {
-            for reference in references.into_iter().filter(|reference| has_pixels(reference)) {
-                cases.push(Case::once(
-                    format!("image/{}", reference.name),
-                    "`pixel_values` as recorded, within one level of 256",
-                    move |workspace| recorded(&reference, workspace),
-                ));
-            }
-        }
-        Err(error) => {
-            let error = Arc::new(error);
-            cases.push(Case::once(
-                "image/references",
-                "the references can be read",
-                move |_| Err(CaseError::failed("reading the references", &*error)),
-            ));
-        }
-    }
+    cases.extend(references::embedded("image", has_pixels, |references| {
+        let case = |reference: &Arc<Reference>| {
+            let name = format!("image/{}", reference.name);
+            let reference = Arc::clone(reference);
+            Case::once(
+                name,
+                "`pixel_values` as recorded, within one level of 256",
+                move |workspace| recorded(&reference, workspace),
+            )
+        };
+        references.iter().map(case).collect()
+    }));
     cases
 }
 

@@ -2,8 +2,9 @@
 //! ids that transformers recorded, and against the templates' form spelled out here.
 
 use crate::case::{Case, CaseError, Context, Findings};
-use crate::golden::{RecordedCase, Reference, Row, Segment, Source};
+use crate::golden::{RecordedCase, Reference, Row, Segment};
 use crate::model::Deployed;
+use crate::suite::references;
 use crate::workspace::{self, Workspace, small};
 use models::bundle::{Content, PromptSpec};
 use runtime::image::ImageId;
@@ -57,25 +58,18 @@ pub fn cases() -> Vec<Case> {
             |workspace| conversations("transformers", workspace),
         ),
     ];
-    match workspace::references() {
-        Ok(references) => {
-            for reference in references.into_iter().filter(|reference| has_prompts(reference)) {
-                cases.push(Case::once(
-                    format!("text/{}", reference.name),
-                    "questions become the recorded prompts, recorded ids the recorded answers",
-                    move |workspace| recorded(&reference, workspace),
-                ));
-            }
-        }
-        Err(error) => {
-            let error = Arc::new(error);
-            cases.push(Case::once(
-                "text/references",
-                "the references can be read",
-                move |_| Err(CaseError::failed("reading the references", &*error)),
-            ));
-        }
-    }
+    cases.extend(references::embedded("text", has_prompts, |references| {
+        let case = |reference: &Arc<Reference>| {
+            let name = format!("text/{}", reference.name);
+            let reference = Arc::clone(reference);
+            Case::once(
+                name,
+                "questions become the recorded prompts, recorded ids the recorded answers",
+                move |workspace| recorded(&reference, workspace),
+            )
+        };
+        references.iter().map(case).collect()
+    }));
     cases
 }
 
@@ -331,24 +325,23 @@ const SPECIAL: [(&str, i64); 4] = [
 fn byte_ids(text: &str, special: usize, first: i64) -> Vec<i64> {
     let mut ids = Vec::new();
     let mut rest = text;
-    while let Some(byte) = rest.bytes().next() {
-        match SPECIAL
+    while let Some(character) = rest.chars().next() {
+        let token = SPECIAL
             .iter()
             .take(special)
-            .find(|(token, _)| rest.starts_with(token))
-        {
+            .find(|(token, _)| rest.starts_with(token));
+        let length = match token {
             Some((token, id)) => {
                 ids.push(first + id);
-                rest = &rest[token.len()..];
+                token.len()
             }
             None => {
-                // Bytes of one character stay together: special tokens begin at a character.
-                let length = rest.chars().next().map_or(1, char::len_utf8);
+                let length = character.len_utf8();
                 ids.extend(rest.bytes().take(length).map(i64::from));
-                debug_assert!(length > 0 && byte == rest.as_bytes()[0]);
-                rest = &rest[length..];
+                length
             }
-        }
+        };
+        rest = &rest[length..];
     }
     ids
 }
@@ -483,17 +476,8 @@ fn conversations(layout: &str, workspace: &Workspace) -> Result<Findings, CaseEr
 
 /// Whether the reference's model is small enough to be made, and something was asked.
 fn has_prompts(reference: &Reference) -> bool {
-    let small = match &reference.checkpoint {
-        Source::Synth { size, .. } => size == "demo",
-        Source::Directory { .. } => true,
-        Source::External { .. } => false,
-    };
-    small
-        && reference
-            .cases
-            .iter()
-            .flat_map(|case| &case.rows)
-            .any(|row| row.question.is_some())
+    let mut rows = reference.cases.iter().flat_map(|case| &case.rows);
+    !references::is_full_size(reference) && rows.any(|row| row.question.is_some())
 }
 
 fn recorded(reference: &Reference, workspace: &Workspace) -> Result<Findings, CaseError> {
