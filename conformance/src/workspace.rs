@@ -123,14 +123,9 @@ impl Workspace {
             }
             RecordedImage::File { path, sha256 } => {
                 let reading = || format!("reading image `{path}` of the reference");
-                let beside = reference.directory.join(path);
                 let bytes = match asset(path) {
                     Some(bytes) => bytes.to_vec(),
-                    // As the recorder was told, relative to where it ran; or moved along with the reference.
-                    None if beside.exists() && !Path::new(path).exists() => {
-                        std::fs::read(beside).during(reading)?
-                    }
-                    None => std::fs::read(path).during(reading)?,
+                    None => std::fs::read(find(path, &reference.directory)).during(reading)?,
                 };
                 same(path, &bytes, sha256)?;
                 runtime::image::decode(&bytes, path, &runtime::image::Limits::default()).during(reading)
@@ -249,6 +244,17 @@ const MAX_EDGE: u32 = 8192;
 
 /// The file of a checkpoint that tells weights apart.
 const WEIGHTS: &str = "model.safetensors";
+
+/// A file that a reference names: as the recorder wrote it, relative to where it ran; or beside the reference.
+fn find(path: &str, reference: &Path) -> PathBuf {
+    let named = Path::new(path);
+    let beside = [
+        reference.join(named),
+        reference.join(named.file_name().unwrap_or_default()),
+    ];
+    let found = beside.into_iter().find(|path| !named.exists() && path.is_file());
+    found.unwrap_or_else(|| named.to_owned())
+}
 
 /// Whether a bundle is of the weights that a source names.
 fn check_weights(source: &Source, bundle: &Bundle) -> Result<(), CaseError> {
