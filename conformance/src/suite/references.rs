@@ -335,7 +335,13 @@ fn embed_row(session: &mut dyn Session, row: &Row, features: &[Tensor]) -> Resul
     for segment in &row.segments {
         let part = match segment {
             Segment::Ids { ids } => embed(session, ids)?,
-            Segment::Image { image } => features[*image].clone(),
+            Segment::Image { image } => features.get(*image).cloned().ok_or_else(|| CaseError::Failed {
+                context: "joining text and image".to_owned(),
+                message: format!(
+                    "the encoder gave features of {} images, image {image} is not among them",
+                    features.len()
+                ),
+            })?,
         };
         if hidden != 0 && part.shape[1] != hidden {
             return Err(CaseError::Failed {
