@@ -175,7 +175,7 @@ pub(super) fn reshape(x: &Tensor, target: &[i64]) -> Result<Tensor, String> {
     if let Some(axis) = open {
         let rest: usize = shape.iter().product();
         // An empty tensor leaves the open length undefined; ONNX calls that an error.
-        if rest == 0 || x.len() % rest != 0 {
+        if rest == 0 || !x.len().is_multiple_of(rest) {
             return Err(problem());
         }
         shape[axis] = x.len() / rest;
