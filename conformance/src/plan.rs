@@ -237,16 +237,14 @@ fn subjects(flags: &cli::Run, bundle: Option<&Bundle>) -> Result<Subjects, Compl
         onnxruntime: flags.onnxruntime.clone(),
         ..runtime::Options::default()
     };
-    let (mut subjects, mut missing) = subject::available(&options);
-    let mut remarks = Vec::new();
     let asked = |provider: Provider| flags.provider.contains(&provider);
+    let mut providers = Provider::ALL.to_vec();
+    providers.retain(|&provider| flags.provider.is_empty() || asked(provider));
+    let (mut subjects, missing) = subject::available(&providers, &options);
     if let Some((_, reason)) = missing.iter().find(|(provider, _)| asked(*provider)) {
         return Err(Complaint::new(reason.clone()).hint("leave out --provider to take what works here"));
     }
-    if !flags.provider.is_empty() {
-        subjects.retain(|subject| asked(subject.provider));
-        missing.clear();
-    }
+    let mut remarks = Vec::new();
     // The interpreter computes in one precision, which is neither.
     let precision =
         |subject: &Subject| flags.precision.is_empty() || flags.precision.contains(&subject.precision);

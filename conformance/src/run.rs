@@ -33,6 +33,22 @@ pub(crate) fn list(flags: &cli::List) -> Result<ExitCode, Complaint> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What shells expect of a program that Ctrl-C ended: 128 and the number of the signal.
+const INTERRUPTED: i32 = 130;
+
+/// Ctrl-C ends the program at once, and leaves nothing behind.
+#[expect(
+    clippy::exit,
+    reason = "a case cannot be asked to stop, and what it works on is gone"
+)]
+fn on_interrupt(discard: impl Fn() + Send + 'static) {
+    // Without a handler it still ends, and leaves a temporary directory.
+    drop(ctrlc::set_handler(move || {
+        discard();
+        std::process::exit(INTERRUPTED);
+    }));
+}
+
 /// `fvlm-conform run`
 pub(crate) fn run(flags: &cli::Run) -> Result<ExitCode, Complaint> {
     let plan = Plan::new(flags)?;
@@ -46,6 +62,12 @@ pub(crate) fn run(flags: &cli::Run) -> Result<ExitCode, Complaint> {
         Complaint::new(format!("cannot make a temporary directory: {error}"))
             .hint("TMPDIR names another place")
     })?;
+    let root = workspace.root().to_owned();
+    on_interrupt(move || {
+        // Whoever is still writing there is overtaken in the end.
+        let gone = || std::fs::remove_dir_all(&root).is_ok() || !root.exists();
+        let _ = (0..100).any(|_| gone());
+    });
     let leaves = leaves(&plan.cases, &plan.subjects);
     if leaves.is_empty() {
         return Err(
@@ -115,6 +137,8 @@ fn carry_out(
 
 /// `fvlm-conform synth`
 pub(crate) fn synth(flags: &cli::Synth) -> Result<ExitCode, Complaint> {
+    let options = flags.options.clone();
+    on_interrupt(move || synth::discard(&options));
     let bar = output::progress(
         flags.quiet,
         "{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} left",

@@ -177,10 +177,14 @@ impl Subject {
     }
 }
 
-/// Everything that works here, the referee first; and what does not, with the reason.
-pub fn available(options: &runtime::Options) -> (Vec<Subject>, Vec<(Provider, String)>) {
+/// Those of `providers` that work here, in every precision; and those that do not, with the reason. Engines that are not
+/// among them are not loaded.
+pub fn available(
+    providers: &[Provider],
+    options: &runtime::Options,
+) -> (Vec<Subject>, Vec<(Provider, String)>) {
     let (mut subjects, mut missing) = (Vec::new(), Vec::new());
-    for provider in Provider::ALL {
+    for &provider in providers {
         match provider.usable(options) {
             Ok(()) => subjects.extend(provider.precisions().iter().map(|&precision| Subject {
                 provider,

@@ -57,6 +57,11 @@ impl Workspace {
         })
     }
 
+    /// The directory that goes away with the workspace.
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
     /// A new directory that goes away when it is dropped.
     ///
     /// # Errors

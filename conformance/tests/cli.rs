@@ -425,3 +425,52 @@ fn what_makes_no_sense_is_refused() {
         }
     }
 }
+
+#[test]
+#[cfg(unix)]
+fn ctrl_c_leaves_nothing_behind() {
+    use std::time::{Duration, Instant};
+    let folder = tempfile::tempdir().unwrap();
+    let begin = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fvlm-conform"));
+        command
+            .current_dir(folder.path())
+            .env("TMPDIR", folder.path())
+            .args(arguments);
+        command
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null());
+        command.spawn().unwrap()
+    };
+    let names = || -> Vec<_> {
+        std::fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect()
+    };
+    for arguments in [
+        &["synth", "--size", "1.5b", "--layout", "llava", "-o", "large"][..],
+        &["run", "--suite", "references", "--provider", "interpreter"],
+    ] {
+        let mut child = begin(arguments);
+        let start = Instant::now();
+        while names().is_empty() {
+            assert!(
+                child.try_wait().unwrap().is_none(),
+                "{arguments:?} ended before it was interrupted"
+            );
+            assert!(
+                start.elapsed() < Duration::from_secs(60),
+                "{arguments:?} writes nothing"
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let killed = Command::new("kill")
+            .args(["-INT", &child.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(killed.success());
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{arguments:?}");
+        assert!(names().is_empty(), "{arguments:?} left {:?}", names());
+    }
+}

@@ -5,7 +5,7 @@
 
 use conformance::case::{Case, Outcome, leaves};
 use conformance::report;
-use conformance::subject;
+use conformance::subject::{self, Provider};
 use conformance::suite::SUITES;
 use conformance::workspace::{Given, Workspace};
 use std::process::ExitCode;
@@ -56,7 +56,7 @@ impl Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::read();
-    let (subjects, missing) = subject::available(&runtime::Options::default());
+    let (subjects, missing) = subject::available(&Provider::ALL, &runtime::Options::default());
     let suites = SUITES.iter().filter(|suite| !suite.on_request);
     let cases: Vec<Case> = suites.flat_map(|suite| (suite.cases)()).collect();
     let mut chosen = leaves(&cases, &subjects);

@@ -186,13 +186,10 @@ pub fn write(options: &Options, progress: &mut dyn FnMut(u64, u64)) -> Result<Su
     let Some(name) = output.file_name() else {
         return Err(SynthError::OutputName { path: output.clone() });
     };
-    let parent = match output.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let parent = parent_of(output);
     std::fs::create_dir_all(parent).map_err(SynthError::io(parent))?;
     let partial = tempfile::Builder::new()
-        .prefix(&format!(".{}.partial-", name.to_string_lossy()))
+        .prefix(&partial_prefix(&name.to_string_lossy()))
         .tempdir_in(parent)
         .map_err(SynthError::io(parent))?;
     let written = partial.path().join("checkpoint");
@@ -210,6 +207,34 @@ pub fn write(options: &Options, progress: &mut dyn FnMut(u64, u64)) -> Result<Su
     }
     std::fs::rename(&beside.output, output).map_err(SynthError::io(output))?;
     Ok(summary)
+}
+
+/// How the directory beside the target is named as long as this process writes it.
+fn partial_prefix(name: &str) -> String {
+    format!(".{name}.partial-{}-", std::process::id())
+}
+
+/// Removes what an interrupted [`write`] of this process has written so far.
+pub fn discard(options: &Options) {
+    let Some(name) = options.output.file_name() else {
+        return;
+    };
+    let prefix = partial_prefix(&name.to_string_lossy());
+    let Ok(entries) = std::fs::read_dir(parent_of(&options.output)) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            drop(std::fs::remove_dir_all(entry.path()));
+        }
+    }
+}
+
+fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
 }
 
 /// One tensor of a checkpoint, decoded: for tests that need a few values and no file.
