@@ -144,7 +144,7 @@ fn cases_of_given(flags: &cli::Run, bundle: Option<&Bundle>) -> Result<Vec<Case>
         }));
     }
     cases.extend(references::of("references", &references, |_| true));
-    cases.extend(end_to_end::of("end_to_end", &references));
+    cases.extend(end_to_end::of("end_to_end", &references, Subject::is_engine));
     cases.retain(|case| {
         flags.suite.is_empty()
             || flags

@@ -24,7 +24,7 @@ pub fn cases() -> Vec<Case> {
     references::embedded(
         "end_to_end",
         |reference| !references::is_full_size(reference),
-        |references| of("end_to_end", references),
+        |references| of("end_to_end", references, Subject::is_engine),
     )
 }
 
@@ -40,8 +40,8 @@ pub fn evaluation() -> Vec<Case> {
     )]
 }
 
-/// A case for each reference: one conversation after the other in one engine, which reuses what they have in common.
-pub fn of(suite: &str, references: &[Arc<Reference>]) -> Vec<Case> {
+/// A case for each reference, on every engine that `applies` names: one conversation after the other in one engine, which reuses what they have in common.
+pub fn of(suite: &str, references: &[Arc<Reference>], applies: fn(&Subject) -> bool) -> Vec<Case> {
     let asked = |reference: &&Arc<Reference>| {
         reference
             .cases
@@ -56,7 +56,7 @@ pub fn of(suite: &str, references: &[Arc<Reference>]) -> Vec<Case> {
         );
         let name = format!("{suite}/{}/answers", reference.name);
         let reference = Arc::clone(reference);
-        Case::on_each(name, claim, Subject::is_engine, move |subject, workspace| {
+        Case::on_each(name, claim, applies, move |subject, workspace| {
             answers(&reference, subject, workspace)
         })
     };
