@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// A directory that becomes the target in one step, or disappears when it is dropped.
 #[derive(Debug)]
@@ -37,7 +38,7 @@ impl Staging {
         let (parent, name) = split(&target)?;
         let parents = Parents::create(parent)?;
         let prefix = format!(".{name}.partial-");
-        remove_stale(parent, &prefix);
+        remove_stale(parent, &prefix, Duration::ZERO);
         let directory = tempfile::Builder::new()
             .prefix(&prefix)
             .tempdir_in(parent)
@@ -333,18 +334,24 @@ fn list(directory: &Path, prefix: &str) -> io::Result<Vec<String>> {
     Ok(files)
 }
 
-/// Removes what killed exports to the same target have left. A failure is no reason not to export.
-fn remove_stale(parent: &Path, prefix: &str) {
+/// Removes directories that killed exports have left: unlocked, and untouched for `age`. A failure is no reason not
+/// to export.
+pub(crate) fn remove_stale(parent: &Path, prefix: &str, age: Duration) {
     let Ok(entries) = fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(prefix) && lock(&entry.path()).is_some() {
+        let ours = entry.file_name().to_string_lossy().starts_with(prefix);
+        let old = || {
+            let modified = entry.metadata().and_then(|metadata| metadata.modified());
+            age.is_zero() || modified.is_ok_and(|time| time.elapsed().is_ok_and(|found| found >= age))
+        };
+        if ours && old() && lock(&entry.path()).is_some() {
             drop(fs::remove_dir_all(entry.path()));
         }
     }
 }
 
 /// Locks a directory; `None` if another process has it, or where directories cannot be locked.
-fn lock(directory: &Path) -> Option<File> {
+pub(crate) fn lock(directory: &Path) -> Option<File> {
     let file = File::open(directory).ok()?;
     file.try_lock().ok()?;
     Some(file)

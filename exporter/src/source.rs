@@ -2,17 +2,25 @@
 
 use crate::demo;
 use crate::error::ExportError;
+use crate::files;
 use crate::plan::Source;
 use std::ffi::OsString;
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What the demo model's directories are called while they are needed, and when one that nobody holds is a killed
+/// export's: none takes that long to be locked.
+const DEMO_PREFIX: &str = "fvlm-demo-";
+const DEMO_AGE: Duration = Duration::from_secs(600);
 
 /// A checkpoint on this disk, with a name for people.
 pub(crate) struct Resolved {
     directory: PathBuf,
     /// `demo`, `org/name`, or a directory's name.
     pub(crate) name: String,
-    /// Holds the demo model as long as it is needed.
-    _temporary: Option<tempfile::TempDir>,
+    /// Holds the demo model as long as it is needed, with a lock that says so.
+    _temporary: Option<(tempfile::TempDir, Option<File>)>,
 }
 
 impl Resolved {
@@ -40,15 +48,17 @@ pub(crate) fn resolve(source: &Source) -> Result<Resolved, ExportError> {
         }
         Source::Demo => {
             let parent = std::env::temp_dir();
+            files::remove_stale(&parent, DEMO_PREFIX, DEMO_AGE);
             let temporary = tempfile::Builder::new()
-                .prefix("fvlm-demo-")
+                .prefix(DEMO_PREFIX)
                 .tempdir()
                 .map_err(ExportError::io("create a directory in", &parent))?;
+            let lock = files::lock(temporary.path());
             demo::extract(temporary.path())?;
             Ok(Resolved {
                 directory: temporary.path().to_owned(),
                 name: "demo".to_owned(),
-                _temporary: Some(temporary),
+                _temporary: Some((temporary, lock)),
             })
         }
         Source::Hub { id, revision } => {
