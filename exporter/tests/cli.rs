@@ -1,5 +1,7 @@
 //! The real `fvlm-export`: stdout, stderr, exit code, and what is on the disk afterwards.
 
+#![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs;
