@@ -214,7 +214,7 @@ fn partial_prefix(name: &str) -> String {
     format!(".{name}.partial-{}-", std::process::id())
 }
 
-/// Removes what an interrupted [`write`] of this process has written so far.
+/// Removes what an interrupted [`write()`] of this process has written so far.
 pub fn discard(options: &Options) {
     let Some(name) = options.output.file_name() else {
         return;

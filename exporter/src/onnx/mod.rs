@@ -75,7 +75,7 @@ pub fn write(
 /// Returns the path of the `.onnx` file.
 ///
 /// # Errors
-/// As [`prepare`] and [`write`].
+/// As [`prepare`] and [`write()`].
 pub fn write_graph(
     graph: &Graph,
     weights: &dyn Weights,
