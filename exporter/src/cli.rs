@@ -21,7 +21,7 @@ A bundle appears whole or not at all. What exists is replaced only with --overwr
 Exit codes: 0 done, 2 an error, 130 after Ctrl-C."
 )]
 pub(crate) struct Cli {
-    /// A checkpoint directory, `demo`, or ORG/NAME[@REVISION] in the local Hugging Face cache
+    /// A checkpoint directory, `demo`, or ORG/NAME, also ORG/NAME@REVISION, in the local Hugging Face cache
     #[arg(long, value_name = "DIR|demo|ORG/NAME", default_value = "demo")]
     pub(crate) model: String,
 
