@@ -95,7 +95,7 @@ def make_model(tokenizer):
 
 
 class Scenes(torch.utils.data.IterableDataset):
-    """Endless batches: pixels [B,3,S,S] u8, packed ids, labels, positions, blocks, and auxiliary targets."""
+    """Endless batches: pixels [B,3,S,S] u8, packed ids, labels, positions, blocks, weights, and auxiliary targets."""
 
     def __init__(self, emoji, seed, batch, per_image):
         self.emoji, self.seed, self.batch, self.per_image = emoji, seed, batch, per_image
@@ -117,25 +117,43 @@ class Scenes(torch.utils.data.IterableDataset):
             yield pack(drawn, encode, rng, self.per_image)
 
 
+def presence(scene, rng, count):
+    """Further questions whether something is there, half of them about what is: one bit each is little to learn from."""
+    names = [name for name, _, _ in scene.objects]
+    asked = []
+    for index in range(count if names else 0):
+        if index % 2 == 0:
+            asked.append((f"Is there {scenes.article(names[rng.integers(len(names))])}?", "Yes."))
+        else:
+            absent = NAMES[rng.integers(len(NAMES))]
+            if absent not in names:
+                asked.append((f"Is there {scenes.article(absent)}?", "No."))
+    return asked
+
+
 def pack(drawn, encode, rng, per_image):
     prefix = encode(PREFIX) + encode("<image>") * (CELLS * CELLS)
     rows = []
     for scene in drawn:
         found = scenes.questions(scene, rng)
         rng.shuffle(found)
-        ids, labels = list(prefix), [-100] * len(prefix)
+        ids, labels, weights = list(prefix), [-100] * len(prefix), [0.0] * len(prefix)
         position, block = list(range(len(prefix))), [0] * len(prefix)
-        for index, (_, question, answer) in enumerate(found[:per_image], 1):
+        chosen = [(question, answer) for _, question, answer in found[:per_image]] + presence(scene, rng, 4)
+        for index, (question, answer) in enumerate(chosen, 1):
             asked, told = encode(ASK + question + ANSWER), encode(answer + END)
             ids += asked + told
             labels += [-100] * len(asked) + told
+            # Only the first token of a yes or no says anything.
+            first = 3.0 if answer in ("Yes.", "No.") else 1.0
+            weights += [0.0] * len(asked) + [first] + [1.0] * (len(told) - 1)
             position += range(len(prefix), len(prefix) + len(asked) + len(told))
             block += [index] * (len(asked) + len(told))
-        rows.append((ids, labels, position, block))
+        rows.append((ids, labels, position, block, weights))
     length = max(len(row[0]) for row in rows)
     pad = lambda values, fill: values + [fill] * (length - len(values))
-    ids, labels, position, block = (
-        torch.tensor([pad(list(row[i]), fill) for row in rows]) for i, fill in enumerate((0, -100, 0, -1)))
+    ids, labels, position, block, weights = (
+        torch.tensor([pad(list(row[i]), fill) for row in rows]) for i, fill in enumerate((0, -100, 0, -1, 0.0)))
     cells = np.zeros((len(drawn), CELLS, CELLS), np.int64)
     counts = np.zeros((len(drawn), CELLS, CELLS), np.int64)
     for b, scene in enumerate(drawn):
@@ -145,7 +163,7 @@ def pack(drawn, encode, rng, per_image):
             counts[b, row, column] = min(counts[b, row, column] + 1, 3)
     return {
         "pixels": torch.from_numpy(np.stack([np.asarray(s.image) for s in drawn])).permute(0, 3, 1, 2).contiguous(),
-        "ids": ids, "labels": labels, "position": position, "block": block,
+        "ids": ids, "labels": labels, "position": position, "block": block, "weights": weights,
         "cells": torch.from_numpy(cells), "counts": torch.from_numpy(counts),
         "color": torch.tensor([COLOR_NAMES.index(s.color) for s in drawn]),
         "text": torch.tensor([TEXTS.index(s.text) + 1 if s.text else 0 for s in drawn]),
@@ -192,7 +210,8 @@ def forward(model, heads, batch, half):
             use_cache=False).last_hidden_state
         told = batch["labels"][:, 1:] >= 0
         logits = model.lm_head(hidden[:, :-1][told]).float()
-    words = F.cross_entropy(logits, batch["labels"][:, 1:][told])
+    weights = batch["weights"][:, 1:][told]
+    words = (F.cross_entropy(logits, batch["labels"][:, 1:][told], reduction="none") * weights).sum() / weights.sum()
     right = (logits.argmax(-1) == batch["labels"][:, 1:][told]).float().mean()
     return words, right, heads(features.float(), batch)
 
