@@ -38,7 +38,7 @@ pub fn cases() -> Vec<Case> {
             qwen2_conversations,
         ),
         Case::once(
-            "text/demo",
+            "text/tokenizer/demo",
             "the demo model's texts and conversations, as transformers makes them",
             demo,
         ),
