@@ -90,7 +90,7 @@ fn lower_node(
             .map(|id| graph.value(*id).name.clone())
             .collect(),
         name: Some(node.name.clone()),
-        op_type: Some(op_type(&node.op).to_owned()),
+        op_type: Some(node.op.name().to_owned()),
         attribute: Vec::new(),
     };
     // ONNX wants these integers as inputs; the constant is named after the node and its role.
@@ -154,42 +154,6 @@ fn lower_node(
         }
     }
     Ok(lowered)
-}
-
-const fn op_type(op: &Op) -> &'static str {
-    match op {
-        Op::Add => "Add",
-        Op::Sub => "Sub",
-        Op::Mul => "Mul",
-        Op::Div => "Div",
-        Op::Neg => "Neg",
-        Op::Sqrt => "Sqrt",
-        Op::Cos => "Cos",
-        Op::Sin => "Sin",
-        Op::Sigmoid => "Sigmoid",
-        Op::Relu => "Relu",
-        Op::Gelu => "Gelu",
-        Op::Softmax { .. } => "Softmax",
-        Op::MatMul => "MatMul",
-        Op::Gemm { .. } => "Gemm",
-        Op::Conv { .. } => "Conv",
-        Op::ReduceMean { .. } => "ReduceMean",
-        Op::LayerNormalization { .. } => "LayerNormalization",
-        Op::Cast { .. } => "Cast",
-        Op::Concat { .. } => "Concat",
-        Op::Gather { .. } => "Gather",
-        Op::Slice { .. } => "Slice",
-        Op::Split { .. } => "Split",
-        Op::Reshape { .. } => "Reshape",
-        Op::Transpose { .. } => "Transpose",
-        Op::Unsqueeze { .. } => "Unsqueeze",
-        Op::Squeeze { .. } => "Squeeze",
-        Op::Shape { .. } => "Shape",
-        Op::Range { .. } => "Range",
-        Op::LessOrEqual => "LessOrEqual",
-        Op::And => "And",
-        Op::Where => "Where",
-    }
 }
 
 fn int(name: &str, value: i64) -> AttributeProto {
