@@ -27,6 +27,7 @@ use models::graph::Graph;
 use models::weights::Weights;
 use onnx::Prepared;
 use onnx::external::Pool;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The only target so far: standard ONNX operators, for every engine.
@@ -96,7 +97,7 @@ struct Opened {
 }
 
 impl Opened {
-    fn open(directory: &std::path::Path, plan: &ExportPlan) -> Result<Self, ExportError> {
+    fn open(directory: &Path, plan: &ExportPlan) -> Result<Self, ExportError> {
         let checkpoint = Checkpoint::open(directory)?;
         let (weights, accounting) = checkpoint::canonical(&checkpoint, plan.layout)?;
         let assets = checkpoint::assets(&checkpoint, weights.config())?;
@@ -189,9 +190,11 @@ fn write(
     });
     let files = written?;
     let bundle = contract(opened, summary, variants, hashed?, files);
-    bundle.check(staging.path())?;
     files::write(staging.path(), FILE_NAME, bundle.to_json().as_bytes())?;
-    read_back(&staging, &bundle, report)?;
+    read_back(staging.path(), &bundle)?;
+    if report.interrupted() {
+        return Err(ExportError::Interrupted);
+    }
     staging.publish()?;
     Ok(bundle)
 }
@@ -241,36 +244,20 @@ fn hash_source(checkpoint: &Checkpoint, stop: &dyn Fn() -> bool) -> Result<Vec<F
     Ok(entries)
 }
 
-/// What is written is what was meant: the contract as a reader reads it, and every file but the data files by its
-/// hash. Data files were hashed on their way out; their lengths are in the contract's check.
-fn read_back(staging: &Staging, bundle: &Bundle, report: &dyn Report) -> Result<(), ExportError> {
-    let found = Bundle::open(staging.path())?;
-    let mut problems = Vec::new();
+/// What is written is what was meant: the contract as a reader reads and checks it, and every file but the data files
+/// by its hash. Data files were hashed on their way out; their lengths are in the contract's check.
+fn read_back(directory: &Path, bundle: &Bundle) -> Result<(), ExportError> {
+    let mut found = Bundle::open(directory)?;
     if found != *bundle {
-        problems.push(format!("`{FILE_NAME}` reads differently from what was written"));
-    }
-    for file in bundle
-        .files
-        .iter()
-        .filter(|file| !file.path.ends_with(".onnx_data"))
-    {
-        let (_, sha256) = files::hash_file(&staging.path().join(&file.path), &|| report.interrupted())?;
-        if sha256 != file.sha256 {
-            problems.push(format!(
-                "`{}` has SHA-256 {sha256}, expected {}",
-                file.path, file.sha256
-            ));
+        let problem = format!("`{FILE_NAME}` reads differently from what was written");
+        return Err(BundleError::Broken {
+            path: directory.to_owned(),
+            problems: vec![problem],
         }
+        .into());
     }
-    if problems.is_empty() {
-        Ok(())
-    } else {
-        Err(BundleError::Broken {
-            path: staging.path().to_owned(),
-            problems,
-        }
-        .into())
-    }
+    found.files.retain(|file| !file.path.ends_with(".onnx_data"));
+    Ok(found.verify_hashes(directory, &mut |_| {})?)
 }
 
 fn contract(

@@ -303,16 +303,6 @@ impl Bundle {
         text
     }
 
-    /// Checks the contract, then writes it into `directory`, where its files already lie.
-    ///
-    /// # Errors
-    /// As [`Bundle::check`], or a file that cannot be written.
-    pub fn write(&self, directory: &Path) -> Result<(), BundleError> {
-        self.check(directory)?;
-        let path = directory.join(FILE_NAME);
-        std::fs::write(&path, self.to_json()).map_err(|source| BundleError::Io { path, source })
-    }
-
     /// Whether the contract is sound and the files in `directory` have the lengths that it states. Contents are not
     /// hashed: [`Bundle::verify_hashes`] does that.
     ///
@@ -736,7 +726,6 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let directory = on_disk(&bundle());
-        bundle().write(directory.path()).unwrap();
         let read = Bundle::open(directory.path()).unwrap();
         assert_eq!(read, bundle());
         let mut bytes = 0;
