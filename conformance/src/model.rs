@@ -76,9 +76,7 @@ impl Deployed {
     /// # Errors
     /// A bundle that breaks its contract, or a checkpoint that cannot be read.
     pub fn open(directory: &Path, checkpoint: Option<&Path>) -> Result<Deployed, CaseError> {
-        let opening = || "opening the bundle".to_owned();
-        let bundle = Bundle::open(directory).during(opening)?;
-        bundle.check(directory).during(opening)?;
+        let bundle = Bundle::open(directory).during(|| "opening the bundle".to_owned())?;
         let described = checkpoint.map(Described::open).transpose()?;
         Ok(Deployed {
             directory: directory.to_owned(),
