@@ -10,13 +10,7 @@ use cli::{Cli, Command};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // What the runtime catches is told as an error; all else is a bug and is told as the language does.
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        if !runtime::backend::catching() {
-            report(panic);
-        }
-    }));
+    runtime::backend::silence_caught_panics();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

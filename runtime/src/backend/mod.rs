@@ -351,9 +351,15 @@ thread_local! {
     static CATCHING: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
-/// Whether a panic on this thread would be caught and returned as an error: then a panic hook need not report it.
-pub fn catching() -> bool {
-    CATCHING.get()
+/// For a program to call once: panics that this library catches and returns as errors are no longer reported; all
+/// others are, as the language does.
+pub fn silence_caught_panics() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !CATCHING.get() {
+            report(panic);
+        }
+    }));
 }
 
 /// Runs code of others that has assertions which a corrupt file can reach; `Err` has the words of the panic.
