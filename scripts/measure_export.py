@@ -32,11 +32,6 @@ def peak_anonymous(process):
     return peak
 
 
-def drop_dirty():
-    """Both measurements begin with nothing left to write."""
-    os.sync()
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binaries", type=pathlib.Path)
@@ -52,14 +47,14 @@ def main():
                             "--dtype", "bf16", "--seed", "1", "-o", checkpoint], check=True)
         stored = sum(path.stat().st_size for path in checkpoint.iterdir())
         bundle = work / "bundle"
-        drop_dirty()
+        os.sync()  # both measurements begin with nothing left to write
         start = time.monotonic()
         peak = peak_anonymous(subprocess.Popen(
             [arguments.binaries / "fvlm-export", "--model", checkpoint, "--precision", arguments.precision, "-o", bundle,
              "--quiet"]))
         exported = time.monotonic() - start
         written = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
-        drop_dirty()
+        os.sync()
         start = time.monotonic()
         subprocess.run(["cp", "-r", bundle, work / "copy"], check=True)
         os.sync()  # an export syncs what it writes
