@@ -96,12 +96,13 @@ impl Precision {
         }
     }
 
-    /// The exporter's name for it.
-    pub const fn exported(self) -> exporter::Precision {
-        match self {
+    /// The exporter's name for it, for every engine.
+    pub fn exported(self) -> exporter::Variant {
+        let precision = match self {
             Precision::Fp32 => exporter::Precision::Fp32,
             Precision::Fp16 => exporter::Precision::Fp16,
-        }
+        };
+        exporter::Variant::new(exporter::Target::Portable, precision).unwrap_or(exporter::Variant::PORTABLE)
     }
 }
 

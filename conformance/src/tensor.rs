@@ -17,7 +17,7 @@ pub struct Tensor {
 pub enum Data {
     /// Real numbers; float16 values are held as the float32 of the same value.
     Float(Vec<f32>),
-    /// int64.
+    /// int64, and uint8 held as the int64 of the same value.
     Int(Vec<i64>),
     /// Truth values.
     Bool(Vec<bool>),
@@ -95,7 +95,7 @@ impl Tensor {
     pub fn is_a(&self, dtype: DType) -> bool {
         match &self.data {
             Data::Float(_) => dtype.is_float(),
-            Data::Int(_) => dtype == DType::Int64,
+            Data::Int(_) => matches!(dtype, DType::Int64 | DType::UInt8),
             Data::Bool(_) => dtype == DType::Bool,
         }
     }

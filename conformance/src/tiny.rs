@@ -2,7 +2,7 @@
 
 use crate::tensor::Tensor;
 use models::error::CheckpointError;
-use models::graph::{Graph, Source};
+use models::graph::{Graph, Source, WeightForm};
 use models::weights::{WeightSpec, Weights};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -45,7 +45,7 @@ impl Given {
                 continue;
             };
             let mut shape: Vec<u64> = value.shape.iter().filter_map(|dim| dim.fixed()).collect();
-            if weight.transposed {
+            if weight.form == WeightForm::Transposed {
                 shape.reverse();
             }
             if !given.data.contains_key(&weight.name) {

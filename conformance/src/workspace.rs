@@ -301,7 +301,7 @@ pub fn export(checkpoint: &Path, bundle: &Path, precisions: &[Precision]) -> Res
         exporter::Source::Directory(checkpoint.to_owned()),
         bundle.to_owned(),
     );
-    plan.precisions = precisions.iter().map(|precision| precision.exported()).collect();
+    plan.variants = precisions.iter().map(|precision| precision.exported()).collect();
     exporter::export(&plan, &mut exporter::report::Silent).during(|| "exporting".to_owned())?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Which flags are there, and which export do they mean?
 
 use clap::{Parser, ValueEnum};
-use exporter::{ExportPlan, Precision, Source};
+use exporter::{ExportPlan, Precision, Source, Target, Variant};
 use models::checkpoint::Layout;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 Examples:
   fvlm-export                                            the demo model, into ./fastvlm-bundle
   fvlm-export --model FastVLM-0.5B --precision fp16 -o b a checkpoint directory, half precision
+  fvlm-export --model FastVLM-0.5B --precision q4 -o b   for the fastest first token on a CPU
   fvlm-export --model FastVLM-0.5B --dry-run             what would be read and written
 ",
     after_help = "\
@@ -29,9 +30,9 @@ pub(crate) struct Cli {
     #[arg(long, value_enum, value_name = "FORM", default_value = "onnx")]
     pub(crate) to: Vec<Form>,
 
-    /// For which engines: portable is standard ONNX operators only
-    #[arg(long, value_enum, value_name = "TARGET", default_value = "portable")]
-    pub(crate) target: Vec<Target>,
+    /// For which engines; can be given several times [default: portable, or cpu for int8 and q4]
+    #[arg(long, value_enum, value_name = "TARGET")]
+    pub(crate) target: Vec<TargetFlag>,
 
     /// How weights are stored; can be given several times, each is a variant of the bundle
     #[arg(long, value_enum, value_name = "PRECISION", default_value = "fp32")]
@@ -74,14 +75,23 @@ pub(crate) enum Form {
 
 /// For which engines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Target {
+pub(crate) enum TargetFlag {
+    /// Standard ONNX operators, for every engine: fp32, fp16
     Portable,
+    /// Fused operators with kernels in fvlm-run, for the fastest first token on a CPU: fp32, int8, q4
+    Cpu,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum PrecisionFlag {
+    /// float32
     Fp32,
+    /// float16 weights and cache
     Fp16,
+    /// 8-bit weights, 8-bit activations in products
+    Int8,
+    /// 4-bit weights in the decoder, 8-bit elsewhere
+    Q4,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -96,21 +106,14 @@ pub(crate) enum LayoutFlag {
 
 impl Cli {
     /// The export that the flags mean.
-    pub(crate) fn plan(&self) -> ExportPlan {
-        let mut precisions = Vec::new();
-        for flag in &self.precision {
-            let precision = match flag {
-                PrecisionFlag::Fp32 => Precision::Fp32,
-                PrecisionFlag::Fp16 => Precision::Fp16,
-            };
-            if !precisions.contains(&precision) {
-                precisions.push(precision);
-            }
-        }
-        ExportPlan {
+    ///
+    /// # Errors
+    /// A target that has none of the precisions, or the other way round.
+    pub(crate) fn plan(&self) -> Result<ExportPlan, String> {
+        Ok(ExportPlan {
             source: source(&self.model),
             output: self.output.clone(),
-            precisions,
+            variants: self.variants()?,
             layout: match self.layout {
                 LayoutFlag::Auto => None,
                 LayoutFlag::Llava => Some(Layout::Llava),
@@ -118,6 +121,71 @@ impl Cli {
             },
             overwrite: self.overwrite,
             dry_run: self.dry_run,
+        })
+    }
+
+    /// Each precision for each target that has it.
+    fn variants(&self) -> Result<Vec<Variant>, String> {
+        let targets: Vec<Target> = self.target.iter().map(|flag| flag.target()).collect();
+        let mut variants: Vec<Variant> = Vec::new();
+        for precision in self.precision.iter().map(|flag| flag.precision()) {
+            let wanted = if targets.is_empty() {
+                precision.targets().get(..1).unwrap_or_default()
+            } else {
+                &targets[..]
+            };
+            let found: Vec<Variant> = wanted
+                .iter()
+                .filter_map(|target| Variant::new(*target, precision))
+                .collect();
+            if found.is_empty() {
+                let has: Vec<&str> = precision.targets().iter().map(|target| target.name()).collect();
+                return Err(format!(
+                    "--precision {} is a form of target {}, found --target {}",
+                    precision.name(),
+                    has.join(" and "),
+                    targets
+                        .iter()
+                        .map(|target| target.name())
+                        .collect::<Vec<_>>()
+                        .join(" and "),
+                ));
+            }
+            for variant in found {
+                if !variants.contains(&variant) {
+                    variants.push(variant);
+                }
+            }
+        }
+        match targets
+            .iter()
+            .find(|target| !variants.iter().any(|variant| variant.target() == **target))
+        {
+            None => Ok(variants),
+            Some(target) => Err(format!(
+                "--target {} has none of the given --precision",
+                target.name()
+            )),
+        }
+    }
+}
+
+impl TargetFlag {
+    fn target(self) -> Target {
+        match self {
+            TargetFlag::Portable => Target::Portable,
+            TargetFlag::Cpu => Target::Cpu,
+        }
+    }
+}
+
+impl PrecisionFlag {
+    fn precision(self) -> Precision {
+        match self {
+            PrecisionFlag::Fp32 => Precision::Fp32,
+            PrecisionFlag::Fp16 => Precision::Fp16,
+            PrecisionFlag::Int8 => Precision::Int8,
+            PrecisionFlag::Q4 => Precision::Q4,
         }
     }
 }
@@ -172,19 +240,36 @@ mod tests {
     }
 
     #[test]
-    fn a_precision_counts_once() {
-        let plan = |arguments: &[&str]| Cli::try_parse_from(arguments).unwrap().plan();
-        assert_eq!(plan(&["x"]).precisions, [Precision::Fp32]);
-        let twice = [
-            "x",
-            "--precision",
-            "fp16",
-            "--precision",
-            "fp32",
-            "--precision",
-            "fp16",
+    fn variants_of_flags() {
+        let variants = |flags: &str| -> Result<Vec<String>, String> {
+            let arguments = std::iter::once("x").chain(flags.split_whitespace());
+            let variants = Cli::try_parse_from(arguments).unwrap().variants()?;
+            Ok(variants.iter().map(Variant::to_string).collect())
+        };
+        let cases = [
+            ("", "portable fp32"),
+            (
+                "--precision fp16 --precision fp32 --precision fp16",
+                "portable fp16, portable fp32",
+            ),
+            ("--precision q4 --precision int8", "cpu q4, cpu int8"),
+            ("--target cpu", "cpu fp32"),
+            ("--target cpu --target portable", "cpu fp32, portable fp32"),
+            (
+                "--target portable --target cpu --precision fp32 --precision q4",
+                "portable fp32, cpu fp32, cpu q4",
+            ),
         ];
-        assert_eq!(plan(&twice).precisions, [Precision::Fp16, Precision::Fp32]);
+        for (flags, expected) in cases {
+            assert_eq!(variants(flags).unwrap().join(", "), expected, "{flags}");
+        }
+        let message = variants("--target portable --precision q4").unwrap_err();
+        assert_eq!(
+            message,
+            "--precision q4 is a form of target cpu, found --target portable"
+        );
+        let message = variants("--target cpu --target portable --precision q4").unwrap_err();
+        assert_eq!(message, "--target portable has none of the given --precision");
     }
 
     #[test]

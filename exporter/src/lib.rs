@@ -12,14 +12,14 @@ mod source;
 mod summary;
 
 pub use error::ExportError;
-pub use plan::{ExportPlan, Precision, Source};
+pub use plan::{ExportPlan, Precision, Source, Target, Variant};
 pub use report::{Report, Silent};
 pub use summary::{GraphSummary, Summary, VariantSummary};
 
 use files::Staging;
 use models::arch::{self, Network};
 use models::bundle::{
-    Bundle, FILE_NAME, FileEntry, GraphEntry, Io, IoDim, KvSpec, ModelInfo, Parameters, SCHEMA, Variant,
+    self, Bundle, FILE_NAME, FileEntry, GraphEntry, Io, IoDim, KvSpec, ModelInfo, Parameters, SCHEMA,
 };
 use models::checkpoint::{self, Accounting, Assets, Canonical, Checkpoint};
 use models::error::BundleError;
@@ -29,9 +29,6 @@ use onnx::Prepared;
 use onnx::external::Pool;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// The only target so far: standard ONNX operators, for every engine.
-const TARGET: &str = "portable";
 
 /// The directory of the graphs inside a bundle.
 const ONNX: &str = "onnx";
@@ -47,9 +44,9 @@ pub fn export(plan: &ExportPlan, report: &mut dyn Report) -> Result<Summary, Exp
     }
     let source = source::resolve(&plan.source)?;
     let opened = Opened::open(source.directory(), plan)?;
-    let mut variants = Vec::with_capacity(plan.precisions.len());
-    for &precision in &plan.precisions {
-        variants.push(Lowered::new(&opened.graphs, precision)?);
+    let mut variants = Vec::with_capacity(plan.variants.len());
+    for &variant in &plan.variants {
+        variants.push(Lowered::new(opened.graphs(variant)?, variant)?);
     }
     let info = opened.info(source.name);
     let mut summary = Summary::new(&opened, info, &variants);
@@ -78,9 +75,9 @@ pub fn dump(plan: &ExportPlan) -> Result<String, ExportError> {
     let source = source::resolve(&plan.source)?;
     let opened = Opened::open(source.directory(), plan)?;
     let mut text = String::new();
-    for &precision in &plan.precisions {
-        for graph in &opened.graphs {
-            text.push_str(&passes::run(graph.clone(), precision)?.to_string());
+    for &variant in &plan.variants {
+        for graph in opened.graphs(variant)? {
+            text.push_str(&passes::run(graph, variant)?.to_string());
         }
     }
     Ok(text)
@@ -92,8 +89,6 @@ struct Opened {
     weights: Canonical,
     accounting: Accounting,
     assets: Assets,
-    /// In the order of [`Network::ALL`].
-    graphs: [Graph; 3],
 }
 
 impl Opened {
@@ -101,16 +96,23 @@ impl Opened {
         let checkpoint = Checkpoint::open(directory)?;
         let (weights, accounting) = checkpoint::canonical(&checkpoint, plan.layout)?;
         let assets = checkpoint::assets(&checkpoint, weights.config())?;
-        let [vision_encoder, embed_tokens, decoder] =
-            Network::ALL.map(|network| arch::build(network, weights.config()));
-        let graphs = [vision_encoder?, embed_tokens?, decoder?];
         Ok(Opened {
             checkpoint,
             weights,
             accounting,
             assets,
-            graphs,
         })
+    }
+
+    /// The networks of a variant before the passes, in the order of [`Network::ALL`].
+    fn graphs(&self, variant: Variant) -> Result<[Graph; 3], ExportError> {
+        let config = self.weights.config();
+        let build = |network| match variant.encodings() {
+            None => arch::build(network, config),
+            Some(encodings) => arch::fused::build(network, config, encodings),
+        };
+        let [vision_encoder, embed_tokens, decoder] = Network::ALL.map(build);
+        Ok([vision_encoder?, embed_tokens?, decoder?])
     }
 
     fn info(&self, name: String) -> ModelInfo {
@@ -123,9 +125,9 @@ impl Opened {
     }
 }
 
-/// The networks in one precision, each weight with its place.
+/// The networks in one form, each weight with its place.
 struct Lowered {
-    precision: Precision,
+    variant: Variant,
     /// In the order of [`Network::ALL`].
     graphs: [Prepared; 3],
     /// Its own, so that each variant is complete without the others.
@@ -134,11 +136,11 @@ struct Lowered {
 
 impl Lowered {
     fn new(
-        [vision_encoder, embed_tokens, decoder]: &[Graph; 3],
-        precision: Precision,
+        [vision_encoder, embed_tokens, decoder]: [Graph; 3],
+        variant: Variant,
     ) -> Result<Self, ExportError> {
         let mut pool = Pool::default();
-        let mut prepare = |graph: &Graph| onnx::prepare(graph.clone(), precision, &mut pool);
+        let mut prepare = |graph: Graph| onnx::prepare(graph, variant, &mut pool);
         // The order decides which data file holds a weight that two graphs read: a tied table lies with the embedding.
         let graphs = [
             prepare(vision_encoder)?,
@@ -146,7 +148,7 @@ impl Lowered {
             prepare(decoder)?,
         ];
         Ok(Lowered {
-            precision,
+            variant,
             graphs,
             pool,
         })
@@ -287,13 +289,13 @@ fn contract(
     }
 }
 
-fn variant_entry(variant: &Lowered) -> Variant {
-    let [vision_encoder, embed_tokens, decoder] = variant.graphs.each_ref().map(graph_entry);
-    Variant {
-        target: TARGET.to_owned(),
-        precision: variant.precision.name().to_owned(),
+fn variant_entry(lowered: &Lowered) -> bundle::Variant {
+    let [vision_encoder, embed_tokens, decoder] = lowered.graphs.each_ref().map(graph_entry);
+    bundle::Variant {
+        target: lowered.variant.target().name().to_owned(),
+        precision: lowered.variant.precision().name().to_owned(),
         opset: models::graph::OPSET,
-        kv_dtype: variant.precision.kv_dtype(),
+        kv_dtype: lowered.variant.kv_dtype(),
         vision_encoder,
         embed_tokens,
         decoder,

@@ -3,9 +3,10 @@
 mod cli;
 mod output;
 
-use clap::Parser as _;
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser as _};
 use cli::Cli;
-use exporter::ExportError;
+use exporter::{ExportError, ExportPlan};
 use output::Progress;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
@@ -19,7 +20,15 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    match run(&cli) {
+    let plan = match cli.plan() {
+        Ok(plan) => plan,
+        Err(problem) => {
+            let error = Cli::command().error(ErrorKind::ArgumentConflict, problem);
+            let _ = error.print();
+            return ExitCode::from(2);
+        }
+    };
+    match run(&cli, &plan) {
         Ok(()) => ExitCode::SUCCESS,
         Err(ExportError::Interrupted) => {
             output::complain(&ExportError::Interrupted);
@@ -32,10 +41,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> Result<(), ExportError> {
-    let plan = cli.plan();
+fn run(cli: &Cli, plan: &ExportPlan) -> Result<(), ExportError> {
     if cli.dump {
-        return output::write(&exporter::dump(&plan)?);
+        return output::write(&exporter::dump(plan)?);
     }
     let mut progress = Progress::new(cli.quiet || cli.json);
     let interrupted = progress.interrupted_flag();
@@ -43,7 +51,7 @@ fn run(cli: &Cli) -> Result<(), ExportError> {
     drop(ctrlc::set_handler(move || {
         interrupted.store(true, Ordering::Relaxed)
     }));
-    let result = exporter::export(&plan, &mut progress);
+    let result = exporter::export(plan, &mut progress);
     progress.clear();
     let summary = result?;
     for warning in &summary.warnings {

@@ -1,7 +1,9 @@
 //! What exactly will be exported? Everything decided, nothing optional left.
 
+use models::arch::fused::Encodings;
 use models::checkpoint::Layout;
 use models::dtype::DType;
+use models::graph::fused::Encoding;
 use std::path::PathBuf;
 
 /// An export, ready to be carried out by [`crate::export`].
@@ -11,8 +13,8 @@ pub struct ExportPlan {
     pub source: Source,
     /// The bundle's directory.
     pub output: PathBuf,
-    /// One variant for each, in this order, each once.
-    pub precisions: Vec<Precision>,
+    /// What the bundle will hold, in this order, each once.
+    pub variants: Vec<Variant>,
     /// The checkpoint's layout, where it must not be detected.
     pub layout: Option<Layout>,
     /// Whether an existing bundle is replaced. Anything else that exists is never touched.
@@ -22,12 +24,12 @@ pub struct ExportPlan {
 }
 
 impl ExportPlan {
-    /// The default export of a model: float32, layout detected, nothing replaced.
+    /// The default export of a model: portable, float32, layout detected, nothing replaced.
     pub fn new(source: Source, output: PathBuf) -> Self {
         ExportPlan {
             source,
             output,
-            precisions: vec![Precision::Fp32],
+            variants: vec![Variant::PORTABLE],
             layout: None,
             overwrite: false,
             dry_run: false,
@@ -51,6 +53,25 @@ pub enum Source {
     },
 }
 
+/// For which engines a variant is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Target {
+    /// Standard ONNX operators, for every engine.
+    Portable,
+    /// Fused operators, for processors: our kernels in ONNX Runtime, their bodies anywhere else.
+    Cpu,
+}
+
+impl Target {
+    /// As flags and bundles spell it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Target::Portable => "portable",
+            Target::Cpu => "cpu",
+        }
+    }
+}
+
 /// How weights are stored, and most products computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Precision {
@@ -58,30 +79,100 @@ pub enum Precision {
     Fp32,
     /// float16 weights and KV cache; sums that need it in float32.
     Fp16,
+    /// Bytes with a scale for each output; activations become bytes on their way into a product.
+    Int8,
+    /// The decoder in nibbles with a scale for each 32 weights, everything else as int8.
+    Q4,
 }
 
 impl Precision {
-    /// `fp32` or `fp16`, as flags and bundles spell it.
+    /// As flags and bundles spell it.
     pub const fn name(self) -> &'static str {
         match self {
             Precision::Fp32 => "fp32",
             Precision::Fp16 => "fp16",
+            Precision::Int8 => "int8",
+            Precision::Q4 => "q4",
         }
     }
 
-    /// What file names of graphs end with, before the extension: the ecosystem's suffixes.
-    pub const fn suffix(self) -> &'static str {
+    /// The targets that have it, the default first.
+    pub const fn targets(self) -> &'static [Target] {
         match self {
-            Precision::Fp32 => "",
-            Precision::Fp16 => "_fp16",
+            Precision::Fp32 => &[Target::Portable, Target::Cpu],
+            Precision::Fp16 => &[Target::Portable],
+            Precision::Int8 | Precision::Q4 => &[Target::Cpu],
+        }
+    }
+}
+
+/// One form of the three networks: a target in a precision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Variant {
+    target: Target,
+    precision: Precision,
+}
+
+impl Variant {
+    /// The default: standard operators in float32.
+    pub const PORTABLE: Variant = Variant {
+        target: Target::Portable,
+        precision: Precision::Fp32,
+    };
+
+    /// A target in a precision, if there is such a form.
+    pub fn new(target: Target, precision: Precision) -> Option<Variant> {
+        let variant = Variant { target, precision };
+        precision.targets().contains(&target).then_some(variant)
+    }
+
+    /// For which engines.
+    pub const fn target(self) -> Target {
+        self.target
+    }
+
+    /// How weights are stored.
+    pub const fn precision(self) -> Precision {
+        self.precision
+    }
+
+    /// What file names of graphs end with, before the extension: the ecosystem's suffixes where it has one.
+    pub const fn suffix(self) -> &'static str {
+        match (self.target, self.precision) {
+            (Target::Portable, Precision::Fp32) => "",
+            (Target::Cpu, Precision::Fp32) => "_cpu",
+            (_, Precision::Fp16) => "_fp16",
+            (_, Precision::Int8) => "_int8",
+            (_, Precision::Q4) => "_q4",
         }
     }
 
     /// Element type of the KV cache's inputs and outputs.
     pub const fn kv_dtype(self) -> DType {
-        match self {
-            Precision::Fp32 => DType::Float32,
+        match self.precision {
+            Precision::Fp32 | Precision::Int8 | Precision::Q4 => DType::Float32,
             Precision::Fp16 => DType::Float16,
         }
+    }
+
+    /// How fused operators store their weights; `None` for networks of standard operators.
+    pub const fn encodings(self) -> Option<Encodings> {
+        let (rest, decoder) = match (self.target, self.precision) {
+            (Target::Portable, _) => return None,
+            (Target::Cpu, Precision::Fp32 | Precision::Fp16) => (Encoding::Float32, Encoding::Float32),
+            (Target::Cpu, Precision::Int8) => (Encoding::Int8, Encoding::Int8),
+            (Target::Cpu, Precision::Q4) => (Encoding::Int8, Encoding::Int4),
+        };
+        Some(Encodings {
+            vision: rest,
+            decoder,
+            table: rest,
+        })
+    }
+}
+
+impl std::fmt::Display for Variant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.target.name(), self.precision.name())
     }
 }

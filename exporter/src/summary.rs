@@ -1,6 +1,6 @@
 //! What does an export hold? The account that `--dry-run`, `--json` and the last lines of a run are made from.
 
-use crate::{Lowered, Opened, TARGET, graph_entry};
+use crate::{Lowered, Opened, graph_entry};
 use models::bundle::{GraphEntry, ModelInfo};
 use models::checkpoint::Accounting;
 use serde::Serialize;
@@ -26,9 +26,9 @@ pub struct Summary {
 /// One exported form.
 #[derive(Debug, Clone, Serialize)]
 pub struct VariantSummary {
-    /// `portable`.
+    /// `portable` or `cpu`.
     pub target: String,
-    /// `fp32` or `fp16`.
+    /// `fp32`, `fp16`, `int8` or `q4`.
     pub precision: String,
     /// ONNX opset.
     pub opset: i64,
@@ -63,15 +63,15 @@ impl Summary {
     }
 }
 
-fn variant(variant: &Lowered) -> VariantSummary {
-    let graphs = variant.graphs.iter().map(|graph| GraphSummary {
+fn variant(lowered: &Lowered) -> VariantSummary {
+    let graphs = lowered.graphs.iter().map(|graph| GraphSummary {
         entry: graph_entry(graph),
         nodes: graph.graph.nodes.len(),
         data_bytes: graph.data.length,
     });
     VariantSummary {
-        target: TARGET.to_owned(),
-        precision: variant.precision.name().to_owned(),
+        target: lowered.variant.target().name().to_owned(),
+        precision: lowered.variant.precision().name().to_owned(),
         opset: models::graph::OPSET,
         graphs: graphs.collect(),
     }

@@ -17,6 +17,8 @@ pub enum DType {
     Int64,
     /// One byte, 0 or 1.
     Bool,
+    /// Unsigned, 8 bits.
+    UInt8,
 }
 
 impl DType {
@@ -26,7 +28,7 @@ impl DType {
             DType::Float32 => 4,
             DType::Float16 | DType::BFloat16 => 2,
             DType::Int64 => 8,
-            DType::Bool => 1,
+            DType::Bool | DType::UInt8 => 1,
         }
     }
 
@@ -38,6 +40,7 @@ impl DType {
             DType::BFloat16 => "bfloat16",
             DType::Int64 => "int64",
             DType::Bool => "bool",
+            DType::UInt8 => "uint8",
         }
     }
 

@@ -10,9 +10,12 @@ mod matrix;
 mod movement;
 
 use crate::tensor::{Data, Tensor, round_to_half};
+use exporter::onnx::pack;
+use models::arch::fused::body::body;
 use models::dtype::DType;
 use models::error::CheckpointError;
-use models::graph::{Constant, Dim, Graph, Node, Op, Source, ValueId, WeightRef};
+use models::graph::fused::Fused;
+use models::graph::{Constant, Dim, Graph, Node, Op, Source, Value, ValueId, WeightForm, WeightRef};
 use models::weights::Weights;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -112,10 +115,13 @@ impl<'a> Interpreter<'a> {
                 arguments.push(self.argument(id, &values)?);
             }
             let arguments: Vec<&Tensor> = arguments.iter().map(AsRef::as_ref).collect();
-            let results = evaluate(&node.op, &arguments).map_err(|problem| InterpretError::Node {
-                node: node.name.clone(),
-                problem,
-            })?;
+            let results = match &node.op {
+                Op::Fused(fused) => self.fused(node, fused, &arguments)?,
+                op => evaluate(op, &arguments).map_err(|problem| InterpretError::Node {
+                    node: node.name.clone(),
+                    problem,
+                })?,
+            };
             store(graph, node, results, &lengths, &mut values, trace)?;
             for &id in &node.inputs {
                 if last_use[id.0] == Some(position) {
@@ -141,7 +147,7 @@ impl<'a> Interpreter<'a> {
         }
         let value = self.graph.value(id);
         match &value.source {
-            Source::Weight(weight) => self.weight(weight),
+            Source::Weight(weight) => self.weight(weight, value),
             Source::Constant(constant) => Ok(Arc::new(literal(constant, &value.shape))),
             Source::Input | Source::Node => Err(InterpretError::Node {
                 node: value.name.clone(),
@@ -150,34 +156,82 @@ impl<'a> Interpreter<'a> {
         }
     }
 
-    fn weight(&mut self, weight: &WeightRef) -> Result<Arc<Tensor>, InterpretError> {
+    /// A fused operator computes what its body computes.
+    fn fused(
+        &self,
+        node: &Node,
+        fused: &Fused,
+        arguments: &[&Tensor],
+    ) -> Result<Vec<Tensor>, InterpretError> {
+        let values: Vec<&Value> = node.inputs.iter().map(|id| self.graph.value(*id)).collect();
+        let body = body(fused, &values).map_err(|error| InterpretError::Node {
+            node: node.name.clone(),
+            problem: error.to_string(),
+        })?;
+        let names: Vec<String> = body
+            .inputs
+            .iter()
+            .map(|id| body.value(*id).name.clone())
+            .collect();
+        let tensors = arguments.iter().map(|tensor| Tensor::clone(tensor));
+        let inputs: Vec<(&str, Tensor)> = names.iter().map(String::as_str).zip(tensors).collect();
+        let outputs = Interpreter::new(&body, self.weights).run(&inputs)?;
+        Ok(outputs.into_iter().map(|(_, tensor)| tensor).collect())
+    }
+
+    /// A weight in the form in which `value` reads it.
+    fn weight(&mut self, weight: &WeightRef, value: &Value) -> Result<Arc<Tensor>, InterpretError> {
         if let Some(tensor) = self.loaded.get(weight) {
             return Ok(Arc::clone(tensor));
         }
-        let data = self.weights.read(&weight.name)?;
-        let spec = self
-            .weights
-            .specs()
-            .iter()
-            .find(|spec| spec.name == weight.name)
-            .ok_or_else(|| CheckpointError::UnknownWeight {
-                name: weight.name.clone(),
-            })?;
-        let shape: Vec<usize> = spec
-            .shape
-            .iter()
-            .map(|&n| usize::try_from(n).unwrap_or(usize::MAX))
-            .collect();
-        let mut tensor = Tensor::float(&shape, data);
-        if weight.transposed {
-            tensor = movement::transpose(&tensor, &[1, 0]).map_err(|problem| InterpretError::Node {
-                node: weight.name.clone(),
-                problem,
-            })?;
-        }
+        let refuse = |problem: String| InterpretError::Node {
+            node: weight.name.clone(),
+            problem,
+        };
+        let fixed = |dim: &Dim| dim.fixed().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
+        let shape: Vec<usize> = value.shape.iter().map(fixed).collect();
+        let tensor = match weight.form {
+            WeightForm::Stored => Tensor::float(&shape, self.weights.read(&weight.name)?),
+            WeightForm::Transposed => {
+                let rows = shape.last().copied().unwrap_or(1);
+                let data = self.weights.read(&weight.name)?;
+                let matrix = Tensor::float(&[rows, data.len() / rows.max(1)], data);
+                let mut turned = movement::transpose(&matrix, &[1, 0]).map_err(refuse)?;
+                turned.shape.clone_from(&shape);
+                turned
+            }
+            WeightForm::Vector(_)
+            | WeightForm::Panels(..)
+            | WeightForm::PanelScales(..)
+            | WeightForm::Bytes
+            | WeightForm::ByteScales => {
+                let bytes = pack::bytes(weight, self.weights).map_err(|error| refuse(error.to_string()))?;
+                elements(&shape, value.dtype, &bytes)
+            }
+        };
         let tensor = Arc::new(tensor);
         self.loaded.insert(weight.clone(), Arc::clone(&tensor));
         Ok(tensor)
+    }
+}
+
+/// A tensor from its little-endian bytes.
+fn elements(shape: &[usize], dtype: DType, bytes: &[u8]) -> Tensor {
+    match dtype {
+        DType::UInt8 => Tensor::int(shape, bytes.iter().map(|byte| i64::from(*byte)).collect()),
+        DType::Float16 => {
+            let halves = bytes.as_chunks::<2>().0.iter();
+            Tensor::float(
+                shape,
+                halves
+                    .map(|bytes| half::f16::from_le_bytes(*bytes).to_f32())
+                    .collect(),
+            )
+        }
+        _float32 => {
+            let floats = bytes.as_chunks::<4>().0.iter();
+            Tensor::float(shape, floats.map(|bytes| f32::from_le_bytes(*bytes)).collect())
+        }
     }
 }
 
@@ -269,6 +323,7 @@ fn evaluate(op: &Op, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
         Op::LessOrEqual => one(elementwise::less_or_equal(a()?, b()?)),
         Op::And => one(elementwise::and(a()?, b()?)),
         Op::Where => one(elementwise::select(a()?, b()?, c()?)),
+        Op::Fused(fused) => Err(format!("{} is computed by its body", fused.name())),
     }
 }
 
@@ -284,7 +339,7 @@ fn cast(x: &Tensor, to: DType) -> Result<Tensor, String> {
                 .map(|v| half::bf16::from_f32(v).to_f32())
                 .collect(),
         ),
-        DType::Int64 => match &x.data {
+        DType::Int64 | DType::UInt8 => match &x.data {
             Data::Int(data) => Data::Int(data.clone()),
             // Values that a graph casts to integers are counts and positions.
             Data::Float(data) => Data::Int(data.iter().map(|&v| v as i64).collect()),

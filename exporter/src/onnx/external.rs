@@ -6,6 +6,7 @@
 
 #![deny(clippy::as_conversions)]
 
+use super::pack;
 use crate::error::ExportError;
 use crate::files;
 use crate::report::Report;
@@ -13,7 +14,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt as _;
 use models::bundle::FileEntry;
 use models::dtype::DType;
-use models::graph::{Graph, Source, WeightRef};
+use models::graph::{Graph, Source, WeightForm, WeightRef};
 use models::weights::{WeightSpec, Weights};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
@@ -64,7 +65,7 @@ pub struct DataFile {
 /// One tensor of a data file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tensor {
-    /// Which weight, and whether its transpose.
+    /// Which weight, in which form.
     pub weight: WeightRef,
     /// Element type in the file.
     pub dtype: DType,
@@ -242,7 +243,7 @@ impl From<ExportError> for Stop {
 enum Block {
     Float32(Vec<f32>),
     Float16(Vec<f16>),
-    Zeros(Vec<u8>),
+    Bytes(Vec<u8>),
 }
 
 impl Block {
@@ -250,7 +251,7 @@ impl Block {
         match self {
             Block::Float32(values) => bytemuck::cast_slice(values),
             Block::Float16(values) => bytemuck::cast_slice(values),
-            Block::Zeros(bytes) => bytes,
+            Block::Bytes(bytes) => bytes,
         }
     }
 }
@@ -278,9 +279,13 @@ impl Reader<'_> {
         for tensor in &file.tensors {
             let padding = usize::try_from(tensor.offset - position).unwrap_or(0);
             if padding > 0 {
-                self.send(Block::Zeros(vec![0; padding]))?;
+                self.send(Block::Bytes(vec![0; padding]))?;
             }
             position = tensor.offset + tensor.bytes;
+            if pack::is_packed(&tensor.weight) {
+                self.send_packed(tensor, report)?;
+                continue;
+            }
             let name = tensor.weight.name.as_str();
             let Some(spec) = specs.get(name) else {
                 let unknown = models::error::CheckpointError::UnknownWeight {
@@ -299,6 +304,30 @@ impl Reader<'_> {
         }
     }
 
+    /// Sends a tensor of a form that is made piece by piece.
+    fn send_packed(&mut self, tensor: &Tensor, report: &mut dyn Report) -> Result<(), Stop> {
+        let weights = self.weights;
+        let mut sent = 0;
+        pack::pack(&tensor.weight, weights, &mut |piece: Vec<u8>| {
+            if report.interrupted() {
+                return Err(Stop::Error(ExportError::Interrupted));
+            }
+            let bytes = u64::try_from(piece.len()).unwrap_or(u64::MAX);
+            sent += bytes;
+            self.send(Block::Bytes(piece))?;
+            report.advance(bytes);
+            Ok(())
+        })?;
+        if sent == tensor.bytes {
+            return Ok(());
+        }
+        let what = format!(
+            "weight `{}` has {sent} bytes instead of {}",
+            tensor.weight.name, tensor.bytes
+        );
+        Err(ExportError::Internal { what }.into())
+    }
+
     /// Sends a tensor block by block. Returns the largest magnitude if float16 cannot hold it.
     fn send_tensor(
         &mut self,
@@ -307,20 +336,21 @@ impl Reader<'_> {
         report: &mut dyn Report,
     ) -> Result<Option<f32>, Stop> {
         let mut too_large: Option<f32> = None;
-        for (rows, columns) in blocks(spec.matrix(), tensor.weight.transposed) {
+        let transposed = tensor.weight.form == WeightForm::Transposed;
+        for (rows, columns) in blocks(spec.matrix(), transposed) {
             if report.interrupted() {
                 return Err(ExportError::Interrupted.into());
             }
             let block = match tensor.dtype {
                 DType::Float16 => {
                     let mut wide = std::mem::take(&mut self.wide);
-                    self.read(spec, rows, columns, tensor.weight.transposed, &mut wide)?;
+                    self.read(spec, rows, columns, transposed, &mut wide)?;
                     if let Some(found) = beyond_float16(&wide) {
                         too_large = Some(too_large.map_or(found, |largest| largest.max(found)));
                     }
                     let mut narrow = self.recycled(|block| match block {
                         Block::Float16(buffer) => Some(buffer),
-                        Block::Float32(_) | Block::Zeros(_) => None,
+                        Block::Float32(_) | Block::Bytes(_) => None,
                     });
                     narrow.resize(wide.len(), f16::ZERO);
                     narrow.convert_from_f32_slice(&wide);
@@ -330,9 +360,9 @@ impl Reader<'_> {
                 DType::Float32 => {
                     let mut wide = self.recycled(|block| match block {
                         Block::Float32(buffer) => Some(buffer),
-                        Block::Float16(_) | Block::Zeros(_) => None,
+                        Block::Float16(_) | Block::Bytes(_) => None,
                     });
-                    self.read(spec, rows, columns, tensor.weight.transposed, &mut wide)?;
+                    self.read(spec, rows, columns, transposed, &mut wide)?;
                     Block::Float32(wide)
                 }
                 other => {
@@ -443,15 +473,18 @@ fn beyond_float16(values: &[f32]) -> Option<f32> {
 }
 
 fn read_small(weight: &WeightRef, dtype: DType, weights: &dyn Weights) -> Result<Vec<u8>, ExportError> {
+    if pack::is_packed(weight) {
+        return pack::bytes(weight, weights);
+    }
     let values = weights.read(&weight.name)?;
     let spec = weights.specs().iter().find(|spec| spec.name == weight.name);
     let values = match spec {
-        Some(spec) if weight.transposed => {
+        Some(spec) if weight.form == WeightForm::Transposed => {
             let mut out = Vec::new();
             transpose(&values, spec.matrix().1, &mut out);
             out
         }
-        _untransposed => values,
+        _stored => values,
     };
     if dtype == DType::Float32 {
         return Ok(bytemuck::cast_slice(&values).to_vec());
@@ -542,7 +575,11 @@ pub(crate) mod tests {
                 }
                 let weight = WeightRef {
                     name: (*name).to_owned(),
-                    transposed: *transposed,
+                    form: if *transposed {
+                        WeightForm::Transposed
+                    } else {
+                        WeightForm::Stored
+                    },
                 };
                 Value {
                     name: (*name).to_owned(),

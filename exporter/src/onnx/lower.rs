@@ -6,13 +6,15 @@
 
 use super::external::Stored;
 use super::proto::{
-    AttributeProto, AttributeType, DataLocation, DataType, DimensionProto, GraphProto, IR_VERSION,
-    ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto,
-    TensorTypeProto, TypeProto, ValueInfoProto,
+    AttributeProto, AttributeType, DataLocation, DataType, DimensionProto, FunctionProto, GraphProto,
+    IR_VERSION, IR_VERSION_OF_FUNCTIONS, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto,
+    TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
 };
 use crate::error::ExportError;
 use half::f16;
+use models::arch::fused::body::body;
 use models::dtype::DType;
+use models::graph::fused::{DOMAIN, Fused, Norm};
 use models::graph::{Constant, Dim, Graph, Node, OPSET, Op, Source, Value};
 
 /// Lowers a graph. `stored` says for every weight value, by its index in [`Graph::values`], where its elements are.
@@ -38,14 +40,29 @@ pub fn lower(graph: &Graph, stored: &[Option<Stored>]) -> Result<ModelProto, Exp
         }
     }
     let mut nodes = Vec::with_capacity(graph.nodes.len());
+    let mut functions = Functions::default();
     for node in &graph.nodes {
-        nodes.push(lower_node(graph, node, &mut initializers)?);
+        let mut lowered = lower_node(graph, node, &mut initializers)?;
+        if let Op::Fused(fused) = &node.op {
+            let inputs: Vec<&Value> = node.inputs.iter().map(|id| graph.value(*id)).collect();
+            lowered.domain = Some(DOMAIN.to_owned());
+            lowered.overload = Some(functions.overload(fused, &inputs, &lowered.attribute)?);
+        }
+        nodes.push(lowered);
+    }
+    let mut opset_import = vec![opset("", OPSET)];
+    if !functions.protos.is_empty() {
+        opset_import.push(opset(DOMAIN, 1));
     }
     let describe = |ids: &[models::graph::ValueId]| -> Result<Vec<ValueInfoProto>, ExportError> {
         ids.iter().map(|id| value_info(graph.value(*id))).collect()
     };
     Ok(ModelProto {
-        ir_version: Some(IR_VERSION),
+        ir_version: Some(if functions.protos.is_empty() {
+            IR_VERSION
+        } else {
+            IR_VERSION_OF_FUNCTIONS
+        }),
         producer_name: Some("fvlm-export".to_owned()),
         producer_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         graph: Some(GraphProto {
@@ -55,11 +72,97 @@ pub fn lower(graph: &Graph, stored: &[Option<Stored>]) -> Result<ModelProto, Exp
             input: describe(&graph.inputs)?,
             output: describe(&graph.outputs)?,
         }),
-        opset_import: vec![OperatorSetIdProto {
-            domain: Some(String::new()),
-            version: Some(OPSET),
-        }],
+        opset_import,
+        functions: functions.protos,
     })
+}
+
+fn opset(domain: &str, version: i64) -> OperatorSetIdProto {
+    OperatorSetIdProto {
+        domain: Some(domain.to_owned()),
+        version: Some(version),
+    }
+}
+
+/// The bodies of the fused operators that a graph uses: one for each operator with its parameters and input types.
+#[derive(Default)]
+struct Functions {
+    keys: Vec<(Fused, Vec<(DType, Vec<Dim>)>)>,
+    protos: Vec<FunctionProto>,
+}
+
+impl Functions {
+    /// The overload that a node calls; its body is added if it is new.
+    fn overload(
+        &mut self,
+        fused: &Fused,
+        inputs: &[&Value],
+        attributes: &[AttributeProto],
+    ) -> Result<String, ExportError> {
+        let types = inputs
+            .iter()
+            .map(|value| (value.dtype, value.shape.clone()))
+            .collect();
+        let key = (*fused, types);
+        if let Some(index) = self.keys.iter().position(|known| *known == key) {
+            return Ok(index.to_string());
+        }
+        let overload = self.keys.len().to_string();
+        let attributes = attributes.iter().filter_map(|attribute| attribute.name.clone());
+        self.protos
+            .push(function(fused, inputs, &overload, attributes.collect())?);
+        self.keys.push(key);
+        Ok(overload)
+    }
+}
+
+/// A body as a function: what would be stored tensors become constant nodes.
+fn function(
+    fused: &Fused,
+    inputs: &[&Value],
+    overload: &str,
+    attribute: Vec<String>,
+) -> Result<FunctionProto, ExportError> {
+    let body = body(fused, inputs)?;
+    let mut tensors = Vec::new();
+    for value in &body.values {
+        if let Source::Constant(constant) = &value.source {
+            tensors.push(constant_tensor(value, constant)?);
+        }
+    }
+    let mut nodes = Vec::with_capacity(body.nodes.len());
+    for node in &body.nodes {
+        nodes.push(lower_node(&body, node, &mut tensors)?);
+    }
+    let constants = tensors.into_iter().map(constant_node);
+    let names = |ids: &[models::graph::ValueId]| -> Vec<String> {
+        ids.iter().map(|id| body.value(*id).name.clone()).collect()
+    };
+    Ok(FunctionProto {
+        name: Some(fused.name().to_owned()),
+        input: names(&body.inputs),
+        output: names(&body.outputs),
+        attribute,
+        node: constants.chain(nodes).collect(),
+        opset_import: vec![opset("", OPSET)],
+        domain: Some(DOMAIN.to_owned()),
+        overload: Some(overload.to_owned()),
+    })
+}
+
+fn constant_node(mut tensor: TensorProto) -> NodeProto {
+    let output = tensor.name.take();
+    NodeProto {
+        output: output.into_iter().collect(),
+        op_type: Some("Constant".to_owned()),
+        attribute: vec![AttributeProto {
+            name: Some("value".to_owned()),
+            t: Some(tensor),
+            r#type: Some(i32::from(AttributeType::Tensor)),
+            ..AttributeProto::default()
+        }],
+        ..NodeProto::default()
+    }
 }
 
 /// ONNX's number for an element type.
@@ -70,6 +173,7 @@ pub const fn data_type(dtype: DType) -> DataType {
         DType::BFloat16 => DataType::Bfloat16,
         DType::Int64 => DataType::Int64,
         DType::Bool => DataType::Bool,
+        DType::UInt8 => DataType::Uint8,
     }
 }
 
@@ -91,7 +195,7 @@ fn lower_node(
             .collect(),
         name: Some(node.name.clone()),
         op_type: Some(node.op.name().to_owned()),
-        attribute: Vec::new(),
+        ..NodeProto::default()
     };
     // ONNX wants these integers as inputs; the constant is named after the node and its role.
     let mut constant = |role: &str, values: &[i64]| {
@@ -152,8 +256,85 @@ fn lower_node(
             lowered.attribute.push(int("start", *start));
             lowered.attribute.push(int("end", *end));
         }
+        Op::Fused(fused) => lowered.attribute = fused_attributes(fused)?,
     }
     Ok(lowered)
+}
+
+/// The parameters of a fused operator, for kernels: a body has them built in.
+fn fused_attributes(fused: &Fused) -> Result<Vec<AttributeProto>, ExportError> {
+    let size = |name: &str, value: u64| Ok::<_, ExportError>(int(name, signed(value)?));
+    let flag = |name: &str, value: bool| int(name, i64::from(value));
+    let normalisation = |norm: Norm| match norm {
+        Norm::None => [int("norm", 0), float("epsilon", 0.0)],
+        Norm::Rms { epsilon } => [int("norm", 1), float("epsilon", epsilon)],
+        Norm::Layer { epsilon } => [int("norm", 2), float("epsilon", epsilon)],
+    };
+    Ok(match *fused {
+        Fused::Stem { kernel, stride, gelu } | Fused::DepthwiseConv { kernel, stride, gelu } => {
+            vec![
+                size("kernel", kernel)?,
+                size("stride", stride)?,
+                flag("gelu", gelu),
+            ]
+        }
+        Fused::Linear {
+            inputs,
+            outputs,
+            norm,
+            encoding,
+            bias,
+            gelu,
+            residual,
+        } => {
+            let [norm, epsilon] = normalisation(norm);
+            vec![
+                size("inputs", inputs)?,
+                size("outputs", outputs)?,
+                norm,
+                epsilon,
+                int("bits", encoding.bits()),
+                flag("bias", bias),
+                flag("gelu", gelu),
+                flag("residual", residual),
+            ]
+        }
+        Fused::FeedForward {
+            inputs,
+            hidden,
+            outputs,
+            norm,
+            encoding,
+            bias,
+            gated,
+            residual,
+        } => {
+            let [norm, epsilon] = normalisation(norm);
+            vec![
+                size("inputs", inputs)?,
+                size("hidden", hidden)?,
+                size("outputs", outputs)?,
+                norm,
+                epsilon,
+                int("bits", encoding.bits()),
+                flag("bias", bias),
+                flag("gated", gated),
+                flag("residual", residual),
+            ]
+        }
+        Fused::SelfAttention { heads, head_dim } => vec![size("heads", heads)?, size("head_dim", head_dim)?],
+        Fused::DecoderAttention {
+            heads,
+            kv_heads,
+            head_dim,
+        } => vec![
+            size("heads", heads)?,
+            size("kv_heads", kv_heads)?,
+            size("head_dim", head_dim)?,
+        ],
+        Fused::Embedding => Vec::new(),
+        Fused::Logits { encoding } => vec![int("bits", encoding.bits())],
+    })
 }
 
 fn int(name: &str, value: i64) -> AttributeProto {

@@ -2,12 +2,13 @@
 
 pub mod external;
 pub mod lower;
+pub mod pack;
 pub mod proto;
 
 use crate::error::ExportError;
 use crate::files;
 use crate::passes;
-use crate::plan::Precision;
+use crate::plan::Variant;
 use crate::report::{Report, Silent};
 use external::{DataFile, Pool};
 use models::bundle::FileEntry;
@@ -35,9 +36,9 @@ pub struct Prepared {
 ///
 /// # Errors
 /// A graph that a pass cannot rewrite.
-pub fn prepare(graph: Graph, precision: Precision, pool: &mut Pool) -> Result<Prepared, ExportError> {
-    let stem = format!("{}{}", graph.name, precision.suffix());
-    let graph = passes::run(graph, precision)?;
+pub fn prepare(graph: Graph, variant: Variant, pool: &mut Pool) -> Result<Prepared, ExportError> {
+    let stem = format!("{}{}", graph.name, variant.suffix());
+    let graph = passes::run(graph, variant)?;
     let data = pool.place(&graph, &format!("{stem}.onnx_data"))?;
     let reads = pool.files(&graph);
     Ok(Prepared {
@@ -79,11 +80,11 @@ pub fn write(
 pub fn write_graph(
     graph: &Graph,
     weights: &dyn Weights,
-    precision: Precision,
+    variant: Variant,
     directory: &Path,
 ) -> Result<PathBuf, ExportError> {
     let mut pool = Pool::default();
-    let prepared = prepare(graph.clone(), precision, &mut pool)?;
+    let prepared = prepare(graph.clone(), variant, &mut pool)?;
     write(&prepared, weights, &pool, directory, &mut Silent)?;
     Ok(directory.join(&prepared.file_name))
 }
@@ -110,7 +111,7 @@ mod tests {
         let graph = b.finish().unwrap();
         let weights = Memory::new(&[("model.up.weight", &[3, 2]), ("model.up.bias", &[3])]);
         let directory = tempfile::tempdir().unwrap();
-        let path = write_graph(&graph, &weights, Precision::Fp32, directory.path()).unwrap();
+        let path = write_graph(&graph, &weights, Variant::PORTABLE, directory.path()).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/tiny.onnx");
         if std::env::var_os("BLESS").is_some() {

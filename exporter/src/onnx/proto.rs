@@ -6,6 +6,9 @@
 /// Version of the file format that goes with [`models::graph::OPSET`].
 pub const IR_VERSION: i64 = 9;
 
+/// Version of the file format of a model that has functions: the first with overloads.
+pub const IR_VERSION_OF_FUNCTIONS: i64 = 10;
+
 /// A whole `.onnx` file.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ModelProto {
@@ -24,6 +27,38 @@ pub struct ModelProto {
     /// Operator sets that the graph uses.
     #[prost(message, repeated, tag = "8")]
     pub opset_import: Vec<OperatorSetIdProto>,
+    /// Bodies of the functions that the graph calls.
+    #[prost(message, repeated, tag = "25")]
+    pub functions: Vec<FunctionProto>,
+}
+
+/// What a function computes. A node calls it by domain, name and overload.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct FunctionProto {
+    /// The name.
+    #[prost(string, optional, tag = "1")]
+    pub name: Option<String>,
+    /// Names of the inputs in the body.
+    #[prost(string, repeated, tag = "4")]
+    pub input: Vec<String>,
+    /// Names of the outputs in the body.
+    #[prost(string, repeated, tag = "5")]
+    pub output: Vec<String>,
+    /// Attributes of the calling node that have no default. The body need not use them.
+    #[prost(string, repeated, tag = "6")]
+    pub attribute: Vec<String>,
+    /// The body.
+    #[prost(message, repeated, tag = "7")]
+    pub node: Vec<NodeProto>,
+    /// Operator sets that the body uses.
+    #[prost(message, repeated, tag = "9")]
+    pub opset_import: Vec<OperatorSetIdProto>,
+    /// The domain.
+    #[prost(string, optional, tag = "10")]
+    pub domain: Option<String>,
+    /// Tells functions of one name apart.
+    #[prost(string, optional, tag = "13")]
+    pub overload: Option<String>,
 }
 
 /// An operator set and its version.
@@ -75,6 +110,12 @@ pub struct NodeProto {
     /// The attributes.
     #[prost(message, repeated, tag = "5")]
     pub attribute: Vec<AttributeProto>,
+    /// Not set for the standard operators.
+    #[prost(string, optional, tag = "7")]
+    pub domain: Option<String>,
+    /// Which of the functions of that name.
+    #[prost(string, optional, tag = "8")]
+    pub overload: Option<String>,
 }
 
 /// A named attribute; one of the value fields is set.
@@ -89,6 +130,9 @@ pub struct AttributeProto {
     /// Value of an integer attribute.
     #[prost(int64, optional, tag = "3")]
     pub i: Option<i64>,
+    /// Value of a tensor attribute.
+    #[prost(message, optional, tag = "5")]
+    pub t: Option<TensorProto>,
     /// Value of an attribute that is a list of integers. ONNX's schema does not pack it.
     #[prost(int64, repeated, packed = "false", tag = "8")]
     pub ints: Vec<i64>,
@@ -107,6 +151,8 @@ pub enum AttributeType {
     Float = 1,
     /// In `i`.
     Int = 2,
+    /// In `t`.
+    Tensor = 4,
     /// In `ints`.
     Ints = 7,
 }
@@ -152,6 +198,8 @@ pub enum DataType {
     Undefined = 0,
     /// float32.
     Float = 1,
+    /// uint8.
+    Uint8 = 2,
     /// int64.
     Int64 = 7,
     /// bool.

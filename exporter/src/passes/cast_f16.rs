@@ -379,6 +379,8 @@ fn compute(node: &Node) -> Compute {
         | Op::LessOrEqual
         | Op::And
         | Op::Where => Compute::In(storage(node.precision)),
+        // No variant has both; if one ever does, they compute in float32.
+        Op::Fused(_) => Compute::In(DType::Float32),
     }
 }
 

@@ -7,16 +7,17 @@ mod cast_f16;
 pub use cast_f16::PRODUCT_SCALE;
 
 use crate::error::ExportError;
-use crate::plan::Precision;
+use crate::plan::{Precision, Variant};
 use models::graph::Graph;
 
-/// Applies the passes of a precision.
+/// Applies the passes of a variant.
 ///
 /// # Errors
 /// A graph that a pass cannot rewrite.
-pub fn run(graph: Graph, precision: Precision) -> Result<Graph, ExportError> {
-    match precision {
-        Precision::Fp32 => Ok(graph),
+pub fn run(graph: Graph, variant: Variant) -> Result<Graph, ExportError> {
+    match variant.precision() {
+        // How fused operators store their weights was decided when the network was built.
+        Precision::Fp32 | Precision::Int8 | Precision::Q4 => Ok(graph),
         Precision::Fp16 => cast_f16::cast_f16(&graph),
     }
 }

@@ -1,12 +1,13 @@
 //! The three networks of a FastVLM as graphs, and the canonical weights that they need.
 
 mod fastvithd;
+pub mod fused;
 mod projector;
 mod qwen2;
 
 use crate::config::ModelConfig;
 use crate::dtype::DType;
-use crate::graph::{Builder, Dim, Graph, GraphError, Source};
+use crate::graph::{Builder, Dim, Graph, GraphError, Source, WeightForm};
 use crate::weights::WeightSpec;
 use std::collections::BTreeSet;
 
@@ -76,7 +77,7 @@ pub fn specs(config: &ModelConfig) -> Result<Vec<WeightSpec>, GraphError> {
                 continue;
             };
             let mut shape: Vec<u64> = value.shape.iter().filter_map(|dim| dim.fixed()).collect();
-            if weight.transposed {
+            if weight.form == WeightForm::Transposed {
                 shape.reverse();
             }
             if seen.insert(weight.name.clone()) {
@@ -91,7 +92,7 @@ pub fn specs(config: &ModelConfig) -> Result<Vec<WeightSpec>, GraphError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::config::{DecoderConfig, ProjectorConfig, TokenMixer, VisionConfig};
 
@@ -147,7 +148,12 @@ mod tests {
         }
     }
 
-    fn published(decoder: DecoderConfig) -> ModelConfig {
+    /// The 0.5B geometry with this many decoder layers.
+    pub(crate) fn published(layers: u64) -> ModelConfig {
+        published_with(decoder(896, layers, [14, 2], 4864, 151_936, true))
+    }
+
+    fn published_with(decoder: DecoderConfig) -> ModelConfig {
         config([96, 192, 384, 768, 1536], [2, 12, 24, 4, 2], 1024, decoder)
     }
 
@@ -171,7 +177,7 @@ mod tests {
             ),
         ];
         for (name, decoder, expected) in cases {
-            let specs = specs(&published(decoder)).unwrap();
+            let specs = specs(&published_with(decoder)).unwrap();
             let count = |prefix: &str| -> u64 {
                 let chosen = specs.iter().filter(|spec| spec.name.starts_with(prefix));
                 chosen.map(|spec| spec.shape.iter().product::<u64>()).sum()
@@ -185,7 +191,7 @@ mod tests {
 
     #[test]
     fn public_inputs_and_outputs() {
-        let config = published(decoder(896, 2, [14, 2], 4864, 151_936, true));
+        let config = published(2);
         let show = |network| {
             let graph = build(network, &config).unwrap();
             let list = |ids: &[crate::graph::ValueId]| -> Vec<String> {
@@ -214,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_config_that_does_not_fit_names_the_node() {
-        let mut broken = published(decoder(896, 1, [14, 2], 4864, 1000, true));
+        let mut broken = published(1);
         broken.projector.input = 3000;
         let error = build(Network::VisionEncoder, &broken).unwrap_err();
         assert_eq!(error.subject(), "/multi_modal_projector/linear_1/MatMul");

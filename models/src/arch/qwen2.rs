@@ -17,16 +17,16 @@ use crate::dtype::DType;
 use crate::graph::{Builder, Dim, ValueId};
 
 /// Canonical name of the embedding table, which a tied head reads as well.
-const EMBED_TOKENS: &str = "language_model.embed_tokens.weight";
+pub(super) const EMBED_TOKENS: &str = "language_model.embed_tokens.weight";
 
 /// What every layer needs and no layer owns.
-struct Shared {
+pub(super) struct Shared {
     /// `[B,1,1,n,t]`: 0 where a position may look, float32's minimum where not.
-    bias: ValueId,
+    pub(super) bias: ValueId,
     /// `[B,n,1,d/2]`
-    cos: ValueId,
+    pub(super) cos: ValueId,
     /// `[B,n,1,d/2]`
-    sin: ValueId,
+    pub(super) sin: ValueId,
 }
 
 /// `input_ids [B,n] -> inputs_embeds [B,n,D]`
@@ -35,8 +35,51 @@ pub(super) fn embed_tokens(b: &mut Builder, config: &DecoderConfig, ids: ValueId
     b.scope("language_model").scope("embed_tokens").gather(table, ids)
 }
 
+/// The inputs of the decoder's graph.
+pub(super) struct Inputs {
+    /// `[B,n,D]`
+    pub(super) embeds: ValueId,
+    /// `[B,t]`
+    pub(super) mask: ValueId,
+    /// `[B,n]`
+    pub(super) positions: ValueId,
+    /// Key and value of each layer, `[B,k,past,d]`.
+    pub(super) past: Vec<[ValueId; 2]>,
+}
+
 /// The whole decoder with its inputs and outputs.
 pub(super) fn decoder(b: &mut Builder, config: &DecoderConfig) {
+    let Inputs {
+        embeds,
+        mask,
+        positions,
+        past,
+    } = inputs(b, config);
+    let Some(first) = past.first() else { return };
+
+    let (normed, present) = {
+        let b = &mut b.scope("language_model");
+        let bias = attention_bias(b, mask, first[0]); // [B,1,1,n,t]
+        let frequencies = b
+            .full()
+            .constant_f32(&[config.head_dim / 2], inverse_frequencies(config));
+        let (cos, sin) = rotary_angles(b, frequencies, positions); // [B,n,1,d/2]
+        let shared = Shared { bias, cos, sin };
+        let mut x = embeds; // [B,n,D]
+        let mut present = Vec::with_capacity(past.len());
+        for (layer, past) in past.into_iter().enumerate() {
+            let (next, cache) = decoder_layer(b, config, layer, x, past, &shared);
+            x = next; // [B,n,D]
+            present.push(cache);
+        }
+        (final_norm(b, config, x), present) // [B,1,D]
+    };
+    let logits = lm_head(b, config, normed); // [B,1,V]
+    outputs(b, logits, present);
+}
+
+/// Declares the inputs.
+pub(super) fn inputs(b: &mut Builder, config: &DecoderConfig) -> Inputs {
     let fixed = Dim::Fixed;
     let hidden = [Dim::Batch, Dim::New, fixed(config.hidden_size)];
     let embeds = b.input("inputs_embeds", DType::Float32, &hidden);
@@ -48,31 +91,22 @@ pub(super) fn decoder(b: &mut Builder, config: &DecoderConfig) {
         Dim::Past,
         fixed(config.head_dim),
     ];
-    let past: Vec<[ValueId; 2]> = (0..config.layers)
+    let past = (0..config.layers)
         .map(|layer| {
             ["key", "value"]
                 .map(|part| b.input(&format!("past_key_values.{layer}.{part}"), DType::Float32, &cache))
         })
         .collect();
-    let Some(first) = past.first() else { return };
+    Inputs {
+        embeds,
+        mask,
+        positions,
+        past,
+    }
+}
 
-    let (logits, present) = {
-        let b = &mut b.scope("language_model");
-        let bias = attention_bias(b, mask, first[0]); // [B,1,1,n,t]
-        let (cos, sin) = rotary_angles(b, config, positions); // [B,n,1,d/2]
-        let shared = Shared { bias, cos, sin };
-        let mut x = embeds; // [B,n,D]
-        let mut present = Vec::with_capacity(past.len());
-        for (layer, past) in past.into_iter().enumerate() {
-            let (next, cache) = decoder_layer(b, config, layer, x, past, &shared);
-            x = next; // [B,n,D]
-            present.push(cache);
-        }
-        let last = b.slice(x, 1, -1, i64::MAX); // [B,1,D]
-        let normed = b.rms_norm("norm", last, config.hidden_size, config.rms_norm_epsilon); // [B,1,D]
-        (normed, present)
-    };
-    let logits = lm_head(b, config, logits); // [B,1,V]
+/// Names the outputs.
+pub(super) fn outputs(b: &mut Builder, logits: ValueId, present: Vec<[ValueId; 2]>) {
     b.output("logits", logits);
     for (layer, cache) in present.into_iter().enumerate() {
         for (part, value) in ["key", "value"].into_iter().zip(cache) {
@@ -81,11 +115,17 @@ pub(super) fn decoder(b: &mut Builder, config: &DecoderConfig) {
     }
 }
 
+/// The last position, normalised: `[B,n,D] -> [B,1,D]`.
+pub(super) fn final_norm(b: &mut Builder, config: &DecoderConfig, x: ValueId) -> ValueId {
+    let last = b.slice(x, 1, -1, i64::MAX); // [B,1,D]
+    b.rms_norm("norm", last, config.hidden_size, config.rms_norm_epsilon) // [B,1,D]
+}
+
 /// Which position may look at which: its own and earlier slots that the mask does not hide.
 ///
 /// A hidden score becomes float32's minimum, not minus infinity: a padding row that sees nothing then averages over
 /// everything instead of dividing zero by zero, and nobody reads it.
-fn attention_bias(b: &mut Builder, mask: ValueId, past_key: ValueId) -> ValueId {
+pub(super) fn attention_bias(b: &mut Builder, mask: ValueId, past_key: ValueId) -> ValueId {
     let b = &mut b.scope("attention_bias");
     let b = &mut b.full();
     let past = b.dimension(past_key, 2); // scalar
@@ -106,11 +146,9 @@ fn attention_bias(b: &mut Builder, mask: ValueId, past_key: ValueId) -> ValueId 
 }
 
 /// Cosines and sines of `position / theta^(2i/d)`.
-fn rotary_angles(b: &mut Builder, config: &DecoderConfig, positions: ValueId) -> (ValueId, ValueId) {
-    let half = config.head_dim / 2;
+pub(super) fn rotary_angles(b: &mut Builder, frequencies: ValueId, positions: ValueId) -> (ValueId, ValueId) {
     let b = &mut b.scope("rotary_emb");
     let b = &mut b.full();
-    let frequencies = b.constant_f32(&[half], inverse_frequencies(config));
     let positions = b.cast(positions, DType::Float32); // [B,n]
     let positions = b.unsqueeze(positions, &[2, 3]); // [B,n,1,1]
     let angles = b.mul(positions, frequencies); // [B,n,1,d/2]
@@ -144,18 +182,46 @@ fn self_attention(
     b: &mut Builder,
     config: &DecoderConfig,
     x: ValueId,
-    [past_key, past_value]: [ValueId; 2],
+    past: [ValueId; 2],
     shared: &Shared,
 ) -> (ValueId, [ValueId; 2]) {
     let (width, length) = (config.hidden_size, config.head_dim);
-    let (heads, kv_heads) = (config.heads, config.kv_heads);
-    let groups = heads / kv_heads.max(1);
     let b = &mut b.scope("self_attn");
-    let q = b.linear("q_proj", x, width, heads * length, true); // [B,n,k*g*d]
-    let k = b.linear("k_proj", x, width, kv_heads * length, true); // [B,n,k*d]
-    let v = b.linear("v_proj", x, width, kv_heads * length, true); // [B,n,k*d]
+    let q = b.linear("q_proj", x, width, config.heads * length, true); // [B,n,k*g*d]
+    let k = b.linear("k_proj", x, width, config.kv_heads * length, true); // [B,n,k*d]
+    let v = b.linear("v_proj", x, width, config.kv_heads * length, true); // [B,n,k*d]
+    let heads = Heads {
+        query: config.heads,
+        kv: config.kv_heads,
+        length,
+    };
+    let (mixed, present) = attend(b, heads, [q, k, v], past, shared); // [B,n,k*g*d]
+    let projected = b.linear("o_proj", mixed, config.heads * length, width, false); // [B,n,D]
+    (projected, present)
+}
 
-    let q = b.reshape(q, &[0, 0, signed(heads), signed(length)]); // [B,n,k*g,d]
+/// How the channels of an attention are divided.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Heads {
+    /// Query heads.
+    pub(super) query: u64,
+    /// Key and value heads.
+    pub(super) kv: u64,
+    /// Channels of a head.
+    pub(super) length: u64,
+}
+
+/// What lies between the projections: `q [B,n,k*g*d], k [B,n,k*d], v [B,n,k*d] -> [B,n,k*g*d]`, and the longer cache.
+pub(super) fn attend(
+    b: &mut Builder,
+    heads: Heads,
+    [q, k, v]: [ValueId; 3],
+    [past_key, past_value]: [ValueId; 2],
+    shared: &Shared,
+) -> (ValueId, [ValueId; 2]) {
+    let (length, kv_heads) = (heads.length, heads.kv);
+    let groups = heads.query / kv_heads.max(1);
+    let q = b.reshape(q, &[0, 0, signed(heads.query), signed(length)]); // [B,n,k*g,d]
     let k = b.reshape(k, &[0, 0, signed(kv_heads), signed(length)]); // [B,n,k,d]
     let v = b.reshape(v, &[0, 0, signed(kv_heads), signed(length)]); // [B,n,k,d]
     let q = rotate(&mut b.scope("q_rotary"), q, length, shared); // [B,n,k*g,d]
@@ -181,11 +247,7 @@ fn self_attention(
     let v = b.unsqueeze(value, &[2]); // [B,k,1,t,d]
     let mixed = b.matmul(weights, v); // [B,k,g,n,d]
     let mixed = b.transpose(mixed, &[0, 3, 1, 2, 4]); // [B,n,k,g,d]
-    let mixed = b.reshape(mixed, &[0, 0, -1]); // [B,n,k*g*d]
-    (
-        b.linear("o_proj", mixed, heads * length, width, false),
-        [key, value],
-    ) // [B,n,D]
+    (b.reshape(mixed, &[0, 0, -1]), [key, value]) // [B,n,k*g*d]
 }
 
 /// `x * cos + rotate_half(x) * sin`, written out over the two halves of a head.
@@ -216,20 +278,24 @@ fn mlp(b: &mut Builder, config: &DecoderConfig, x: ValueId) -> ValueId {
 
 /// `x W^T` of the one position that is left. `Gemm` reads the weight as stored, so a tied table exists once.
 fn lm_head(b: &mut Builder, config: &DecoderConfig, x: ValueId) -> ValueId {
-    let name = if config.tie_word_embeddings {
-        EMBED_TOKENS
-    } else {
-        "lm_head.weight"
-    };
-    let weight = b.weight_named(name, &[config.vocab_size, config.hidden_size], false);
+    let weight = b.weight_named(head_name(config), &[config.vocab_size, config.hidden_size], false);
     let b = &mut b.scope("lm_head");
     let x = b.squeeze(x, &[1]); // [B,D]
     let logits = b.gemm_transposed(x, weight); // [B,V]
     b.unsqueeze(logits, &[1]) // [B,1,V]
 }
 
+/// Canonical name of the table that the head multiplies with.
+pub(super) fn head_name(config: &DecoderConfig) -> &'static str {
+    if config.tie_word_embeddings {
+        EMBED_TOKENS
+    } else {
+        "lm_head.weight"
+    }
+}
+
 /// `theta^(-2i/d)` for `i < d/2`.
-fn inverse_frequencies(config: &DecoderConfig) -> Vec<f32> {
+pub(super) fn inverse_frequencies(config: &DecoderConfig) -> Vec<f32> {
     let length = config.head_dim as f64;
     (0..config.head_dim / 2)
         .map(|i| config.rope_theta.powf(-2.0 * i as f64 / length) as f32)
@@ -237,7 +303,7 @@ fn inverse_frequencies(config: &DecoderConfig) -> Vec<f32> {
 }
 
 /// `1 / sqrt(d)`
-fn scale(length: u64) -> f32 {
+pub(super) fn scale(length: u64) -> f32 {
     (1.0 / (length as f64).sqrt()) as f32
 }
 

@@ -500,7 +500,9 @@ fn convert(dtype: StoredType, bytes: &[u8], out: &mut [f32]) {
             }
         }
         // Never a weight: `Take::take` refuses the others.
-        StoredType::Float(DType::Int64 | DType::Bool) | StoredType::Other(..) => out.fill(f32::NAN),
+        StoredType::Float(DType::Int64 | DType::Bool | DType::UInt8) | StoredType::Other(..) => {
+            out.fill(f32::NAN)
+        }
     }
 }
 

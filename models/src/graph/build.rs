@@ -3,8 +3,10 @@
 //! Methods return plain values; the first error is kept and [`Builder::finish`] returns it, so that networks read
 //! like formulas and a config that does not fit never panics.
 
+use super::fused::Fused;
 use super::{
-    Constant, Dim, Graph, GraphError, Node, Op, Precision, Source, Value, ValueId, WeightRef, check, shape,
+    Constant, Dim, Graph, GraphError, Node, Op, Precision, Source, Value, ValueId, WeightForm, WeightRef,
+    check, shape,
 };
 use crate::dtype::DType;
 use std::collections::BTreeMap;
@@ -142,20 +144,43 @@ impl Builder {
 
     /// A weight by its full canonical name and canonical shape.
     pub fn weight_named(&mut self, name: &str, shape: &[u64], transposed: bool) -> ValueId {
+        let form = if transposed {
+            WeightForm::Transposed
+        } else {
+            WeightForm::Stored
+        };
+        let mut shape = shape.to_vec();
+        if transposed {
+            shape.reverse();
+        }
+        self.weight_in(form, name, name, DType::Float32, &shape)
+    }
+
+    /// A weight in any form, by its full canonical name; `label` names the graph's value, `shape` is that of the form.
+    pub fn weight_in(
+        &mut self,
+        form: WeightForm,
+        name: &str,
+        label: &str,
+        dtype: DType,
+        shape: &[u64],
+    ) -> ValueId {
         let key = WeightRef {
             name: name.to_owned(),
-            transposed,
+            form,
         };
         if let Some(&id) = self.weights.get(&key) {
             return id;
         }
-        let mut dims: Vec<Dim> = shape.iter().map(|&n| Dim::Fixed(n)).collect();
-        if transposed {
-            dims.reverse();
-        }
-        let id = self.push_value(name.to_owned(), DType::Float32, dims, Source::Weight(key.clone()));
+        let dims = shape.iter().map(|&n| Dim::Fixed(n)).collect();
+        let id = self.push_value(label.to_owned(), dtype, dims, Source::Weight(key.clone()));
         self.weights.insert(key, id);
         id
+    }
+
+    /// A fused operator; one value for each of its outputs.
+    pub fn fused(&mut self, fused: Fused, inputs: &[ValueId]) -> Vec<ValueId> {
+        self.nodes(Op::Fused(fused), inputs)
     }
 
     /// A float32 literal; equal literals are one value.
@@ -378,6 +403,12 @@ impl Builder {
         let b = &mut self.scope(name);
         let b = &mut b.full();
         let weight = b.weight("weight", &[width]);
+        b.rms_norm_with(x, weight, epsilon)
+    }
+
+    /// RMSNorm over the last axis with the given weight.
+    pub fn rms_norm_with(&mut self, x: ValueId, weight: ValueId, epsilon: f32) -> ValueId {
+        let b = self;
         let epsilon = b.constant_f32(&[], vec![epsilon]);
         let square = b.mul(x, x);
         let mean = b.reduce_mean(square, &[-1]);
@@ -463,7 +494,8 @@ impl Builder {
         ValueId(self.graph.values.len() - 1)
     }
 
-    fn weight_name(&self, parameter: &str) -> String {
+    /// The full canonical name of a parameter of this scope.
+    pub fn weight_name(&self, parameter: &str) -> String {
         let mut name = self.scopes.join(".");
         name.push('.');
         name.push_str(parameter);

@@ -1,6 +1,6 @@
 //! Invariants of a whole graph.
 
-use super::{Graph, GraphError, Source};
+use super::{Graph, GraphError, Source, WeightForm};
 use std::collections::BTreeSet;
 
 /// Names are unique, every value is defined before it is used and by one node, everything declared is used.
@@ -21,7 +21,8 @@ pub(super) fn check(graph: &Graph) -> Result<(), GraphError> {
     let mut names = BTreeSet::new();
     for value in &graph.values {
         // A weight that is read both ways round is two values.
-        let transposed = matches!(&value.source, Source::Weight(weight) if weight.transposed);
+        let transposed =
+            matches!(&value.source, Source::Weight(weight) if weight.form == WeightForm::Transposed);
         if !names.insert((&value.name, transposed)) {
             return fail(format!("two values are named `{}`", value.name));
         }

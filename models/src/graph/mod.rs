@@ -7,6 +7,7 @@ mod build;
 mod check;
 mod dim;
 mod error;
+pub mod fused;
 mod op;
 mod print;
 mod shape;
@@ -85,11 +86,54 @@ pub enum Source {
 /// A canonical weight as a graph reads it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WeightRef {
-    /// Canonical name, see [`crate::weights`].
+    /// Canonical name, see [`crate::weights`]; the first of [`Rows`] where there are several.
     pub name: String,
-    /// Whether the graph reads the transpose of the canonical rank-2 weight: linear layers are `[out, in]` in
-    /// checkpoints, `MatMul` wants `[in, out]`.
-    pub transposed: bool,
+    /// In which form.
+    pub form: WeightForm,
+}
+
+/// What a graph reads of a weight. A weight of rank n is addressed as the matrix `[shape[0], product of the rest]`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WeightForm {
+    /// As it is.
+    Stored,
+    /// The transposed matrix: linear layers are `[out, in]` in checkpoints, `MatMul` wants `[in, out]`.
+    Transposed,
+    /// Vectors one after the other.
+    Vector(Rows),
+    /// The elements of a matrix in panels, see [`fused`].
+    Panels(fused::Encoding, Rows),
+    /// The scales of those panels.
+    PanelScales(fused::Encoding, Rows),
+    /// A matrix of bytes, row by row: `round(w / scale[row]) + 128`.
+    Bytes,
+    /// The scales of those rows.
+    ByteScales,
+}
+
+/// Rows of several weights, one below the other, as one matrix or vector.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Rows {
+    /// Canonical names of the weights below the first.
+    pub below: Vec<String>,
+    /// Canonical name of a vector with a factor for each row.
+    pub gain: Option<String>,
+}
+
+impl WeightRef {
+    /// Every canonical weight that it is made of.
+    pub fn sources(&self) -> impl Iterator<Item = &str> {
+        let rows = match &self.form {
+            WeightForm::Vector(rows) | WeightForm::Panels(_, rows) | WeightForm::PanelScales(_, rows) => {
+                Some(rows)
+            }
+            WeightForm::Stored | WeightForm::Transposed | WeightForm::Bytes | WeightForm::ByteScales => None,
+        };
+        let more = rows
+            .into_iter()
+            .flat_map(|rows| rows.below.iter().chain(&rows.gain));
+        std::iter::once(self.name.as_str()).chain(more.map(String::as_str))
+    }
 }
 
 /// A literal tensor, row-major; its shape and dtype stand in its [`Value`].

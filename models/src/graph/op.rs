@@ -4,6 +4,7 @@
 //! writer turns it back into a constant.
 
 use super::dim::Dim;
+use super::fused::Fused;
 use crate::dtype::DType;
 
 /// The ONNX opset whose semantics the operators have. 20 is the first with `Gelu`.
@@ -138,6 +139,8 @@ pub enum Op {
     And,
     /// `condition ? a : b`, broadcasting.
     Where,
+    /// An operator of target `cpu`, whose meaning is a graph of the others.
+    Fused(Fused),
 }
 
 impl Op {
@@ -175,6 +178,7 @@ impl Op {
             Op::LessOrEqual => "LessOrEqual",
             Op::And => "And",
             Op::Where => "Where",
+            Op::Fused(fused) => fused.name(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The stable text form of a graph, for `--dump` and for snapshots.
 
-use super::{Constant, Graph, Precision, Source, Value, shape};
+use super::{Constant, Graph, Precision, Source, Value, WeightForm, shape};
 use std::fmt;
 
 impl fmt::Display for Graph {
@@ -44,8 +44,8 @@ fn typed(value: &Value) -> String {
 fn reference(value: &Value) -> String {
     match &value.source {
         Source::Input | Source::Node => value.name.clone(),
-        Source::Weight(weight) if weight.transposed => format!("{}^T", weight.name),
-        Source::Weight(weight) => weight.name.clone(),
+        Source::Weight(weight) if weight.form == WeightForm::Transposed => format!("{}^T", weight.name),
+        Source::Weight(_) => value.name.clone(),
         Source::Constant(Constant::Float32(data)) if data.len() == 1 => format!("{:?}", data[0]),
         Source::Constant(Constant::Int64(data)) if data.len() == 1 => format!("{}", data[0]),
         Source::Constant(_) => format!("{}{}", value.name, shape::show(&value.shape)),

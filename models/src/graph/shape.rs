@@ -132,6 +132,7 @@ pub(super) fn infer(op: &Op, inputs: &[&Value]) -> Result<Outputs, String> {
             let branches = broadcast(&inputs[1].shape, &inputs[2].shape)?;
             one(dtype, broadcast(&inputs[0].shape, &branches)?)
         }
+        Op::Fused(fused) => fused.infer(inputs),
     }
 }
 
@@ -178,6 +179,7 @@ fn arity(op: &Op, found: usize) -> Result<(), String> {
         Op::Conv { .. } => 2..=3,
         Op::LayerNormalization { .. } | Op::Range { .. } | Op::Where => 3..=3,
         Op::Concat { .. } => 1..=usize::MAX,
+        Op::Fused(fused) => fused.inputs()..=fused.inputs(),
     };
     if expected.contains(&found) {
         Ok(())

@@ -105,7 +105,7 @@ impl Tensor {
                 shape,
                 data: Vec::new(),
             }),
-            DType::BFloat16 => None,
+            DType::BFloat16 | DType::UInt8 => None,
         }
     }
 

@@ -1,0 +1,485 @@
+//! What do the forms of target `cpu` hold, byte for byte? Panels, bytes and nibbles, quantised here, a few rows at a
+//! time. The layouts are described in [`models::graph::fused`].
+
+use crate::error::ExportError;
+use half::f16;
+use models::error::CheckpointError;
+use models::graph::fused::{BLOCK, Encoding, PANEL};
+use models::graph::{Rows, WeightForm, WeightRef};
+use models::weights::{WeightSpec, Weights};
+
+/// Outputs in a panel.
+const LANES: usize = PANEL as usize;
+
+/// Inputs that share an int4 scale.
+const WIDTH: usize = BLOCK as usize;
+
+/// Bytes of an int4 block of a panel.
+const NIBBLES: usize = LANES * WIDTH / 2;
+
+/// Rows of a table that are handled together.
+const TABLE_ROWS: usize = 1024;
+
+/// Whether the weight's form is one that is made here.
+pub fn is_packed(weight: &WeightRef) -> bool {
+    match weight.form {
+        WeightForm::Stored | WeightForm::Transposed => false,
+        WeightForm::Vector(_)
+        | WeightForm::Panels(..)
+        | WeightForm::PanelScales(..)
+        | WeightForm::Bytes
+        | WeightForm::ByteScales => true,
+    }
+}
+
+/// Makes the bytes of a weight in its form, piece by piece in file order.
+///
+/// # Errors
+/// Weights that cannot be read, or what `emit` returns.
+pub fn pack<E: From<ExportError>>(
+    weight: &WeightRef,
+    weights: &dyn Weights,
+    emit: &mut dyn FnMut(Vec<u8>) -> Result<(), E>,
+) -> Result<(), E> {
+    match &weight.form {
+        WeightForm::Vector(rows) => {
+            let matrix = Matrix::open(weight, rows, weights)?;
+            let mut values = Vec::new();
+            matrix.read(0, matrix.rows, &mut values)?;
+            emit(bytemuck::cast_slice(&values).to_vec())
+        }
+        WeightForm::Panels(encoding, rows) => {
+            panels(&Matrix::open(weight, rows, weights)?, *encoding, false, emit)
+        }
+        WeightForm::PanelScales(encoding, rows) => {
+            panels(&Matrix::open(weight, rows, weights)?, *encoding, true, emit)
+        }
+        WeightForm::Bytes => table(&Matrix::open(weight, &Rows::default(), weights)?, false, emit),
+        WeightForm::ByteScales => table(&Matrix::open(weight, &Rows::default(), weights)?, true, emit),
+        WeightForm::Stored | WeightForm::Transposed => Err(E::from(ExportError::Internal {
+            what: format!("weight `{}` is not to be packed", weight.name),
+        })),
+    }
+}
+
+/// All of it.
+///
+/// # Errors
+/// Weights that cannot be read.
+pub fn bytes(weight: &WeightRef, weights: &dyn Weights) -> Result<Vec<u8>, ExportError> {
+    let mut bytes = Vec::new();
+    pack::<ExportError>(weight, weights, &mut |piece| {
+        bytes.extend(piece);
+        Ok(())
+    })?;
+    Ok(bytes)
+}
+
+/// A matrix of several weights, read by rows.
+struct Matrix<'w> {
+    weights: &'w dyn Weights,
+    /// Each weight with its rows.
+    parts: Vec<(&'w WeightSpec, usize)>,
+    gain: Option<Vec<f32>>,
+    rows: usize,
+    columns: usize,
+}
+
+impl<'w> Matrix<'w> {
+    fn open(weight: &WeightRef, rows: &Rows, weights: &'w dyn Weights) -> Result<Self, ExportError> {
+        let spec = |name: &str| {
+            let found = weights.specs().iter().find(|spec| spec.name == name);
+            found.ok_or_else(|| CheckpointError::UnknownWeight {
+                name: name.to_owned(),
+            })
+        };
+        let names = std::iter::once(&weight.name).chain(&rows.below);
+        let mut parts = Vec::new();
+        for name in names {
+            let spec = spec(name)?;
+            parts.push((spec, spec.matrix().0));
+        }
+        let columns = parts.first().map_or(0, |(spec, _)| spec.matrix().1);
+        let total = parts.iter().map(|(_, rows)| rows).sum();
+        let gain = rows.gain.as_ref().map(|name| weights.read(name)).transpose()?;
+        let fits = |values: &Vec<f32>| values.len() == total;
+        if parts.iter().any(|(spec, _)| spec.matrix().1 != columns) || !gain.as_ref().is_none_or(fits) {
+            let what = format!("the parts of `{}` do not fit together", weight.name);
+            return Err(ExportError::Internal { what });
+        }
+        Ok(Matrix {
+            weights,
+            parts,
+            gain,
+            rows: total,
+            columns,
+        })
+    }
+
+    /// Rows `start..end` (what lies beyond the last is 0), row-major.
+    fn read(&self, start: usize, end: usize, out: &mut Vec<f32>) -> Result<(), ExportError> {
+        out.clear();
+        out.resize((end - start) * self.columns, 0.0);
+        let mut first = 0;
+        for (spec, rows) in &self.parts {
+            let (from, to) = (start.max(first), end.min(first + rows));
+            if from < to {
+                let place = (from - start) * self.columns..(to - start) * self.columns;
+                let target = out.get_mut(place).unwrap_or_default();
+                self.weights
+                    .read_block(&spec.name, from - first..to - first, 0..self.columns, target)?;
+            }
+            first += rows;
+        }
+        if let Some(gain) = &self.gain {
+            let lines = out.chunks_mut(self.columns.max(1));
+            for (line, factor) in lines.zip(gain.iter().skip(start)) {
+                line.iter_mut().for_each(|value| *value *= factor);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Panels of 16 outputs, or their scales.
+fn panels<E: From<ExportError>>(
+    matrix: &Matrix<'_>,
+    encoding: Encoding,
+    scales: bool,
+    emit: &mut dyn FnMut(Vec<u8>) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut lines = Vec::new();
+    for start in (0..matrix.rows).step_by(LANES) {
+        matrix.read(start, start + LANES, &mut lines)?;
+        let rows: Vec<&[f32]> = lines.chunks(matrix.columns.max(1)).collect();
+        emit(match (encoding, scales) {
+            (Encoding::Float32, _) => float_panel(&rows),
+            (Encoding::Int8, false) => byte_panel(&rows),
+            (Encoding::Int8, true) => {
+                let real = rows.iter().take(matrix.rows - start);
+                real.flat_map(|row| byte_scale(row).to_le_bytes()).collect()
+            }
+            (Encoding::Int4, _) => nibble_panel(&rows, scales),
+        })?;
+    }
+    Ok(())
+}
+
+/// `[K,16]`
+fn float_panel(rows: &[&[f32]]) -> Vec<u8> {
+    let columns = rows.first().map_or(0, |row| row.len());
+    let mut out = Vec::with_capacity(columns * LANES * 4);
+    for column in 0..columns {
+        for row in rows {
+            out.extend(row.get(column).copied().unwrap_or(0.0).to_le_bytes());
+        }
+    }
+    out
+}
+
+/// `[K/4,16,4]`
+fn byte_panel(rows: &[&[f32]]) -> Vec<u8> {
+    let columns = rows.first().map_or(0, |row| row.len()).next_multiple_of(4);
+    let mut out = vec![128; columns * LANES];
+    for (lane, row) in rows.iter().enumerate() {
+        let inverse = inverse(byte_scale(row));
+        for (column, value) in row.iter().enumerate() {
+            let place = column / 4 * 4 * LANES + 4 * lane + column % 4;
+            if let Some(byte) = out.get_mut(place) {
+                *byte = byte_of(*value, inverse);
+            }
+        }
+    }
+    out
+}
+
+/// `round(value / scale) + 128`
+#[allow(
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss
+)]
+fn byte_of(value: f32, inverse: f32) -> u8 {
+    // Between 1 and 255; a cast takes NaN to 0.
+    ((value * inverse).round_ties_even().clamp(-127.0, 127.0) + 128.0) as u8
+}
+
+/// The scale of a row of bytes: of a few below the one that just covers the largest weight, that with the smallest
+/// squared error.
+fn byte_scale(row: &[f32]) -> f32 {
+    let largest = row
+        .iter()
+        .fold(0.0_f32, |largest, value| largest.max(value.abs()));
+    if largest == 0.0 || !largest.is_finite() {
+        return if largest == 0.0 { 0.0 } else { f32::NAN };
+    }
+    let covering = largest / 127.0;
+    let mut best = (f32::INFINITY, covering);
+    for shrink in [1.0_f32, 0.96, 0.92, 0.88, 0.84, 0.8] {
+        let scale = covering * shrink;
+        let inverse = 1.0 / scale;
+        let error: f32 = row
+            .iter()
+            .map(|value| {
+                let rounded = (value * inverse).round_ties_even().clamp(-127.0, 127.0);
+                let error = value - rounded * scale;
+                error * error
+            })
+            .sum();
+        if error < best.0 {
+            best = (error, scale);
+        }
+    }
+    best.1
+}
+
+/// `1 / scale`, 0 for 0.
+fn inverse(scale: f32) -> f32 {
+    if scale == 0.0 { 0.0 } else { 1.0 / scale }
+}
+
+/// `[K/32,256]` nibbles or `[K/32,16]` scales in float16.
+fn nibble_panel(rows: &[&[f32]], scales: bool) -> Vec<u8> {
+    let columns = rows.first().map_or(0, |row| row.len());
+    let blocks = columns.div_ceil(WIDTH);
+    let mut nibbles = vec![0; blocks * NIBBLES];
+    let mut factors = vec![f16::ZERO; blocks * LANES];
+    for (lane, row) in rows.iter().enumerate() {
+        for (index, values) in row.chunks(WIDTH).enumerate() {
+            let mut block = [0.0; WIDTH];
+            for (to, from) in block.iter_mut().zip(values) {
+                *to = *from;
+            }
+            let (scale, codes) = nibble_block(&block);
+            if let Some(factor) = factors.get_mut(index * LANES + lane) {
+                *factor = scale;
+            }
+            for (column, code) in codes.iter().enumerate() {
+                let (group, within) = (column / 8, column % 8);
+                let place = index * NIBBLES + group * 4 * LANES + 4 * lane + within % 4;
+                if let Some(byte) = nibbles.get_mut(place) {
+                    *byte |= if within < 4 { *code } else { *code << 4 };
+                }
+            }
+        }
+    }
+    if scales {
+        factors.iter().flat_map(|factor| factor.to_le_bytes()).collect()
+    } else {
+        nibbles
+    }
+}
+
+/// The scale and the codes (0 to 15, 8 is 0) of a block of weights with the smallest squared error found.
+///
+/// For each of a few starting scales: round, then the scale that fits those codes best, `sum(w q) / sum(q^2)`. The
+/// starting scales put the largest weight at -8, the end with one more step, or a little inside or outside.
+fn nibble_block(block: &[f32; WIDTH]) -> (f16, [u8; WIDTH]) {
+    let mut largest = 0.0_f32;
+    for value in block {
+        if value.abs() > largest.abs() || value.is_nan() {
+            largest = *value;
+        }
+    }
+    if largest == 0.0 || !largest.is_finite() {
+        let scale = if largest == 0.0 { f16::ZERO } else { f16::NAN };
+        return (scale, [8; WIDTH]);
+    }
+    let mut best = (f32::NEG_INFINITY, 0.0);
+    for steps in [8.0_f32, 7.0, 7.25, 7.5, 7.75, 8.25, 8.5, 9.0, -7.0, -7.5] {
+        let inverse = -steps / largest;
+        let (mut product, mut square) = (0.0_f32, 0.0_f32);
+        for value in block {
+            let code = (value * inverse).round_ties_even().clamp(-8.0, 7.0);
+            product += value * code;
+            square += code * code;
+        }
+        // The squared error is sum(w^2) - product^2 / square.
+        let gain = product * product / square;
+        if square > 0.0 && gain > best.0 {
+            best = (gain, product / square);
+        }
+    }
+    let scale = f16::from_f32(best.1);
+    let inverse = inverse(scale.to_f32());
+    let codes = block.map(|value| {
+        #[allow(
+            clippy::as_conversions,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss
+        )]
+        let code = ((value * inverse).round_ties_even().clamp(-8.0, 7.0) + 8.0) as u8;
+        code
+    });
+    (scale, codes)
+}
+
+/// Rows of bytes, or their scales.
+fn table<E: From<ExportError>>(
+    matrix: &Matrix<'_>,
+    scales: bool,
+    emit: &mut dyn FnMut(Vec<u8>) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut lines = Vec::new();
+    for start in (0..matrix.rows).step_by(TABLE_ROWS) {
+        matrix.read(start, matrix.rows.min(start + TABLE_ROWS), &mut lines)?;
+        let rows = lines.chunks(matrix.columns.max(1));
+        emit(if scales {
+            rows.flat_map(|row| byte_scale(row).to_le_bytes()).collect()
+        } else {
+            rows.flat_map(|row| {
+                let inverse = inverse(byte_scale(row));
+                row.iter().map(move |value| byte_of(*value, inverse))
+            })
+            .collect()
+        })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::external::tests::Memory;
+
+    fn floats_of(bytes: &[u8]) -> Vec<f32> {
+        bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|bytes| f32::from_le_bytes(*bytes))
+            .collect()
+    }
+
+    fn reference(name: &str, form: WeightForm) -> WeightRef {
+        WeightRef {
+            name: name.to_owned(),
+            form,
+        }
+    }
+
+    /// Two weights below each other with a gain: every element is where the layout says, padding is 0.
+    #[test]
+    fn elements_are_where_the_layout_says() {
+        let (n, k) = (20 + 3, 37);
+        let weights = Memory::new(&[("a", &[20, 37]), ("b", &[3, 37]), ("g", &[23])]);
+        let rows = Rows {
+            below: vec!["b".to_owned()],
+            gain: Some("g".to_owned()),
+        };
+        let mut wanted = weights.read("a").unwrap();
+        wanted.extend(weights.read("b").unwrap());
+        let gain = weights.read("g").unwrap();
+        for (row, line) in wanted.chunks_mut(k).enumerate() {
+            line.iter_mut().for_each(|value| *value *= gain[row]);
+        }
+        let at = |row: usize, column: usize| {
+            if row < n && column < k {
+                wanted[row * k + column]
+            } else {
+                0.0
+            }
+        };
+
+        let form = WeightForm::Panels(Encoding::Float32, rows.clone());
+        let floats: Vec<f32> = floats_of(&bytes(&reference("a", form), &weights).unwrap());
+        assert_eq!(floats.len(), 32 * k);
+        for (place, value) in floats.iter().enumerate() {
+            let (panel, rest) = (place / (k * 16), place % (k * 16));
+            assert_eq!(*value, at(panel * 16 + rest % 16, rest / 16));
+        }
+
+        let form = |scales: bool| {
+            let form = if scales {
+                WeightForm::PanelScales
+            } else {
+                WeightForm::Panels
+            };
+            form(Encoding::Int8, rows.clone())
+        };
+        let found = bytes(&reference("a", form(false)), &weights).unwrap();
+        let scales: Vec<f32> = floats_of(&bytes(&reference("a", form(true)), &weights).unwrap());
+        assert_eq!((found.len(), scales.len()), (32 * 40, n));
+        for (place, byte) in found.iter().enumerate() {
+            let (panel, rest) = (place / (40 * 16), place % (40 * 16));
+            let (row, column) = (panel * 16 + rest % 64 / 4, rest / 64 * 4 + rest % 4);
+            let scale = scales.get(row).copied().unwrap_or(0.0);
+            let found = scale * (f32::from(*byte) - 128.0);
+            assert!((found - at(row, column)).abs() <= scale * 26.0, "{row} {column}");
+            assert!(row < n || *byte == 128);
+        }
+
+        let form = |scales: bool| {
+            let form = if scales {
+                WeightForm::PanelScales
+            } else {
+                WeightForm::Panels
+            };
+            form(Encoding::Int4, rows.clone())
+        };
+        let nibbles = bytes(&reference("a", form(false)), &weights).unwrap();
+        let scales: Vec<f16> = bytes(&reference("a", form(true)), &weights)
+            .unwrap()
+            .chunks(2)
+            .map(|pair| f16::from_le_bytes([pair[0], pair[1]]))
+            .collect();
+        assert_eq!((nibbles.len(), scales.len()), (2 * 2 * 256, 2 * 2 * 16));
+        for row in 0..32 {
+            for column in 0..64 {
+                let block = row / 16 * 2 + column / 32;
+                let within = column % 32;
+                let byte = nibbles[block * 256 + within / 8 * 64 + row % 16 * 4 + within % 4];
+                let nibble = if within % 8 < 4 { byte & 15 } else { byte >> 4 };
+                let scale = scales[block * 16 + row % 16].to_f32();
+                let found = scale * (f32::from(nibble) - 8.0);
+                assert!(
+                    (found - at(row, column)).abs() <= scale.abs() * 1.01,
+                    "{row} {column}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn vectors_follow_one_another() {
+        let weights = Memory::new(&[("a", &[3]), ("b", &[2])]);
+        let rows = Rows {
+            below: vec!["b".to_owned()],
+            gain: None,
+        };
+        let found = bytes(&reference("a", WeightForm::Vector(rows)), &weights).unwrap();
+        let floats: Vec<f32> = floats_of(&found);
+        assert_eq!(floats, [0.0, 0.125, 0.25, 0.0, 0.125]);
+    }
+
+    #[test]
+    fn nibbles_beat_plain_rounding() {
+        // A block whose largest weight is alone: covering it would waste the codes.
+        let mut block = [0.0_f32; WIDTH];
+        for (i, value) in block.iter_mut().enumerate() {
+            *value = ((i * 37 % 32) as f32 - 15.5) / 16.0;
+        }
+        let error = |scale: f32, codes: &[u8; WIDTH]| -> f32 {
+            let values = block.iter().zip(codes);
+            values
+                .map(|(w, q)| (w - scale * (f32::from(*q) - 8.0)).powi(2))
+                .sum()
+        };
+        let (scale, codes) = nibble_block(&block);
+        let plain = 0.96875_f32 / 7.0;
+        let plain_codes = block.map(|w| ((w / plain).round_ties_even() + 8.0) as u8);
+        assert!(error(scale.to_f32(), &codes) < error(plain, &plain_codes));
+    }
+
+    #[test]
+    fn odd_blocks() {
+        assert_eq!(nibble_block(&[0.0; WIDTH]), (f16::ZERO, [8; WIDTH]));
+        let mut block = [1.0; WIDTH];
+        block[5] = f32::NAN;
+        assert!(nibble_block(&block).0.is_nan());
+        assert_eq!(byte_scale(&[0.0, -0.0]), 0.0);
+        assert!(byte_scale(&[1.0, f32::INFINITY]).is_nan());
+        let one = byte_scale(&[-2.54]);
+        assert_eq!(byte_of(-2.54, inverse(one)), 1);
+    }
+}

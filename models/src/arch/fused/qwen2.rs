@@ -1,0 +1,158 @@
+//! Qwen2 in fused operators: [`crate::arch::qwen2`], four to a layer.
+//!
+//! Letters: `B` batch, `n` new, `t` total = past + new, `D` hidden, `k` kv heads, `h` query heads, `d` head length, `V`
+//! vocabulary.
+
+use super::{Encodings, FeedForward, Linear, Names, first};
+use crate::arch::qwen2::{self, EMBED_TOKENS};
+use crate::config::DecoderConfig;
+use crate::dtype::DType;
+use crate::graph::fused::{Encoding, Fused, Norm};
+use crate::graph::{Builder, ValueId, WeightForm};
+
+/// `input_ids [B,n] -> inputs_embeds [B,n,D]`
+pub(super) fn embed_tokens(
+    b: &mut Builder,
+    config: &DecoderConfig,
+    encoding: Encoding,
+    ids: ValueId,
+) -> ValueId {
+    if encoding == Encoding::Float32 {
+        return qwen2::embed_tokens(b, config, ids);
+    }
+    let table = table(b, config, EMBED_TOKENS, encoding);
+    let b = &mut b.scope("language_model");
+    let b = &mut b.scope("embed_tokens");
+    let inputs = [&[ids][..], &table].concat();
+    first(&b.fused(Fused::Embedding, &inputs), ids)
+}
+
+/// The whole decoder with its inputs and outputs.
+pub(super) fn decoder(b: &mut Builder, config: &DecoderConfig, encodings: Encodings) {
+    let qwen2::Inputs {
+        embeds,
+        mask,
+        positions,
+        past,
+    } = qwen2::inputs(b, config);
+    let (normed, present) = {
+        let b = &mut b.scope("language_model");
+        let half = config.head_dim / 2;
+        let frequencies = b.constant_f32(&[half], qwen2::inverse_frequencies(config));
+        let mut x = embeds; // [B,n,D]
+        let mut present = Vec::with_capacity(past.len());
+        for (layer, past) in past.into_iter().enumerate() {
+            let inputs = [past[0], past[1], mask, positions, frequencies];
+            let (next, cache) = decoder_layer(b, config, encodings.decoder, layer, x, inputs);
+            x = next; // [B,n,D]
+            present.push(cache);
+        }
+        (qwen2::final_norm(b, config, x), present) // [B,1,D]
+    };
+    let logits = lm_head(b, config, encodings.table, normed); // [B,1,V]
+    qwen2::outputs(b, logits, present);
+}
+
+/// `x + attention(norm(x))`, then `x + mlp(norm(x))`. `cache`: past key and value, mask, positions, frequencies.
+fn decoder_layer(
+    b: &mut Builder,
+    config: &DecoderConfig,
+    encoding: Encoding,
+    layer: usize,
+    x: ValueId,
+    cache: [ValueId; 5],
+) -> (ValueId, [ValueId; 2]) {
+    let b = &mut b.scope(format!("layers.{layer}"));
+    let norm = Norm::Rms {
+        epsilon: config.rms_norm_epsilon,
+    };
+    let (x, present) = {
+        let norm_name = Some(b.weight_name("input_layernorm"));
+        let b = &mut b.scope("self_attn");
+        let (wide, narrow) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        let qkv = Linear {
+            inputs: config.hidden_size,
+            parts: &[("q_proj", wide), ("k_proj", narrow), ("v_proj", narrow)],
+            encoding,
+            bias: true,
+            gelu: false,
+            gain: None,
+            norm,
+            norm_name,
+        };
+        let qkv = qkv.add(b, x, None); // [B,n,(h+2k)*d]
+        let attention = Fused::DecoderAttention {
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+        };
+        let outputs = b.fused(attention, &[&[qkv][..], &cache].concat());
+        let (mixed, present) = match outputs[..] {
+            [mixed, key, value] => (mixed, [key, value]), // [B,n,h*d], [B,k,t,d] each
+            _ => (qkv, [qkv, qkv]),
+        };
+        let o_proj = Linear {
+            inputs: wide,
+            parts: &[("o_proj", config.hidden_size)],
+            encoding,
+            bias: false,
+            gelu: false,
+            gain: None,
+            norm: Norm::None,
+            norm_name: None,
+        };
+        (o_proj.add(b, mixed, Some(x)), present) // [B,n,D]
+    };
+    let norm_name = Some(b.weight_name("post_attention_layernorm"));
+    let b = &mut b.scope("mlp");
+    let mlp = FeedForward {
+        inputs: config.hidden_size,
+        hidden: config.intermediate_size,
+        outputs: config.hidden_size,
+        norm,
+        encoding,
+        bias: false,
+        names: Names {
+            gate: Some("gate_proj"),
+            up: "up_proj",
+            down: "down_proj",
+        },
+        norm_name,
+        gain: None,
+    };
+    (mlp.add(b, x, Some(x)), present) // [B,n,D]
+}
+
+/// `[B,1,D] -> [B,1,V]`; a tied table exists once.
+fn lm_head(b: &mut Builder, config: &DecoderConfig, encoding: Encoding, x: ValueId) -> ValueId {
+    let table = table(b, config, qwen2::head_name(config), encoding);
+    let b = &mut b.scope("lm_head");
+    let x = b.squeeze(x, &[1]); // [B,D]
+    let inputs = [&[x][..], &table].concat();
+    let logits = first(&b.fused(Fused::Logits { encoding }, &inputs), x); // [B,V]
+    b.unsqueeze(logits, &[1]) // [B,1,V]
+}
+
+/// A table `[V,D]`, and its scales if it is one of bytes.
+fn table(b: &mut Builder, config: &DecoderConfig, name: &str, encoding: Encoding) -> Vec<ValueId> {
+    let shape = [config.vocab_size, config.hidden_size];
+    if encoding == Encoding::Float32 {
+        return vec![b.weight_named(name, &shape, false)];
+    }
+    vec![
+        b.weight_in(
+            WeightForm::Bytes,
+            name,
+            &format!("{name}.bytes"),
+            DType::UInt8,
+            &shape,
+        ),
+        b.weight_in(
+            WeightForm::ByteScales,
+            name,
+            &format!("{name}.scales"),
+            DType::Float32,
+            &shape[..1],
+        ),
+    ]
+}
