@@ -193,23 +193,24 @@ fn byte_panel(rows: &[&[f32]]) -> Vec<u8> {
     out
 }
 
+/// The nearest whole number, halves to even, for magnitudes below 2^22: adding 1.5 * 2^23 leaves no bits for a
+/// fraction. Not `round_ties_even`, which is a call where the processor that is compiled for has no instruction for it.
+fn round(value: f32) -> f32 {
+    const MAGIC: f32 = 12_582_912.0;
+    (value + MAGIC) - MAGIC
+}
+
 /// `round(value / scale) + 128`
-#[allow(
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss
-)]
+#[allow(clippy::as_conversions, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 fn byte_of(value: f32, inverse: f32) -> u8 {
     // Between 1 and 255; a cast takes NaN to 0.
-    ((value * inverse).round_ties_even().clamp(-127.0, 127.0) + 128.0) as u8
+    (round(value * inverse).clamp(-127.0, 127.0) + 128.0) as u8
 }
 
 /// The scale of a row of bytes: of a few below the one that just covers the largest weight, that with the smallest
 /// squared error.
 fn byte_scale(row: &[f32]) -> f32 {
-    let largest = row
-        .iter()
-        .fold(0.0_f32, |largest, value| largest.max(value.abs()));
+    let largest = largest(row);
     if largest == 0.0 || !largest.is_finite() {
         return if largest == 0.0 { 0.0 } else { f32::NAN };
     }
@@ -218,19 +219,34 @@ fn byte_scale(row: &[f32]) -> f32 {
     for shrink in [1.0_f32, 0.96, 0.92, 0.88, 0.84, 0.8] {
         let scale = covering * shrink;
         let inverse = 1.0 / scale;
-        let error: f32 = row
-            .iter()
-            .map(|value| {
-                let rounded = (value * inverse).round_ties_even().clamp(-127.0, 127.0);
-                let error = value - rounded * scale;
-                error * error
-            })
-            .sum();
+        let error = sum_over(row, |value| {
+            let error = value - round(value * inverse).clamp(-127.0, 127.0) * scale;
+            error * error
+        });
         if error < best.0 {
             best = (error, scale);
         }
     }
     best.1
+}
+
+/// The largest magnitude; NaN if there is one.
+fn largest(values: &[f32]) -> f32 {
+    // Bit patterns of magnitudes are ordered like the magnitudes, NaN last.
+    let bits = values.iter().fold(0, |largest, value| value.abs().to_bits().max(largest));
+    f32::from_bits(bits)
+}
+
+/// A sum in lanes, so that it compiles to vector instructions.
+fn sum_over(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+    let (chunks, rest) = values.as_chunks::<8>();
+    let mut sums = [0.0_f32; 8];
+    for chunk in chunks {
+        for (sum, value) in sums.iter_mut().zip(chunk) {
+            *sum += term(*value);
+        }
+    }
+    sums.iter().sum::<f32>() + rest.iter().map(|value| term(*value)).sum::<f32>()
 }
 
 /// `1 / scale`, 0 for 0.
@@ -275,25 +291,19 @@ fn nibble_panel(rows: &[&[f32]], scales: bool) -> Vec<u8> {
 /// For each of a few starting scales: round, then the scale that fits those codes best, `sum(w q) / sum(q^2)`. The
 /// starting scales put the largest weight at -8, the end with one more step, or a little inside or outside.
 fn nibble_block(block: &[f32; WIDTH]) -> (f16, [u8; WIDTH]) {
-    let mut largest = 0.0_f32;
-    for value in block {
-        if value.abs() > largest.abs() || value.is_nan() {
-            largest = *value;
-        }
-    }
-    if largest == 0.0 || !largest.is_finite() {
-        let scale = if largest == 0.0 { f16::ZERO } else { f16::NAN };
+    let magnitude = largest(block);
+    if magnitude == 0.0 || !magnitude.is_finite() {
+        let scale = if magnitude == 0.0 { f16::ZERO } else { f16::NAN };
         return (scale, [8; WIDTH]);
     }
+    // With its sign: the codes reach one step further below than above.
+    let signed = block.iter().find(|value| value.abs() == magnitude).copied().unwrap_or(magnitude);
     let mut best = (f32::NEG_INFINITY, 0.0);
     for steps in [8.0_f32, 7.0, 7.25, 7.5, 7.75, 8.25, 8.5, 9.0, -7.0, -7.5] {
-        let inverse = -steps / largest;
-        let (mut product, mut square) = (0.0_f32, 0.0_f32);
-        for value in block {
-            let code = (value * inverse).round_ties_even().clamp(-8.0, 7.0);
-            product += value * code;
-            square += code * code;
-        }
+        let inverse = -steps / signed;
+        let code = |value: f32| round(value * inverse).clamp(-8.0, 7.0);
+        let product = sum_over(block, |value| value * code(value));
+        let square = sum_over(block, |value| code(value) * code(value));
         // The squared error is sum(w^2) - product^2 / square.
         let gain = product * product / square;
         if square > 0.0 && gain > best.0 {
@@ -308,7 +318,7 @@ fn nibble_block(block: &[f32; WIDTH]) -> (f16, [u8; WIDTH]) {
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss
         )]
-        let code = ((value * inverse).round_ties_even().clamp(-8.0, 7.0) + 8.0) as u8;
+        let code = (round(value * inverse).clamp(-8.0, 7.0) + 8.0) as u8;
         code
     });
     (scale, codes)
