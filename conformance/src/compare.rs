@@ -16,6 +16,8 @@ pub enum Tolerance {
     Logits,
     /// float16 storage and arithmetic: 5e-3.
     Half,
+    /// Activations rounded to bytes on their way into products, weights the same: 4e-2.
+    Bytes,
     /// A limit that a reference brings along.
     Custom(f64),
 }
@@ -28,6 +30,7 @@ impl Tolerance {
             Tolerance::Close => 1e-4,
             Tolerance::Logits => 5e-4,
             Tolerance::Half => 5e-3,
+            Tolerance::Bytes => 4e-2,
             Tolerance::Custom(limit) => limit,
         }
     }
@@ -40,6 +43,7 @@ impl fmt::Display for Tolerance {
             Tolerance::Close => f.write_str("close (1e-4)"),
             Tolerance::Logits => f.write_str("logits (5e-4)"),
             Tolerance::Half => f.write_str("half (5e-3)"),
+            Tolerance::Bytes => f.write_str("bytes (4e-2)"),
             Tolerance::Custom(limit) => write!(f, "{limit:e}"),
         }
     }

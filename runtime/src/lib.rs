@@ -6,6 +6,7 @@ mod error;
 pub mod generate;
 pub mod image;
 #[cfg(feature = "ort")]
+pub mod kernels;
 pub mod library;
 pub mod prompt;
 pub mod sample;

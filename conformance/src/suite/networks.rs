@@ -4,44 +4,84 @@
 use crate::case::{Case, CaseError, Context, Findings};
 use crate::compare::{Tolerance, compare};
 use crate::model::{Cache, Decoder, left_pad, run_one};
-use crate::subject::{Precision, Subject};
+use crate::subject::{Provider, Subject};
 use crate::tensor::{Data, Tensor, round_to_half};
 use crate::tiny::{Given, numbers, random};
 use crate::workspace::Workspace;
+use exporter::Precision;
+use models::arch::fused::{self, Encodings};
 use models::arch::{self, Network};
 use models::bundle::KvSpec;
 use models::config::{DecoderConfig, ModelConfig, ProjectorConfig, TokenMixer, VisionConfig};
 use models::graph::Graph;
+use models::graph::fused::Encoding;
 use models::weights::Weights;
 use std::sync::Arc;
 
-/// Every geometry, on every engine.
+/// Every geometry, on every engine, and in fused operators where their kernels are.
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for tower in towers() {
-        cases.push(Case::on_each(
-            format!("networks/vision/{}", tower.name),
-            tower.about,
-            Subject::is_engine,
-            move |subject, workspace| vision(&tower, subject, workspace),
-        ));
+        let tower = Arc::new(tower);
+        for (suffix, form) in forms() {
+            let tower = Arc::clone(&tower);
+            cases.push(Case::on_each(
+                format!("networks/vision/{}{suffix}", tower.name),
+                tower.about,
+                subjects(form),
+                move |subject, workspace| vision(&tower, form, subject, workspace),
+            ));
+        }
     }
+    type Check = fn(&Language, Form, &Subject, &Workspace) -> Result<Findings, CaseError>;
     for language in languages() {
         let language = Arc::new(language);
-        let case = |part: &str, check: fn(&Language, &Subject, &Workspace) -> Result<Findings, CaseError>| {
-            let language = Arc::clone(&language);
-            Case::on_each(
-                format!("networks/{part}/{}", language.name),
-                language.about,
-                Subject::is_engine,
-                move |subject, workspace| check(&language, subject, workspace),
-            )
-        };
-        cases.push(case("embed", embed));
-        cases.push(case("decoder", alone));
-        cases.push(case("decoder_batch", batch));
+        for (suffix, form) in forms() {
+            let embed: Check = if form.is_none() {
+                embed
+            } else {
+                embed_as_interpreted
+            };
+            let checks: [(&str, Check); 3] = [("embed", embed), ("decoder", alone), ("decoder_batch", batch)];
+            for (part, check) in checks {
+                let language = Arc::clone(&language);
+                cases.push(Case::on_each(
+                    format!("networks/{part}/{}{suffix}", language.name),
+                    language.about,
+                    subjects(form),
+                    move |subject, workspace| check(&language, form, subject, workspace),
+                ));
+            }
+        }
     }
     cases
+}
+
+/// A network in the form that a subject is given: `None` is the portable one.
+type Form = Option<Encodings>;
+
+/// The portable form, and the variants of target `cpu`, with what their cases' names end in.
+fn forms() -> Vec<(String, Form)> {
+    let fused = [Precision::Fp32, Precision::Int8, Precision::Q4]
+        .into_iter()
+        .filter_map(|precision| {
+            let variant = exporter::Variant::new(exporter::Target::Cpu, precision)?;
+            Some((format!("/cpu_{}", precision.name()), variant.encodings()))
+        });
+    std::iter::once((String::new(), None)).chain(fused).collect()
+}
+
+/// Which subjects are given a form.
+fn subjects(form: Form) -> fn(&Subject) -> bool {
+    match form {
+        None => Subject::is_engine,
+        Some(_) => has_kernels,
+    }
+}
+
+/// Fused operators are one subject's: the engine that has the kernels, whatever precision it would be given.
+fn has_kernels(subject: &Subject) -> bool {
+    subject.provider == Provider::Cpu && subject.precision == crate::subject::Precision::Fp32
 }
 
 /// An image encoder with its projector.
@@ -245,7 +285,12 @@ fn languages() -> Vec<Language> {
 }
 
 /// The networks without noise of their own: what the other half of a config says plays no role.
-fn graph(network: Network, tower: Option<&Tower>, language: Option<&Language>) -> Result<Graph, CaseError> {
+fn graph(
+    network: Network,
+    tower: Option<&Tower>,
+    language: Option<&Language>,
+    form: Form,
+) -> Result<Graph, CaseError> {
     let (towers, languages) = (towers(), languages());
     let (Some(tower), Some(language)) = (tower.or(towers.first()), language.or(languages.first())) else {
         return Err(CaseError::Skip("there is no geometry".to_owned()));
@@ -255,20 +300,33 @@ fn graph(network: Network, tower: Option<&Tower>, language: Option<&Language>) -
         projector: tower.projector.clone(),
         decoder: language.config.clone(),
     };
-    arch::build(network, &config).during(|| format!("building `{}`", network.name()))
+    match form {
+        None => arch::build(network, &config),
+        Some(encodings) => fused::build(network, &config, encodings),
+    }
+    .during(|| format!("building `{}`", network.name()))
 }
 
-const fn tolerance(subject: &Subject, fp32: Tolerance) -> Tolerance {
+fn tolerance(subject: &Subject, form: Form, fp32: Tolerance) -> Tolerance {
+    // The interpreter reads the same bytes; what is left is that kernels round activations to bytes.
+    if form.is_some_and(|encodings| encodings.decoder != Encoding::Float32) {
+        return Tolerance::Bytes;
+    }
     match subject.precision {
-        Precision::Fp32 => fp32,
-        Precision::Fp16 => Tolerance::Half,
+        crate::subject::Precision::Fp32 => fp32,
+        crate::subject::Precision::Fp16 => Tolerance::Half,
     }
 }
 
 /// Two images at once.
-fn vision(tower: &Tower, subject: &Subject, workspace: &Workspace) -> Result<Findings, CaseError> {
-    let graph = graph(Network::VisionEncoder, Some(tower), None)?;
-    let weights = Given::random(&graph, 11);
+fn vision(
+    tower: &Tower,
+    form: Form,
+    subject: &Subject,
+    workspace: &Workspace,
+) -> Result<Findings, CaseError> {
+    let of = |form| graph(Network::VisionEncoder, Some(tower), None, form);
+    let (weights, graph) = (Given::random(&of(None)?, 11), of(form)?);
     let side = usize::try_from(tower.config.image_size).unwrap_or(0);
     // Pixels lie between 0 and 1.
     let pixels = numbers(12, 2 * 3 * side * side)
@@ -291,14 +349,19 @@ fn vision(tower: &Tower, subject: &Subject, workspace: &Workspace) -> Result<Fin
         "image_features",
         &found,
         &expected,
-        tolerance(subject, Tolerance::Close),
+        tolerance(subject, form, Tolerance::Close),
     ));
     Ok(findings)
 }
 
 /// A lookup computes nothing: it is exact, up to the type in which the table is stored.
-fn embed(language: &Language, subject: &Subject, workspace: &Workspace) -> Result<Findings, CaseError> {
-    let graph = graph(Network::EmbedTokens, None, Some(language))?;
+fn embed(
+    language: &Language,
+    form: Form,
+    subject: &Subject,
+    workspace: &Workspace,
+) -> Result<Findings, CaseError> {
+    let graph = graph(Network::EmbedTokens, None, Some(language), form)?;
     let weights = Given::random(&graph, 21);
     let table = weights
         .specs()
@@ -318,8 +381,8 @@ fn embed(language: &Language, subject: &Subject, workspace: &Workspace) -> Resul
             table[row..row + width]
                 .iter()
                 .map(|&value| match subject.precision {
-                    Precision::Fp32 => value,
-                    Precision::Fp16 => round_to_half(value),
+                    crate::subject::Precision::Fp32 => value,
+                    crate::subject::Precision::Fp16 => round_to_half(value),
                 }),
         );
     }
@@ -331,19 +394,55 @@ fn embed(language: &Language, subject: &Subject, workspace: &Workspace) -> Resul
     Ok(findings)
 }
 
+/// A lookup in a table of any form.
+fn embed_as_interpreted(
+    language: &Language,
+    form: Form,
+    subject: &Subject,
+    workspace: &Workspace,
+) -> Result<Findings, CaseError> {
+    let of = |form| graph(Network::EmbedTokens, None, Some(language), form);
+    let (weights, graph) = (Given::random(&of(None)?, 21), of(form)?);
+    let last = i64::try_from(language.config.vocab_size).unwrap_or(1) - 1;
+    let ids = Tensor::int(&[2, 2], vec![last, 0, 1, last]);
+    let expected = run_one(
+        &mut *subject.interpret(&graph, &weights),
+        "input_ids",
+        ids.clone(),
+    )?;
+    let found = run_one(
+        &mut *subject.session(&graph, &weights, workspace)?,
+        "input_ids",
+        ids,
+    )?;
+    let mut findings = Findings::default();
+    findings.push(compare("inputs_embeds", &found, &expected, Tolerance::Close));
+    Ok(findings)
+}
+
 /// A prompt into an empty cache, a step, and a chunk.
-fn alone(language: &Language, subject: &Subject, workspace: &Workspace) -> Result<Findings, CaseError> {
+fn alone(
+    language: &Language,
+    form: Form,
+    subject: &Subject,
+    workspace: &Workspace,
+) -> Result<Findings, CaseError> {
     let row = |seed, length| left_pad(&[random(seed, &[length, hidden(language)])]);
     let feeds = [
         ("prefill", row(31, language.prompt)),
         ("step", row(32, 1)),
         ("chunk", row(33, 4)),
     ];
-    follow(language, subject, workspace, 1, &feeds)
+    follow(language, form, subject, workspace, 1, &feeds)
 }
 
 /// Two prompts of different lengths, then two steps of both.
-fn batch(language: &Language, subject: &Subject, workspace: &Workspace) -> Result<Findings, CaseError> {
+fn batch(
+    language: &Language,
+    form: Form,
+    subject: &Subject,
+    workspace: &Workspace,
+) -> Result<Findings, CaseError> {
     let row = |seed, length| random(seed, &[length, hidden(language)]);
     let feeds = [
         (
@@ -353,7 +452,7 @@ fn batch(language: &Language, subject: &Subject, workspace: &Workspace) -> Resul
         ("first step", left_pad(&[row(43, 1), row(44, 1)])),
         ("second step", left_pad(&[row(45, 1), row(46, 1)])),
     ];
-    follow(language, subject, workspace, 2, &feeds)
+    follow(language, form, subject, workspace, 2, &feeds)
 }
 
 fn hidden(language: &Language) -> usize {
@@ -366,13 +465,14 @@ type Feed = (&'static str, (Tensor, Vec<Vec<i64>>));
 /// is judged by itself.
 fn follow(
     language: &Language,
+    form: Form,
     subject: &Subject,
     workspace: &Workspace,
     batch: usize,
     feeds: &[Feed],
 ) -> Result<Findings, CaseError> {
-    let graph = graph(Network::Decoder, None, Some(language))?;
-    let weights = Given::random(&graph, 51);
+    let of = |form| graph(Network::Decoder, None, Some(language), form);
+    let (weights, graph) = (Given::random(&of(None)?, 51), of(form)?);
     let whole = |number| usize::try_from(number).unwrap_or(0);
     let config = &language.config;
     let kv = KvSpec {
@@ -395,7 +495,7 @@ fn follow(
                     &format!("{name}: present.{layer}.{part}"),
                     &without_padding(found, &found_cache),
                     &without_padding(expected, &expected_cache),
-                    tolerance(subject, Tolerance::Close),
+                    tolerance(subject, form, Tolerance::Close),
                 ));
             }
         }
@@ -403,7 +503,7 @@ fn follow(
             &format!("{name}: logits"),
             &found,
             &expected,
-            tolerance(subject, Tolerance::Logits),
+            tolerance(subject, form, Tolerance::Logits),
         ));
     }
     Ok(findings)

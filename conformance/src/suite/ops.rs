@@ -268,7 +268,7 @@ fn problems(op: &Op) -> (Vec<Problem>, Option<Op>) {
         Op::LessOrEqual => (less_or_equal(), Some(Op::And)),
         Op::And => (and(), Some(Op::Where)),
         Op::Where => (select(), None),
-        // What they compute is written in the others: the suite `fused` holds the kernels to it.
+        // What they compute is written in the others; the suite `networks` holds the kernels to it.
         Op::Fused(_) => (Vec::new(), None),
     }
 }

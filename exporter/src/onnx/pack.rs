@@ -201,7 +201,11 @@ fn round(value: f32) -> f32 {
 }
 
 /// `round(value / scale) + 128`
-#[allow(clippy::as_conversions, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+#[allow(
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss
+)]
 fn byte_of(value: f32, inverse: f32) -> u8 {
     // Between 1 and 255; a cast takes NaN to 0.
     (round(value * inverse).clamp(-127.0, 127.0) + 128.0) as u8
@@ -233,7 +237,9 @@ fn byte_scale(row: &[f32]) -> f32 {
 /// The largest magnitude; NaN if there is one.
 fn largest(values: &[f32]) -> f32 {
     // Bit patterns of magnitudes are ordered like the magnitudes, NaN last.
-    let bits = values.iter().fold(0, |largest, value| value.abs().to_bits().max(largest));
+    let bits = values
+        .iter()
+        .fold(0, |largest, value| value.abs().to_bits().max(largest));
     f32::from_bits(bits)
 }
 
@@ -297,7 +303,11 @@ fn nibble_block(block: &[f32; WIDTH]) -> (f16, [u8; WIDTH]) {
         return (scale, [8; WIDTH]);
     }
     // With its sign: the codes reach one step further below than above.
-    let signed = block.iter().find(|value| value.abs() == magnitude).copied().unwrap_or(magnitude);
+    let signed = block
+        .iter()
+        .find(|value| value.abs() == magnitude)
+        .copied()
+        .unwrap_or(magnitude);
     let mut best = (f32::NEG_INFINITY, 0.0);
     for steps in [8.0_f32, 7.0, 7.25, 7.5, 7.75, 8.25, 8.5, 9.0, -7.0, -7.5] {
         let inverse = -steps / signed;

@@ -239,7 +239,7 @@ fn residual(b: &mut Builder, config: &VisionConfig, scale: &str, x: ValueId, y: 
 }
 
 /// 3x3 in groups of one input channel, squeeze-and-excite, GELU. timm `FastVit.final_conv`.
-pub(super) fn final_conv(b: &mut Builder, config: &VisionConfig, x: ValueId) -> ValueId {
+fn final_conv(b: &mut Builder, config: &VisionConfig, x: ValueId) -> ValueId {
     let input = config.embed_dims.last().copied().unwrap_or(0);
     let (output, squeezed) = (config.final_channels, config.se_channels());
     let x = b.conv(
@@ -287,7 +287,7 @@ pub(super) fn final_conv(b: &mut Builder, config: &VisionConfig, x: ValueId) -> 
 }
 
 /// `[B,C,H,W] -> [B,H*W,C]`
-pub(super) fn tokens_of(b: &mut Builder, x: ValueId) -> ValueId {
+fn tokens_of(b: &mut Builder, x: ValueId) -> ValueId {
     let flat = b.reshape(x, &[0, 0, -1]); // [B,C,N]
     b.transpose(flat, &[0, 2, 1]) // [B,N,C]
 }

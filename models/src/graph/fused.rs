@@ -123,7 +123,8 @@ pub enum Fused {
         /// Exact GELU afterwards.
         gelu: bool,
     },
-    /// `x [B,H,W,C], taps [k*k,C], bias [C] -> [B,H/stride,W/stride,C]`, padded by `k / 2`.
+    /// `x [B,H,W,C], taps [k*k,m*C], bias [m*C] -> [B,H/stride,W/stride,m*C]`, padded by `k / 2`: output channel `o`
+    /// reads input channel `o / m`.
     DepthwiseConv {
         /// Side of the kernel.
         kernel: u64,
@@ -275,13 +276,17 @@ impl Fused {
                 let [batch, height, width, channels] = x[..] else {
                     return Err("wants rank 4".to_owned());
                 };
-                rest.exactly(DType::Float32, &[Dim::Fixed(kernel * kernel), channels])?;
-                rest.exactly(DType::Float32, &[channels])?;
+                let taps = rest.float(2)?;
+                let (inputs, outputs) = (channels.fixed().unwrap_or(0), taps[1].fixed().unwrap_or(0));
+                if taps[0] != Dim::Fixed(kernel * kernel) || inputs == 0 || outputs % inputs != 0 {
+                    return Err(format!("wants {} taps for {channels} channels", kernel * kernel));
+                }
+                rest.exactly(DType::Float32, &taps[1..])?;
                 one(vec![
                     batch,
                     strided(height, stride)?,
                     strided(width, stride)?,
-                    channels,
+                    taps[1],
                 ])
             }
             Fused::Linear {

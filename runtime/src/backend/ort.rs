@@ -2,6 +2,9 @@
 //!
 //! The shared library is found at run time. It is loaded once per process, whoever asks first.
 
+#[allow(unsafe_code)] // ONNX Runtime's context is shared with the threads that it lends.
+mod operators;
+
 use super::parts::open_parts;
 use super::session::{Description, EngineSession, Placement, Port, Session, Tensor};
 use super::{Backend, Options, Parts, Provider};
@@ -73,6 +76,19 @@ struct Loaded {
 
 static LOADED: Mutex<Option<Loaded>> = Mutex::new(None);
 
+/// An ONNX model that returns its input.
+const IDENTITY: &[u8] = b"\x08\x08:7\x0a\x10\x0a\x01x\x12\x01y\x22\x08Identity\x12\x01gZ\x0f\x0a\x01x\x12\x0a\x0a\x08\x08\x01\x12\x04\x0a\x02\x08\x01b\x0f\x0a\x01y\x12\x0a\x0a\x08\x08\x01\x12\x04\x0a\x02\x08\x01B\x04\x0a\x00\x10\x0d";
+
+/// Makes the domain of our operators known: the first session that names it does, and two at once would collide in
+/// ONNX Runtime.
+fn introduce_operators(environment: &ort::environment::Environment) -> ort::Result<()> {
+    let builder = OrtGraph::builder(environment)?.with_intra_threads(1)?;
+    builder
+        .with_operators(operators::domain(1)?)?
+        .commit_from_memory(IDENTITY)?;
+    Ok(())
+}
+
 /// Loads ONNX Runtime unless that was done; says from where, or why it cannot be.
 fn load(options: &Options) -> Result<PathBuf, String> {
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -101,6 +117,7 @@ fn load(options: &Options) -> Result<PathBuf, String> {
                 let builder =
                     builder.with_logger(Arc::new(|_: LogLevel, _: &str, _: &str, _: &str, _: &str| {}));
                 let environment = builder.build().map_err(|error| line(&error))?;
+                introduce_operators(&environment).map_err(|error| line(&error))?;
                 *loaded = Some(Loaded {
                     path: path.clone(),
                     environment,
@@ -164,6 +181,8 @@ impl OrtSession {
         .with_optimization_level(GraphOptimizationLevel::All)
         .map_err(|error| refuse(line(&error)))?
         .with_memory_pattern(true)
+        .map_err(|error| refuse(line(&error)))?
+        .with_operators(operators::domain(options.thread_count()).map_err(|error| refuse(line(&error)))?)
         .map_err(|error| refuse(line(&error)))?
         .with_log_level(if provider == Provider::CoreMl {
             LogLevel::Info

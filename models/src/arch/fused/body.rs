@@ -117,15 +117,15 @@ fn stem(b: &mut Builder, rest: &mut Rest, kernel: u64, stride: u64, gelu: bool) 
     b.transpose(x, &[0, 2, 3, 1]) // [B,H',W',C]
 }
 
-/// `x [B,H,W,C], taps [k*k,C], bias [C] -> [B,H',W',C]`
+/// `x [B,H,W,C], taps [k*k,m*C], bias [m*C] -> [B,H',W',m*C]`
 fn depthwise(b: &mut Builder, rest: &mut Rest, kernel: u64, stride: u64, gelu: bool) -> ValueId {
     let (x, taps, bias) = (rest.next(), rest.next(), rest.next());
-    let channels = fixed(b, bias, 0);
+    let channels = fixed(b, x, 3);
     let weight = b.transpose(taps, &[1, 0]); // [C,k*k]
     let side = signed(kernel);
-    let weight = b.reshape(weight, &[0, 1, side, side]); // [C,1,k,k]
+    let weight = b.reshape(weight, &[0, 1, side, side]); // [m*C,1,k,k]
     let x = b.transpose(x, &[0, 3, 1, 2]); // [B,C,H,W]
-    let x = convolve(b, x, weight, bias, kernel, stride, channels); // [B,C,H',W']
+    let x = convolve(b, x, weight, bias, kernel, stride, channels); // [B,m*C,H',W']
     let x = if gelu { b.gelu(x) } else { x };
     b.transpose(x, &[0, 2, 3, 1]) // [B,H',W',C]
 }

@@ -3,7 +3,6 @@
 //! Letters: `B` images, `C` channels of the stage, `H` x `W` its feature map, `N = H * W`, `h` heads, `d` their length.
 
 use super::{FeedForward, Linear, Names, first};
-use crate::arch::fastvithd::{final_conv, tokens_of};
 use crate::config::{TokenMixer, VisionConfig};
 use crate::dtype::DType;
 use crate::graph::fused::{Encoding, Fused, Norm};
@@ -21,10 +20,8 @@ pub(super) fn fastvithd(
     for index in 0..config.embed_dims.len() {
         x = stage(b, config, encoding, index, x); // [B,H,W,C]
     }
-    // What is left is a small map: portable operators.
-    let x = b.transpose(x, &[0, 3, 1, 2]); // [B,C,H,W]
-    let x = final_conv(b, config, x); // [B,F,H,W]
-    tokens_of(b, x) // [B,N,F]
+    let x = final_conv(b, config, encoding, x); // [B,H,W,F]
+    b.reshape(x, &[0, -1, signed(config.final_channels)]) // [B,N,F]
 }
 
 /// Three convolutions with GELU: 3x3 stride 2, depthwise 3x3 stride 2, 1x1.
@@ -71,36 +68,10 @@ fn downsample(
     x: ValueId,
 ) -> ValueId {
     let output = config.embed_dims.get(index).copied().unwrap_or(0);
-    let input = index
-        .checked_sub(1)
-        .and_then(|before| config.embed_dims.get(before))
-        .copied();
-    let input = input.unwrap_or(output);
     let b = &mut b.scope("downsample.proj");
     let (kernel, stride) = (config.down_patch_size, config.down_stride);
-    let x = if input == output {
-        depthwise(b, "0", x, input, kernel, stride, config.lkc_use_act) // [B,H,W,C]
-    } else {
-        widening(b, config, x, [input, output]) // [B,H,W,C]
-    };
+    let x = depthwise(b, "0", x, output, kernel, stride, config.lkc_use_act); // [B,H,W,C]
     pointwise(b, "1", x, [output, output], encoding) // [B,H,W,C]
-}
-
-/// The depthwise convolution of a downsampling that has several outputs for each channel: portable operators.
-fn widening(b: &mut Builder, config: &VisionConfig, x: ValueId, [input, output]: [u64; 2]) -> ValueId {
-    let planes = b.transpose(x, &[0, 3, 1, 2]); // [B,C,H,W]
-    let conv = crate::graph::Conv {
-        input,
-        output,
-        kernel: config.down_patch_size,
-        stride: config.down_stride,
-        group: input,
-    };
-    let mut x = b.conv("0", planes, conv); // [B,C',H/2,W/2]
-    if config.lkc_use_act {
-        x = b.scope("0").gelu(x); // [B,C',H/2,W/2]
-    }
-    b.transpose(x, &[0, 2, 3, 1]) // [B,H/2,W/2,C']
 }
 
 /// `x = mixer(x); x + scale * ffn(x)`
@@ -199,6 +170,23 @@ fn conv_ffn(
     feed_forward.add(b, mixed, Some(x)) // [B,H,W,C]
 }
 
+/// Depthwise 3x3, squeeze-and-excite, GELU.
+fn final_conv(b: &mut Builder, config: &VisionConfig, encoding: Encoding, x: ValueId) -> ValueId {
+    let (output, squeezed) = (config.final_channels, config.se_channels());
+    let x = depthwise(b, "final_conv", x, output, 3, 1, false); // [B,H,W,F]
+    let b = &mut b.scope("final_conv");
+    let gate = {
+        let b = &mut b.scope("se");
+        let mean = b.reduce_mean(x, &[1, 2]); // [B,1,1,F]
+        let small = product(b, "fc1", mean, [output, squeezed], encoding, false);
+        let small = b.relu(small); // [B,1,1,F/16]
+        let wide = product(b, "fc2", small, [squeezed, output], encoding, false);
+        b.sigmoid(wide) // [B,1,1,F]
+    };
+    let x = b.mul(x, gate); // [B,H,W,F]
+    b.gelu(x) // [B,H,W,F]
+}
+
 /// Full canonical name of a layer scale, where the tower has them.
 fn layer_scale(b: &Builder, config: &VisionConfig, name: &str) -> Option<String> {
     config
@@ -232,19 +220,25 @@ fn convolution(b: &mut Builder, name: &str, conv: Fused, x: ValueId, taps: u64, 
 }
 
 /// A 1x1 convolution with bias and GELU.
-fn pointwise(
+fn pointwise(b: &mut Builder, name: &str, x: ValueId, sizes: [u64; 2], encoding: Encoding) -> ValueId {
+    product(b, name, x, sizes, encoding, true)
+}
+
+/// A 1x1 convolution with bias.
+fn product(
     b: &mut Builder,
     name: &str,
     x: ValueId,
     [inputs, outputs]: [u64; 2],
     encoding: Encoding,
+    gelu: bool,
 ) -> ValueId {
     let linear = Linear {
         inputs,
         parts: &[(name, outputs)],
         encoding,
         bias: true,
-        gelu: true,
+        gelu,
         gain: None,
         norm: Norm::None,
         norm_name: None,

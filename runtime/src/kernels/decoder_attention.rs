@@ -1,0 +1,800 @@
+//! What has been said so far? Causal attention of the decoder, with rotary positions, grouped heads and a cache.
+//!
+//! Two ways to the same numbers (up to rounding). For several new tokens: first the cache is carried over, the new
+//! keys are rotated and all keys packed; then tiles of query rows against the keys they may see. For one new token,
+//! where reading the cache is all there is to do: each task carries over some slots of one head's cache and, while
+//! they are near, computes the share that they have in the outputs of all query heads; the shares are added at the
+//! end. The slots of a task do not depend on the number of threads.
+
+use super::parallel::{Parallel, Shared, scratch};
+use super::self_attention::{MOST_ROWS, Tile, pack_keys, pack_rows, tile_rows};
+use super::simd::{Isa, LANES, Lanes, dispatch};
+
+/// Sizes of one call.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DecoderAttention {
+    /// Sequences, B.
+    pub batch: usize,
+    /// New tokens of each, n.
+    pub new: usize,
+    /// Slots of the cache that are filled.
+    pub past: usize,
+    /// Query heads, h.
+    pub heads: usize,
+    /// Key and value heads, k: query head `j` uses `j / (h / k)`.
+    pub kv_heads: usize,
+    /// Length of a head's vectors, d: even.
+    pub head_dim: usize,
+    /// What products of queries with keys are multiplied by: `1 / sqrt(d)`.
+    pub scale: f32,
+}
+
+impl DecoderAttention {
+    /// Slots after the call.
+    pub fn total(&self) -> usize {
+        self.past + self.new
+    }
+
+    /// Numbers in a row of the fused projection.
+    fn width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Query heads that share a key head.
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+}
+
+/// Slots carried over by one task before the attention of several tokens: whole panels.
+const CARRY_SLOTS: usize = 32;
+
+/// Slots of one task in the attention of one token: whole panels.
+const SHARE_SLOTS: usize = 256;
+
+/// Query rows of one task: a multiple of every tile.
+const TASK_ROWS: usize = 24;
+
+/// - `qkv` `[B, n, (h + 2k) * d]`: query heads, key heads, value heads, not yet rotated.
+/// - `past_key`, `past_value` `[B, k, past, d]`; `present_key`, `present_value` `[B, k, past + n, d]`: the past, then
+///   the new, keys rotated.
+/// - `mask` `[B, past + n]`: 1 for slots that hold a token. The query in slot `past + i` sees the slots up to its own
+///   whose mask is not 0. One that sees none gets the mean of all slots' values, as adding the lowest float32 to all
+///   scores gives.
+/// - `positions` `[B, n]`; `inv_freq` `[d / 2]`: components `i` and `i + d / 2` are rotated by
+///   `position * inv_freq[i]`, a float32 product.
+/// - `out` `[B, n, h * d]`
+///
+/// # Panics
+/// Slices of the wrong length, heads that do not divide: bugs of the caller.
+#[allow(clippy::too_many_arguments)]
+pub fn decoder_attention(
+    isa: Isa,
+    parallel: &dyn Parallel,
+    shape: &DecoderAttention,
+    qkv: &[f32],
+    past_key: &[f32],
+    past_value: &[f32],
+    mask: &[i64],
+    positions: &[i64],
+    inv_freq: &[f32],
+    out: &mut [f32],
+    present_key: &mut [f32],
+    present_value: &mut [f32],
+) {
+    let (batch, new, d, total) = (shape.batch, shape.new, shape.head_dim, shape.total());
+    assert!(
+        shape.kv_heads > 0 && shape.heads.is_multiple_of(shape.kv_heads),
+        "query heads share key heads evenly"
+    );
+    assert!(d > 0 && d.is_multiple_of(2), "components are rotated in pairs");
+    assert_eq!(qkv.len(), batch * new * shape.width(), "input");
+    assert_eq!(mask.len(), batch * total, "mask");
+    assert_eq!(positions.len(), batch * new, "positions");
+    assert_eq!(inv_freq.len(), d / 2, "frequencies");
+    assert_eq!(out.len(), batch * new * shape.heads * d, "output");
+    for (past, present) in [(past_key, &*present_key), (past_value, &*present_value)] {
+        assert_eq!(past.len(), batch * shape.kv_heads * shape.past * d, "past");
+        assert_eq!(present.len(), batch * shape.kv_heads * total * d, "present");
+    }
+    if batch * new == 0 {
+        present_key.copy_from_slice(past_key);
+        present_value.copy_from_slice(past_value);
+        return;
+    }
+    let input = Input {
+        shape: *shape,
+        qkv,
+        past_key,
+        past_value,
+        mask,
+        positions,
+        inv_freq,
+    };
+    if new == 1 {
+        one_token(isa, parallel, &input, out, present_key, present_value);
+    } else {
+        some_tokens(isa, parallel, &input, out, present_key, present_value);
+    }
+}
+
+/// What is only read.
+struct Input<'a> {
+    shape: DecoderAttention,
+    qkv: &'a [f32],
+    past_key: &'a [f32],
+    past_value: &'a [f32],
+    mask: &'a [i64],
+    positions: &'a [i64],
+    inv_freq: &'a [f32],
+}
+
+impl Input<'_> {
+    /// The vector of a head (query heads, then key heads, then value heads) in row `row` of `[B * n]`.
+    fn head(&self, row: usize, head: usize) -> &[f32] {
+        let d = self.shape.head_dim;
+        &self.qkv[row * self.shape.width() + head * d..][..d]
+    }
+
+    /// Cosines, then sines, of the angles of a row of `[B * n]`.
+    fn angles(&self, row: usize, to: &mut [f32]) {
+        let position = self.positions[row] as f32;
+        let (cos, sin) = to.split_at_mut(self.inv_freq.len());
+        for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(self.inv_freq) {
+            (*sin, *cos) = sin_cos(position * frequency);
+        }
+    }
+
+    /// What is added to the scores of the slots of a sequence: 0, or the lowest float32 where there is no token.
+    /// Returns whether there is any such slot.
+    fn bias(&self, sequence: usize, slots: std::ops::Range<usize>, to: &mut [f32]) -> bool {
+        let mask = &self.mask[sequence * self.shape.total()..][slots];
+        for (to, mask) in to.iter_mut().zip(mask) {
+            *to = if *mask == 0 { f32::MIN } else { 0.0 };
+        }
+        mask.contains(&0)
+    }
+}
+
+/// Sine and cosine, errors below 1e-7 for magnitudes up to 2^30; the same on every processor, and free of branches.
+#[inline(always)]
+fn sin_cos(angle: f32) -> (f32, f32) {
+    /// Adding it leaves a whole number in the low bits.
+    const MAGIC: f64 = 6_755_399_441_055_744.0;
+    let x = f64::from(angle);
+    let shifted = x * std::f64::consts::FRAC_2_PI + MAGIC;
+    let quarter = shifted.to_bits();
+    let r = x - (shifted - MAGIC) * std::f64::consts::FRAC_PI_2;
+    let s = r * r;
+    // Taylor: |r| <= pi / 4, so the first term left out is below 1e-11.
+    let sin = r
+        * (1.0
+            + s * (-1.0 / 6.0
+                + s * (1.0 / 120.0 + s * (-1.0 / 5040.0 + s * (1.0 / 362_880.0 - s / 39_916_800.0)))));
+    let cos = 1.0
+        + s * (-0.5
+            + s * (1.0 / 24.0
+                + s * (-1.0 / 720.0 + s * (1.0 / 40_320.0 + s * (-1.0 / 3_628_800.0 + s / 479_001_600.0)))));
+    let (sin, cos) = if quarter & 1 == 0 { (sin, cos) } else { (cos, sin) };
+    let sin = if quarter & 2 == 0 { sin } else { -sin };
+    let cos = if (quarter + 1) & 2 == 0 { cos } else { -cos };
+    (sin as f32, cos as f32)
+}
+
+/// Rotates the pairs `(i, i + d / 2)` of a head's vector and scales it; components go to every `step`th place of `to`.
+#[inline(always)]
+fn rotate(from: &[f32], angles: &[f32], scale: f32, to: &mut [f32], step: usize) {
+    let half = from.len() / 2;
+    let (cos, sin) = angles.split_at(half);
+    let (first, second) = from.split_at(half);
+    let (to_first, to_second) = to.split_at_mut(half * step);
+    for i in 0..half {
+        to_first[i * step] = (first[i] * cos[i] - second[i] * sin[i]) * scale;
+        to_second[i * step] = (second[i] * cos[i] + first[i] * sin[i]) * scale;
+    }
+}
+
+/// The mean of `[slots, d]` values, rows `width` apart.
+fn mean(values: &[f32], width: usize, to: &mut [f32]) {
+    to.fill(0.0);
+    let rows = values.chunks_exact(width);
+    let factor = 1.0 / rows.len() as f32;
+    for row in rows {
+        for (to, value) in to.iter_mut().zip(row) {
+            *to += value;
+        }
+    }
+    to.iter_mut().for_each(|to| *to *= factor);
+}
+
+/// The attention of several new tokens.
+fn some_tokens(
+    isa: Isa,
+    parallel: &dyn Parallel,
+    input: &Input<'_>,
+    out: &mut [f32],
+    present_key: &mut [f32],
+    present_value: &mut [f32],
+) {
+    let shape = &input.shape;
+    let (batch, new, d, total) = (shape.batch, shape.new, shape.head_dim, shape.total());
+    let padded = total.next_multiple_of(LANES);
+    let wide = d.next_multiple_of(LANES);
+    let head_count = batch * shape.kv_heads;
+    // Values are used as they lie in the cache where they are whole vectors.
+    let packed_values = if wide == d { 0 } else { head_count * total * wide };
+    scratch(
+        head_count * padded * d + batch * new * d + packed_values,
+        |space: &mut [f32]| {
+            let (keys, space) = space.split_at_mut(head_count * padded * d);
+            let (angles, values) = space.split_at_mut(batch * new * d);
+            let carry = Carry {
+                input,
+                present_key: Shared::new(present_key),
+                present_value: Shared::new(present_value),
+                keys: Shared::new(keys),
+                angles: Shared::new(angles),
+                values: Shared::new(values),
+            };
+            let carry = &carry;
+            parallel.run(batch * total.div_ceil(CARRY_SLOTS), &|task| {
+                dispatch!(isa, carry_over(carry: &Carry<'_>, task: usize));
+            });
+            let values: &[f32] = if wide == d { present_value } else { values };
+            let shared = Shared::new(out);
+            let attend = Attend {
+                input,
+                keys,
+                angles,
+                values,
+                out: &shared,
+            };
+            let attend = &attend;
+            // The last rows see most: they go first, so that no thread is left with them.
+            let tasks = batch * shape.heads * new.div_ceil(TASK_ROWS);
+            parallel.run(tasks, &|task| {
+                let task = tasks - 1 - task;
+                let length = MOST_ROWS * (d + padded) + padded;
+                scratch(length, |space: &mut [f32]| {
+                    dispatch!(isa, attend_rows(attend: &Attend<'_>, task: usize, space: &mut [f32]));
+                });
+            });
+        },
+    );
+}
+
+/// Where [`carry_over`] writes.
+struct Carry<'a> {
+    input: &'a Input<'a>,
+    present_key: Shared<f32>,
+    present_value: Shared<f32>,
+    /// Packed, `[B, k, ceil(total / 16), d, 16]`.
+    keys: Shared<f32>,
+    /// `[B, n, d]`: cosines, then sines.
+    angles: Shared<f32>,
+    /// `[B, k, total, d]`, d filled up to whole vectors; empty where it is whole anyway.
+    values: Shared<f32>,
+}
+
+/// Some slots of one sequence, in all its heads.
+///
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+#[expect(
+    clippy::extra_unused_type_parameters,
+    reason = "`dispatch!` compiles it for each set"
+)]
+unsafe fn carry_over<V: Lanes>(carry: &Carry<'_>, task: usize) {
+    let input = carry.input;
+    let shape = &input.shape;
+    let (d, past, total) = (shape.head_dim, shape.past, shape.total());
+    let padded = total.next_multiple_of(LANES);
+    let wide = d.next_multiple_of(LANES);
+    let parts = total.div_ceil(CARRY_SLOTS);
+    let (sequence, first) = (task / parts, task % parts * CARRY_SLOTS);
+    let slots = CARRY_SLOTS.min(total - first);
+    let news = first.max(past)..(first + slots).max(past);
+    // SAFETY: every task has its own slots, and its own rows of angles.
+    unsafe {
+        let row = sequence * shape.new + news.start - past;
+        let angles = carry.angles.part(row * d, news.len() * d);
+        for (i, angles) in angles.chunks_exact_mut(d).enumerate() {
+            input.angles(row + i, angles);
+        }
+        for head in 0..shape.kv_heads {
+            let at = sequence * shape.kv_heads + head;
+            let keys = carry.present_key.part((at * total + first) * d, slots * d);
+            let values = carry.present_value.part((at * total + first) * d, slots * d);
+            carry_slots(input, sequence, head, first, angles, keys, values);
+            let panels = slots.div_ceil(LANES) * LANES * d;
+            pack_keys(
+                keys,
+                d,
+                slots,
+                d,
+                carry.keys.part((at * padded + first) * d, panels),
+            );
+            if wide != d {
+                pack_rows(
+                    values,
+                    d,
+                    slots,
+                    d,
+                    carry.values.part((at * total + first) * wide, slots * wide),
+                );
+            }
+        }
+    }
+}
+
+/// Fills `keys` and `values` `[slots, d]` of one head from slot `first` on: from the past and, rotated, the new.
+#[inline(always)]
+fn carry_slots(
+    input: &Input<'_>,
+    sequence: usize,
+    head: usize,
+    first: usize,
+    angles: &[f32],
+    keys: &mut [f32],
+    values: &mut [f32],
+) {
+    let shape = &input.shape;
+    let (d, past) = (shape.head_dim, shape.past);
+    let at = ((sequence * shape.kv_heads + head) * past + first) * d;
+    let old = past.saturating_sub(first).min(keys.len() / d) * d;
+    let (old_keys, new_keys) = keys.split_at_mut(old);
+    let (old_values, new_values) = values.split_at_mut(old);
+    if old > 0 {
+        old_keys.copy_from_slice(&input.past_key[at..at + old]);
+        old_values.copy_from_slice(&input.past_value[at..at + old]);
+    }
+    let row = sequence * shape.new + (first + old / d) - past.min(first + old / d);
+    let news = new_keys
+        .chunks_exact_mut(d)
+        .zip(new_values.chunks_exact_mut(d))
+        .zip(angles.chunks_exact(d));
+    for (i, ((key, value), angles)) in news.enumerate() {
+        rotate(input.head(row + i, shape.heads + head), angles, 1.0, key, 1);
+        value.copy_from_slice(input.head(row + i, shape.heads + shape.kv_heads + head));
+    }
+}
+
+/// What [`attend_rows`] reads and writes.
+struct Attend<'a> {
+    input: &'a Input<'a>,
+    keys: &'a [f32],
+    angles: &'a [f32],
+    /// `[B, k, total, d]`, d filled up to whole vectors.
+    values: &'a [f32],
+    out: &'a Shared<f32>,
+}
+
+/// Some query rows of one head.
+///
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+unsafe fn attend_rows<V: Lanes>(attend: &Attend<'_>, task: usize, space: &mut [f32]) {
+    let input = attend.input;
+    let shape = &input.shape;
+    let (new, d, past, total) = (shape.new, shape.head_dim, shape.past, shape.total());
+    let padded = total.next_multiple_of(LANES);
+    let wide = d.next_multiple_of(LANES);
+    // Heads change fastest, so that the rows that see most come together.
+    let (head, rest) = (task % shape.heads, task / shape.heads);
+    let (sequence, part) = (rest % shape.batch, rest / shape.batch);
+    let at = sequence * shape.kv_heads + head / shape.group();
+    let keys = &attend.keys[at * padded * d..][..padded * d];
+    let values = &attend.values[at * total * wide..][..total * wide];
+    let (queries, space) = space.split_at_mut(MOST_ROWS * d);
+    let (bias, scores) = space.split_at_mut(padded);
+    let masked = input.bias(sequence, 0..total, bias);
+    let visible = bias
+        .iter()
+        .take(total)
+        .position(|bias| *bias == 0.0)
+        .unwrap_or(total);
+
+    let end = (part * TASK_ROWS + TASK_ROWS).min(new);
+    let mut first = part * TASK_ROWS;
+    while first < end {
+        let count = tile_rows::<V>(d).min(end - first);
+        for row in 0..count {
+            let to = &mut queries[row..];
+            let row = sequence * new + first + row;
+            rotate(
+                input.head(row, head),
+                &attend.angles[row * d..][..d],
+                shape.scale,
+                to,
+                MOST_ROWS,
+            );
+        }
+        let tile = Tile {
+            rows: count,
+            head_dim: d,
+            keys: past + first + count,
+        };
+        let start = ((sequence * new + first) * shape.heads + head) * d;
+        let row_length = shape.heads * d;
+        // SAFETY: the scratch parts have the lengths that the steps ask for; no other task writes these rows of this
+        // head.
+        unsafe {
+            tile.scores::<V>(queries, keys, scores);
+            let mut factors = [0.0; MOST_ROWS];
+            for (row, factor) in factors.iter_mut().enumerate().take(count) {
+                let seen = past + first + row + 1;
+                let (_, sum) = tile.softmax::<V>(scores, row, seen, masked.then_some(&*bias));
+                *factor = 1.0 / sum;
+            }
+            tile.weigh::<V>(scores, values, wide, &factors, |row| {
+                attend.out.part(start + row * row_length, d)
+            });
+            for row in 0..count {
+                if past + first + row < visible {
+                    mean(values, wide, attend.out.part(start + row * row_length, d));
+                }
+            }
+        }
+        first += count;
+    }
+}
+
+/// The attention of one new token.
+fn one_token(
+    isa: Isa,
+    parallel: &dyn Parallel,
+    input: &Input<'_>,
+    out: &mut [f32],
+    present_key: &mut [f32],
+    present_value: &mut [f32],
+) {
+    let shape = &input.shape;
+    let (batch, d, total) = (shape.batch, shape.head_dim, shape.total());
+    let parts = total.div_ceil(SHARE_SLOTS);
+    let record = d + 2;
+    scratch(
+        batch * (shape.heads + 1) * d + batch * parts * shape.heads * record,
+        |space: &mut [f32]| {
+            let (angles, space) = space.split_at_mut(batch * d);
+            let (queries, shares) = space.split_at_mut(batch * shape.heads * d);
+            for (row, angles) in angles.chunks_exact_mut(d).enumerate() {
+                input.angles(row, angles);
+                let queries = &mut queries[row * shape.heads * d..][..shape.heads * d];
+                for (head, to) in queries.chunks_exact_mut(d).enumerate() {
+                    rotate(input.head(row, head), angles, shape.scale, to, 1);
+                }
+            }
+            let job = OneToken {
+                input,
+                angles,
+                queries,
+                present_key: Shared::new(present_key),
+                present_value: Shared::new(present_value),
+                shares: Shared::new(shares),
+            };
+            let job = &job;
+            parallel.run(batch * shape.kv_heads * parts, &|task| {
+                let wide = d.next_multiple_of(LANES);
+                let slots = SHARE_SLOTS.min(total.next_multiple_of(LANES));
+                let length = MOST_ROWS * (d + slots) + slots * (d + wide + 1);
+                scratch(length, |space: &mut [f32]| {
+                    dispatch!(isa, one_share(job: &OneToken<'_>, task: usize, space: &mut [f32]));
+                });
+            });
+            for (head, to) in out.chunks_exact_mut(d).enumerate() {
+                add_shares(&shares[head * parts * record..][..parts * record], to);
+            }
+        },
+    );
+}
+
+/// What [`one_share`] reads and writes.
+struct OneToken<'a> {
+    input: &'a Input<'a>,
+    /// `[B, d]`: cosines, then sines.
+    angles: &'a [f32],
+    /// `[B, h, d]`, rotated and scaled.
+    queries: &'a [f32],
+    present_key: Shared<f32>,
+    present_value: Shared<f32>,
+    /// `[B, h, parts, d + 2]`: the largest score, the sum of the exponentials relative to it, the sum of the values
+    /// weighted by them.
+    shares: Shared<f32>,
+}
+
+/// The share of some slots of one key head in the output of its query heads.
+///
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+unsafe fn one_share<V: Lanes>(job: &OneToken<'_>, task: usize, space: &mut [f32]) {
+    let input = job.input;
+    let shape = &input.shape;
+    let (d, total) = (shape.head_dim, shape.total());
+    let wide = d.next_multiple_of(LANES);
+    let record = d + 2;
+    let parts = total.div_ceil(SHARE_SLOTS);
+    let (part, at) = (task % parts, task / parts);
+    let (sequence, head) = (at / shape.kv_heads, at % shape.kv_heads);
+    let first = part * SHARE_SLOTS;
+    let slots = SHARE_SLOTS.min(total - first);
+    let padded = slots.next_multiple_of(LANES);
+    let (queries, space) = space.split_at_mut(MOST_ROWS * d);
+    let (scores, space) = space.split_at_mut(MOST_ROWS * padded);
+    let (bias, space) = space.split_at_mut(padded);
+    let (packed, space) = space.split_at_mut(padded * d);
+    // SAFETY: every task has its own slots of one head, and its own share of the outputs; the scratch parts have the
+    // lengths that the steps ask for.
+    unsafe {
+        let keys = job.present_key.part((at * total + first) * d, slots * d);
+        let values = job.present_value.part((at * total + first) * d, slots * d);
+        let angles = &job.angles[sequence * d..][..d];
+        carry_slots(input, sequence, head, first, angles, keys, values);
+        pack_keys(keys, d, slots, d, packed);
+        let values: &[f32] = if wide == d {
+            values
+        } else {
+            pack_rows(values, d, slots, d, space);
+            &space[..slots * wide]
+        };
+        let masked = input.bias(sequence, first..first + slots, bias);
+        let group = shape.group();
+        for row in (0..group).step_by(8) {
+            let tile = Tile {
+                rows: (group - row).min(8),
+                head_dim: d,
+                keys: slots,
+            };
+            let query_head = sequence * shape.heads + head * group + row;
+            for (row, from) in job.queries[query_head * d..]
+                .chunks_exact(d)
+                .enumerate()
+                .take(tile.rows)
+            {
+                queries[row..]
+                    .iter_mut()
+                    .step_by(MOST_ROWS)
+                    .zip(from)
+                    .for_each(|(to, from)| *to = *from);
+            }
+            tile.scores::<V>(queries, packed, scores);
+            let share = |row: usize| {
+                job.shares
+                    .part(((query_head + row) * parts + part) * record, record)
+            };
+            for row in 0..tile.rows {
+                let (largest, sum) = tile.softmax::<V>(scores, row, slots, masked.then_some(&*bias));
+                share(row)[..2].copy_from_slice(&[largest, sum]);
+            }
+            tile.weigh::<V>(scores, values, wide, &[1.0; MOST_ROWS], |row| {
+                &mut share(row)[2..]
+            });
+        }
+    }
+}
+
+/// Adds the shares `[parts, 2 + d]` of one output.
+fn add_shares(shares: &[f32], to: &mut [f32]) {
+    let shares = shares.chunks_exact(to.len() + 2);
+    let largest = shares
+        .clone()
+        .fold(f32::MIN, |largest, share| largest.max(share[0]));
+    let mut sum = 0.0;
+    to.fill(0.0);
+    for share in shares {
+        let weight = (share[0] - largest).exp();
+        sum += weight * share[1];
+        for (to, value) in to.iter_mut().zip(&share[2..]) {
+            *to += weight * value;
+        }
+    }
+    let factor = 1.0 / sum;
+    to.iter_mut().for_each(|to| *to *= factor);
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+    use crate::kernels::parallel::Serial;
+
+    /// Numbers in -1..1 that look random.
+    fn noise(length: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed;
+        (0..length)
+            .map(|_| {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    #[test]
+    fn sines_and_cosines() {
+        for step in 0..200_000 {
+            let angle = step as f32 * 0.37 - 1000.0;
+            let (sin, cos) = sin_cos(angle);
+            let wide = f64::from(angle);
+            assert!((f64::from(sin) - wide.sin()).abs() < 1e-7, "sin {angle}");
+            assert!((f64::from(cos) - wide.cos()).abs() < 1e-7, "cos {angle}");
+        }
+    }
+
+    /// Output, keys and values, by the definition.
+    fn naive(input: &Input<'_>) -> [Vec<f64>; 3] {
+        let shape = &input.shape;
+        let (d, total, new, past) = (shape.head_dim, shape.total(), shape.new, shape.past);
+        let turned = |row: usize, head: usize| -> Vec<f64> {
+            let from = input.head(row, head);
+            let half = d / 2;
+            (0..d)
+                .map(|i| {
+                    let angle = f64::from(input.positions[row] as f32 * input.inv_freq[i % half]);
+                    let (a, b) = (f64::from(from[i]), f64::from(from[(i + half) % d]));
+                    if i < half {
+                        a * angle.cos() - b * angle.sin()
+                    } else {
+                        a * angle.cos() + b * angle.sin()
+                    }
+                })
+                .collect()
+        };
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for sequence in 0..shape.batch {
+            for head in 0..shape.kv_heads {
+                let old = (sequence * shape.kv_heads + head) * past * d
+                    ..(sequence * shape.kv_heads + head + 1) * past * d;
+                keys.extend(input.past_key[old.clone()].iter().map(|x| f64::from(*x)));
+                values.extend(input.past_value[old].iter().map(|x| f64::from(*x)));
+                for i in 0..new {
+                    keys.extend(turned(sequence * new + i, shape.heads + head));
+                    let value = input.head(sequence * new + i, shape.heads + shape.kv_heads + head);
+                    values.extend(value.iter().map(|x| f64::from(*x)));
+                }
+            }
+        }
+        let mut out = Vec::new();
+        for sequence in 0..shape.batch {
+            for i in 0..new {
+                for head in 0..shape.heads {
+                    let query = turned(sequence * new + i, head);
+                    let start = (sequence * shape.kv_heads + head / shape.group()) * total * d;
+                    let scores: Vec<f64> = (0..total)
+                        .map(|slot| {
+                            let key = &keys[start + slot * d..][..d];
+                            let dot: f64 = query.iter().zip(key).map(|(q, k)| q * k).sum();
+                            let seen = slot <= past + i && input.mask[sequence * total + slot] != 0;
+                            if seen {
+                                dot * f64::from(shape.scale)
+                            } else {
+                                f64::from(f32::MIN)
+                            }
+                        })
+                        .collect();
+                    let largest = scores.iter().fold(f64::MIN, |a, b| a.max(*b));
+                    let sum: f64 = scores.iter().map(|s| (s - largest).exp()).sum();
+                    for c in 0..d {
+                        let term =
+                            |slot: usize| (scores[slot] - largest).exp() / sum * values[start + slot * d + c];
+                        out.push((0..total).map(term).sum());
+                    }
+                }
+            }
+        }
+        [out, keys, values]
+    }
+
+    fn distance(found: &[f32], expected: &[f64]) -> f64 {
+        assert_eq!(found.len(), expected.len());
+        let (mut error, mut norm) = (0.0, 1e-30);
+        for (found, expected) in found.iter().zip(expected) {
+            error += (f64::from(*found) - expected).powi(2);
+            norm += expected.powi(2);
+        }
+        (error / norm).sqrt()
+    }
+
+    /// Pretends to have many threads and runs the tasks from the last to the first.
+    struct Many;
+    impl Parallel for Many {
+        fn threads(&self) -> usize {
+            64
+        }
+        fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
+            (0..count).rev().for_each(task);
+        }
+    }
+
+    #[test]
+    fn close_to_float64() {
+        // batch, new, past, heads, key heads, d, slots without a token at the start of the last sequence
+        for (batch, new, past, heads, kv_heads, d, empty) in [
+            (1, 1, 0, 2, 1, 8, 0),
+            (1, 1, 37, 14, 2, 64, 0),
+            (2, 1, 300, 4, 2, 32, 270),
+            (2, 1, 20, 7, 1, 40, 21),
+            (1, 1, 600, 10, 1, 128, 5),
+            (1, 7, 0, 4, 4, 8, 0),
+            (2, 33, 0, 7, 1, 40, 9),
+            (1, 50, 13, 14, 2, 64, 0),
+            (2, 5, 70, 4, 2, 32, 73),
+            (1, 29, 3, 3, 1, 128, 40),
+        ] {
+            let shape = DecoderAttention {
+                batch,
+                new,
+                past,
+                heads,
+                kv_heads,
+                head_dim: d,
+                scale: 1.0 / (d as f32).sqrt(),
+            };
+            let total = shape.total();
+            let empty = empty.min(total);
+            let mut mask = vec![1; batch * total];
+            mask[(batch - 1) * total..][..empty].fill(0);
+            if total > 12 {
+                mask[11] = 0;
+            }
+            let positions: Vec<i64> = (0..batch * new)
+                .map(|i| (past + i * 911 % 32_000) as i64)
+                .collect();
+            let inv_freq: Vec<f32> = (0..d / 2)
+                .map(|i| 1e6_f32.powf(-2.0 * i as f32 / d as f32))
+                .collect();
+            let qkv: Vec<f32> = noise(batch * new * shape.width(), 1)
+                .iter()
+                .map(|x| x * 3.0)
+                .collect();
+            let past_key = noise(batch * kv_heads * past * d, 2);
+            let past_value = noise(batch * kv_heads * past * d, 3);
+            let input = Input {
+                shape,
+                qkv: &qkv,
+                past_key: &past_key,
+                past_value: &past_value,
+                mask: &mask,
+                positions: &positions,
+                inv_freq: &inv_freq,
+            };
+            let [expected, keys, values] = naive(&input);
+            for isa in Isa::available() {
+                let run = |parallel: &dyn Parallel| {
+                    let mut out = [
+                        vec![f32::NAN; expected.len()],
+                        vec![f32::NAN; keys.len()],
+                        vec![f32::NAN; keys.len()],
+                    ];
+                    let [a, b, c] = &mut out;
+                    decoder_attention(
+                        isa,
+                        parallel,
+                        &shape,
+                        &qkv,
+                        &past_key,
+                        &past_value,
+                        &mask,
+                        &positions,
+                        &inv_freq,
+                        a,
+                        b,
+                        c,
+                    );
+                    out
+                };
+                let found = run(&Serial);
+                let [a, b, c] = &found;
+                // Scores of magnitude 10 carry a rounding of 1e-6, which the exponential makes relative.
+                let error = distance(a, &expected);
+                assert!(error < 3e-6, "{} {shape:?}: output {error}", isa.name());
+                assert!(distance(b, &keys) < 2e-7, "{} {shape:?}: keys", isa.name());
+                assert!(distance(c, &values) == 0.0, "{} {shape:?}: values", isa.name());
+                assert!(found == run(&Many), "other tasks, other bits");
+            }
+        }
+    }
+}

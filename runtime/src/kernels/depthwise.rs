@@ -1,0 +1,691 @@
+//! What is around each pixel? The depthwise convolutions of the image encoder, channels last.
+//!
+//! A task computes a rectangle of pixels in some vectors of channels. It copies the input rows it needs, one vector of
+//! channels after the other and zeros where the image ends, into a ring of rows that stays in the second-level cache,
+//! and runs down tiles of neighbouring pixels, so that the part of the ring under a tile stays in the first. In a
+//! tile, every number loaded from the ring meets all taps of its row in registers.
+
+use super::math::gelu;
+use super::parallel::{Parallel, Shared, scratch};
+use super::simd::{Isa, LANES, Lanes, dispatch, prefetch};
+
+/// A depthwise convolution (as many groups as input channels), padded with zeros by half the kernel on each side.
+#[derive(Debug, Clone, Copy)]
+pub struct DepthwiseConv<'a> {
+    /// Images, B.
+    pub batch: usize,
+    /// Rows of the input, H.
+    pub height: usize,
+    /// Columns of the input, W.
+    pub width: usize,
+    /// Channels of the input, C.
+    pub channels: usize,
+    /// Output channels of each input channel, M: output channel `o` is made of input channel `o / M`.
+    pub multiplier: usize,
+    /// Rows and columns of the kernel, k: odd.
+    pub kernel_size: usize,
+    /// Rows and columns from one output pixel to the next.
+    pub stride: usize,
+    /// `[k * k, C * M]`, rows of taps one after the other.
+    pub kernel: &'a [f32],
+    /// `[C * M]`
+    pub bias: &'a [f32],
+    /// Whether GELU follows.
+    pub gelu: bool,
+}
+
+impl DepthwiseConv<'_> {
+    /// Rows and columns of the output.
+    pub fn output_size(&self) -> (usize, usize) {
+        (
+            self.height.div_ceil(self.stride),
+            self.width.div_ceil(self.stride),
+        )
+    }
+}
+
+/// Pixels in the widest tile; a multiple of the narrower ones.
+const TILE: usize = 8;
+
+/// Input columns of a task, about: what is copied twice at its borders stays a small part.
+const TASK_COLUMNS: usize = 64;
+
+/// Vectors of channels of a task, at most: enough that whole pages are read one after the other.
+const TASK_VECTORS: usize = 8;
+
+/// Bytes that a ring may take, if a tile needs no more.
+const RING_BYTES: usize = 384 << 10;
+
+/// How the output is cut into tasks, and what a task keeps of the input.
+#[derive(Debug, Clone, Copy)]
+struct Work {
+    /// Vectors of input channels of a task.
+    vectors: usize,
+    /// Output columns of a task.
+    columns: usize,
+    /// Output rows of a task.
+    rows: usize,
+    /// Output rows computed between two fillings of the ring.
+    strip: usize,
+    /// Rows in the ring.
+    ring: usize,
+    /// Input columns in the ring: enough for whole tiles of [`TILE`] pixels.
+    padded: usize,
+}
+
+impl Work {
+    fn new(conv: &DepthwiseConv<'_>, threads: usize) -> Work {
+        let (rows, columns) = conv.output_size();
+        let vectors = conv.channels.div_ceil(LANES);
+        let groups = vectors.div_ceil(TASK_VECTORS);
+        let vectors = vectors.div_ceil(groups);
+        let most = (TASK_COLUMNS / conv.stride).max(1).next_multiple_of(TILE);
+        let columns = columns.div_ceil(columns.div_ceil(most)).next_multiple_of(TILE);
+        let padded = (columns - 1) * conv.stride + conv.kernel_size;
+        let ring = RING_BYTES / (padded * vectors * LANES * size_of::<f32>());
+        let strip = (ring.saturating_sub(conv.kernel_size) / conv.stride + 1)
+            .max(2)
+            .next_multiple_of(2)
+            .min(rows);
+        // A few tasks a thread, but not so many that they mostly fill rings.
+        let chunks = (4 * threads).div_ceil(conv.batch * groups * conv.output_size().1.div_ceil(columns));
+        Work {
+            vectors,
+            columns,
+            rows: rows.div_ceil(chunks).max(8.min(rows)),
+            strip,
+            ring: (strip - 1) * conv.stride + conv.kernel_size,
+            padded,
+        }
+    }
+}
+
+/// `x` `[B, H, W, C]` to `out` `[B, ceil(H / stride), ceil(W / stride), C * M]`.
+///
+/// # Panics
+/// Slices of the wrong length, an even kernel or a stride of 0: bugs of the caller.
+pub fn depthwise(isa: Isa, parallel: &dyn Parallel, conv: &DepthwiseConv<'_>, x: &[f32], out: &mut [f32]) {
+    assert!(
+        conv.kernel_size % 2 == 1 && conv.stride > 0,
+        "an odd kernel and a stride"
+    );
+    let (rows, columns) = conv.output_size();
+    let taps = conv.kernel_size * conv.kernel_size;
+    let outputs = conv.channels * conv.multiplier;
+    assert_eq!(conv.kernel.len(), taps * outputs, "kernel");
+    assert_eq!(conv.bias.len(), outputs, "bias");
+    assert_eq!(
+        x.len(),
+        conv.batch * conv.height * conv.width * conv.channels,
+        "input"
+    );
+    assert_eq!(out.len(), conv.batch * rows * columns * outputs, "output");
+    if out.is_empty() {
+        return;
+    }
+    let work = Work::new(conv, parallel.threads());
+    let shared = Shared::new(out);
+    let shared = &shared;
+    let groups = conv.channels.div_ceil(work.vectors * LANES);
+    let tasks = conv.batch * rows.div_ceil(work.rows) * columns.div_ceil(work.columns) * groups;
+    parallel.run(tasks, &|task| {
+        let ring = work.ring * work.vectors * work.padded * LANES;
+        let taps = work.vectors * conv.multiplier * (taps + 1) * LANES;
+        scratch(ring + taps, |space: &mut [f32]| {
+            dispatch!(
+                isa,
+                run_task(
+                    conv: &DepthwiseConv<'_>,
+                    work: Work,
+                    task: usize,
+                    x: &[f32],
+                    space: &mut [f32],
+                    shared: &Shared<f32>,
+                )
+            );
+        });
+    });
+}
+
+/// Picks the kernel compiled for this size.
+///
+/// # Safety
+/// As [`Lanes`]; slices as [`depthwise`] makes them.
+#[inline(always)]
+unsafe fn run_task<V: Lanes>(
+    conv: &DepthwiseConv<'_>,
+    work: Work,
+    task: usize,
+    x: &[f32],
+    space: &mut [f32],
+    out: &Shared<f32>,
+) {
+    macro_rules! sized {
+        ($pixels:literal) => {
+            match conv.stride {
+                1 => rows::<V, 1, $pixels>(conv, work, task, x, space, out),
+                2 => rows::<V, 2, $pixels>(conv, work, task, x, space, out),
+                _ => rows::<V, 0, $pixels>(conv, work, task, x, space, out),
+            }
+        };
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        if V::REGISTERS >= 32 {
+            sized!(8);
+        } else {
+            sized!(2);
+        }
+    }
+}
+
+/// Repeats a block with a constant counting up to the length of a tile: a loop that is certain to be unrolled.
+macro_rules! unroll {
+    ($i:ident < $count:ident $body:block) => {
+        unroll!(@ $i $count $body 0 1 2 3 4 5 6 7)
+    };
+    (@ $i:ident $count:ident $body:block $($n:literal)*) => {
+        $({
+            const $i: usize = $n;
+            if $i < $count $body
+        })*
+    };
+}
+
+/// One task. `S` is the stride, or 0 where it is not known in advance; `P` is the number of pixels in a tile.
+///
+/// # Safety
+/// As [`run_task`]; `P` divides [`TILE`].
+#[inline(always)]
+unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
+    conv: &DepthwiseConv<'_>,
+    work: Work,
+    task: usize,
+    x: &[f32],
+    space: &mut [f32],
+    out: &Shared<f32>,
+) {
+    let size = conv.kernel_size;
+    let stride = if S > 0 { S } else { conv.stride };
+    let channels = conv.channels;
+    let pad = size / 2;
+    let (height, width) = conv.output_size();
+    let (groups, bands) = (
+        channels.div_ceil(work.vectors * LANES),
+        width.div_ceil(work.columns),
+    );
+    let chunks = height.div_ceil(work.rows);
+    let (group, band) = (task % groups, task / groups % bands);
+    let (chunk, image) = (task / groups / bands % chunks, task / groups / bands / chunks);
+    let channel = group * work.vectors * LANES;
+    let live = (work.vectors * LANES).min(channels - channel);
+    let vectors = live.div_ceil(LANES);
+    let x = &x[image * conv.height * conv.width * channels..][..conv.height * conv.width * channels];
+    let left = band * work.columns;
+    let right = (left + work.columns).min(width);
+    let first_row = chunk * work.rows;
+    let last_row = (first_row + work.rows).min(height);
+
+    // Per vector of channels, and per output channel of each: the taps, then the bias.
+    let (ring, taps) = space.split_at_mut(work.ring * work.vectors * work.padded * LANES);
+    let multiplier = conv.multiplier;
+    let outputs = channels * multiplier;
+    let set = (size * size + 1) * LANES;
+    for (i, to) in taps
+        .chunks_exact_mut(LANES)
+        .enumerate()
+        .take(vectors * multiplier * (size * size + 1))
+    {
+        let (place, tap) = (i / (size * size + 1), i % (size * size + 1));
+        let (vector, part) = (place / multiplier, place % multiplier);
+        let from = if tap < size * size {
+            &conv.kernel[tap * outputs..][..outputs]
+        } else {
+            conv.bias
+        };
+        let from = &from[(channel + vector * LANES) * multiplier..];
+        to.fill(0.0);
+        for (to, from) in to.iter_mut().zip(from.chunks_exact(multiplier)) {
+            *to = from[part];
+        }
+    }
+    let run_length = work.padded * LANES;
+    let row_length = work.vectors * run_length;
+
+    // The next input row to be copied.
+    let mut next = (first_row * stride).saturating_sub(pad);
+    // SAFETY: the ring has rows of `row_length`, and a strip reads no more different rows than there are; tiles end
+    // inside `padded`. Output offsets are inside the slice whose length `depthwise` has checked; no other task writes
+    // these pixels of these channels.
+    unsafe {
+        for strip in (first_row..last_row).step_by(work.strip) {
+            let strip_end = (strip + work.strip).min(last_row);
+            let needed = ((strip_end - 1) * stride + size - pad).min(conv.height);
+            while next < needed {
+                let from = &x[next * conv.width * channels..][..conv.width * channels];
+                let to = &mut ring[next % work.ring * row_length..][..row_length];
+                copy_row::<V>(from, channels, channel, live, left * stride, pad, to, work.padded);
+                next += 1;
+            }
+            for vector in 0..vectors {
+                let live = LANES.min(live - vector * LANES);
+                let taps = taps.as_ptr().add(vector * multiplier * set);
+                for tile in (left..right).step_by(P) {
+                    let at = Tile {
+                        ring: ring
+                            .as_ptr()
+                            .add(vector * run_length + (tile - left) * stride * LANES),
+                        row_length,
+                        rows: work.ring,
+                        pixels: P.min(right - tile),
+                        live: LANES.min(live - vector * LANES),
+                        start: (image * height * width + tile) * outputs
+                            + (channel + vector * LANES) * multiplier,
+                    };
+                    // What the next strip will copy is fetched while this one is computed.
+                    let ahead = |row: usize, rows: usize| {
+                        for y in 0..rows * stride {
+                            let y = next + (row - strip) * stride + y;
+                            let from = x
+                                .as_ptr()
+                                .wrapping_add((y * conv.width + tile * stride) * channels);
+                            for column in 0..P * stride {
+                                prefetch(from.wrapping_add(column * channels + channel + vector * LANES));
+                            }
+                        }
+                    };
+                    if multiplier == 2 {
+                        for row in strip..strip_end {
+                            ahead(row, 1);
+                            both_parts::<V, S, P>(conv, &at, row, taps, out);
+                        }
+                    } else {
+                        for row in (strip..strip_end).step_by(2) {
+                            ahead(row, 2);
+                            let pair = row + 1 < strip_end;
+                            for part in 0..multiplier {
+                                both_rows::<V, S, P>(conv, &at, row, pair, part, taps.add(part * set), out);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A tile of pixels in one vector of channels.
+struct Tile {
+    /// The tile's first column in the first row of the ring.
+    ring: *const f32,
+    /// Numbers from one row of the ring to the next.
+    row_length: usize,
+    /// Rows of the ring.
+    rows: usize,
+    /// Pixels to be written.
+    pixels: usize,
+    /// Channels to be written.
+    live: usize,
+    /// The output's index of the tile's first pixel and channel in the image's first row.
+    start: usize,
+}
+
+/// Computes the tile in two output rows, or one, for output channels `part`, `part + M`, ..
+///
+/// # Safety
+/// As [`rows`]: the ring has the input rows under both output rows, and no other task writes these pixels.
+#[inline(always)]
+unsafe fn both_rows<V: Lanes, const S: usize, const P: usize>(
+    conv: &DepthwiseConv<'_>,
+    at: &Tile,
+    row: usize,
+    pair: bool,
+    part: usize,
+    taps: *const f32,
+    out: &Shared<f32>,
+) {
+    let size = conv.kernel_size;
+    let stride = if S > 0 { S } else { conv.stride };
+    let pad = size / 2;
+    let outputs = conv.channels * conv.multiplier;
+    let (_, width) = conv.output_size();
+    // SAFETY: the caller's promise.
+    unsafe {
+        let bias = V::load(taps.add(size * size * LANES));
+        let mut acc = [[bias; P]; 2];
+        // Input rows under the tile, counted from the first tap's, as far as they lie in the image.
+        let top = row * stride;
+        let first = pad.saturating_sub(top);
+        let last = (conv.height + pad - top).min(if pair { size + stride } else { size });
+        let mut ring_row = (top + first - pad) % at.rows;
+        for tap in first..last {
+            let from = at.ring.add(ring_row * at.row_length);
+            ring_row += 1;
+            if ring_row == at.rows {
+                ring_row = 0;
+            }
+            let upper = taps.wrapping_add(tap * size * LANES);
+            let lower = taps.wrapping_add(tap.wrapping_sub(stride).wrapping_mul(size * LANES));
+            match (tap < size, pair && tap >= stride) {
+                (true, true) => add_both::<V, S, P>(&mut acc, from, [upper, lower], size, stride),
+                (true, false) => add_one::<V, S, P>(&mut acc[0], from, upper, size, stride),
+                (false, true) => add_one::<V, S, P>(&mut acc[1], from, lower, size, stride),
+                (false, false) => (),
+            }
+        }
+        for (row, mut acc) in (row..row + 1 + usize::from(pair)).zip(acc) {
+            if conv.gelu {
+                unroll!(I < P { acc[I] = gelu(acc[I]) });
+            }
+            let start = at.start + row * width * outputs;
+            if at.live == LANES && at.pixels == P && conv.multiplier == 1 {
+                unroll!(I < P { acc[I].store(out.part(start + I * outputs, LANES).as_mut_ptr()) });
+            } else {
+                for (i, value) in acc.iter().take(at.pixels).enumerate() {
+                    let mut lanes = [0.0; LANES];
+                    value.store(lanes.as_mut_ptr());
+                    let to = out.part(start + i * outputs, at.live * conv.multiplier);
+                    for (to, lane) in to.chunks_exact_mut(conv.multiplier).zip(lanes) {
+                        to[part] = lane;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Computes the tile in one output row, for both output channels of each input channel.
+///
+/// # Safety
+/// As [`both_rows`], with taps for two parts one after the other.
+#[inline(always)]
+unsafe fn both_parts<V: Lanes, const S: usize, const P: usize>(
+    conv: &DepthwiseConv<'_>,
+    at: &Tile,
+    row: usize,
+    taps: *const f32,
+    out: &Shared<f32>,
+) {
+    let size = conv.kernel_size;
+    let stride = if S > 0 { S } else { conv.stride };
+    let pad = size / 2;
+    let outputs = 2 * conv.channels;
+    let (_, width) = conv.output_size();
+    // SAFETY: the caller's promise.
+    unsafe {
+        let second = taps.add((size * size + 1) * LANES);
+        let mut acc = [taps, second].map(|taps| [V::load(taps.add(size * size * LANES)); P]);
+        let top = row * stride;
+        let first = pad.saturating_sub(top);
+        let last = (conv.height + pad - top).min(size);
+        let mut ring_row = (top + first - pad) % at.rows;
+        for tap in first..last {
+            let from = at.ring.add(ring_row * at.row_length);
+            ring_row += 1;
+            if ring_row == at.rows {
+                ring_row = 0;
+            }
+            let taps = [taps, second].map(|taps| taps.add(tap * size * LANES));
+            add_both::<V, S, P>(&mut acc, from, taps, size, stride);
+        }
+        let start = at.start + row * width * outputs;
+        unroll!(I < P {
+            let mut pair = [acc[0][I], acc[1][I]];
+            if conv.gelu {
+                pair = [gelu(pair[0]), gelu(pair[1])];
+            }
+            let pair = pair[0].interleave(pair[1]);
+            if I < at.pixels {
+                let to = out.part(start + I * outputs, 2 * at.live);
+                if at.live == LANES {
+                    pair[0].store(to.as_mut_ptr());
+                    pair[1].store(to.as_mut_ptr().add(LANES));
+                } else {
+                    let mut lanes = [0.0; 2 * LANES];
+                    pair[0].store(lanes.as_mut_ptr());
+                    pair[1].store(lanes.as_mut_ptr().add(LANES));
+                    to.copy_from_slice(&lanes[..2 * at.live]);
+                }
+            }
+        });
+    }
+}
+
+/// Adds one input row, times one row of taps, to a tile of pixels.
+///
+/// # Safety
+/// As [`Lanes`]; `from` has `(P - 1) * stride + size` vectors, `taps` has `size`.
+#[inline(always)]
+unsafe fn add_one<V: Lanes, const S: usize, const P: usize>(
+    acc: &mut [V; P],
+    from: *const f32,
+    taps: *const f32,
+    size: usize,
+    stride: usize,
+) {
+    let stride = if S > 0 { S } else { stride };
+    unsafe {
+        for kx in 0..size {
+            let weight = V::load(taps.add(kx * LANES));
+            let from = from.add(kx * LANES);
+            unroll!(I < P { acc[I] = V::load(from.add(I * stride * LANES)).mul_add(weight, acc[I]) });
+        }
+    }
+}
+
+/// Adds one input row to two tiles, for which it lies under different rows of taps.
+///
+/// # Safety
+/// As [`add_one`].
+#[inline(always)]
+unsafe fn add_both<V: Lanes, const S: usize, const P: usize>(
+    acc: &mut [[V; P]; 2],
+    from: *const f32,
+    [upper, lower]: [*const f32; 2],
+    size: usize,
+    stride: usize,
+) {
+    let stride = if S > 0 { S } else { stride };
+    unsafe {
+        for kx in 0..size {
+            let (first, second) = (V::load(upper.add(kx * LANES)), V::load(lower.add(kx * LANES)));
+            let from = from.add(kx * LANES);
+            unroll!(I < P {
+                let x = V::load(from.add(I * stride * LANES));
+                acc[0][I] = x.mul_add(first, acc[0][I]);
+                acc[1][I] = x.mul_add(second, acc[1][I]);
+            });
+        }
+    }
+}
+
+/// Copies `live` channels of an input row into a row of the ring, `[vectors, padded, 16]`: columns from
+/// `left - pad` on, zeros outside the image and after the last channel.
+///
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn copy_row<V: Lanes>(
+    from: &[f32],
+    channels: usize,
+    channel: usize,
+    live: usize,
+    left: usize,
+    pad: usize,
+    to: &mut [f32],
+    padded: usize,
+) {
+    let width = from.len() / channels;
+    let (whole, rest) = (live / LANES, live % LANES);
+    let vectors = whole + usize::from(rest > 0);
+    // Columns of the ring that lie inside the image.
+    let first = pad.saturating_sub(left);
+    let last = padded.min(width + pad - left).max(first);
+    assert!(
+        to.len() >= vectors * padded * LANES && channel + live <= channels,
+        "a row of the ring"
+    );
+    for run in to.chunks_exact_mut(padded * LANES).take(vectors) {
+        run[..first * LANES].fill(0.0);
+        run[last * LANES..].fill(0.0);
+    }
+    // SAFETY: columns `left + first - pad .. left + last - pad` lie in `from`, vectors and columns in `to`.
+    unsafe {
+        let to = to.as_mut_ptr();
+        for column in first..last {
+            let from = from.as_ptr().add((left + column - pad) * channels + channel);
+            let to = to.add(column * LANES);
+            for vector in 0..whole {
+                V::load(from.add(vector * LANES)).store(to.add(vector * padded * LANES));
+            }
+            if rest > 0 {
+                let to = to.add(whole * padded * LANES);
+                V::splat(0.0).store(to);
+                to.copy_from_nonoverlapping(from.add(whole * LANES), rest);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+    use crate::kernels::parallel::Serial;
+
+    /// Numbers in -1..1 that look random.
+    fn noise(length: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed;
+        (0..length)
+            .map(|_| {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    fn erf(x: f64) -> f64 {
+        let (mut term, mut sum) = (x, x);
+        for n in 1..200 {
+            term *= -x * x / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        if x.abs() > 5.0 {
+            x.signum()
+        } else {
+            sum * std::f64::consts::FRAC_2_SQRT_PI
+        }
+    }
+
+    fn naive(conv: &DepthwiseConv<'_>, x: &[f32]) -> Vec<f64> {
+        let (rows, columns) = conv.output_size();
+        let pad = conv.kernel_size / 2;
+        let outputs = conv.channels * conv.multiplier;
+        let mut out = Vec::new();
+        for image in 0..conv.batch {
+            for row in 0..rows {
+                for column in 0..columns {
+                    for c in 0..outputs {
+                        let mut sum = f64::from(conv.bias[c]);
+                        for tap in 0..conv.kernel_size * conv.kernel_size {
+                            let y = row * conv.stride + tap / conv.kernel_size;
+                            let z = column * conv.stride + tap % conv.kernel_size;
+                            if (pad..pad + conv.height).contains(&y) && (pad..pad + conv.width).contains(&z) {
+                                let at = (image * conv.height + y - pad) * conv.width + z - pad;
+                                sum += f64::from(x[at * conv.channels + c / conv.multiplier])
+                                    * f64::from(conv.kernel[tap * outputs + c]);
+                            }
+                        }
+                        out.push(if conv.gelu {
+                            sum / 2.0 * (1.0 + erf(sum / 2f64.sqrt()))
+                        } else {
+                            sum
+                        });
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    /// Pretends to have many threads, so that tasks are small.
+    struct Many;
+    impl Parallel for Many {
+        fn threads(&self) -> usize {
+            64
+        }
+        fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
+            (0..count).rev().for_each(task);
+        }
+    }
+
+    #[test]
+    fn close_to_float64() {
+        // batch, height, width, channels, multiplier, kernel, stride
+        for (batch, height, width, channels, multiplier, kernel_size, stride) in [
+            (1, 1, 1, 5, 1, 3, 1),
+            (2, 9, 11, 17, 1, 3, 1),
+            (1, 13, 35, 48, 1, 3, 2),
+            (1, 16, 16, 16, 1, 7, 1),
+            (2, 5, 19, 17, 1, 7, 1),
+            (1, 33, 31, 5, 1, 7, 2),
+            (1, 2, 3, 16, 1, 7, 2),
+            (1, 12, 10, 20, 1, 5, 1),
+            (1, 11, 21, 32, 1, 5, 3),
+            (1, 4, 6, 7, 1, 1, 1),
+            (1, 41, 600, 16, 1, 7, 1),
+            (1, 64, 601, 16, 1, 3, 2),
+            (1, 20, 70, 340, 1, 3, 1),
+            (1, 19, 90, 140, 1, 7, 2),
+            (1, 1, 1, 5, 2, 3, 1),
+            (2, 9, 11, 17, 2, 3, 1),
+            (1, 33, 31, 37, 2, 7, 2),
+            (1, 19, 90, 140, 2, 7, 2),
+            (1, 16, 16, 48, 2, 3, 1),
+            (1, 11, 21, 32, 2, 5, 3),
+            (2, 9, 11, 17, 3, 3, 1),
+            (1, 15, 21, 33, 3, 7, 2),
+            (1, 5, 9, 16, 4, 5, 3),
+        ] {
+            let x = noise(batch * height * width * channels, 1);
+            let kernel = noise(kernel_size * kernel_size * channels * multiplier, 2);
+            let bias = noise(channels * multiplier, 3);
+            for gelu in [false, true] {
+                let conv = DepthwiseConv {
+                    batch,
+                    height,
+                    width,
+                    channels,
+                    multiplier,
+                    kernel_size,
+                    stride,
+                    kernel: &kernel,
+                    bias: &bias,
+                    gelu,
+                };
+                let expected = naive(&conv, &x);
+                for isa in Isa::available() {
+                    let mut out = vec![f32::NAN; expected.len()];
+                    depthwise(isa, &Serial, &conv, &x, &mut out);
+                    // Taps below 1 in magnitude: each sum is of at most k^2 + 1 terms, and rounds as often.
+                    let terms = (kernel_size * kernel_size + 1) as f64;
+                    let bound = terms * terms.sqrt() * f64::from(f32::EPSILON) + 2e-6;
+                    for (i, (found, expected)) in out.iter().zip(&expected).enumerate() {
+                        let error = (f64::from(*found) - expected).abs();
+                        assert!(
+                            error < bound,
+                            "{} {conv:?} [{i}]: {found}, {expected}",
+                            isa.name()
+                        );
+                    }
+                    let mut again = vec![f32::NAN; expected.len()];
+                    depthwise(isa, &Many, &conv, &x, &mut again);
+                    assert!(out == again, "other tasks, other bits");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,729 @@
+//! How does a feed-forward network run without its middle? Tile by tile of rows, 128 hidden numbers at a time.
+//!
+//! A tile's rows are multiplied with the weights of 128 hidden numbers; those go through the activation, become bytes
+//! (128 numbers are one block with one scale), and are multiplied with their part of the second weight, onto sums
+//! that the tile keeps. The hidden numbers of a whole image never exist.
+//!
+//! Up to four rows, or too few rows for the threads there are: the two products one after the other, each split by
+//! columns.
+
+use super::linear::{Activation, Finish, few_linear, many_linear, run_of_panels, with_few};
+use super::math::{gelu, gelu_coarse, silu};
+use super::matrix::{FEW, FewRows, Matrix, PAIR, Sums, TILE, WIDTH, accumulate, few_panel};
+use super::norm::{Norm, load_part, store_part};
+use super::parallel::{Parallel, Serial, Shared, scratch};
+use super::quantise::{BLOCK, Quantised, Rows, Target, VECTORS, quantise, with_rows, with_target};
+use super::simd::{Isa, LANES, Lanes, dispatch};
+
+/// Two linear layers, `K -> H -> N`, with an activation between them.
+///
+/// With a gate `down(silu(gate(x)) * (up(x) + up_bias)) + down_bias`, without `down(GELU(up(x) + up_bias)) +
+/// down_bias`, where `x` is normalised first.
+#[derive(Debug, Clone, Copy)]
+pub struct FeedForward<'a> {
+    /// Over the rows of the input.
+    pub norm: Norm<'a>,
+    /// `[H, K]`, of the same form as `up` or at least, like `up`, of bytes or nibbles.
+    pub gate: Option<Matrix<'a>>,
+    /// `[H, K]`
+    pub up: Matrix<'a>,
+    /// `[H]`
+    pub up_bias: Option<&'a [f32]>,
+    /// `[N, H]`
+    pub down: Matrix<'a>,
+    /// `[N]`
+    pub down_bias: Option<&'a [f32]>,
+}
+
+impl FeedForward<'_> {
+    fn check(&self) {
+        self.up.check();
+        self.down.check();
+        self.norm.check(self.up.inputs);
+        assert_eq!(
+            self.up.outputs, self.down.inputs,
+            "up and down have different hidden sizes"
+        );
+        if let Some(gate) = &self.gate {
+            gate.check();
+            assert_eq!(
+                (gate.outputs, gate.inputs),
+                (self.up.outputs, self.up.inputs),
+                "gate has not the shape of up"
+            );
+            assert_eq!(
+                gate.is_bytes(),
+                self.up.is_bytes(),
+                "gate and up want different inputs"
+            );
+        }
+        assert!(
+            self.up_bias.is_none_or(|bias| bias.len() == self.up.outputs),
+            "length of up's bias"
+        );
+        assert!(
+            self.down_bias.is_none_or(|bias| bias.len() == self.down.outputs),
+            "length of down's bias"
+        );
+    }
+
+    fn is_nibbles(&self) -> bool {
+        self.up.is_nibbles() || self.down.is_nibbles() || self.gate.is_some_and(|gate| gate.is_nibbles())
+    }
+}
+
+/// `out = residual + feed_forward(x)` for `x` `[M, K]`, `out` and `residual` `[M, N]`.
+///
+/// # Panics
+/// Lengths that do not fit each other.
+pub fn feed_forward(
+    isa: Isa,
+    parallel: &dyn Parallel,
+    x: &[f32],
+    ff: &FeedForward<'_>,
+    residual: Option<&[f32]>,
+    out: &mut [f32],
+) {
+    ff.check();
+    let rows = x.len() / ff.up.inputs;
+    assert_eq!(x.len(), rows * ff.up.inputs, "x is not whole rows");
+    assert_eq!(
+        out.len(),
+        rows * ff.down.outputs,
+        "out has not the product's shape"
+    );
+    assert!(
+        residual.is_none_or(|residual| residual.len() == out.len()),
+        "residual has not the shape of out"
+    );
+    if rows == 0 {
+        return;
+    }
+    let finish = Finish {
+        outputs: ff.down.outputs,
+        bias: ff.down_bias,
+        activation: Activation::None,
+        residual,
+        out: Shared::new(out),
+    };
+    if rows <= FEW {
+        few_rows(isa, parallel, x, rows, ff, &finish);
+    } else if rows >= LEAST_ROWS * parallel.threads() || parallel.threads() == 1 {
+        let tile = tile_rows(rows, ff, parallel.threads());
+        parallel.run(rows.div_ceil(tile), &|task| {
+            let start = task * tile;
+            let x = x
+                .get(start * ff.up.inputs..rows.min(start + tile) * ff.up.inputs)
+                .unwrap_or(&[]);
+            // SAFETY: the tile's rows are this task's own.
+            unsafe { fused_tile(isa, x, ff, &finish, start) };
+        });
+    } else {
+        by_columns(isa, parallel, x, rows, ff, &finish);
+    }
+}
+
+/// Rows that each thread should have before tiles of rows are worth it: fewer read the weights too often.
+const LEAST_ROWS: usize = 48;
+
+/// Rows of a tile: its sums, its bytes and its hidden block should stay in a second cache; and threads should have
+/// equally many tiles where they have few.
+fn tile_rows(rows: usize, ff: &FeedForward<'_>, threads: usize) -> usize {
+    let row_bytes = 4 * ff.down.outputs + ff.up.inputs + 1536;
+    let limit = if ff.is_nibbles() { 786_432 } else { 393_216 };
+    let wanted = (limit / row_bytes / TILE).clamp(2, 12) * TILE;
+    let mut tiles = rows.div_ceil(wanted);
+    if tiles < 8 * threads {
+        tiles = tiles.next_multiple_of(threads);
+    }
+    rows.div_ceil(tiles).next_multiple_of(TILE)
+}
+
+/// 128 hidden numbers of several rows: the sums of the products, and what turns them into the next product's input.
+#[derive(Debug)]
+struct Hidden<'a> {
+    /// `[rows, 128]`
+    up: &'a mut [f32],
+    /// `[rows, 128]`, or empty.
+    gate: &'a mut [f32],
+    up_scales: [f32; BLOCK],
+    gate_scales: [f32; BLOCK],
+    bias: [f32; BLOCK],
+    /// Whether the result becomes bytes.
+    bytes: bool,
+}
+
+impl Hidden<'_> {
+    /// One vector of a row after the activation.
+    ///
+    /// # Safety
+    /// As [`Lanes`]; the row exists, and has a gate if `GATED`.
+    #[inline(always)]
+    unsafe fn activated<V: Lanes, const GATED: bool>(&self, row: usize, vector: usize) -> V {
+        let at = vector * LANES;
+        // SAFETY: by the promise to this function.
+        unsafe {
+            let up = V::load(self.up.as_ptr().add(row * BLOCK + at));
+            let up = up.mul_add(
+                V::load(self.up_scales.as_ptr().add(at)),
+                V::load(self.bias.as_ptr().add(at)),
+            );
+            if GATED {
+                let gate = V::load(self.gate.as_ptr().add(row * BLOCK + at));
+                silu(gate.mul(V::load(self.gate_scales.as_ptr().add(at)))).mul(up)
+            } else if self.bytes {
+                gelu_coarse(up)
+            } else {
+                gelu(up)
+            }
+        }
+    }
+}
+
+/// Activates and quantises the first `rows` rows.
+fn activate_bytes(isa: Isa, hidden: &Hidden<'_>, rows: usize, target: &Target) {
+    #[inline(always)]
+    unsafe fn each<V: Lanes, const GATED: bool>(hidden: &Hidden<'_>, rows: usize, target: &Target) {
+        for row in 0..rows {
+            // SAFETY: rows are checked below; the target is this task's own.
+            unsafe {
+                let mut values = [V::splat(0.0); VECTORS];
+                for (vector, value) in values.iter_mut().enumerate() {
+                    *value = hidden.activated::<V, GATED>(row, vector);
+                }
+                quantise(&values, target.slot(row, 0));
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn body<V: Lanes>(hidden: &Hidden<'_>, rows: usize, target: &Target) {
+        // SAFETY: as above.
+        unsafe {
+            if hidden.gate.is_empty() {
+                each::<V, false>(hidden, rows, target);
+            } else {
+                each::<V, true>(hidden, rows, target);
+            }
+        }
+    }
+    assert!(hidden.up.len() >= rows * BLOCK, "rows that are not there");
+    assert!(
+        hidden.gate.is_empty() || hidden.gate.len() >= rows * BLOCK,
+        "rows that are not there"
+    );
+    dispatch!(isa, body(hidden: &Hidden<'_>, rows: usize, target: &Target));
+}
+
+/// Activates the first `rows` rows to rows `stride` apart, as many numbers as `columns`.
+fn activate_floats(
+    isa: Isa,
+    hidden: &Hidden<'_>,
+    rows: usize,
+    columns: usize,
+    to: &mut [f32],
+    stride: usize,
+) {
+    #[inline(always)]
+    unsafe fn body<V: Lanes>(
+        hidden: &Hidden<'_>,
+        rows: usize,
+        columns: usize,
+        to: &mut [f32],
+        stride: usize,
+    ) {
+        for (row, to) in to.chunks_mut(stride).take(rows).enumerate() {
+            let to = to.split_at_mut(columns).0;
+            for vector in 0..columns.div_ceil(LANES) {
+                // SAFETY: rows are checked below.
+                unsafe {
+                    let value: V = if hidden.gate.is_empty() {
+                        hidden.activated::<V, false>(row, vector)
+                    } else {
+                        hidden.activated::<V, true>(row, vector)
+                    };
+                    store_part(value, to, vector * LANES);
+                }
+            }
+        }
+    }
+    assert!(hidden.up.len() >= rows * BLOCK, "rows that are not there");
+    assert!(
+        hidden.gate.is_empty() || hidden.gate.len() >= rows * BLOCK,
+        "rows that are not there"
+    );
+    assert!(
+        columns <= BLOCK && columns <= stride,
+        "more numbers than a block has"
+    );
+    dispatch!(isa, body(hidden: &Hidden<'_>, rows: usize, columns: usize, to: &mut [f32], stride: usize));
+}
+
+/// A layer's products for `width` hidden numbers from `block * 128` on: `[count, 128]` sums for rows from `first` on,
+/// and their scales.
+#[allow(clippy::too_many_arguments)]
+fn hidden_block(
+    isa: Isa,
+    rows: &Rows<'_>,
+    first: usize,
+    count: usize,
+    weight: &Matrix<'_>,
+    block: usize,
+    room: &mut [u8],
+    sums: &mut [f32],
+    scales: &mut [f32; BLOCK],
+) {
+    let start = block * BLOCK / LANES;
+    let end = weight.panel_count().min(start + BLOCK / LANES);
+    scales.fill(0.0);
+    if end - start < VECTORS {
+        // Columns that no panel writes.
+        sums.fill(0.0);
+    }
+    for panel in (start..end).step_by(PAIR) {
+        let panels = PAIR.min(end - panel);
+        let column = (panel - start) * LANES;
+        let scales = scales.split_at_mut(column).1;
+        weight.column_scales(isa, panel, panels, scales);
+        let pair = weight.pair(isa, panel, panels, 0, weight.inputs, scales, room);
+        let values = sums.split_at_mut(column).1;
+        accumulate(
+            isa,
+            rows,
+            first,
+            count,
+            &pair,
+            Sums {
+                values,
+                stride: BLOCK,
+                fresh: true,
+            },
+        );
+    }
+}
+
+/// The bias of a block of hidden numbers.
+fn hidden_bias(bias: Option<&[f32]>, block: usize, to: &mut [f32; BLOCK]) {
+    to.fill(0.0);
+    for (to, bias) in to.iter_mut().zip(bias.unwrap_or(&[]).iter().skip(block * BLOCK)) {
+        *to = *bias;
+    }
+}
+
+/// All of the network for the rows `x`, to rows of `out` from `start` on.
+///
+/// # Safety
+/// These rows belong to one task.
+unsafe fn fused_tile(isa: Isa, x: &[f32], ff: &FeedForward<'_>, finish: &Finish<'_>, start: usize) {
+    let rows = x.len() / ff.up.inputs;
+    let down = &ff.down;
+    let hidden = down.inputs;
+    let panels = down.panel_count();
+    // An odd number of cache lines, as for the bytes of `quantise`; whole pairs, for `Finish::write`.
+    let stride = panels.next_multiple_of(PAIR) * LANES + LANES;
+    let gates = if ff.gate.is_some() { rows * BLOCK } else { 0 };
+    let room = ff
+        .up
+        .room(ff.up.inputs)
+        .max(ff.gate.map_or(0, |gate| gate.room(gate.inputs)))
+        .max(down.room(BLOCK));
+    with_rows(
+        isa,
+        &Serial,
+        x,
+        ff.up.inputs,
+        &ff.norm,
+        ff.up.is_bytes(),
+        |prepared| {
+            scratch(rows * stride + panels * LANES + LANES, |buffer: &mut [f32]| {
+                scratch(2 * rows * BLOCK + gates, |blocks: &mut [f32]| {
+                    scratch(room, |room: &mut [u8]| {
+                        let (sums, scales) = buffer.split_at_mut(rows * stride);
+                        scales.fill(0.0);
+                        down.column_scales(isa, 0, panels, scales);
+                        let (up, rest) = blocks.split_at_mut(rows * BLOCK);
+                        let (gate, floats) = rest.split_at_mut(gates);
+                        let mut block_sums = Hidden {
+                            up,
+                            gate,
+                            up_scales: [0.0; BLOCK],
+                            gate_scales: [0.0; BLOCK],
+                            bias: [0.0; BLOCK],
+                            bytes: down.is_bytes(),
+                        };
+                        for block in 0..hidden.div_ceil(BLOCK) {
+                            let width = BLOCK.min(hidden - block * BLOCK);
+                            let Hidden {
+                                up,
+                                gate,
+                                up_scales,
+                                gate_scales,
+                                bias,
+                                ..
+                            } = &mut block_sums;
+                            if let Some(weight) = &ff.gate {
+                                hidden_block(isa, prepared, 0, rows, weight, block, room, gate, gate_scales);
+                            }
+                            hidden_block(isa, prepared, 0, rows, &ff.up, block, room, up, up_scales);
+                            hidden_bias(ff.up_bias, block, bias);
+                            let mut multiply = |activated: &Rows<'_>, room: &mut [u8]| {
+                                for panel in (0..panels).step_by(PAIR) {
+                                    let count = PAIR.min(panels - panel);
+                                    let column = panel * LANES;
+                                    let scales = scales.get(column..).unwrap_or(&[]);
+                                    let pair = down.pair(isa, panel, count, block, width, scales, room);
+                                    let values = sums.get_mut(column..).unwrap_or(&mut []);
+                                    let sums = Sums {
+                                        values,
+                                        stride,
+                                        fresh: block == 0,
+                                    };
+                                    accumulate(isa, activated, 0, rows, &pair, sums);
+                                }
+                            };
+                            if down.is_bytes() {
+                                let fill = |target: &Target| activate_bytes(isa, &block_sums, rows, target);
+                                with_target(rows, BLOCK, fill, |quantised| {
+                                    let quantised = Quantised {
+                                        inputs: width,
+                                        ..*quantised
+                                    };
+                                    multiply(&Rows::Bytes(quantised), room);
+                                });
+                            } else {
+                                activate_floats(isa, &block_sums, rows, width, floats, BLOCK);
+                                multiply(
+                                    &Rows::Floats {
+                                        inputs: width,
+                                        values: floats,
+                                        stride: BLOCK,
+                                    },
+                                    room,
+                                );
+                            }
+                        }
+                        for column in (0..down.outputs).step_by(WIDTH) {
+                            let values = sums.get(column..).unwrap_or(&[]);
+                            let scales = scales.get(column..).unwrap_or(&[]);
+                            // SAFETY: by the promise to this function.
+                            unsafe { finish.write(isa, values, stride, scales, rows, start, column) };
+                        }
+                    });
+                });
+            });
+        },
+    );
+}
+
+/// The two products one after the other, for so few rows that threads share them by columns.
+fn by_columns(
+    isa: Isa,
+    parallel: &dyn Parallel,
+    x: &[f32],
+    rows: usize,
+    ff: &FeedForward<'_>,
+    finish: &Finish<'_>,
+) {
+    let hidden = ff.up.outputs;
+    let blocks = hidden.div_ceil(BLOCK);
+    // Rows of a tile, as in `tile_rows`, but more: the weights are read once for each.
+    let tiles = rows.div_ceil(24 * TILE);
+    let tile = rows.div_ceil(tiles);
+    scratch(rows * hidden, |middle: &mut [f32]| {
+        let shared = Shared::new(middle);
+        with_rows(
+            isa,
+            parallel,
+            x,
+            ff.up.inputs,
+            &ff.norm,
+            ff.up.is_bytes(),
+            |prepared| {
+                parallel.run(tiles * blocks, &|task| {
+                    let (first, block) = (task / blocks * tile, task % blocks);
+                    let count = tile.min(rows - first);
+                    let gates = if ff.gate.is_some() { count * BLOCK } else { 0 };
+                    let room = ff
+                        .up
+                        .room(ff.up.inputs)
+                        .max(ff.gate.map_or(0, |gate| gate.room(gate.inputs)));
+                    scratch(count * BLOCK * 2 + gates, |sums: &mut [f32]| {
+                        scratch(room, |room: &mut [u8]| {
+                            let (up, rest) = sums.split_at_mut(count * BLOCK);
+                            let (gate, activated) = rest.split_at_mut(gates);
+                            let mut block_sums = Hidden {
+                                up,
+                                gate,
+                                up_scales: [0.0; BLOCK],
+                                gate_scales: [0.0; BLOCK],
+                                bias: [0.0; BLOCK],
+                                bytes: ff.down.is_bytes(),
+                            };
+                            let Hidden {
+                                up,
+                                gate,
+                                up_scales,
+                                gate_scales,
+                                bias,
+                                ..
+                            } = &mut block_sums;
+                            if let Some(weight) = &ff.gate {
+                                hidden_block(
+                                    isa,
+                                    prepared,
+                                    first,
+                                    count,
+                                    weight,
+                                    block,
+                                    room,
+                                    gate,
+                                    gate_scales,
+                                );
+                            }
+                            hidden_block(isa, prepared, first, count, &ff.up, block, room, up, up_scales);
+                            hidden_bias(ff.up_bias, block, bias);
+                            let width = BLOCK.min(hidden - block * BLOCK);
+                            activate_floats(isa, &block_sums, count, width, activated, BLOCK);
+                            for (row, from) in activated.chunks_exact(BLOCK).enumerate() {
+                                // SAFETY: this block of this tile's rows is this task's own.
+                                let to =
+                                    unsafe { shared.part((first + row) * hidden + block * BLOCK, width) };
+                                to.copy_from_slice(from.split_at(width).0);
+                            }
+                        });
+                    });
+                });
+            },
+        );
+        many_linear(isa, parallel, middle, rows, &Norm::None, &ff.down, finish);
+    });
+}
+
+/// Up to four rows: two products that read the weights once.
+fn few_rows(
+    isa: Isa,
+    parallel: &dyn Parallel,
+    x: &[f32],
+    rows: usize,
+    ff: &FeedForward<'_>,
+    finish: &Finish<'_>,
+) {
+    let hidden = ff.up.outputs;
+    scratch(rows * hidden, |middle: &mut [f32]| {
+        let shared = Shared::new(middle);
+        with_few(isa, x, ff.up.inputs, &ff.norm, ff.up.is_bytes(), &|few| {
+            let (count, length) = (ff.up.panel_count(), run_of_panels(&ff.up, parallel.threads()));
+            parallel.run(count.div_ceil(length), &|task| {
+                let range = task * length..count.min((task + 1) * length);
+                few_hidden(isa, few, rows, ff, &shared, range);
+            });
+        });
+        with_few(isa, middle, hidden, &Norm::None, ff.down.is_bytes(), &|few| {
+            few_linear(isa, parallel, few, rows, &ff.down, finish);
+        });
+    });
+}
+
+/// The hidden numbers of some panels.
+fn few_hidden(
+    isa: Isa,
+    few: &FewRows<'_>,
+    rows: usize,
+    ff: &FeedForward<'_>,
+    to: &Shared<f32>,
+    range: std::ops::Range<usize>,
+) {
+    #[inline(always)]
+    unsafe fn panels<V: Lanes, const ROWS: usize>(
+        few: &FewRows<'_>,
+        ff: &FeedForward<'_>,
+        to: &Shared<f32>,
+        range: std::ops::Range<usize>,
+    ) {
+        let hidden = ff.up.outputs;
+        for panel in range {
+            let at = panel * LANES;
+            let length = LANES.min(hidden - at);
+            // SAFETY: the caller has prepared the rows for these matrices, and has these columns for itself.
+            unsafe {
+                let bias: V = load_part(ff.up_bias.unwrap_or(&[]), at);
+                let ups = few_panel::<V, ROWS>(few, &ff.up, panel);
+                let gates = match &ff.gate {
+                    Some(gate) => few_panel::<V, ROWS>(few, gate, panel),
+                    None => ups,
+                };
+                for (row, (up, gate)) in ups.into_iter().zip(gates).enumerate() {
+                    let up = up.add(bias);
+                    let value = if ff.gate.is_some() {
+                        silu(gate).mul(up)
+                    } else {
+                        gelu(up)
+                    };
+                    store_part(value, to.part(row * hidden + at, length), 0);
+                }
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn body<V: Lanes>(
+        few: &FewRows<'_>,
+        rows: usize,
+        ff: &FeedForward<'_>,
+        to: &Shared<f32>,
+        range: std::ops::Range<usize>,
+    ) {
+        // SAFETY: as above.
+        unsafe {
+            match rows {
+                1 => panels::<V, 1>(few, ff, to, range),
+                2 => panels::<V, 2>(few, ff, to, range),
+                3 => panels::<V, 3>(few, ff, to, range),
+                _ => panels::<V, FEW>(few, ff, to, range),
+            }
+        }
+    }
+    dispatch!(isa, body(
+        few: &FewRows<'_>, rows: usize, ff: &FeedForward<'_>, to: &Shared<f32>, range: std::ops::Range<usize>,
+    ));
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+    use crate::kernels::linear::tests::{Backwards, gelu64};
+    use crate::kernels::matrix::tests::{FORMS, Form, Weights};
+    use crate::kernels::norm::tests::{naive, noise};
+
+    #[test]
+    fn agrees_with_float64() {
+        for (rows, inputs, hidden, outputs) in [
+            (1, 40, 70, 20),
+            (3, 130, 300, 50),
+            (5, 64, 128, 32),
+            (17, 33, 200, 33),
+            (60, 96, 256, 48),
+            (200, 40, 150, 24),
+            (300, 20, 33, 17),
+        ] {
+            let x = noise(rows * inputs, 1);
+            let gamma: Vec<f32> = noise(inputs, 2).iter().map(|x| x + 1.0).collect();
+            let beta = noise(inputs, 3);
+            let (bias, last_bias, residual) = (noise(hidden, 4), noise(outputs, 5), noise(rows * outputs, 6));
+            for (form, gated) in FORMS.into_iter().flat_map(|form| [(form, true), (form, false)]) {
+                let norm = match (gated, rows % 2) {
+                    (true, _) => Norm::Rms {
+                        gamma: &gamma,
+                        epsilon: 1e-6,
+                    },
+                    (false, 0) => Norm::None,
+                    (false, _) => Norm::Layer {
+                        gamma: &gamma,
+                        beta: &beta,
+                        epsilon: 1e-5,
+                    },
+                };
+                let gate = gated.then(|| Weights::new(form, hidden, inputs, 7));
+                let up = Weights::new(form, hidden, inputs, 8);
+                let down = Weights::new(form, outputs, hidden, 9);
+                let ff = FeedForward {
+                    norm,
+                    gate: gate.as_ref().map(Weights::matrix),
+                    up: up.matrix(),
+                    up_bias: Some(&bias),
+                    down: down.matrix(),
+                    down_bias: (!gated).then_some(&last_bias),
+                };
+                let spread = rows > FEW;
+                let x64 = naive(&x, inputs, &norm);
+                let (mut middle, mut slack) = up.product(&x64, spread);
+                let gates = gate.as_ref().map(|gate| gate.product(&x64, spread));
+                for (i, (up, slack)) in middle.iter_mut().zip(&mut slack).enumerate() {
+                    *up += f64::from(bias[i % hidden]);
+                    match &gates {
+                        None => {
+                            *up = gelu64(*up);
+                            // The slope of GELU, and the coarse one's own error.
+                            *slack = 1.13 * *slack + 1e-4;
+                        }
+                        Some((gate, gate_slack)) => {
+                            // SiLU's slope is at most 1.1.
+                            let active = gate[i] / (1.0 + (-gate[i]).exp());
+                            let active_slack = 1.1 * gate_slack[i] + 1e-6;
+                            *slack = *slack * active.abs() + active_slack * (up.abs() + *slack);
+                            *up *= active;
+                        }
+                    }
+                }
+                let (product, bounds) = down.product(&middle, spread);
+                // What the hidden numbers may be off moves the sums by as much times the weights' magnitudes, and the
+                // steps of their blocks by 1 / 127 of it.
+                let magnitudes: Vec<f64> = slack
+                    .chunks(hidden)
+                    .flat_map(|slack| {
+                        let per_output = |w: &[f32]| -> f64 {
+                            let blocks = slack.chunks(128).zip(w.chunks(128));
+                            blocks
+                                .map(|(slack, w)| {
+                                    let top = slack.iter().fold(0.0_f64, |top, x| top.max(*x));
+                                    let sized = slack.iter().zip(w);
+                                    sized
+                                        .map(|(s, w)| (s + top / 127.0) * (f64::from(w.abs()) + 0.02))
+                                        .sum::<f64>()
+                                })
+                                .sum()
+                        };
+                        down.values.chunks(hidden).map(per_output).collect::<Vec<_>>()
+                    })
+                    .collect();
+                for residual in [None, Some(residual.as_slice())] {
+                    for isa in Isa::available() {
+                        let mut first: Option<Vec<f32>> = None;
+                        for threads in [1, 2, 16] {
+                            let mut out = vec![f32::NAN; rows * outputs];
+                            feed_forward(isa, &Backwards(threads), &x, &ff, residual, &mut out);
+                            let (mut error, mut size) = (0.0, 0.0);
+                            for (i, found) in out.iter().enumerate() {
+                                let mut expected =
+                                    product[i] + residual.map_or(0.0, |residual| f64::from(residual[i]));
+                                expected += if gated {
+                                    0.0
+                                } else {
+                                    f64::from(last_bias[i % outputs])
+                                };
+                                let bound = bounds[i] + magnitudes[i];
+                                let off = (f64::from(*found) - expected).abs();
+                                assert!(
+                                    off <= bound,
+                                    "{} {form:?} {rows} rows at {i}: {found} for {expected} +- {bound}",
+                                    isa.name()
+                                );
+                                error += off * off;
+                                size += expected * expected;
+                            }
+                            // Bounds add up the worst of everything; errors that are independent do not.
+                            let limit = match form {
+                                Form::Float32 => 1e-5,
+                                Form::Int8 => 0.03,
+                                Form::Int4 => 0.04,
+                            };
+                            let relative = f64::sqrt(error / size);
+                            assert!(
+                                relative < limit,
+                                "{} {form:?} {rows} rows: {relative}",
+                                isa.name()
+                            );
+                            if let Some(first) = &first {
+                                assert!(
+                                    *first == out,
+                                    "{} {form:?} {rows} rows depends on threads",
+                                    isa.name()
+                                );
+                            }
+                            first.get_or_insert(out);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,528 @@
+//! How is a row multiplied with a weight? `residual + activation(norm(x) W^T + bias)`, all in one pass.
+//!
+//! - Many rows: tasks are tiles of rows, each normalised, quantised and multiplied by the task that owns it; where there
+//!   are fewer tiles than threads can share, tiles are also split by columns, and rows are quantised beforehand.
+//! - Up to four rows: tasks are runs of panels, each read once, in order.
+
+use super::math::gelu;
+use super::matrix::{
+    FEW, FewRows, Matrix, PAIR, Sums, TILE, WIDTH, accumulate, few_panel, nibble_corrections,
+};
+use super::norm::{Norm, load_part, store_part};
+use super::parallel::{Parallel, Serial, Shared, scratch};
+use super::quantise::{Rows, with_rows};
+use super::simd::{Isa, LANES, Lanes, dispatch};
+
+/// What is applied to each number of a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// Nothing.
+    None,
+    /// `x / 2 * (1 + erf(x / sqrt(2)))`
+    Gelu,
+}
+
+/// `out = residual + activation(norm(x) W^T + bias)` for `x` `[M, K]`, `out` and `residual` `[M, N]`, `bias` `[N]`.
+///
+/// # Panics
+/// Lengths that do not fit each other.
+#[allow(clippy::too_many_arguments)]
+pub fn linear(
+    isa: Isa,
+    parallel: &dyn Parallel,
+    x: &[f32],
+    norm: &Norm<'_>,
+    weight: &Matrix<'_>,
+    bias: Option<&[f32]>,
+    activation: Activation,
+    residual: Option<&[f32]>,
+    out: &mut [f32],
+) {
+    weight.check();
+    norm.check(weight.inputs);
+    let rows = x.len() / weight.inputs;
+    assert_eq!(x.len(), rows * weight.inputs, "x is not whole rows");
+    assert_eq!(
+        out.len(),
+        rows * weight.outputs,
+        "out has not the product's shape"
+    );
+    assert!(
+        residual.is_none_or(|residual| residual.len() == out.len()),
+        "residual has not the shape of out"
+    );
+    assert!(
+        bias.is_none_or(|bias| bias.len() == weight.outputs),
+        "bias has not one number per output"
+    );
+    if rows == 0 {
+        return;
+    }
+    let finish = Finish {
+        outputs: weight.outputs,
+        bias,
+        activation,
+        residual,
+        out: Shared::new(out),
+    };
+    if rows <= FEW {
+        with_few(isa, x, weight.inputs, norm, weight.is_bytes(), &|few| {
+            few_linear(isa, parallel, few, rows, weight, &finish);
+        });
+    } else {
+        many_linear(isa, parallel, x, rows, norm, weight, &finish);
+    }
+}
+
+/// What happens to the sums of a product.
+#[derive(Debug)]
+pub(super) struct Finish<'a> {
+    pub(super) outputs: usize,
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) activation: Activation,
+    pub(super) residual: Option<&'a [f32]>,
+    pub(super) out: Shared<f32>,
+}
+
+impl Finish<'_> {
+    /// Scales sums `[rows, stride]` of up to 32 columns and writes them to rows from `row`, columns from `column` on.
+    ///
+    /// # Safety
+    /// These numbers of `out` belong to one task.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) unsafe fn write(
+        &self,
+        isa: Isa,
+        sums: &[f32],
+        stride: usize,
+        scales: &[f32],
+        rows: usize,
+        row: usize,
+        column: usize,
+    ) {
+        #[inline(always)]
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn body<V: Lanes>(
+            finish: &Finish<'_>,
+            sums: &[f32],
+            stride: usize,
+            scales: &[f32],
+            rows: usize,
+            row: usize,
+            column: usize,
+        ) {
+            let mut start = 0;
+            while start < WIDTH && column + start < finish.outputs {
+                let at = column + start;
+                let length = LANES.min(finish.outputs - at);
+                // SAFETY: lengths are checked by `part`, `load_part` and below.
+                unsafe {
+                    let scale: V = load_part(scales, start);
+                    let bias: V = load_part(finish.bias.unwrap_or(&[]), at);
+                    for i in 0..rows {
+                        let mut value = V::load(sums.as_ptr().add(i * stride + start)).mul_add(scale, bias);
+                        if finish.activation == Activation::Gelu {
+                            value = gelu(value);
+                        }
+                        finish.put(value, row + i, at, length);
+                    }
+                }
+                start += LANES;
+            }
+        }
+        assert!(
+            rows == 0 || sums.len() >= (rows - 1) * stride + WIDTH,
+            "too few sums"
+        );
+        let finish = self;
+        dispatch!(isa, body(
+            finish: &Finish<'_>, sums: &[f32], stride: usize, scales: &[f32], rows: usize, row: usize, column: usize,
+        ));
+    }
+
+    /// Adds the residual and writes up to sixteen numbers.
+    ///
+    /// # Safety
+    /// As [`Lanes`]; these numbers of `out` belong to one task.
+    #[inline(always)]
+    unsafe fn put<V: Lanes>(&self, value: V, row: usize, column: usize, length: usize) {
+        let at = row * self.outputs + column;
+        // SAFETY: as for this function.
+        unsafe {
+            let to = self.out.part(at, length);
+            let value = match self.residual {
+                Some(residual) => value.add(load_part(residual.get(..at + length).unwrap_or(&[]), at)),
+                None => value,
+            };
+            store_part(value, to, 0);
+        }
+    }
+}
+
+/// How rows and pairs of panels are divided into tasks.
+#[derive(Debug, Clone, Copy)]
+struct Grid {
+    /// Rows of a tile.
+    rows: usize,
+    tiles: usize,
+    /// Pairs of panels of a run.
+    pairs: usize,
+    runs: usize,
+}
+
+impl Grid {
+    fn new(rows: usize, pairs: usize, threads: usize, wanted: usize) -> Grid {
+        let tiles = rows.div_ceil(wanted);
+        if threads == 1 || tiles >= 4 * threads {
+            return Grid {
+                rows: wanted,
+                tiles,
+                pairs,
+                runs: 1,
+            };
+        }
+        let pairs_each = pairs.div_ceil((4 * threads).div_ceil(tiles));
+        Grid {
+            rows: rows.div_ceil(tiles).next_multiple_of(TILE),
+            tiles,
+            pairs: pairs_each,
+            runs: pairs.div_ceil(pairs_each),
+        }
+    }
+}
+
+/// Rows of a tile: as many as keep their sums and bytes in a second cache.
+const TILE_ROWS: usize = 96;
+
+/// The product of many rows.
+pub(super) fn many_linear(
+    isa: Isa,
+    parallel: &dyn Parallel,
+    x: &[f32],
+    rows: usize,
+    norm: &Norm<'_>,
+    weight: &Matrix<'_>,
+    finish: &Finish<'_>,
+) {
+    // Nibbles are made into bytes once per task.
+    let wanted = if weight.is_nibbles() {
+        3 * TILE_ROWS
+    } else {
+        TILE_ROWS
+    };
+    let pairs = weight.panel_count().div_ceil(PAIR);
+    let grid = Grid::new(rows, pairs, parallel.threads(), wanted);
+    let bytes = weight.is_bytes();
+    if grid.runs == 1 {
+        parallel.run(grid.tiles, &|task| {
+            let start = task * grid.rows;
+            let end = rows.min(start + grid.rows);
+            let x = x.get(start * weight.inputs..end * weight.inputs).unwrap_or(&[]);
+            with_rows(isa, &Serial, x, weight.inputs, norm, bytes, |prepared| {
+                // SAFETY: the tile's rows are this task's own.
+                unsafe {
+                    multiply(
+                        isa,
+                        prepared,
+                        0,
+                        end.saturating_sub(start),
+                        weight,
+                        0..pairs,
+                        finish,
+                        start,
+                    )
+                };
+            });
+        });
+        return;
+    }
+    with_rows(isa, parallel, x, weight.inputs, norm, bytes, |prepared| {
+        parallel.run(grid.tiles * grid.runs, &|task| {
+            let start = task / grid.runs * grid.rows;
+            let end = rows.min(start + grid.rows);
+            let first = task % grid.runs * grid.pairs;
+            let range = first..pairs.min(first + grid.pairs);
+            // SAFETY: the tile's part of these columns is this task's own.
+            unsafe {
+                multiply(
+                    isa,
+                    prepared,
+                    start,
+                    end.saturating_sub(start),
+                    weight,
+                    range,
+                    finish,
+                    start,
+                )
+            };
+        });
+    });
+}
+
+/// Rows `first..first + count` times some pairs of panels, to rows of `out` from `row` on.
+///
+/// # Safety
+/// These numbers of `out` belong to one task.
+#[allow(clippy::too_many_arguments)]
+unsafe fn multiply(
+    isa: Isa,
+    prepared: &Rows<'_>,
+    first: usize,
+    count: usize,
+    weight: &Matrix<'_>,
+    pairs: std::ops::Range<usize>,
+    finish: &Finish<'_>,
+    row: usize,
+) {
+    scratch(count * WIDTH, |values: &mut [f32]| {
+        scratch(weight.room(weight.inputs), |room: &mut [u8]| {
+            let mut scales = [0.0; WIDTH];
+            for pair in pairs {
+                let panel = pair * PAIR;
+                let panels = PAIR.min(weight.panel_count() - panel);
+                weight.column_scales(isa, panel, panels, &mut scales);
+                let weights = weight.pair(isa, panel, panels, 0, weight.inputs, &scales, room);
+                let sums = Sums {
+                    values,
+                    stride: WIDTH,
+                    fresh: true,
+                };
+                accumulate(isa, prepared, first, count, &weights, sums);
+                // SAFETY: by the promise to this function.
+                unsafe { finish.write(isa, values, WIDTH, &scales, count, row, panel * LANES) };
+            }
+        });
+    });
+}
+
+/// Prepares up to [`FEW`] rows, on this thread.
+pub(super) fn with_few(
+    isa: Isa,
+    x: &[f32],
+    inputs: usize,
+    norm: &Norm<'_>,
+    bytes: bool,
+    body: &dyn Fn(&FewRows<'_>),
+) {
+    with_rows(isa, &Serial, x, inputs, norm, bytes, |rows| match rows {
+        Rows::Floats { .. } => body(&FewRows {
+            rows,
+            corrections: &[],
+        }),
+        Rows::Bytes(quantised) => {
+            let length = x.len() / inputs * inputs.div_ceil(super::matrix::NIBBLE_BLOCK);
+            scratch(length, |corrections: &mut [i32]| {
+                nibble_corrections(quantised, corrections);
+                body(&FewRows { rows, corrections });
+            });
+        }
+    });
+}
+
+/// Panels of a task that only reads them: several tasks a thread, but none too short to be worth it.
+pub(super) fn run_of_panels(weight: &Matrix<'_>, threads: usize) -> usize {
+    let least = 65_536_usize.div_ceil(weight.panel_size());
+    if threads == 1 {
+        weight.panel_count()
+    } else {
+        weight.panel_count().div_ceil(4 * threads).max(least)
+    }
+}
+
+/// The product of up to [`FEW`] rows.
+pub(super) fn few_linear(
+    isa: Isa,
+    parallel: &dyn Parallel,
+    few: &FewRows<'_>,
+    rows: usize,
+    weight: &Matrix<'_>,
+    finish: &Finish<'_>,
+) {
+    #[inline(always)]
+    unsafe fn panels<V: Lanes, const ROWS: usize>(
+        few: &FewRows<'_>,
+        weight: &Matrix<'_>,
+        finish: &Finish<'_>,
+        range: std::ops::Range<usize>,
+    ) {
+        for panel in range {
+            let at = panel * LANES;
+            let length = LANES.min(finish.outputs - at);
+            // SAFETY: the caller has prepared the rows for this matrix, and has these columns for itself.
+            unsafe {
+                let bias: V = load_part(finish.bias.unwrap_or(&[]), at);
+                for (row, sum) in few_panel::<V, ROWS>(few, weight, panel).into_iter().enumerate() {
+                    let value = sum.add(bias);
+                    let value = if finish.activation == Activation::Gelu {
+                        gelu(value)
+                    } else {
+                        value
+                    };
+                    finish.put(value, row, at, length);
+                }
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn body<V: Lanes>(
+        few: &FewRows<'_>,
+        rows: usize,
+        weight: &Matrix<'_>,
+        finish: &Finish<'_>,
+        range: std::ops::Range<usize>,
+    ) {
+        // SAFETY: as above.
+        unsafe {
+            match rows {
+                1 => panels::<V, 1>(few, weight, finish, range),
+                2 => panels::<V, 2>(few, weight, finish, range),
+                3 => panels::<V, 3>(few, weight, finish, range),
+                _ => panels::<V, FEW>(few, weight, finish, range),
+            }
+        }
+    }
+    assert!((1..=FEW).contains(&rows), "not few rows");
+    let count = weight.panel_count();
+    let length = run_of_panels(weight, parallel.threads());
+    parallel.run(count.div_ceil(length), &|task| {
+        let range = task * length..count.min((task + 1) * length);
+        dispatch!(isa, body(
+            few: &FewRows<'_>, rows: usize, weight: &Matrix<'_>, finish: &Finish<'_>, range: std::ops::Range<usize>,
+        ));
+    });
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+pub(super) mod tests {
+    use super::*;
+    use crate::kernels::matrix::tests::{FORMS, Weights};
+    use crate::kernels::norm::tests::{naive, noise};
+
+    /// As many tasks as there would be with so many threads, one after the other from the last.
+    #[derive(Debug)]
+    pub(crate) struct Backwards(pub(crate) usize);
+
+    impl Parallel for Backwards {
+        fn threads(&self) -> usize {
+            self.0
+        }
+        fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
+            (0..count).rev().for_each(task);
+        }
+    }
+
+    /// erf by its series, as precise as float64 for the arguments here.
+    pub(crate) fn gelu64(x: f64) -> f64 {
+        let y = x / 2f64.sqrt();
+        if y.abs() > 5.0 {
+            return x.max(0.0);
+        }
+        let (mut term, mut sum) = (y, y);
+        for n in 1..200 {
+            term *= -y * y / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        x / 2.0 * (1.0 + sum * std::f64::consts::FRAC_2_SQRT_PI)
+    }
+
+    #[test]
+    fn agrees_with_float64() {
+        for (rows, inputs, outputs) in [
+            (1, 7, 5),
+            (2, 32, 16),
+            (3, 100, 33),
+            (4, 300, 50),
+            (5, 129, 70),
+            (13, 64, 48),
+            (30, 384, 96),
+            (205, 33, 17),
+            (700, 40, 20),
+        ] {
+            let x: Vec<f32> = noise(rows * inputs, 1).iter().map(|x| x * 2.0).collect();
+            let (gamma, beta) = (noise(inputs, 2), noise(inputs, 3));
+            let (gamma, beta) = (gamma.as_slice(), beta.as_slice());
+            let (bias, residual) = (noise(outputs, 4), noise(rows * outputs, 5));
+            let norms = [
+                Norm::None,
+                Norm::Rms { gamma, epsilon: 1e-6 },
+                Norm::Layer {
+                    gamma,
+                    beta,
+                    epsilon: 1e-5,
+                },
+            ];
+            for (case, form) in FORMS.into_iter().enumerate() {
+                let weights = Weights::new(form, outputs, inputs, 6);
+                let norm = &norms[(case + rows) % 3];
+                let (product, bounds) = weights.product(&naive(&x, inputs, norm), rows > FEW);
+                for (bias, activation, residual) in [
+                    (None, Activation::None, None),
+                    (Some(bias.as_slice()), Activation::Gelu, None),
+                    (Some(bias.as_slice()), Activation::None, Some(residual.as_slice())),
+                ] {
+                    for isa in Isa::available() {
+                        let mut first: Option<Vec<f32>> = None;
+                        for threads in [1, 2, 16] {
+                            let mut out = vec![f32::NAN; rows * outputs];
+                            let matrix = weights.matrix();
+                            let parallel = &Backwards(threads);
+                            linear(
+                                isa, parallel, &x, norm, &matrix, bias, activation, residual, &mut out,
+                            );
+                            for (i, found) in out.iter().enumerate() {
+                                let mut expected = product[i];
+                                expected += bias.map_or(0.0, |bias| f64::from(bias[i % outputs]));
+                                if activation == Activation::Gelu {
+                                    expected = gelu64(expected);
+                                }
+                                expected += residual.map_or(0.0, |residual| f64::from(residual[i]));
+                                // GELU's slope is at most 1.13.
+                                let bound = 1.13 * bounds[i] + 1e-6;
+                                assert!(
+                                    (f64::from(*found) - expected).abs() <= bound,
+                                    "{} {form:?} {rows}x{inputs}x{outputs} at {i}: {found} for {expected} +- {bound}",
+                                    isa.name()
+                                );
+                            }
+                            assert_eq!(
+                                *first.get_or_insert_with(|| out.clone()),
+                                out,
+                                "depends on threads"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_that_is_no_number_stays_alone() {
+        for rows in [2, 20] {
+            for form in FORMS {
+                let weights = Weights::new(form, 20, 200, 1);
+                let mut x = noise(rows * 200, 2);
+                x[200 + 77] = f32::NAN;
+                for isa in Isa::available() {
+                    let mut out = vec![0.0; rows * 20];
+                    let matrix = weights.matrix();
+                    linear(
+                        isa,
+                        &Serial,
+                        &x,
+                        &Norm::None,
+                        &matrix,
+                        None,
+                        Activation::None,
+                        None,
+                        &mut out,
+                    );
+                    for (i, value) in out.iter().enumerate() {
+                        assert_eq!(value.is_nan(), i / 20 == 1, "{} {form:?} {i}", isa.name());
+                    }
+                }
+            }
+        }
+    }
+}

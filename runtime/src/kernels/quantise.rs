@@ -1,0 +1,325 @@
+//! How do activations become bytes? Each row in blocks of 128, each block with a scale of its own.
+//!
+//! A block's scale is its largest magnitude / 127. One scale for a whole tensor, or even for a row, is lost where a
+//! few channels are a thousand times larger than the others, as in Qwen2's residual stream; with blocks, only the
+//! neighbours of such a channel are rounded coarsely.
+//!
+//! Weights are unsigned bytes around 128 (see [`super::matrix`]), so a block also keeps `-128 * sum of its bytes`,
+//! with which a sum of products starts.
+
+use super::norm::{Norm, load_part, normalise_row, normalise_rows};
+use super::parallel::{Parallel, Shared, scratch};
+use super::simd::{Isa, LANES, Lanes, dispatch};
+
+/// Activations that share a scale.
+pub(super) const BLOCK: usize = 128;
+/// Vectors in a block.
+pub(super) const VECTORS: usize = BLOCK / LANES;
+/// Below this a block counts as zero: its reciprocal would overflow.
+const TINY: f32 = 1e-30;
+
+/// Rows of activations in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Quantised<'a> {
+    /// Numbers in a row.
+    pub(super) inputs: usize,
+    /// `[rows, stride]`, zeros behind the end of a row's last block.
+    pub(super) bytes: &'a [i8],
+    /// Bytes from row to row.
+    pub(super) stride: usize,
+    /// `[rows, blocks]`
+    pub(super) scales: &'a [f32],
+    /// `[rows, blocks]`: -128 times the sum of the block's bytes.
+    pub(super) corrections: &'a [i32],
+    /// Blocks in a row.
+    pub(super) blocks: usize,
+}
+
+/// [`Quantised`] being written, by several tasks.
+#[derive(Debug)]
+pub(super) struct Target {
+    inputs: usize,
+    stride: usize,
+    blocks: usize,
+    bytes: Shared<i8>,
+    scales: Shared<f32>,
+    corrections: Shared<i32>,
+}
+
+/// One block being written.
+#[derive(Debug)]
+pub(super) struct Slot<'a> {
+    /// 128 bytes.
+    pub(super) bytes: &'a mut [i8],
+    scale: &'a mut f32,
+    correction: &'a mut i32,
+}
+
+impl Target {
+    /// A block of a row.
+    ///
+    /// # Safety
+    /// Each block belongs to one task.
+    pub(super) unsafe fn slot(&self, row: usize, block: usize) -> Slot<'_> {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let at = row * self.blocks + block;
+            Slot {
+                bytes: self.bytes.part(row * self.stride + block * BLOCK, BLOCK),
+                scale: &mut *self.scales.part(at, 1).as_mut_ptr(),
+                correction: &mut *self.corrections.part(at, 1).as_mut_ptr(),
+            }
+        }
+    }
+
+    /// Normalises and quantises rows of `x` `[rows, inputs]`, into the rows from `first` on.
+    ///
+    /// # Safety
+    /// Each row belongs to one task.
+    pub(super) unsafe fn fill(&self, isa: Isa, x: &[f32], norm: &Norm<'_>, first: usize) {
+        #[inline(always)]
+        unsafe fn body<V: Lanes>(
+            target: &Target,
+            x: &[f32],
+            norm: &Norm<'_>,
+            first: usize,
+            buffer: &mut [f32],
+        ) {
+            for (i, x) in x.chunks_exact(target.inputs).enumerate() {
+                // SAFETY: as for this function; the row is the task's own by the promise to `fill`.
+                unsafe {
+                    let row: &[f32] = if matches!(norm, Norm::None) {
+                        x
+                    } else {
+                        normalise_row::<V>(x, norm, buffer);
+                        buffer
+                    };
+                    for block in 0..target.blocks {
+                        let start = block * BLOCK;
+                        let mut values = [V::splat(0.0); VECTORS];
+                        if start + BLOCK <= row.len() {
+                            for (j, value) in values.iter_mut().enumerate() {
+                                *value = V::load(row.as_ptr().add(start + j * LANES));
+                            }
+                        } else {
+                            for (j, value) in values.iter_mut().enumerate() {
+                                *value = load_part(row, start + j * LANES);
+                            }
+                        }
+                        quantise(&values, target.slot(first + i, block));
+                    }
+                }
+            }
+        }
+        let target = self;
+        let length = if matches!(norm, Norm::None) {
+            0
+        } else {
+            self.inputs
+        };
+        scratch(length, |buffer: &mut [f32]| {
+            dispatch!(isa, body(target: &Target, x: &[f32], norm: &Norm<'_>, first: usize, buffer: &mut [f32]));
+        });
+    }
+}
+
+/// Writes one block. A block that holds a NaN or an infinity gets the scale NaN, and so makes NaN of every sum.
+///
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+pub(super) unsafe fn quantise<V: Lanes>(values: &[V; VECTORS], slot: Slot<'_>) {
+    // SAFETY: as for this function; a slot has 128 bytes.
+    unsafe {
+        let [a, b, c, d, e, f, g, h] = values;
+        let (ab, cd) = (a.abs().max(b.abs()), c.abs().max(d.abs()));
+        let (ef, gh) = (e.abs().max(f.abs()), g.abs().max(h.abs()));
+        let top = ab.max(cd).max(ef.max(gh)).max_lane();
+        // Zero times NaN or infinity is NaN, which the sum then shows.
+        let inverse = if top > TINY && top < f32::INFINITY {
+            127.0 / top
+        } else {
+            0.0
+        };
+        let inverse = V::splat(inverse);
+        let mut sums = [V::splat(0.0); 2];
+        for (i, value) in values.iter().enumerate() {
+            let value = value.mul(inverse).round();
+            if i % 2 == 0 {
+                sums[0] = sums[0].add(value);
+            } else {
+                sums[1] = sums[1].add(value);
+            }
+            value.store_i8(slot.bytes.as_mut_ptr().add(i * LANES));
+        }
+        let [even, odd] = sums;
+        let sum = even.add(odd).sum();
+        *slot.scale = if !sum.is_finite() {
+            f32::NAN
+        } else if top > TINY {
+            top * (1.0 / 127.0)
+        } else {
+            0.0
+        };
+        // Whole and at most 128 * 127 * 128 < 2^24: exact.
+        #[allow(clippy::cast_possible_truncation)]
+        let correction = (-128.0 * sum) as i32;
+        *slot.correction = correction;
+    }
+}
+
+/// Lends room for `rows` rows of `inputs` numbers, has it filled, and passes on the result.
+pub(super) fn with_target<R>(
+    rows: usize,
+    inputs: usize,
+    fill: impl FnOnce(&Target),
+    body: impl FnOnce(&Quantised<'_>) -> R,
+) -> R {
+    let blocks = inputs.div_ceil(BLOCK);
+    // An odd number of cache lines: equal places of neighbouring rows then fall into different sets of a cache.
+    let stride = blocks * BLOCK + 64;
+    scratch(rows * stride, |bytes: &mut [i8]| {
+        scratch(rows * blocks, |scales: &mut [f32]| {
+            scratch(rows * blocks, |corrections: &mut [i32]| {
+                fill(&Target {
+                    inputs,
+                    stride,
+                    blocks,
+                    bytes: Shared::new(bytes),
+                    scales: Shared::new(scales),
+                    corrections: Shared::new(corrections),
+                });
+                body(&Quantised {
+                    inputs,
+                    bytes,
+                    stride,
+                    scales,
+                    corrections,
+                    blocks,
+                })
+            })
+        })
+    })
+}
+
+/// Rows as the left side of a matrix product.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Rows<'a> {
+    /// For float32 weights.
+    Floats {
+        /// Numbers in a row.
+        inputs: usize,
+        /// `[rows, stride]`
+        values: &'a [f32],
+        /// Numbers from row to row.
+        stride: usize,
+    },
+    /// For weights of bytes or nibbles.
+    Bytes(Quantised<'a>),
+}
+
+/// Normalises the rows of `x` `[rows, inputs]` and, for weights of `bytes`, quantises them.
+pub(super) fn with_rows<R>(
+    isa: Isa,
+    parallel: &dyn Parallel,
+    x: &[f32],
+    inputs: usize,
+    norm: &Norm<'_>,
+    bytes: bool,
+    body: impl FnOnce(&Rows<'_>) -> R,
+) -> R {
+    let rows = x.len() / inputs;
+    // Rows to a task.
+    let chunk = rows
+        .div_ceil(4 * parallel.threads())
+        .max(4096_usize.div_ceil(inputs));
+    let tasks = rows.div_ceil(chunk);
+    let part = |task: usize| {
+        x.get(task * chunk * inputs..rows.min((task + 1) * chunk) * inputs)
+            .unwrap_or(&[])
+    };
+    if bytes {
+        let fill = |target: &Target| {
+            // SAFETY: tasks have rows of their own.
+            parallel.run(tasks, &|task| unsafe {
+                target.fill(isa, part(task), norm, task * chunk)
+            });
+        };
+        return with_target(rows, inputs, fill, |quantised| body(&Rows::Bytes(*quantised)));
+    }
+    if matches!(norm, Norm::None) {
+        return body(&Rows::Floats {
+            inputs,
+            values: x,
+            stride: inputs,
+        });
+    }
+    let stride = inputs.next_multiple_of(LANES) + LANES;
+    scratch(rows * stride, |values: &mut [f32]| {
+        let shared = Shared::new(values);
+        parallel.run(tasks, &|task| {
+            let x = part(task);
+            // SAFETY: tasks have rows of their own.
+            let to = unsafe { shared.part(task * chunk * stride, x.len() / inputs * stride) };
+            normalise_rows(isa, x, inputs, norm, to, stride);
+        });
+        body(&Rows::Floats {
+            inputs,
+            values,
+            stride,
+        })
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+    use crate::kernels::norm::tests::noise;
+    use crate::kernels::parallel::Serial;
+
+    #[test]
+    fn blocks_round_to_half_a_step() {
+        for inputs in [1, 31, 128, 129, 300, 1024] {
+            let mut x = noise(inputs * 5, 7);
+            x[inputs * 3..inputs * 4].fill(0.0);
+            x[0] = 5000.0;
+            for isa in Isa::available() {
+                with_rows(isa, &Serial, &x, inputs, &Norm::None, true, |rows| {
+                    let Rows::Bytes(q) = rows else { panic!("not bytes") };
+                    for (row, x) in x.chunks(inputs).enumerate() {
+                        for (block, x) in x.chunks(BLOCK).enumerate() {
+                            let scale = q.scales[row * q.blocks + block];
+                            let bytes = &q.bytes[row * q.stride + block * BLOCK..][..BLOCK];
+                            let top = x.iter().fold(0.0_f32, |top, x| top.max(x.abs()));
+                            assert!((scale - top / 127.0).abs() <= top * 1e-7);
+                            for (x, byte) in x.iter().zip(bytes) {
+                                assert!((x - scale * f32::from(*byte)).abs() <= scale * 0.50002);
+                            }
+                            assert!(bytes[x.len()..].iter().all(|byte| *byte == 0));
+                            let sum: i32 = bytes.iter().map(|byte| i32::from(*byte)).sum();
+                            assert_eq!(q.corrections[row * q.blocks + block], -128 * sum);
+                        }
+                    }
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_stays_none() {
+        for isa in Isa::available() {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                for rest in [0.0, 1.0, 1e-40] {
+                    let mut x = vec![rest; 256];
+                    x[77] = bad;
+                    with_rows(isa, &Serial, &x, 256, &Norm::None, true, |rows| {
+                        let Rows::Bytes(q) = rows else { panic!("not bytes") };
+                        assert!(q.scales[0].is_nan(), "{} {bad} {rest}", isa.name());
+                        assert_eq!(q.scales[1].is_normal(), rest == 1.0);
+                    });
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,553 @@
+//! Which other patches does each patch of an image look at? Attention of every token to every token, without a mask.
+//!
+//! A task has one head of one image, or some query rows of it. It packs the head's keys into panels of sixteen, so
+//! that the scores of sixteen keys are one vector, and its values into consecutive rows. Then, for a tile of a few
+//! query rows at a time: scores to all keys, softmax, the weighted sum of the values. The steps on a tile are shared
+//! with the decoder's attention.
+
+use super::math::exp;
+use super::parallel::{Parallel, Shared, scratch};
+use super::simd::{Isa, LANES, Lanes, dispatch};
+
+/// `qkv` `[B, N, 3 * heads * d]` (queries, then keys, then values, head after head) to `out` `[B, N, heads * d]`:
+/// softmax over all N keys of `scale` times the products of queries with keys, times the values.
+///
+/// # Panics
+/// Slices of the wrong length: a bug of the caller.
+#[allow(clippy::too_many_arguments)]
+pub fn self_attention(
+    isa: Isa,
+    parallel: &dyn Parallel,
+    batch: usize,
+    tokens: usize,
+    heads: usize,
+    head_dim: usize,
+    scale: f32,
+    qkv: &[f32],
+    out: &mut [f32],
+) {
+    assert_eq!(qkv.len(), batch * tokens * 3 * heads * head_dim, "input");
+    assert_eq!(out.len(), batch * tokens * heads * head_dim, "output");
+    if out.is_empty() {
+        return;
+    }
+    // Whole heads where there are enough for all threads; otherwise parts of at least some tiles.
+    let parts = (3 * parallel.threads()).div_ceil(batch * heads);
+    let rows = tokens
+        .div_ceil(parts)
+        .next_multiple_of(MOST_ROWS)
+        .max(4 * MOST_ROWS);
+    let parts = tokens.div_ceil(rows);
+    let shared = Shared::new(out);
+    let job = Job {
+        tokens,
+        heads,
+        head_dim,
+        scale,
+        rows,
+        qkv,
+        out: &shared,
+    };
+    let job = &job;
+    let padded = tokens.next_multiple_of(LANES);
+    parallel.run(batch * heads * parts, &|task| {
+        let space = (padded + MOST_ROWS) * head_dim + tokens * head_dim.next_multiple_of(LANES);
+        scratch(space + MOST_ROWS * padded, |space: &mut [f32]| {
+            dispatch!(isa, one_part(job: &Job<'_>, task: usize, space: &mut [f32]));
+        });
+    });
+}
+
+/// What all tasks have in common.
+struct Job<'a> {
+    tokens: usize,
+    heads: usize,
+    head_dim: usize,
+    scale: f32,
+    /// Query rows of a task.
+    rows: usize,
+    qkv: &'a [f32],
+    out: &'a Shared<f32>,
+}
+
+/// Some query rows of one head.
+///
+/// # Safety
+/// As [`Lanes`]; slices as [`self_attention`] makes them.
+#[inline(always)]
+unsafe fn one_part<V: Lanes>(job: &Job<'_>, task: usize, space: &mut [f32]) {
+    let (tokens, heads, d) = (job.tokens, job.heads, job.head_dim);
+    let parts = tokens.div_ceil(job.rows);
+    let (part, head, image) = (task % parts, task / parts % heads, task / parts / heads);
+    let padded = tokens.next_multiple_of(LANES);
+    let wide = d.next_multiple_of(LANES);
+    let width = 3 * heads * d;
+    let (keys, space) = space.split_at_mut(padded * d);
+    let (values, space) = space.split_at_mut(tokens * wide);
+    let (queries, scores) = space.split_at_mut(MOST_ROWS * d);
+    let input = &job.qkv[image * tokens * width..][..tokens * width];
+    // SAFETY: rows of `width` numbers, of which each head has `d` at its place; the scratch parts have the lengths
+    // that the steps ask for; no other task writes these rows of this head.
+    unsafe {
+        pack_keys(&input[(heads + head) * d..], width, tokens, d, keys);
+        pack_rows(&input[(2 * heads + head) * d..], width, tokens, d, values);
+        let end = (part * job.rows + job.rows).min(tokens);
+        let mut first = part * job.rows;
+        while first < end {
+            let count = tile_rows::<V>(d).min(end - first);
+            for row in 0..count {
+                let from = &input[(first + row) * width + head * d..][..d];
+                for (to, from) in queries[row..].iter_mut().step_by(MOST_ROWS).zip(from) {
+                    *to = from * job.scale;
+                }
+            }
+            let tile = Tile {
+                rows: count,
+                head_dim: d,
+                keys: tokens,
+            };
+            tile.scores::<V>(queries, keys, scores);
+            let mut factors = [0.0; MOST_ROWS];
+            for (row, factor) in factors.iter_mut().enumerate().take(count) {
+                let (_, sum) = tile.softmax::<V>(scores, row, tokens, None);
+                *factor = 1.0 / sum;
+            }
+            let start = ((image * tokens + first) * heads + head) * d;
+            tile.weigh::<V>(scores, values, wide, &factors, |row| {
+                job.out.part(start + row * heads * d, d)
+            });
+            first += count;
+        }
+    }
+}
+
+/// Rows of the tallest tile.
+pub(super) const MOST_ROWS: usize = 12;
+
+/// How many rows a tile should have.
+pub(super) fn tile_rows<V: Lanes>(head_dim: usize) -> usize {
+    match (V::REGISTERS >= 32, head_dim > 2 * LANES) {
+        (true, false) => 12,
+        (true, true) => 6,
+        (false, _) => 4,
+    }
+}
+
+/// `[count, d]` keys, `stride` apart, to panels `[ceil(count / 16), d, 16]`, zeros after the last.
+pub(super) fn pack_keys(from: &[f32], stride: usize, count: usize, d: usize, to: &mut [f32]) {
+    for (panel, to) in to
+        .chunks_exact_mut(d * LANES)
+        .enumerate()
+        .take(count.div_ceil(LANES))
+    {
+        let first = panel * LANES;
+        let live = LANES.min(count - first);
+        if live < LANES {
+            to.fill(0.0);
+        }
+        for key in 0..live {
+            let from = &from[(first + key) * stride..][..d];
+            for (to, from) in to.chunks_exact_mut(LANES).zip(from) {
+                to[key] = *from;
+            }
+        }
+    }
+}
+
+/// `[count, d]` rows, `stride` apart, to `[count, d]` with d filled up with zeros to whole vectors.
+pub(super) fn pack_rows(from: &[f32], stride: usize, count: usize, d: usize, to: &mut [f32]) {
+    for (row, to) in to
+        .chunks_exact_mut(d.next_multiple_of(LANES))
+        .enumerate()
+        .take(count)
+    {
+        let (live, rest) = to.split_at_mut(d);
+        live.copy_from_slice(&from[row * stride..][..d]);
+        rest.fill(0.0);
+    }
+}
+
+/// A few query rows against some keys.
+///
+/// Queries are kept component by component, `[d, 12]`, and scores panel by panel, `[ceil(keys / 16), 12, 16]`, each
+/// with room for [`MOST_ROWS`] rows: so the numbers that one step of a sum needs lie at fixed distances. Of the rows
+/// beyond `rows`, some are read and written, whatever is in them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tile {
+    /// Query rows, at most [`MOST_ROWS`].
+    pub(super) rows: usize,
+    /// Length of a query, of a key and of a value, d.
+    pub(super) head_dim: usize,
+    /// Number of keys.
+    pub(super) keys: usize,
+}
+
+/// From one panel of scores to the next.
+const PITCH: usize = MOST_ROWS * LANES;
+
+/// Repeats a block with a constant counting up to a length: a loop that is certain to be unrolled.
+macro_rules! unroll {
+    ($i:ident < $count:ident $body:block) => {
+        unroll!(@ $i $count $body 0 1 2 3 4 5 6 7 8 9 10 11)
+    };
+    (@ $i:ident $count:ident $body:block $($n:literal)*) => {
+        $({
+            const $i: usize = $n;
+            if $i < $count $body
+        })*
+    };
+}
+
+impl Tile {
+    /// The products of `queries` with the packed keys.
+    ///
+    /// # Safety
+    /// As [`Lanes`].
+    #[inline(always)]
+    pub(super) unsafe fn scores<V: Lanes>(&self, queries: &[f32], keys: &[f32], scores: &mut [f32]) {
+        let panels = self.keys.div_ceil(LANES);
+        assert!(
+            self.rows <= MOST_ROWS && queries.len() >= MOST_ROWS * self.head_dim,
+            "queries"
+        );
+        assert!(keys.len() >= panels * self.head_dim * LANES, "keys");
+        assert!(scores.len() >= panels * PITCH, "scores");
+        let (queries, keys, scores) = (queries.as_ptr(), keys.as_ptr(), scores.as_mut_ptr());
+        // SAFETY: the lengths above.
+        unsafe {
+            macro_rules! panels {
+                ($first:expr, $rows:literal, $most:literal) => {{
+                    let queries = queries.add($first);
+                    let scores = scores.add($first * LANES);
+                    let mut panel = 0;
+                    while panels - panel >= $most {
+                        self.score_panels::<V, $rows, $most>(panel, queries, keys, scores);
+                        panel += $most;
+                    }
+                    while panel < panels {
+                        self.score_panels::<V, $rows, 1>(panel, queries, keys, scores);
+                        panel += 1;
+                    }
+                }};
+            }
+            if V::REGISTERS >= 32 {
+                match self.rows {
+                    0..=6 => panels!(0, 6, 4),
+                    7..=8 => panels!(0, 8, 3),
+                    _ => panels!(0, 12, 2),
+                }
+            } else {
+                for first in (0..self.rows).step_by(4) {
+                    panels!(first, 4, 1);
+                }
+            }
+        }
+    }
+
+    /// `R` rows against `N` panels of keys.
+    #[inline(always)]
+    unsafe fn score_panels<V: Lanes, const R: usize, const N: usize>(
+        &self,
+        panel: usize,
+        queries: *const f32,
+        keys: *const f32,
+        scores: *mut f32,
+    ) {
+        unsafe {
+            let d = self.head_dim;
+            let mut acc = [[V::splat(0.0); N]; R];
+            let mut from = keys.add(panel * d * LANES);
+            let mut queries = queries;
+            for _ in 0..d {
+                let mut vectors = [V::splat(0.0); N];
+                for (n, vector) in vectors.iter_mut().enumerate() {
+                    *vector = V::load(from.add(n * d * LANES));
+                }
+                unroll!(I < R {
+                    let query = V::splat(*queries.add(I));
+                    for n in 0..N {
+                        acc[I][n] = query.mul_add(vectors[n], acc[I][n]);
+                    }
+                });
+                from = from.add(LANES);
+                queries = queries.add(MOST_ROWS);
+            }
+            let to = scores.add(panel * PITCH);
+            unroll!(I < R {
+                for (n, value) in acc[I].iter().enumerate() {
+                    value.store(to.add(n * PITCH + I * LANES));
+                }
+            });
+        }
+    }
+
+    /// Softmax of a row without its division: the first `count` scores, plus `bias`, become `exp(score - max)`, the
+    /// rest up to the tile's last panel zeros. Returns the maximum and the sum of the exponentials.
+    ///
+    /// # Safety
+    /// As [`Lanes`].
+    #[inline(always)]
+    pub(super) unsafe fn softmax<V: Lanes>(
+        &self,
+        scores: &mut [f32],
+        row: usize,
+        count: usize,
+        bias: Option<&[f32]>,
+    ) -> (f32, f32) {
+        let panels = self.keys.div_ceil(LANES);
+        assert!(row < MOST_ROWS && scores.len() >= panels * PITCH, "scores");
+        assert!(0 < count && count <= self.keys, "keys");
+        assert!(bias.is_none_or(|bias| bias.len() >= panels * LANES), "bias");
+        let used = count.div_ceil(LANES);
+        let live = count - (used - 1) * LANES;
+        // SAFETY: the lengths above.
+        unsafe {
+            let start = scores.as_mut_ptr().add(row * LANES);
+            for panel in used..panels {
+                V::splat(0.0).store(start.add(panel * PITCH));
+            }
+            if let Some(bias) = bias {
+                for panel in 0..used {
+                    let at = start.add(panel * PITCH);
+                    V::load(at)
+                        .add(V::load(bias.as_ptr().add(panel * LANES)))
+                        .store(at);
+                }
+            }
+            let last = start.add((used - 1) * PITCH);
+            for lane in live..LANES {
+                last.add(lane).write(f32::MIN);
+            }
+            let mut largest = [V::load(last); 4];
+            let mut panel = 0;
+            while panel + 4 <= used {
+                for (i, largest) in largest.iter_mut().enumerate() {
+                    *largest = largest.max(V::load(start.add((panel + i) * PITCH)));
+                }
+                panel += 4;
+            }
+            let [a, b, c, d] = largest;
+            let mut largest = a.max(b).max(c.max(d));
+            while panel < used {
+                largest = largest.max(V::load(start.add(panel * PITCH)));
+                panel += 1;
+            }
+            let largest = largest.max_lane();
+            let shift = V::splat(largest);
+            let mut sum = V::splat(0.0);
+            for panel in 0..used - 1 {
+                let at = start.add(panel * PITCH);
+                let e = exp(V::load(at).sub(shift));
+                e.store(at);
+                sum = sum.add(e);
+            }
+            exp(V::load(last).sub(shift)).store(last);
+            for lane in live..LANES {
+                last.add(lane).write(0.0);
+            }
+            (largest, sum.add(V::load(last)).sum())
+        }
+    }
+
+    /// Sums of `values` `[keys, d]` (rows `width` apart, whole vectors) weighted by what [`Tile::softmax`] left, times
+    /// each row's factor, to `row(0)`, `row(1)`, ..
+    ///
+    /// # Safety
+    /// As [`Lanes`].
+    #[inline(always)]
+    pub(super) unsafe fn weigh<'a, V: Lanes>(
+        &self,
+        weights: &[f32],
+        values: &[f32],
+        width: usize,
+        factors: &[f32; MOST_ROWS],
+        row: impl Fn(usize) -> &'a mut [f32],
+    ) {
+        let vectors = self.head_dim.div_ceil(LANES);
+        assert!(
+            self.rows <= MOST_ROWS && weights.len() >= self.keys.div_ceil(LANES) * PITCH,
+            "weights"
+        );
+        assert!(width >= vectors * LANES, "whole vectors");
+        assert!(values.len() >= self.keys * width, "values");
+        // SAFETY: the lengths above.
+        unsafe {
+            macro_rules! columns {
+                ($first:expr, $rows:literal, $most:literal) => {{
+                    let mut vector = 0;
+                    while vectors - vector >= $most {
+                        self.weigh_vectors::<V, $rows, $most>(
+                            $first, vector, weights, values, width, factors, &row,
+                        );
+                        vector += $most;
+                    }
+                    while vector < vectors {
+                        self.weigh_vectors::<V, $rows, 1>(
+                            $first, vector, weights, values, width, factors, &row,
+                        );
+                        vector += 1;
+                    }
+                }};
+            }
+            if V::REGISTERS >= 32 {
+                match self.rows {
+                    0..=6 => columns!(0, 6, 4),
+                    7..=8 => columns!(0, 8, 2),
+                    _ => columns!(0, 12, 2),
+                }
+            } else {
+                for first in (0..self.rows).step_by(4) {
+                    columns!(first, 4, 1);
+                }
+            }
+        }
+    }
+
+    /// `R` rows of `N` vectors of the output.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn weigh_vectors<'a, V: Lanes, const R: usize, const N: usize>(
+        &self,
+        first: usize,
+        vector: usize,
+        weights: &[f32],
+        values: &[f32],
+        width: usize,
+        factors: &[f32; MOST_ROWS],
+        row: &impl Fn(usize) -> &'a mut [f32],
+    ) {
+        unsafe {
+            let mut weights = weights.as_ptr().add(first * LANES);
+            let mut from = values.as_ptr().add(vector * LANES);
+            let mut acc = [[V::splat(0.0); N]; R];
+            let mut left = self.keys;
+            while left > 0 {
+                let here = left.min(LANES);
+                for lane in 0..here {
+                    let weights = weights.add(lane);
+                    let mut vectors = [V::splat(0.0); N];
+                    for (n, vector) in vectors.iter_mut().enumerate() {
+                        *vector = V::load(from.add(n * LANES));
+                    }
+                    unroll!(I < R {
+                        let weight = V::splat(*weights.add(I * LANES));
+                        for n in 0..N {
+                            acc[I][n] = weight.mul_add(vectors[n], acc[I][n]);
+                        }
+                    });
+                    from = from.add(width);
+                }
+                weights = weights.add(PITCH);
+                left -= here;
+            }
+            let mut lanes = [[0.0; LANES]; N];
+            unroll!(I < R {
+                if first + I < self.rows {
+                    let factor = V::splat(factors[first + I]);
+                    let to = &mut row(first + I)[vector * LANES..];
+                    for n in 0..N {
+                        acc[I][n].mul(factor).store(lanes[n].as_mut_ptr());
+                    }
+                    let live = to.len().min(N * LANES);
+                    to[..live].copy_from_slice(&lanes.as_flattened()[..live]);
+                }
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+    use crate::kernels::parallel::Serial;
+
+    /// Numbers in -1..1 that look random.
+    fn noise(length: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed;
+        (0..length)
+            .map(|_| {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    fn naive(batch: usize, tokens: usize, heads: usize, d: usize, scale: f32, qkv: &[f32]) -> Vec<f64> {
+        let mut out = vec![0.0; batch * tokens * heads * d];
+        let at = |image: usize, token: usize, kind: usize, head: usize, i: usize| {
+            f64::from(qkv[(image * tokens + token) * 3 * heads * d + (kind * heads + head) * d + i])
+        };
+        for image in 0..batch {
+            for query in 0..tokens {
+                for head in 0..heads {
+                    let scores: Vec<f64> = (0..tokens)
+                        .map(|key| {
+                            let dot = |i| at(image, query, 0, head, i) * at(image, key, 1, head, i);
+                            (0..d).map(dot).sum::<f64>() * f64::from(scale)
+                        })
+                        .collect();
+                    let largest = scores.iter().fold(f64::MIN, |a, b| a.max(*b));
+                    let sum: f64 = scores.iter().map(|s| (s - largest).exp()).sum();
+                    for i in 0..d {
+                        let value =
+                            |key: usize| (scores[key] - largest).exp() / sum * at(image, key, 2, head, i);
+                        out[((image * tokens + query) * heads + head) * d + i] = (0..tokens).map(value).sum();
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    /// Pretends to have many threads, so that heads are cut.
+    struct Many;
+    impl Parallel for Many {
+        fn threads(&self) -> usize {
+            64
+        }
+        fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
+            (0..count).rev().for_each(task);
+        }
+    }
+
+    #[test]
+    fn close_to_float64() {
+        for (batch, tokens, heads, d) in [
+            (1, 1, 2, 8),
+            (2, 7, 3, 32),
+            (1, 33, 2, 40),
+            (1, 64, 1, 64),
+            (2, 130, 1, 16),
+            (1, 37, 1, 128),
+        ] {
+            let qkv: Vec<f32> = noise(batch * tokens * 3 * heads * d, 5)
+                .iter()
+                .map(|x| x * 3.0)
+                .collect();
+            let scale = 1.0 / (d as f32).sqrt();
+            let expected = naive(batch, tokens, heads, d, scale, &qkv);
+            for isa in Isa::available() {
+                let mut out = vec![f32::NAN; expected.len()];
+                self_attention(isa, &Serial, batch, tokens, heads, d, scale, &qkv, &mut out);
+                let (mut error, mut norm) = (0.0, 0.0);
+                for (found, expected) in out.iter().zip(&expected) {
+                    error += (f64::from(*found) - expected).powi(2);
+                    norm += expected.powi(2);
+                }
+                // Scores of magnitude 10 carry a rounding of 1e-6, which the exponential makes relative.
+                let error = (error / norm).sqrt();
+                assert!(
+                    error < 3e-6,
+                    "{} {tokens} tokens, {heads} heads of {d}: {error}",
+                    isa.name()
+                );
+                let mut again = vec![f32::NAN; expected.len()];
+                self_attention(isa, &Many, batch, tokens, heads, d, scale, &qkv, &mut again);
+                assert!(out == again, "other tasks, other bits");
+            }
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! How does an image become channels? The first convolution: few planes in, many channels out, channels last.
+//!
+//! For each output row, the input rows under it are copied with zeros at both ends; then a tile of neighbouring
+//! pixels times some vectors of channels is kept in registers over all taps.
+
+use super::math::gelu;
+use super::parallel::{Parallel, Shared, scratch};
+use super::simd::{Isa, LANES, Lanes, dispatch};
+
+/// A convolution from planes to channels last, padded with zeros by half the kernel on each side.
+#[derive(Debug, Clone, Copy)]
+pub struct StemConv<'a> {
+    /// Images, B.
+    pub batch: usize,
+    /// Planes of the input, I: few, such as red, green and blue.
+    pub planes: usize,
+    /// Rows of the input, H.
+    pub height: usize,
+    /// Columns of the input, W.
+    pub width: usize,
+    /// Channels of the output, C.
+    pub channels: usize,
+    /// Rows and columns of the kernel, k: odd.
+    pub kernel_size: usize,
+    /// Rows and columns from one output pixel to the next.
+    pub stride: usize,
+    /// `[I * k * k, C]`: plane, row, column.
+    pub kernel: &'a [f32],
+    /// `[C]`
+    pub bias: &'a [f32],
+    /// Whether GELU follows.
+    pub gelu: bool,
+}
+
+impl StemConv<'_> {
+    /// Rows and columns of the output.
+    pub fn output_size(&self) -> (usize, usize) {
+        (
+            self.height.div_ceil(self.stride),
+            self.width.div_ceil(self.stride),
+        )
+    }
+
+    /// Numbers in a padded input row, enough for whole tiles of [`TILE`] pixels.
+    fn padded_width(&self) -> usize {
+        let (_, width) = self.output_size();
+        ((width.next_multiple_of(TILE) - 1) * self.stride + self.kernel_size)
+            .max(self.width + self.kernel_size / 2)
+    }
+}
+
+/// Pixels in the widest tile; a multiple of the narrower ones.
+const TILE: usize = 8;
+
+/// Output rows of a task.
+const TASK_ROWS: usize = 4;
+
+/// `x` `[B, I, H, W]` to `out` `[B, ceil(H / stride), ceil(W / stride), C]`.
+///
+/// # Panics
+/// Slices of the wrong length, an even kernel or a stride of 0: bugs of the caller.
+pub fn stem(isa: Isa, parallel: &dyn Parallel, conv: &StemConv<'_>, x: &[f32], out: &mut [f32]) {
+    assert!(
+        conv.kernel_size % 2 == 1 && conv.stride > 0,
+        "an odd kernel and a stride"
+    );
+    let (rows, columns) = conv.output_size();
+    let taps = conv.kernel_size * conv.kernel_size * conv.planes;
+    assert_eq!(conv.kernel.len(), taps * conv.channels, "kernel");
+    assert_eq!(conv.bias.len(), conv.channels, "bias");
+    assert_eq!(
+        x.len(),
+        conv.batch * conv.planes * conv.height * conv.width,
+        "input"
+    );
+    assert_eq!(out.len(), conv.batch * rows * columns * conv.channels, "output");
+    if out.is_empty() {
+        return;
+    }
+    let shared = Shared::new(out);
+    let shared = &shared;
+    let chunks = rows.div_ceil(TASK_ROWS);
+    let padded_channels = conv.channels.next_multiple_of(LANES);
+    parallel.run(conv.batch * chunks, &|task| {
+        scratch((taps + 1) * padded_channels, |weights: &mut [f32]| {
+            scratch(conv.kernel_size * conv.planes * conv.padded_width(), |input: &mut [f32]| {
+                pack_kernel(conv, weights, padded_channels);
+                let weights: &[f32] = weights;
+                let (image, first) = (task / chunks, task % chunks * TASK_ROWS);
+                for row in first..(first + TASK_ROWS).min(rows) {
+                    pack_rows(conv, image, row, x, input);
+                    let start = (image * rows + row) * columns * conv.channels;
+                    // SAFETY: every task has its own rows.
+                    let to = unsafe { shared.part(start, columns * conv.channels) };
+                    let from: &[f32] = input;
+                    dispatch!(
+                        isa,
+                        one_row(conv: &StemConv<'_>, row: usize, weights: &[f32], from: &[f32], to: &mut [f32])
+                    );
+                }
+            });
+        });
+    });
+}
+
+/// The kernel and, after it, the bias, with zeros in the channels that fill up the last vector.
+fn pack_kernel(conv: &StemConv<'_>, weights: &mut [f32], padded_channels: usize) {
+    let rows = conv.kernel.chunks_exact(conv.channels).chain([conv.bias]);
+    for (from, to) in rows.zip(weights.chunks_exact_mut(padded_channels)) {
+        let (live, rest) = to.split_at_mut(conv.channels);
+        live.copy_from_slice(from);
+        rest.fill(0.0);
+    }
+}
+
+/// The input rows under an output row, `[k, I, padded width]`; those outside the image are left as they are.
+fn pack_rows(conv: &StemConv<'_>, image: usize, row: usize, x: &[f32], input: &mut [f32]) {
+    let pad = conv.kernel_size / 2;
+    let packed = input.chunks_exact_mut(conv.padded_width());
+    for (i, to) in packed.enumerate().take(conv.kernel_size * conv.planes) {
+        let (ky, plane) = (i / conv.planes, i % conv.planes);
+        let y = row * conv.stride + ky;
+        if (pad..pad + conv.height).contains(&y) {
+            let start = ((image * conv.planes + plane) * conv.height + y - pad) * conv.width;
+            to[..pad].fill(0.0);
+            to[pad..pad + conv.width].copy_from_slice(&x[start..start + conv.width]);
+            to[pad + conv.width..].fill(0.0);
+        }
+    }
+}
+
+/// One row of the output.
+///
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+unsafe fn one_row<V: Lanes>(
+    conv: &StemConv<'_>,
+    row: usize,
+    weights: &[f32],
+    input: &[f32],
+    out: &mut [f32],
+) {
+    let (_, width) = conv.output_size();
+    let pad = conv.kernel_size / 2;
+    let vectors = conv.channels.div_ceil(LANES);
+    let first_tap = pad.saturating_sub(row * conv.stride);
+    let last_tap = conv.kernel_size.min(conv.height + pad - row * conv.stride);
+    // SAFETY: tiles end inside the padded row; vectors inside the padded channels.
+    unsafe {
+        macro_rules! tiles {
+            ($pixels:literal, $most:literal) => {
+                for tile in (0..width).step_by($pixels) {
+                    let pixels = $pixels.min(width - tile);
+                    let mut vector = 0;
+                    while vector < vectors {
+                        let at = Tile {
+                            taps: first_tap..last_tap,
+                            tile,
+                            pixels,
+                            channel: vector * LANES,
+                        };
+                        if vectors - vector >= $most {
+                            one_tile::<V, $pixels, $most>(conv, at, weights, input, out);
+                            vector += $most;
+                        } else {
+                            one_tile::<V, $pixels, 1>(conv, at, weights, input, out);
+                            vector += 1;
+                        }
+                    }
+                }
+            };
+        }
+        if V::REGISTERS >= 32 {
+            tiles!(8, 3);
+        } else {
+            tiles!(4, 1);
+        }
+    }
+}
+
+/// Where a tile lies.
+struct Tile {
+    /// Rows of the kernel that lie inside the image.
+    taps: std::ops::Range<usize>,
+    /// First pixel.
+    tile: usize,
+    /// Pixels to be written.
+    pixels: usize,
+    /// First channel.
+    channel: usize,
+}
+
+/// Repeats a block with a constant counting up to a length: a loop that is certain to be unrolled.
+macro_rules! unroll {
+    ($i:ident < $count:ident $body:block) => {
+        unroll!(@ $i $count $body 0 1 2 3 4 5 6 7)
+    };
+    (@ $i:ident $count:ident $body:block $($n:literal)*) => {
+        $({
+            const $i: usize = $n;
+            if $i < $count $body
+        })*
+    };
+}
+
+/// `P` pixels times `N` vectors of channels.
+///
+/// # Safety
+/// As [`Lanes`]; the tile lies inside the padded row, its vectors inside the padded channels.
+#[inline(always)]
+unsafe fn one_tile<V: Lanes, const P: usize, const N: usize>(
+    conv: &StemConv<'_>,
+    at: Tile,
+    weights: &[f32],
+    input: &[f32],
+    out: &mut [f32],
+) {
+    let (size, stride, planes, channels) = (conv.kernel_size, conv.stride, conv.planes, conv.channels);
+    let padded_channels = channels.next_multiple_of(LANES);
+    let padded_width = conv.padded_width();
+    unsafe {
+        let weights = weights.as_ptr().add(at.channel);
+        let mut acc = [[V::splat(0.0); N]; P];
+        for (n, bias) in (0..N).map(|n| {
+            (
+                n,
+                V::load(weights.add(size * size * planes * padded_channels + n * LANES)),
+            )
+        }) {
+            unroll!(I < P { acc[I][n] = bias });
+        }
+        for ky in at.taps {
+            for kx in 0..size {
+                let mut weights = weights.add((ky * size + kx) * padded_channels);
+                let mut from = input
+                    .as_ptr()
+                    .add(ky * planes * padded_width + at.tile * stride + kx);
+                for _ in 0..planes {
+                    let mut vectors = [V::splat(0.0); N];
+                    for (n, vector) in vectors.iter_mut().enumerate() {
+                        *vector = V::load(weights.add(n * LANES));
+                    }
+                    unroll!(I < P {
+                        let pixel = V::splat(*from.add(I * stride));
+                        for n in 0..N {
+                            acc[I][n] = pixel.mul_add(vectors[n], acc[I][n]);
+                        }
+                    });
+                    weights = weights.add(size * size * padded_channels);
+                    from = from.add(padded_width);
+                }
+            }
+        }
+        if conv.gelu {
+            unroll!(I < P {
+                for value in &mut acc[I] {
+                    *value = gelu(*value);
+                }
+            });
+        }
+        let live = channels - at.channel;
+        let to = &mut out[at.tile * channels..][..at.pixels * channels];
+        if live >= N * LANES && at.pixels == P {
+            let to = to.as_mut_ptr().add(at.channel);
+            unroll!(I < P {
+                for (n, value) in acc[I].iter().enumerate() {
+                    value.store(to.add(I * channels + n * LANES));
+                }
+            });
+        } else {
+            for (vectors, to) in acc.iter().zip(to.chunks_exact_mut(channels)) {
+                for (vector, to) in vectors.iter().zip(to[at.channel..].chunks_mut(LANES)) {
+                    let mut lanes = [0.0; LANES];
+                    vector.store(lanes.as_mut_ptr());
+                    to.copy_from_slice(&lanes[..to.len()]);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+    use crate::kernels::parallel::Serial;
+
+    /// Numbers in -1..1 that look random.
+    fn noise(length: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed;
+        (0..length)
+            .map(|_| {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    fn erf(x: f64) -> f64 {
+        let (mut term, mut sum) = (x, x);
+        for n in 1..200 {
+            term *= -x * x / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        if x.abs() > 5.0 {
+            x.signum()
+        } else {
+            sum * std::f64::consts::FRAC_2_SQRT_PI
+        }
+    }
+
+    fn naive(conv: &StemConv<'_>, x: &[f32]) -> Vec<f64> {
+        let (rows, columns) = conv.output_size();
+        let (size, pad) = (conv.kernel_size, conv.kernel_size / 2);
+        let mut out = Vec::new();
+        for image in 0..conv.batch {
+            for row in 0..rows {
+                for column in 0..columns {
+                    for c in 0..conv.channels {
+                        let mut sum = f64::from(conv.bias[c]);
+                        for tap in 0..size * size * conv.planes {
+                            let (plane, ky, kx) = (tap / size / size, tap / size % size, tap % size);
+                            let (y, z) = (row * conv.stride + ky, column * conv.stride + kx);
+                            if (pad..pad + conv.height).contains(&y) && (pad..pad + conv.width).contains(&z) {
+                                let plane = (image * conv.planes + plane) * conv.height;
+                                sum += f64::from(x[(plane + y - pad) * conv.width + z - pad])
+                                    * f64::from(conv.kernel[tap * conv.channels + c]);
+                            }
+                        }
+                        out.push(if conv.gelu {
+                            sum / 2.0 * (1.0 + erf(sum / 2f64.sqrt()))
+                        } else {
+                            sum
+                        });
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn close_to_float64() {
+        for (batch, planes, height, width, channels, kernel_size, stride) in [
+            (1, 3, 1, 1, 5, 3, 2),
+            (2, 3, 9, 21, 17, 3, 2),
+            (1, 3, 16, 32, 96, 3, 2),
+            (1, 1, 7, 5, 48, 7, 1),
+            (2, 4, 6, 9, 64, 1, 1),
+            (1, 2, 10, 33, 20, 5, 3),
+        ] {
+            let x = noise(batch * planes * height * width, 1);
+            let kernel = noise(kernel_size * kernel_size * planes * channels, 2);
+            let bias = noise(channels, 3);
+            for gelu in [false, true] {
+                let conv = StemConv {
+                    batch,
+                    planes,
+                    height,
+                    width,
+                    channels,
+                    kernel_size,
+                    stride,
+                    kernel: &kernel,
+                    bias: &bias,
+                    gelu,
+                };
+                let expected = naive(&conv, &x);
+                for isa in Isa::available() {
+                    let mut out = vec![f32::NAN; expected.len()];
+                    stem(isa, &Serial, &conv, &x, &mut out);
+                    // Numbers below 1 in magnitude: each sum is of that many terms, and rounds as often.
+                    let terms = (kernel_size * kernel_size * planes + 1) as f64;
+                    let bound = terms * terms.sqrt() * f64::from(f32::EPSILON) + 2e-6;
+                    for (i, (found, expected)) in out.iter().zip(&expected).enumerate() {
+                        let error = (f64::from(*found) - expected).abs();
+                        assert!(
+                            error < bound,
+                            "{} {conv:?} [{i}]: {found}, {expected}",
+                            isa.name()
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
