@@ -1,5 +1,7 @@
 //! The work behind each subcommand.
 
+pub(crate) mod bench;
+
 use crate::cli;
 use crate::output::{self, Complaint};
 use crate::plan::Plan;

@@ -83,6 +83,7 @@ fn help_begins_with_an_example() {
         &["--help"][..],
         &["run", "--help"],
         &["list", "--help"],
+        &["bench", "--help"],
         &["synth", "--help"],
     ] {
         let help = run(arguments).code(0);
@@ -95,7 +96,7 @@ fn help_begins_with_an_example() {
     }
     assert!(run(&["--version"]).code(0).stdout.starts_with("fvlm-conform "));
     run(&[]).code(2);
-    run(&["bench"]).refused(&["unrecognized subcommand"]);
+    run(&["record"]).refused(&["unrecognized subcommand"]);
 }
 
 #[test]
@@ -338,6 +339,116 @@ fn a_bundle_is_compared_with_a_reference() {
     );
 }
 
+/// Shapes only: times are whatever they are.
+#[test]
+#[cfg(feature = "tract")]
+fn bench_measures_every_form() {
+    use conformance::subject::Precision;
+    use conformance::workspace::export;
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = folder.path().join("bundle");
+    export(
+        &checkpoint(folder.path(), 1),
+        &bundle,
+        &[Precision::Fp32, Precision::Fp16],
+    )
+    .unwrap();
+    let bench = |more: &[&str]| {
+        let mut arguments = vec![
+            "bench",
+            "--model",
+            "bundle",
+            "--provider",
+            "tract",
+            "--warm-up",
+            "0",
+        ];
+        arguments.extend(more);
+        run_in(folder.path(), &arguments)
+    };
+    let measured = bench(&[
+        "--repeat",
+        "2",
+        "--decode-tokens",
+        "2",
+        "--json",
+        "--plot",
+        "timeline.svg",
+    ])
+    .code(0);
+    assert_eq!(measured.stderr, "");
+    let json: Value = serde_json::from_str(&measured.stdout).unwrap();
+    assert!(json["machine"]["cpu"].is_string() && json["machine"]["os"].is_string());
+    assert!(json["machine"]["cores"].as_u64().unwrap() > 0);
+    assert!(json["machine"]["features"].is_array());
+    let results = json["results"].as_array().unwrap();
+    let precisions: Vec<&str> = results
+        .iter()
+        .map(|result| result["precision"].as_str().unwrap())
+        .collect();
+    assert_eq!(precisions, ["fp32", "fp16"]);
+    for result in results {
+        assert_eq!(
+            (&result["provider"], &result["target"]),
+            (&"tract".into(), &"portable".into())
+        );
+        assert!(result["prompt_tokens"].as_u64().unwrap() > 1, "{result}");
+        assert_eq!(
+            result["peak_rss_bytes"].is_u64(),
+            cfg!(target_os = "linux"),
+            "{result}"
+        );
+        for step in [
+            "load_s",
+            "preprocess_s",
+            "encode_s",
+            "prefill_s",
+            "ttft_s",
+            "decode_s",
+        ] {
+            let number = |name: &str| result[step][name].as_f64().unwrap();
+            let [median, min, max] = ["median", "min", "max"].map(number);
+            assert!(0.0 < min && min <= median && median <= max, "{step}: {result}");
+        }
+        let parts = ["preprocess_s", "encode_s", "prefill_s"];
+        let parts: f64 = parts
+            .iter()
+            .map(|step| result[step]["min"].as_f64().unwrap())
+            .sum();
+        assert!(parts <= result["ttft_s"]["min"].as_f64().unwrap(), "{result}");
+    }
+    let svg = std::fs::read_to_string(folder.path().join("timeline.svg")).unwrap();
+    assert!(
+        svg.starts_with("<svg ") && svg.contains("tract portable fp16"),
+        "{svg}"
+    );
+
+    let once = ["--repeat", "1", "--decode-tokens", "1", "--precision", "fp32"];
+    let table = bench(&once).code(0).stdout;
+    assert!(table.contains("\nprovider  target    precision  load"), "{table}");
+    let markdown = bench(&[&once[..], &["--markdown"]].concat()).code(0).stdout;
+    assert!(
+        markdown.starts_with("| provider | target | precision |"),
+        "{markdown}"
+    );
+
+    bench(&["--precision", "int8"]).refused(&[
+        "no precision `int8` in the bundle, found portable fp32, portable fp16",
+        "hint:",
+    ]);
+    bench(&["--target", "cpu"]).refused(&["no target `cpu` in the bundle, found portable fp32"]);
+    bench(&["--image", "missing.png"]).refused(&["missing.png"]);
+    bench(&["--plot", "nowhere/a.svg"]).refused(&["--plot is `nowhere/a.svg`", "no directory `nowhere`"]);
+    bench(&["--repeat", "0", "--decode-tokens", "0"]).refused(&["--repeat is 0", "--decode-tokens is 0"]);
+    bench(&["--prompt", " "]).refused(&["--prompt is empty"]);
+    // What is only seen while measuring is told once, by the process that did not.
+    bench(&["--repeat", "2", "--decode-tokens", "999999"]).refused(&[
+        "left out: tract portable fp32: building the prompt: ",
+        "999999 tokens, expected at most",
+        "nothing could be measured",
+    ]);
+}
+
 #[test]
 fn what_makes_no_sense_is_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -378,6 +489,7 @@ fn what_makes_no_sense_is_refused() {
             &["run", "--provider", "interpreter", "--precision", "fp16"],
             &["nothing to put to the test", "hint:"],
         ),
+        (&["bench"], &["fastvlm-bundle is not a bundle", "hint: --model"]),
         (
             &["run", "--provider", "cuda"],
             &["[possible values: interpreter, cpu, tract]"],
