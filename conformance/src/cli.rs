@@ -1,6 +1,7 @@
 //! Which flags are there? Only the flags: what they mean together is decided in `plan`.
 
 pub(crate) mod bench;
+pub(crate) mod quality;
 
 use clap::{Args, Parser, Subcommand};
 use conformance::subject::{Precision, Provider};
@@ -17,6 +18,7 @@ Examples:
   fvlm-conform run                                           every suite, on every engine that works here
   fvlm-conform run --bundle B --reference R.json             a bundle of yours against a recording of yours
   fvlm-conform bench                                         how long ./fastvlm-bundle takes, step by step
+  fvlm-conform quality                                       how much each precision of it loses
   fvlm-conform synth --size demo --layout llava -o DIR       a checkpoint made of noise, with every tensor
 ",
     after_help = "\
@@ -35,6 +37,8 @@ pub(crate) enum Command {
     Run(Run),
     /// Measures time and memory: providers x targets x precisions
     Bench(bench::Bench),
+    /// Measures what precisions lose: image features and logits against a reference
+    Quality(quality::Quality),
     /// Writes a synthetic checkpoint
     Synth(Synth),
 }

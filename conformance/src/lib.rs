@@ -8,6 +8,7 @@ pub mod interpreter;
 pub mod known;
 pub mod loaded;
 pub mod model;
+pub mod quality;
 pub mod report;
 pub mod safetensors;
 pub mod status;

@@ -4,10 +4,12 @@ use crate::case::{CaseError, Context};
 use crate::synth;
 use models::bundle::{Bundle, Variant};
 use runtime::backend::{self, Parts};
+use runtime::generate::{Generation, Limits as Ends, Model};
 use runtime::image::{ImageId, Limits, Picture, PixelValues, preprocess};
 use runtime::prompt::{Message, Prompt, Prompter, Span, token_ids};
+use runtime::sample::Sampler;
 use runtime::splice::splice;
-use runtime::{Options, Provider};
+use runtime::{EngineError, Options, Provider, Sampling};
 use serde::Serialize;
 use std::path::Path;
 
@@ -262,9 +264,37 @@ impl Loaded {
     /// # Errors
     /// What the engine says.
     pub fn step(&mut self, id: i64) -> Result<Vec<f32>, CaseError> {
-        let stepping = || format!("feeding token {id}");
-        let embeds = self.parts.embedder.embed(&[id]).during(stepping)?;
-        self.parts.decoder.feed(&embeds).during(stepping)
+        Model::step(self, id).during(|| format!("feeding token {id}"))
+    }
+
+    /// Ids that the tokenizer has, from 0.
+    pub fn vocabulary(&self) -> usize {
+        self.prompter.tokenizer().vocabulary()
+    }
+
+    /// The greedy answer to a prompt, as [`runtime::Engine`] gives it.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub fn answer(
+        &mut self,
+        prompt: &Prompt,
+        features: &[f32],
+        max_tokens: usize,
+    ) -> Result<String, CaseError> {
+        let answering = || "answering".to_owned();
+        let logits = self.prefill(prompt, features)?;
+        let sampler = Sampler::new(Sampling::default(), self.vocabulary()).during(answering)?;
+        let stream = self.prompter.stream(&[]);
+        let ends = Ends {
+            stop_ids: self.bundle.prompt.stop_ids.clone(),
+            max_tokens,
+            cancel: None,
+        };
+        let context = prompt.token_ids();
+        let pieces = Generation::new(self, logits, context, sampler, stream, ends);
+        let pieces: Result<Vec<String>, EngineError> = pieces.map(|piece| Ok(piece?.text)).collect();
+        Ok(pieces.during(answering)?.concat())
     }
 
     /// Whether `tokens` more fit after a prompt.
@@ -280,5 +310,16 @@ impl Loaded {
             context: "building the prompt".to_owned(),
             message: format!("{positions} positions and {tokens} tokens, expected at most {room} together"),
         })
+    }
+}
+
+impl Model for Loaded {
+    fn has_room(&self) -> bool {
+        self.parts.decoder.len() < self.bundle.kv.max_context
+    }
+
+    fn step(&mut self, token: i64) -> Result<Vec<f32>, EngineError> {
+        let embeds = self.parts.embedder.embed(&[token])?;
+        Ok(self.parts.decoder.feed(&embeds)?)
     }
 }

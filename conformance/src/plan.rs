@@ -1,6 +1,7 @@
 //! What is to be tried? The flags, checked against each other and against what is there; nothing is left open.
 
 pub(crate) mod bench;
+pub(crate) mod quality;
 
 use crate::cli;
 use crate::output::Complaint;

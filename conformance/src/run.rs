@@ -1,6 +1,7 @@
 //! The work behind each subcommand.
 
 pub(crate) mod bench;
+pub(crate) mod quality;
 
 use crate::cli;
 use crate::output::{self, Complaint};

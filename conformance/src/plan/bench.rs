@@ -8,7 +8,7 @@ use conformance::loaded::{self, Combination, Missing};
 use std::path::Path;
 
 /// Most threads that make sense; a typo must not start thousands.
-const MAX_THREADS: usize = 1024;
+pub(crate) const MAX_THREADS: usize = 1024;
 /// Most rounds, and runs before the one that counts.
 const MAX_RUNS: usize = 1000;
 /// Most tokens: more than any model holds.
