@@ -1,5 +1,8 @@
 //! Which flags are there? Only the flags: what they mean together is decided in `plan`.
 
+pub(crate) mod bench;
+pub(crate) mod quality;
+
 use clap::{Args, Parser, Subcommand};
 use conformance::subject::{Precision, Provider};
 use conformance::synth;
@@ -14,6 +17,8 @@ use std::path::PathBuf;
 Examples:
   fvlm-conform run                                           every suite, on every engine that works here
   fvlm-conform run --bundle B --reference R.json             a bundle of yours against a recording of yours
+  fvlm-conform bench                                         how long ./fastvlm-bundle takes, step by step
+  fvlm-conform quality                                       how much each precision of it loses
   fvlm-conform synth --size demo --layout llava -o DIR       a checkpoint made of noise, with every tensor
 ",
     after_help = "\
@@ -30,6 +35,10 @@ pub(crate) enum Command {
     List(List),
     /// Tries claims: suites x engines x precisions
     Run(Run),
+    /// Measures time and memory: providers x targets x precisions
+    Bench(bench::Bench),
+    /// Measures what precisions lose: image features and logits against a reference
+    Quality(quality::Quality),
     /// Writes a synthetic checkpoint
     Synth(Synth),
 }

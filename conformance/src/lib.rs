@@ -1,11 +1,14 @@
 #![doc = include_str!("../README.md")]
 
+pub mod bench;
 pub mod case;
 pub mod compare;
 pub mod golden;
 pub mod interpreter;
 pub mod known;
+pub mod loaded;
 pub mod model;
+pub mod quality;
 pub mod report;
 pub mod safetensors;
 pub mod status;

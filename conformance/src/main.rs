@@ -22,6 +22,8 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::List(flags) => run::list(flags),
         Command::Run(flags) => run::run(flags),
+        Command::Bench(flags) => run::bench::bench(flags),
+        Command::Quality(flags) => run::quality::quality(flags),
         Command::Synth(flags) => run::synth(flags),
     };
     result.unwrap_or_else(|complaint| {

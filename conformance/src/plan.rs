@@ -1,5 +1,8 @@
 //! What is to be tried? The flags, checked against each other and against what is there; nothing is left open.
 
+pub(crate) mod bench;
+pub(crate) mod quality;
+
 use crate::cli;
 use crate::output::Complaint;
 use conformance::case::{Case, CaseError, Findings};
@@ -29,7 +32,11 @@ pub(crate) struct Plan {
 impl Plan {
     /// Checks the flags.
     pub(crate) fn new(flags: &cli::Run) -> Result<Plan, Complaint> {
-        let bundle = flags.bundle.as_deref().map(open_bundle).transpose()?;
+        let bundle = flags
+            .bundle
+            .as_deref()
+            .map(|path| open_bundle("bundle", path))
+            .transpose()?;
         if let Some(checkpoint) = flags.checkpoint.as_deref().filter(|path| !path.is_dir()) {
             return Err(Complaint::new(format!(
                 "there is no checkpoint directory `{}`",
@@ -77,9 +84,10 @@ impl Plan {
     }
 }
 
-fn open_bundle(path: &Path) -> Result<Bundle, Complaint> {
+/// Opens the bundle that a flag names.
+fn open_bundle(flag: &str, path: &Path) -> Result<Bundle, Complaint> {
     Bundle::open(path).map_err(|error| {
-        Complaint::new(error.to_string()).hint("--bundle takes a directory that fvlm-export wrote")
+        Complaint::new(error.to_string()).hint(format!("--{flag} takes a directory that fvlm-export wrote"))
     })
 }
 

@@ -1,5 +1,8 @@
 //! The work behind each subcommand.
 
+pub(crate) mod bench;
+pub(crate) mod quality;
+
 use crate::cli;
 use crate::output::{self, Complaint};
 use crate::plan::Plan;

@@ -1,10 +1,11 @@
-//! Reads the tensors of a small safetensors file: recorded references, and checkpoints in tests. On purpose not the
-//! reader of `models`: what checks should not share code with what is checked.
+//! Reads the tensors of a small safetensors file: recorded references, and checkpoints in tests; and writes what was
+//! computed for other tools. On purpose not the reader of `models`: what checks should not share code with what is checked.
 
 use crate::tensor::{Data, Tensor};
 use half::{bf16, f16};
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
@@ -40,6 +41,96 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>, SafetensorsError> {
     parse(path, &bytes)
 }
 
+/// As [`read`], with the file's own metadata.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_with_metadata(path: &Path) -> Result<(Metadata, BTreeMap<String, Tensor>), SafetensorsError> {
+    let failed = |problem: String| SafetensorsError {
+        path: path.to_owned(),
+        problem,
+    };
+    let bytes = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
+    let metadata = metadata_of(&bytes).map_err(failed)?;
+    Ok((metadata, tensors_of(&bytes).map_err(failed)?))
+}
+
+/// What a file says about itself.
+pub type Metadata = BTreeMap<String, String>;
+
+/// The elements of a tensor that is to be written.
+#[derive(Debug, Clone, Copy)]
+pub enum Array<'a> {
+    /// float32.
+    Float(&'a [f32]),
+    /// int64.
+    Int(&'a [i64]),
+}
+
+impl Array<'_> {
+    const fn dtype(&self) -> &'static str {
+        match self {
+            Array::Float(_) => "F32",
+            Array::Int(_) => "I64",
+        }
+    }
+
+    const fn bytes(&self) -> usize {
+        match self {
+            Array::Float(data) => size_of_val(*data),
+            Array::Int(data) => size_of_val(*data),
+        }
+    }
+}
+
+/// Writes tensors, a name, a shape and the elements each, in this order; those of eight bytes belong first.
+///
+/// # Errors
+/// A file that cannot be written.
+pub fn write(
+    path: &Path,
+    metadata: &[(&str, &str)],
+    tensors: &[(&str, Vec<usize>, Array<'_>)],
+) -> Result<(), SafetensorsError> {
+    write_bytes(path, metadata, tensors).map_err(|error| SafetensorsError {
+        path: path.to_owned(),
+        problem: error.to_string(),
+    })
+}
+
+fn write_bytes(
+    path: &Path,
+    metadata: &[(&str, &str)],
+    tensors: &[(&str, Vec<usize>, Array<'_>)],
+) -> std::io::Result<()> {
+    let mut header = serde_json::Map::new();
+    let metadata: BTreeMap<&str, &str> = metadata.iter().copied().collect();
+    header.insert(METADATA.to_owned(), serde_json::json!(metadata));
+    let mut start = 0;
+    for (name, shape, array) in tensors {
+        let end = start + array.bytes();
+        let entry = serde_json::json!({"dtype": array.dtype(), "shape": shape, "data_offsets": [start, end]});
+        header.insert((*name).to_owned(), entry);
+        start = end;
+    }
+    let mut header = serde_json::to_vec(&header)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
+    file.write_all(&(header.len() as u64).to_le_bytes())?;
+    file.write_all(&header)?;
+    for (_, _, array) in tensors {
+        match array {
+            Array::Float(data) => data
+                .iter()
+                .try_for_each(|value| file.write_all(&value.to_le_bytes()))?,
+            Array::Int(data) => data
+                .iter()
+                .try_for_each(|value| file.write_all(&value.to_le_bytes()))?,
+        }
+    }
+    file.flush()
+}
+
 /// As [`read`], from the file's contents; `path` names it in errors.
 ///
 /// # Errors
@@ -51,26 +142,44 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, Safe
     })
 }
 
-fn tensors_of(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, String> {
+/// The name in a header under which there is no tensor.
+const METADATA: &str = "__metadata__";
+
+/// A header's entries, and the bytes after it.
+type Split<'a> = (BTreeMap<String, serde_json::Value>, &'a [u8]);
+
+fn split(bytes: &[u8]) -> Result<Split<'_>, String> {
     let (prefix, rest) = bytes.split_first_chunk::<8>().ok_or("shorter than 8 bytes")?;
     let length = u64::from_le_bytes(*prefix);
-    let header = usize::try_from(length)
+    let (header, data) = usize::try_from(length)
         .ok()
         .filter(|_| length <= HEADER_LIMIT)
         .and_then(|length| rest.split_at_checked(length))
         .ok_or_else(|| format!("a header of {length} bytes does not fit"))?;
-    let entries: BTreeMap<String, serde_json::Value> =
-        serde_json::from_slice(header.0).map_err(|error| format!("the header is not JSON: {error}"))?;
+    let entries =
+        serde_json::from_slice(header).map_err(|error| format!("the header is not JSON: {error}"))?;
+    Ok((entries, data))
+}
+
+fn metadata_of(bytes: &[u8]) -> Result<Metadata, String> {
+    let (mut entries, _) = split(bytes)?;
+    let Some(metadata) = entries.remove(METADATA) else {
+        return Ok(Metadata::new());
+    };
+    serde_json::from_value(metadata).map_err(|error| format!("`{METADATA}`: {error}"))
+}
+
+fn tensors_of(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, String> {
+    let (entries, bytes) = split(bytes)?;
     let mut tensors = BTreeMap::new();
     for (name, entry) in entries {
-        if name == "__metadata__" {
+        if name == METADATA {
             continue;
         }
         let entry: Entry =
             serde_json::from_value(entry).map_err(|error| format!("tensor `{name}`: {error}"))?;
         let [start, end] = entry.data_offsets;
-        let data = header
-            .1
+        let data = bytes
             .get(start..end)
             .ok_or_else(|| format!("tensor `{name}` lies outside the file"))?;
         let count = entry
@@ -141,6 +250,24 @@ mod tests {
         assert_eq!(tensors["a"], Tensor::float(&[2], vec![1.5, -2.0]));
         assert_eq!(tensors["b"], Tensor::int(&[], vec![7]));
         assert_eq!(tensors["c"], Tensor::int(&[1], vec![-3]));
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.safetensors");
+        let tensors = [
+            ("ids", vec![2], Array::Int(&[-1, 1 << 40])),
+            ("values", vec![1, 3], Array::Float(&[1.5, -0.0, 3e38])),
+        ];
+        write(&path, &[("name", "a \"tool\"")], &tensors).unwrap();
+        let (metadata, found) = read_with_metadata(&path).unwrap();
+        assert_eq!(metadata["name"], "a \"tool\"");
+        assert_eq!(found["ids"], Tensor::int(&[2], vec![-1, 1 << 40]));
+        assert_eq!(found["values"], Tensor::float(&[1, 3], vec![1.5, -0.0, 3e38]));
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!(u64::from_le_bytes(*bytes.first_chunk().unwrap()) % 8, 0);
+        assert!(write(&folder.path().join("no/where"), &[], &tensors).is_err());
     }
 
     #[test]

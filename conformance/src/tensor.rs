@@ -73,6 +73,14 @@ impl Tensor {
         }
     }
 
+    /// The elements as real numbers, as [`Tensor::to_float`], without a copy where they are.
+    pub fn into_float(self) -> Vec<f32> {
+        match self.data {
+            Data::Float(data) => data,
+            Data::Int(_) | Data::Bool(_) => self.to_float(),
+        }
+    }
+
     /// The integers, where the tensor has them.
     pub fn as_int(&self) -> Option<&[i64]> {
         match &self.data {

@@ -83,6 +83,8 @@ fn help_begins_with_an_example() {
         &["--help"][..],
         &["run", "--help"],
         &["list", "--help"],
+        &["bench", "--help"],
+        &["quality", "--help"],
         &["synth", "--help"],
     ] {
         let help = run(arguments).code(0);
@@ -95,7 +97,7 @@ fn help_begins_with_an_example() {
     }
     assert!(run(&["--version"]).code(0).stdout.starts_with("fvlm-conform "));
     run(&[]).code(2);
-    run(&["bench"]).refused(&["unrecognized subcommand"]);
+    run(&["record"]).refused(&["unrecognized subcommand"]);
 }
 
 #[test]
@@ -338,6 +340,230 @@ fn a_bundle_is_compared_with_a_reference() {
     );
 }
 
+/// Shapes only: times are whatever they are.
+#[test]
+#[cfg(feature = "tract")]
+fn bench_measures_every_form() {
+    use conformance::subject::Precision;
+    use conformance::workspace::export;
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = folder.path().join("bundle");
+    export(
+        &checkpoint(folder.path(), 1),
+        &bundle,
+        &[Precision::Fp32, Precision::Fp16],
+    )
+    .unwrap();
+    let bench = |more: &[&str]| {
+        let mut arguments = vec![
+            "bench",
+            "--model",
+            "bundle",
+            "--provider",
+            "tract",
+            "--warm-up",
+            "0",
+        ];
+        arguments.extend(more);
+        run_in(folder.path(), &arguments)
+    };
+    let measured = bench(&[
+        "--repeat",
+        "2",
+        "--decode-tokens",
+        "2",
+        "--json",
+        "--plot",
+        "timeline.svg",
+    ])
+    .code(0);
+    assert_eq!(measured.stderr, "");
+    let json: Value = serde_json::from_str(&measured.stdout).unwrap();
+    assert!(json["machine"]["cpu"].is_string() && json["machine"]["os"].is_string());
+    assert!(json["machine"]["cores"].as_u64().unwrap() > 0);
+    assert!(json["machine"]["features"].is_array());
+    let results = json["results"].as_array().unwrap();
+    let precisions: Vec<&str> = results
+        .iter()
+        .map(|result| result["precision"].as_str().unwrap())
+        .collect();
+    assert_eq!(precisions, ["fp32", "fp16"]);
+    for result in results {
+        assert_eq!(
+            (&result["provider"], &result["target"]),
+            (&"tract".into(), &"portable".into())
+        );
+        assert!(result["prompt_tokens"].as_u64().unwrap() > 1, "{result}");
+        assert_eq!(
+            result["peak_rss_bytes"].is_u64(),
+            cfg!(target_os = "linux"),
+            "{result}"
+        );
+        for step in [
+            "load_s",
+            "preprocess_s",
+            "encode_s",
+            "prefill_s",
+            "ttft_s",
+            "decode_s",
+        ] {
+            let number = |name: &str| result[step][name].as_f64().unwrap();
+            let [median, min, max] = ["median", "min", "max"].map(number);
+            assert!(0.0 < min && min <= median && median <= max, "{step}: {result}");
+        }
+        let parts = ["preprocess_s", "encode_s", "prefill_s"];
+        let parts: f64 = parts
+            .iter()
+            .map(|step| result[step]["min"].as_f64().unwrap())
+            .sum();
+        assert!(parts <= result["ttft_s"]["min"].as_f64().unwrap(), "{result}");
+    }
+    let svg = std::fs::read_to_string(folder.path().join("timeline.svg")).unwrap();
+    assert!(
+        svg.starts_with("<svg ") && svg.contains("tract portable fp16"),
+        "{svg}"
+    );
+
+    let once = ["--repeat", "1", "--decode-tokens", "1", "--precision", "fp32"];
+    let table = bench(&once).code(0).stdout;
+    assert!(table.contains("\nprovider  target    precision  load"), "{table}");
+    let markdown = bench(&[&once[..], &["--markdown"]].concat()).code(0).stdout;
+    assert!(
+        markdown.starts_with("| provider | target | precision |"),
+        "{markdown}"
+    );
+
+    bench(&["--precision", "int8"]).refused(&[
+        "no precision `int8` in the bundle, found portable fp32, portable fp16",
+        "hint:",
+    ]);
+    bench(&["--target", "cpu"]).refused(&["no target `cpu` in the bundle, found portable fp32"]);
+    bench(&["--image", "missing.png"]).refused(&["missing.png"]);
+    bench(&["--plot", "nowhere/a.svg"]).refused(&["--plot is `nowhere/a.svg`", "no directory `nowhere`"]);
+    bench(&["--repeat", "0", "--decode-tokens", "0"]).refused(&["--repeat is 0", "--decode-tokens is 0"]);
+    bench(&["--prompt", " "]).refused(&["--prompt is empty"]);
+    // What is only seen while measuring is told once, by the process that did not.
+    bench(&["--repeat", "2", "--decode-tokens", "999999"]).refused(&[
+        "left out: tract portable fp32: building the prompt: ",
+        "999999 tokens, expected at most",
+        "nothing could be measured",
+    ]);
+}
+
+/// What halves lose is little, and not nothing; what another tool wrote is compared the same way.
+#[test]
+#[cfg(feature = "tract")]
+fn quality_is_measured_against_fp32() {
+    use conformance::subject::Precision;
+    use conformance::workspace::export;
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = folder.path().join("bundle");
+    export(
+        &checkpoint(folder.path(), 1),
+        &bundle,
+        &[Precision::Fp32, Precision::Fp16],
+    )
+    .unwrap();
+    let quality = |more: &[&str]| {
+        let mut arguments = vec!["quality", "--model", "bundle", "--provider", "tract"];
+        if !more.contains(&"--positions") {
+            arguments.extend(["--positions", "12"]);
+        }
+        arguments.extend(more);
+        run_in(folder.path(), &arguments)
+    };
+    let json = |run: Run| -> Value { serde_json::from_str(&run.code(0).stdout).unwrap() };
+    let dump = ["--precision", "fp16", "--dump", "half.safetensors"];
+    let dumped = quality(&[&dump[..], &["--json", "--compare", "half.safetensors"]].concat());
+    // The file is not there before it is written.
+    dumped.refused(&["cannot read `half.safetensors`"]);
+    let dumped = quality(&dump).code(0);
+    assert!(
+        dumped
+            .stderr
+            .contains("tract portable fp16 is in half.safetensors"),
+        "{}",
+        dumped.stderr
+    );
+
+    let report = json(quality(&["--json", "--compare", "half.safetensors"]));
+    assert_eq!(
+        (&report["reference"], &report["positions"]),
+        (&"tract portable fp32".into(), &12.into())
+    );
+    let [half, file] = report["results"].as_array().unwrap().as_slice() else {
+        panic!("{report}");
+    };
+    assert_eq!(
+        (&half["provider"], &half["precision"]),
+        (&"tract".into(), &"fp16".into())
+    );
+    let small = |value: &Value| (1e-6..2e-2).contains(&value.as_f64().unwrap());
+    assert!(small(&half["features_relative_l2"]), "{half}");
+    for regime in ["end_to_end", "decoder_alone"] {
+        assert!(
+            small(&half[regime]["relative_l2"]) && small(&half[regime]["relative_l2_median"]),
+            "{half}"
+        );
+        let number = |name: &str| half[regime][name].as_f64().unwrap();
+        assert!(
+            0.0 < number("kl_mean") && number("kl_mean") <= number("kl_max"),
+            "{half}"
+        );
+        assert!((0.5..=1.0).contains(&number("top1")), "{half}");
+    }
+    // The same numbers by another way.
+    assert_eq!((&file["name"], &file["provider"]), (&half["name"], &Value::Null));
+    for (name, expected) in half["end_to_end"].as_object().unwrap() {
+        let (found, expected) = (
+            file["end_to_end"][name].as_f64().unwrap(),
+            expected.as_f64().unwrap(),
+        );
+        assert!((found - expected).abs() <= 1e-3 * expected, "{name}: {report}");
+    }
+    // Turned round: against the file, its own form does not differ and fp32 does.
+    let turned = json(quality(&["--json", "--reference", "half.safetensors"]));
+    let errors: Vec<f64> = turned["results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["end_to_end"]["relative_l2"].as_f64().unwrap())
+        .collect();
+    assert!(
+        errors.len() == 2 && errors[0] > 1e-6 && errors[1] < errors[0] / 10.0,
+        "{errors:?}"
+    );
+
+    let text = quality(&["--text-only", "--markdown"]).code(0).stdout;
+    assert!(
+        text.starts_with("|  | logits | median | KL mean | KL max | top-1 |\n|---|"),
+        "{text}"
+    );
+    assert!(
+        text.contains("| tract portable fp16 | ") && text.contains("(no image)"),
+        "{text}"
+    );
+    let table = quality(&["--quiet"]).code(0);
+    assert!(
+        table.stdout.contains("image features") && table.stderr.is_empty(),
+        "{table:?}"
+    );
+
+    // Other ids, another shape, another kind of prompt.
+    quality(&["--compare", "half.safetensors", "--positions", "11"])
+        .refused(&["comparing with `tract portable fp16`: `token_ids` has 12 ids, expected 11"]);
+    quality(&["--reference", "half.safetensors", "--prompt", "Another one"]).refused(&["`prompt_ids` has "]);
+    quality(&["--reference", "half.safetensors", "--text-only"]).refused(&["expected a prompt of text only"]);
+    std::fs::write(folder.path().join("bad.safetensors"), [255; 12]).unwrap();
+    quality(&["--compare", "bad.safetensors"]).refused(&["bad.safetensors", "does not fit"]);
+    quality(&["--precision", "int8"]).refused(&["no precision `int8` in the bundle, found portable fp32"]);
+    quality(&["--precision", "fp32"]).refused(&["there is nothing to compare", "hint:"]);
+    quality(&["--dump", "all.safetensors"]).refused(&["--dump writes one form, found 2", "--precision"]);
+    quality(&["--demo-eval"]).refused(&["expected the demo model"]);
+    quality(&["--positions", "0", "--threads", "0"]).refused(&["--positions is 0", "--threads is 0"]);
+    quality(&["--positions", "999999"]).refused(&["999999 tokens, expected at most"]);
+}
+
 #[test]
 fn what_makes_no_sense_is_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -378,6 +604,8 @@ fn what_makes_no_sense_is_refused() {
             &["run", "--provider", "interpreter", "--precision", "fp16"],
             &["nothing to put to the test", "hint:"],
         ),
+        (&["bench"], &["fastvlm-bundle is not a bundle", "hint: --model"]),
+        (&["quality"], &["fastvlm-bundle is not a bundle", "hint: --model"]),
         (
             &["run", "--provider", "cuda"],
             &["[possible values: interpreter, cpu, tract]"],

@@ -6,7 +6,7 @@ use crate::subject::{Precision, Subject};
 use crate::suite::references;
 use crate::workspace::{self, Workspace};
 use models::bundle::Bundle;
-use runtime::image::{ImageId, Limits};
+use runtime::image::{ImageId, Limits, Picture};
 use runtime::prompt::Piece;
 use runtime::{Engine, EngineError, Finish, Message, Request};
 use serde::Deserialize;
@@ -250,67 +250,129 @@ struct Question {
     answer: String,
 }
 
-fn evaluate(subject: &Subject, workspace: &Workspace) -> Result<Findings, CaseError> {
+/// Who answers held-out questions: one picture at a time.
+pub trait Answers {
+    /// Looks at another picture; nothing of the last one is needed.
+    ///
+    /// # Errors
+    /// A picture that cannot be prepared.
+    fn look(&mut self, picture: &Picture) -> Result<(), CaseError>;
+
+    /// The greedy answer to a question about the picture.
+    ///
+    /// # Errors
+    /// What the engine says.
+    fn answer(&mut self, question: &str) -> Result<String, CaseError>;
+}
+
+/// How the held-out questions were answered.
+#[derive(Debug, Default)]
+pub struct HeldOut {
+    /// Of each task, how many were right and how many were asked.
+    pub tasks: BTreeMap<String, (usize, usize)>,
+    /// The others, a line each.
+    pub wrong: Vec<String>,
+}
+
+impl HeldOut {
+    /// How many were asked.
+    pub fn asked(&self) -> usize {
+        self.tasks.values().map(|(_, asked)| asked).sum()
+    }
+
+    /// How many were answered word for word.
+    pub fn right(&self) -> usize {
+        self.tasks.values().map(|(right, _)| right).sum()
+    }
+}
+
+/// Asks the demo model's held-out questions.
+///
+/// # Errors
+/// What the one who answers says; a program without the questions.
+pub fn held_out(model: &mut dyn Answers) -> Result<HeldOut, CaseError> {
     let path = format!("{EVALUATION}/questions.json");
     let Some(text) = workspace::asset(&path) else {
         return Err(CaseError::Skip(format!("`{path}` is not part of this program")));
     };
     let questions: Vec<Question> = serde_json::from_slice(text).during(|| format!("reading `{path}`"))?;
-    let deployed = workspace.demo()?;
-    let mut engine = open(subject, &deployed.directory)?;
-    let mut tasks: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
-    let mut wrong = Vec::new();
-    let mut image: Option<(&str, ImageId)> = None;
+    let mut found = HeldOut::default();
+    let mut seen = None;
     for question in &questions {
-        let during = || format!("asking about `{}`", question.image);
-        let id = match image {
-            Some((name, id)) if name == question.image => id,
-            _ => {
-                let name = format!("{EVALUATION}/{}", question.image);
-                let bytes = workspace::asset(&name).ok_or_else(|| CaseError::Failed {
-                    context: format!("reading `{path}`"),
-                    message: format!("`{name}` is not part of this program"),
-                })?;
-                let picture = runtime::image::decode(bytes, &name, &Limits::default()).during(during)?;
-                // One image at a time: nothing of the last one is needed.
-                engine.reset().during(during)?;
-                engine.add_image(&picture).during(during)?
-            }
-        };
-        image = Some((&question.image, id));
-        let message = Message::user([id], question.question.as_str());
-        let answered = ask(&mut engine, message, runtime::DEFAULT_MAX_TOKENS).during(during)?;
-        let right = answered.text == question.answer;
-        let (rights, asked) = tasks.entry(&question.task).or_default();
+        let image = question.image.as_str();
+        if seen.replace(image) != Some(image) {
+            let name = format!("{EVALUATION}/{image}");
+            let bytes = workspace::asset(&name).ok_or_else(|| CaseError::Failed {
+                context: format!("reading `{path}`"),
+                message: format!("`{name}` is not part of this program"),
+            })?;
+            let picture = runtime::image::decode(bytes, &name, &Limits::default())
+                .during(|| format!("asking about `{image}`"))?;
+            model.look(&picture)?;
+        }
+        let answer = model.answer(&question.question)?;
+        let right = answer == question.answer;
+        let (rights, asked) = found.tasks.entry(question.task.clone()).or_default();
         *rights += usize::from(right);
         *asked += 1;
         if !right {
-            wrong.push(format!(
-                "{}: {:?} -> {:?}, expected {:?}",
-                question.image, question.question, answered.text, question.answer
+            found.wrong.push(format!(
+                "{image}: {:?} -> {answer:?}, expected {:?}",
+                question.question, question.answer
             ));
         }
     }
+    Ok(found)
+}
+
+/// The runtime's engine as one who answers.
+struct EngineAnswers {
+    engine: Engine,
+    image: Option<ImageId>,
+}
+
+impl Answers for EngineAnswers {
+    fn look(&mut self, picture: &Picture) -> Result<(), CaseError> {
+        let looking = || "looking at an image".to_owned();
+        self.engine.reset().during(looking)?;
+        self.image = Some(self.engine.add_image(picture).during(looking)?);
+        Ok(())
+    }
+
+    fn answer(&mut self, question: &str) -> Result<String, CaseError> {
+        let images: Vec<ImageId> = self.image.into_iter().collect();
+        let message = Message::user(images, question);
+        let answered = ask(&mut self.engine, message, runtime::DEFAULT_MAX_TOKENS)
+            .during(|| format!("asking {question:?}"))?;
+        Ok(answered.text)
+    }
+}
+
+fn evaluate(subject: &Subject, workspace: &Workspace) -> Result<Findings, CaseError> {
+    let deployed = workspace.demo()?;
+    let mut answers = EngineAnswers {
+        engine: open(subject, &deployed.directory)?,
+        image: None,
+    };
+    let found = held_out(&mut answers)?;
     let share = |right: usize, asked: usize| right as f64 / asked.max(1) as f64;
-    let right = questions.len() - wrong.len();
+    let (right, asked) = (found.right(), found.asked());
     let mut findings = Findings::default();
     findings.notes.push(format!(
-        "{right} of {} right: {:.1} %",
-        questions.len(),
-        100.0 * share(right, questions.len())
+        "{right} of {asked} right: {:.1} %",
+        100.0 * share(right, asked)
     ));
-    for (task, &(right, asked)) in &tasks {
+    for (task, &(right, asked)) in &found.tasks {
         findings.notes.push(format!(
             "{task}: {right} of {asked}, {:.1} %",
             100.0 * share(right, asked)
         ));
     }
-    if share(right, questions.len()) < EXACT_MATCH {
+    if share(right, asked) < EXACT_MATCH {
         findings.problems.push(format!(
-            "{right} of {} answers are right, expected a share of {EXACT_MATCH}",
-            questions.len()
+            "{right} of {asked} answers are right, expected a share of {EXACT_MATCH}"
         ));
-        findings.problems.extend(wrong);
+        findings.problems.extend(found.wrong);
     }
     Ok(findings)
 }

@@ -1,0 +1,325 @@
+//! What do `bench` and `quality` work on? One exported form of a bundle on one engine, and its parts, ready to compute.
+
+use crate::case::{CaseError, Context};
+use crate::synth;
+use models::bundle::{Bundle, Variant};
+use runtime::backend::{self, Parts};
+use runtime::generate::{Generation, Limits as Ends, Model};
+use runtime::image::{ImageId, Limits, Picture, PixelValues, preprocess};
+use runtime::prompt::{Message, Prompt, Prompter, Span, token_ids};
+use runtime::sample::Sampler;
+use runtime::splice::splice;
+use runtime::{EngineError, Options, Provider, Sampling};
+use serde::Serialize;
+use std::path::Path;
+
+/// Edges and seed of the scene that is looked at where no image is given.
+const SCENE: (u32, u32, u64) = (1280, 960, 1);
+
+/// One exported form on one engine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Combination {
+    /// Who computes.
+    pub provider: Provider,
+    /// For what the graphs were lowered, as `bundle.json` names it.
+    pub target: String,
+    /// In which precision they were exported, as `bundle.json` names it.
+    pub precision: String,
+}
+
+impl Combination {
+    /// `cpu portable fp32`
+    pub fn name(&self) -> String {
+        format!("{} {} {}", self.provider, self.target, self.precision)
+    }
+}
+
+/// The forms of bundles that `targets` and `precisions` name, in their order: the number of the bundle, target and
+/// precision. An empty list names all.
+///
+/// # Errors
+/// A sentence on what is named and in no bundle, or on two lists that have no form in common.
+pub fn forms(
+    bundles: &[&Bundle],
+    targets: &[String],
+    precisions: &[String],
+) -> Result<Vec<(usize, String, String)>, String> {
+    let mut forms = Vec::new();
+    for (number, bundle) in bundles.iter().enumerate() {
+        let variants = bundle.variants.iter();
+        forms.extend(variants.map(|variant| (number, variant.target.clone(), variant.precision.clone())));
+    }
+    let mut found: Vec<String> = Vec::new();
+    for (_, target, precision) in &forms {
+        let name = format!("{target} {precision}");
+        if !found.contains(&name) {
+            found.push(name);
+        }
+    }
+    let found = found.join(", ");
+    let absent = |kind: &str, asked: &[String], has: &dyn Fn(&String) -> bool| {
+        let absent = asked.iter().find(|name| !has(name));
+        absent.map(|name| format!("there is no {kind} `{name}` in the bundle, found {found}"))
+    };
+    let problem = absent("target", targets, &|name| {
+        forms.iter().any(|form| form.1 == *name)
+    })
+    .or_else(|| {
+        absent("precision", precisions, &|name| {
+            forms.iter().any(|form| form.2 == *name)
+        })
+    });
+    if let Some(problem) = problem {
+        return Err(problem);
+    }
+    let named = |asked: &[String], name: &String| asked.is_empty() || asked.contains(name);
+    forms.retain(|(_, target, precision)| named(targets, target) && named(precisions, precision));
+    if forms.is_empty() {
+        return Err(format!(
+            "there is no target {} in precision {} in the bundle, found {found}",
+            targets.join(" or "),
+            precisions.join(" or "),
+        ));
+    }
+    Ok(forms)
+}
+
+/// A provider that is left out, and why.
+pub type Missing = (Provider, String);
+
+/// The providers that are asked for, of which each must work here; or, where none is, all that do, and why the others
+/// do not.
+///
+/// # Errors
+/// The provider that was asked for and does not work here, or that none does.
+pub fn providers(asked: &[Provider], options: &Options) -> Result<(Vec<Provider>, Vec<Missing>), CaseError> {
+    let (mut found, mut missing): (Vec<Provider>, Vec<Missing>) = (Vec::new(), Vec::new());
+    for &provider in asked {
+        let choice = backend::choose(provider, provider == Provider::Auto, options)
+            .during(|| "choosing who computes".to_owned())?;
+        let provider = choice.backend.provider();
+        if !found.contains(&provider) {
+            found.push(provider);
+        }
+    }
+    if !asked.is_empty() {
+        return Ok((found, missing));
+    }
+    for backend in backend::backends() {
+        let provider = backend.provider();
+        // Elsewhere nobody misses it.
+        if provider == Provider::CoreMl && !cfg!(target_os = "macos") {
+            continue;
+        }
+        match backend.check(options) {
+            Ok(()) => found.push(provider),
+            Err(error) => missing.push((provider, error.to_string())),
+        }
+    }
+    if found.is_empty() {
+        let reasons: Vec<&str> = missing.iter().map(|(_, reason)| reason.as_str()).collect();
+        return Err(CaseError::Failed {
+            context: "choosing who computes".to_owned(),
+            message: format!("no engine works here: {}", reasons.join("; ")),
+        });
+    }
+    Ok((found, missing))
+}
+
+/// The image in `path`, or a painted scene.
+///
+/// # Errors
+/// A file that is no image.
+pub fn picture(path: Option<&Path>) -> Result<Picture, CaseError> {
+    let Some(path) = path else {
+        let (width, height, seed) = SCENE;
+        let scene = Picture::new(width, height, synth::image::scene(width, height, seed));
+        return scene.ok_or_else(|| CaseError::Failed {
+            context: "painting a scene".to_owned(),
+            message: format!("{width} x {height} has no pixels"),
+        });
+    };
+    runtime::image::open(path, &Limits::default()).during(|| "opening the image".to_owned())
+}
+
+/// The name of what [`picture`] gives.
+pub fn picture_name(path: Option<&Path>) -> String {
+    let (width, height, seed) = SCENE;
+    match path {
+        Some(path) => path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default(),
+        None => format!("scene {width} x {height}, seed {seed}"),
+    }
+}
+
+/// A form of a bundle, loaded.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The bundle's contract.
+    pub bundle: Bundle,
+    /// Who plays the roles.
+    pub parts: Parts,
+    prompter: Prompter,
+}
+
+impl Loaded {
+    /// Opens a bundle's form as [`runtime::Engine`] does, tokenizer and template beside the graphs.
+    ///
+    /// # Errors
+    /// A bundle that breaks its contract, a form that it does not have, or an engine that refuses it.
+    pub fn open(directory: &Path, combination: &Combination, options: &Options) -> Result<Loaded, CaseError> {
+        let bundle = Bundle::open(directory).during(|| "opening the bundle".to_owned())?;
+        let wanted = |variant: &&Variant| {
+            variant.target == combination.target && variant.precision == combination.precision
+        };
+        let variant = bundle
+            .variants
+            .iter()
+            .find(wanted)
+            .ok_or_else(|| CaseError::Failed {
+                context: "opening the bundle".to_owned(),
+                message: format!(
+                    "it has no variant `{} {}`",
+                    combination.target, combination.precision
+                ),
+            })?;
+        let opening = || format!("opening {}", combination.name());
+        let choice = backend::choose(combination.provider, false, options).during(opening)?;
+        let (prompter, parts) = std::thread::scope(|scope| {
+            let prompter = scope.spawn(|| Prompter::open(directory, &bundle.prompt, bundle.image.tokens));
+            let parts = choice.backend.open(directory, &bundle, variant, options);
+            (prompter.join(), parts)
+        });
+        let prompter = prompter.map_err(|_| CaseError::Failed {
+            context: "opening the tokenizer".to_owned(),
+            message: "it panicked".to_owned(),
+        })?;
+        Ok(Loaded {
+            prompter: prompter.during(|| "opening the tokenizer".to_owned())?,
+            parts: parts.during(opening)?,
+            bundle,
+        })
+    }
+
+    /// `pixel_values` as the bundle says.
+    ///
+    /// # Errors
+    /// An image that cannot be prepared.
+    pub fn preprocess(&self, picture: &Picture) -> Result<PixelValues, CaseError> {
+        preprocess(picture, &self.bundle.image).during(|| "preprocessing".to_owned())
+    }
+
+    /// Image features `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// What the engine says, or features of another size than the bundle's.
+    pub fn encode(&mut self, pixels: &PixelValues) -> Result<Vec<f32>, CaseError> {
+        let running = || "running the vision encoder".to_owned();
+        let features = self
+            .parts
+            .vision_encoder
+            .encode(&pixels.data, pixels.height, pixels.width)
+            .during(running)?;
+        let (tokens, hidden) = (self.bundle.image.tokens, self.bundle.prompt.hidden_size);
+        if features.len() != tokens * hidden {
+            return Err(CaseError::Failed {
+                context: running(),
+                message: format!("{} features, expected {tokens} x {hidden}", features.len()),
+            });
+        }
+        Ok(features)
+    }
+
+    /// The prompt of a question about an image, or about none.
+    ///
+    /// # Errors
+    /// A question that the template refuses.
+    pub fn prompt(&self, image: Option<ImageId>, question: &str) -> Result<Prompt, CaseError> {
+        let images: Vec<ImageId> = image.into_iter().collect();
+        self.prompter
+            .build(&[Message::user(images, question)])
+            .during(|| "building the prompt".to_owned())
+    }
+
+    /// Empties the sequence, feeds a prompt whose images all have these features `[tokens, hidden]`, and returns the
+    /// logits `[vocab]` that follow.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub fn prefill(&mut self, prompt: &Prompt, features: &[f32]) -> Result<Vec<f32>, CaseError> {
+        let prefilling = || "feeding the prompt".to_owned();
+        self.parts.decoder.truncate(0).during(prefilling)?;
+        let spans = prompt.spans(0);
+        let text = self.parts.embedder.embed(&token_ids(&spans)).during(prefilling)?;
+        let images = spans.iter().filter(|span| matches!(span, Span::Image { .. }));
+        let images: Vec<&[f32]> = images.map(|_| features).collect();
+        let embeds = splice(&spans, &text, &images, self.bundle.prompt.hidden_size).during(prefilling)?;
+        self.parts.decoder.feed(&embeds).during(prefilling)
+    }
+
+    /// Feeds one token and returns the logits `[vocab]` that follow.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub fn step(&mut self, id: i64) -> Result<Vec<f32>, CaseError> {
+        Model::step(self, id).during(|| format!("feeding token {id}"))
+    }
+
+    /// Ids that the tokenizer has, from 0.
+    pub fn vocabulary(&self) -> usize {
+        self.prompter.tokenizer().vocabulary()
+    }
+
+    /// The greedy answer to a prompt, as [`runtime::Engine`] gives it.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub fn answer(
+        &mut self,
+        prompt: &Prompt,
+        features: &[f32],
+        max_tokens: usize,
+    ) -> Result<String, CaseError> {
+        let answering = || "answering".to_owned();
+        let logits = self.prefill(prompt, features)?;
+        let sampler = Sampler::new(Sampling::default(), self.vocabulary()).during(answering)?;
+        let stream = self.prompter.stream(&[]);
+        let ends = Ends {
+            stop_ids: self.bundle.prompt.stop_ids.clone(),
+            max_tokens,
+            cancel: None,
+        };
+        let context = prompt.token_ids();
+        let pieces = Generation::new(self, logits, context, sampler, stream, ends);
+        let pieces: Result<Vec<String>, EngineError> = pieces.map(|piece| Ok(piece?.text)).collect();
+        Ok(pieces.during(answering)?.concat())
+    }
+
+    /// Whether `tokens` more fit after a prompt.
+    ///
+    /// # Errors
+    /// They do not.
+    pub fn check_room(&self, prompt: &Prompt, tokens: usize) -> Result<(), CaseError> {
+        let (positions, room) = (prompt.len(), self.bundle.kv.max_context);
+        if positions.saturating_add(tokens) <= room {
+            return Ok(());
+        }
+        Err(CaseError::Failed {
+            context: "building the prompt".to_owned(),
+            message: format!("{positions} positions and {tokens} tokens, expected at most {room} together"),
+        })
+    }
+}
+
+impl Model for Loaded {
+    fn has_room(&self) -> bool {
+        self.parts.decoder.len() < self.bundle.kv.max_context
+    }
+
+    fn step(&mut self, token: i64) -> Result<Vec<f32>, EngineError> {
+        let embeds = self.parts.embedder.embed(&[token])?;
+        Ok(self.parts.decoder.feed(&embeds)?)
+    }
+}

@@ -1,0 +1,124 @@
+//! What is to be measured? The flags of `bench`, checked against each other and against the bundle.
+
+use crate::cli::bench::Bench;
+use crate::output::Complaint;
+use crate::plan::open_bundle;
+use conformance::bench::Settings;
+use conformance::loaded::{self, Combination, Missing};
+use std::path::Path;
+
+/// Most threads that make sense; a typo must not start thousands.
+pub(crate) const MAX_THREADS: usize = 1024;
+/// Most rounds, and runs before the one that counts.
+const MAX_RUNS: usize = 1000;
+/// Most tokens: more than any model holds.
+const MAX_TOKENS: usize = 10_000_000;
+
+/// Everything that a bench needs to know.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// What each process is told.
+    pub(crate) settings: Settings,
+    /// The model's name.
+    pub(crate) model: String,
+    /// In the order of a round.
+    pub(crate) combinations: Vec<Combination>,
+    /// Engines that cannot run here and were not asked for.
+    pub(crate) missing: Vec<Missing>,
+}
+
+impl Plan {
+    /// Checks the flags; all problems with numbers at once.
+    pub(crate) fn new(flags: &Bench) -> Result<Plan, Complaint> {
+        check_numbers(flags)?;
+        let settings = Settings {
+            model: flags.model.clone(),
+            image: flags.image.clone(),
+            prompt: flags.prompt.clone(),
+            threads: flags.threads,
+            onnxruntime: flags.onnxruntime.clone(),
+            warm_up: flags.warm_up,
+            repeat: flags.repeat,
+            decode_tokens: flags.decode_tokens,
+        };
+        let bundle = open_bundle("model", &flags.model)?;
+        let forms = loaded::forms(&[&bundle], &flags.target, &flags.precision).map_err(|problem| {
+            Complaint::new(problem).hint("fvlm-export --target and --precision can be given several times")
+        })?;
+        if let Some(plot) = &flags.plot {
+            check_file("plot", plot)?;
+        }
+        // Better now than in every process.
+        loaded::picture(flags.image.as_deref()).map_err(|error| Complaint::new(error.to_string()))?;
+        let (providers, missing) =
+            loaded::providers(&flags.provider, &settings.options()).map_err(|error| {
+                Complaint::new(error.to_string()).hint("leave out --provider to take what works here")
+            })?;
+        let combinations = providers.iter().flat_map(|&provider| {
+            forms.iter().map(move |(_, target, precision)| Combination {
+                provider,
+                target: target.clone(),
+                precision: precision.clone(),
+            })
+        });
+        Ok(Plan {
+            combinations: combinations.collect(),
+            model: bundle.model.name,
+            settings,
+            missing,
+        })
+    }
+
+    /// What a child measures: its parent checked the flags.
+    pub(crate) fn of_child(flags: &Bench) -> Result<(Settings, Combination), Complaint> {
+        let plan = Plan::new(flags)?;
+        match <[Combination; 1]>::try_from(plan.combinations) {
+            Ok([combination]) => Ok((plan.settings, combination)),
+            Err(several) => Err(Complaint::new(format!(
+                "{} combinations, expected one of a process that measures",
+                several.len()
+            ))),
+        }
+    }
+}
+
+fn check_numbers(flags: &Bench) -> Result<(), Complaint> {
+    let mut problems = Vec::new();
+    let mut range = |flag: &str, found: usize, least: usize, most: usize| {
+        if found < least || found > most {
+            problems.push(format!("--{flag} is {found}, expected {least} to {most}"));
+        }
+    };
+    range("warm-up", flags.warm_up, 0, MAX_RUNS);
+    range("repeat", flags.repeat, 1, MAX_RUNS);
+    range("decode-tokens", flags.decode_tokens, 1, MAX_TOKENS);
+    if let Some(threads) = flags.threads {
+        range("threads", threads, 1, MAX_THREADS);
+    }
+    if flags.prompt.trim().is_empty() {
+        problems.push("--prompt is empty, expected a question".to_owned());
+    }
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(Complaint::new(problems.join("; "))),
+    }
+}
+
+/// Whether a file can be written there: known before minutes of work.
+pub(crate) fn check_file(flag: &str, path: &Path) -> Result<(), Complaint> {
+    if path.is_dir() {
+        return Err(Complaint::new(format!(
+            "--{flag} is `{}`, which is a directory, expected the name of a file",
+            path.display()
+        )));
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    match parent.filter(|parent| !parent.is_dir()) {
+        Some(parent) => Err(Complaint::new(format!(
+            "--{flag} is `{}`, but there is no directory `{}`",
+            path.display(),
+            parent.display()
+        ))),
+        None => Ok(()),
+    }
+}

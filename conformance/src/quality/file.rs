@@ -1,0 +1,185 @@
+//! How do tools exchange what they computed? As a safetensors file:
+//!
+//! - `image_features` float `[tokens, hidden]`, absent where the metadata say `image: none`;
+//! - `logits` float `[positions, vocabulary]`, row `i` after `token_ids[i]`;
+//! - `token_ids` int64 `[positions]`, `prompt_ids` int64 `[prompt]`, the image token once for each feature;
+//! - `pixel_values` float `[3, height, width]`, written for other tools, not read;
+//! - metadata: `name`, and `image`.
+
+use super::{Features, Recording};
+use crate::case::CaseError;
+use crate::safetensors::{self, Array};
+use crate::tensor::Tensor;
+use runtime::image::PixelValues;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What stands for the image where the prompt has none.
+const NO_IMAGE: &str = "none";
+
+/// Writes a recording; `image` is the image's name, `pixels` what was made of it.
+///
+/// # Errors
+/// A file that cannot be written.
+pub fn write(
+    path: &Path,
+    recording: &Recording,
+    image: Option<&str>,
+    pixels: Option<&PixelValues>,
+) -> Result<(), CaseError> {
+    let positions = recording.token_ids.len();
+    let mut tensors: Vec<(&str, Vec<usize>, Array<'_>)> = vec![
+        (
+            "prompt_ids",
+            vec![recording.prompt_ids.len()],
+            Array::Int(&recording.prompt_ids),
+        ),
+        ("token_ids", vec![positions], Array::Int(&recording.token_ids)),
+        (
+            "logits",
+            vec![positions, recording.vocabulary],
+            Array::Float(&recording.logits),
+        ),
+    ];
+    if let Some(features) = &recording.features {
+        let shape = vec![features.tokens, features.hidden];
+        tensors.push(("image_features", shape, Array::Float(&features.values)));
+    }
+    if let Some(pixels) = pixels {
+        let shape = vec![3, pixels.height, pixels.width];
+        tensors.push(("pixel_values", shape, Array::Float(&pixels.data)));
+    }
+    let metadata = [("image", image.unwrap_or(NO_IMAGE)), ("name", &recording.name)];
+    safetensors::write(path, &metadata, &tensors)
+        .map_err(|error| CaseError::failed("writing what was collected", &error))
+}
+
+/// Reads a recording.
+///
+/// # Errors
+/// A file that is not one.
+pub fn read(path: &Path) -> Result<Recording, CaseError> {
+    let (metadata, mut tensors) = safetensors::read_with_metadata(path)
+        .map_err(|error| CaseError::failed("reading what was collected", &error))?;
+    recording(path, &metadata, &mut tensors).map_err(|message| CaseError::Failed {
+        context: format!("reading `{}`", path.display()),
+        message,
+    })
+}
+
+fn recording(
+    path: &Path,
+    metadata: &BTreeMap<String, String>,
+    tensors: &mut BTreeMap<String, Tensor>,
+) -> Result<Recording, String> {
+    let mut take = |name: &str| {
+        tensors
+            .remove(name)
+            .ok_or_else(|| format!("there is no tensor `{name}`"))
+    };
+    let ids = |name: &str, tensor: &Tensor| match (tensor.as_int(), tensor.shape.len()) {
+        (Some(ids), 1) => Ok(ids.to_vec()),
+        _ => Err(format!(
+            "`{name}` is of shape {:?}, expected int64 of rank 1",
+            tensor.shape
+        )),
+    };
+    let matrix = |name: &str, tensor: Tensor| match (tensor.shape.as_slice(), tensor.as_float().is_some()) {
+        (&[rows, width], true) => Ok((rows, width, tensor.into_float())),
+        (shape, _) => Err(format!(
+            "`{name}` is of shape {shape:?}, expected float of rank 2"
+        )),
+    };
+    let token_ids = ids("token_ids", &take("token_ids")?)?;
+    let prompt_ids = ids("prompt_ids", &take("prompt_ids")?)?;
+    let (positions, vocabulary, logits) = matrix("logits", take("logits")?)?;
+    if positions != token_ids.len() || positions == 0 {
+        return Err(format!(
+            "`logits` has {positions} rows, expected as many as there are `token_ids`, {}",
+            token_ids.len()
+        ));
+    }
+    let features = match metadata.get("image").map(String::as_str) {
+        Some(NO_IMAGE) => None,
+        _ => {
+            let features = take("image_features")
+                .map_err(|problem| format!("{problem}, and the metadata do not say `image: {NO_IMAGE}`"))?;
+            let (tokens, hidden, values) = matrix("image_features", features)?;
+            Some(Features {
+                tokens,
+                hidden,
+                values,
+            })
+        }
+    };
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    Ok(Recording {
+        name: metadata.get("name").cloned().unwrap_or_else(|| stem.into_owned()),
+        prompt_ids,
+        token_ids,
+        features,
+        vocabulary,
+        logits,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Recording {
+        Recording {
+            name: "a tool".to_owned(),
+            prompt_ids: vec![1, 7, 7],
+            token_ids: vec![4, 5],
+            features: Some(Features {
+                tokens: 2,
+                hidden: 1,
+                values: vec![0.5, -0.5],
+            }),
+            vocabulary: 3,
+            logits: vec![1.0, 2.0, 3.0, 4.0, 5.0, f32::NAN],
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.safetensors");
+        let mut recording = example();
+        recording.logits[5] = 6.0;
+        write(&path, &recording, Some("image.png"), None).unwrap();
+        assert_eq!(read(&path).unwrap(), recording);
+        recording.features = None;
+        write(&path, &recording, None, None).unwrap();
+        assert_eq!(read(&path).unwrap(), recording);
+    }
+
+    #[test]
+    fn what_is_no_recording_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.safetensors");
+        let refused = |words: &str| {
+            let error = read(&path).unwrap_err().to_string();
+            assert!(
+                error.contains(words) && error.contains("a.safetensors"),
+                "no `{words}` in {error}"
+            );
+        };
+        refused("reading what was collected");
+        let uneven = [
+            ("prompt_ids", vec![1], Array::Int(&[1])),
+            ("token_ids", vec![1], Array::Int(&[4])),
+            ("logits", vec![2, 1], Array::Float(&[0.0, 1.0])),
+        ];
+        safetensors::write(&path, &[("image", NO_IMAGE)], &uneven).unwrap();
+        refused("`logits` has 2 rows, expected as many as there are `token_ids`, 1");
+        let mut blind = example();
+        blind.features = None;
+        write(&path, &blind, Some("image.png"), None).unwrap();
+        refused("there is no tensor `image_features`, and the metadata do not say `image: none`");
+        let floats = [("token_ids", vec![1], Array::Float(&[0.0]))];
+        safetensors::write(&path, &[], &floats).unwrap();
+        refused("`token_ids` is of shape [1], expected int64 of rank 1");
+    }
+}
