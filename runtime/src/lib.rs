@@ -5,14 +5,17 @@ mod engine;
 mod error;
 pub mod generate;
 pub mod image;
+mod lazy;
 #[cfg(feature = "ort")]
 pub mod library;
+mod opening;
 pub mod prompt;
 pub mod sample;
 mod sequence;
 pub mod splice;
 pub mod stats;
 pub mod text;
+pub mod timeline;
 
 pub use backend::{Options, Provider};
 pub use engine::{Answer, DEFAULT_MAX_TOKENS, DEFAULT_PROMPT, Engine, ProviderReport, Request};
@@ -21,3 +24,4 @@ pub use generate::{Finish, Piece};
 pub use prompt::{Message, Role};
 pub use sample::Sampling;
 pub use stats::Stats;
+pub use timeline::Timeline;
