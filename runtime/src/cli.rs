@@ -37,9 +37,13 @@ pub(crate) struct Cli {
     #[arg(long)]
     pub(crate) no_fallback: bool,
 
-    /// Which of the bundle's precisions, for example fp16 [default: the bundle's first]
+    /// Which of the bundle's precisions, for example fp16 [default: the first of the target]
     #[arg(long, value_name = "PRECISION")]
     pub(crate) precision: Option<String>,
+
+    /// Which of the bundle's targets, for example portable [default: the best that the provider takes]
+    #[arg(long, value_name = "TARGET")]
+    pub(crate) target: Option<String>,
 
     /// ONNX Runtime's shared library, or a directory with it [default: ORT_DYLIB_PATH, then well-known places]
     #[arg(long, value_name = "PATH")]
@@ -93,7 +97,7 @@ pub(crate) struct Cli {
     #[arg(long, short)]
     pub(crate) interactive: bool,
 
-    /// Say on stderr what an answer took
+    /// Say on stderr what an answer took, and when what happened
     #[arg(long)]
     pub(crate) stats: bool,
 

@@ -5,11 +5,14 @@ use crate::backend::{self, Options, Provider};
 use crate::error::EngineError;
 use crate::generate::{Finish, Generation, Limits, Piece};
 use crate::image::{ImageId, Picture, preprocess};
+use crate::lazy::Lazy;
+use crate::opening::{Opening, Source};
 use crate::prompt::{Message, Prompter};
 use crate::sample::{Sampler, Sampling};
 use crate::sequence::{Geometry, Sequence};
 use crate::stats::{Stats, peak_memory};
-use models::bundle::{Bundle, Variant};
+use crate::timeline::Timeline;
+use models::bundle::Bundle;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -45,13 +48,17 @@ impl Default for Request {
     }
 }
 
-/// Who computes.
+/// Who computes, and with which graphs.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct ProviderReport {
     /// Who was asked for.
     pub asked: Provider,
     /// Who computes.
     pub used: Provider,
+    /// Target of the graphs: `portable`.
+    pub target: String,
+    /// Precision of the graphs: `fp32`.
+    pub precision: String,
     /// For CoreML: how many nodes it took; `None` where it does not say, and for others.
     pub placement: Option<Placement>,
 }
@@ -74,13 +81,10 @@ pub struct ProviderReport {
 /// ```
 #[derive(Debug)]
 pub struct Engine {
-    bundle: Bundle,
-    precision: String,
-    prompter: Prompter,
-    sequence: Sequence,
-    report: ProviderReport,
-    notices: Vec<String>,
-    load: Duration,
+    source: Arc<Source>,
+    prompter: Lazy<Prompter>,
+    sequence: Sequence<Opening>,
+    begun: Instant,
     /// Time spent on images since the last answer.
     preprocess: Duration,
 }
@@ -88,65 +92,106 @@ pub struct Engine {
 impl Engine {
     /// Opens the bundle in `directory` on an engine that works here.
     ///
+    /// This returns as soon as the contract is read. Everything else is opened on threads of its own and waited for where
+    /// it is first needed: an image can be decoded, prepared and encoded while the decoder still loads. What cannot be
+    /// opened is the error of whoever needs it; [`Engine::ready`] waits for all of it.
+    ///
     /// # Errors
-    /// A bundle that is broken, or no engine that works.
+    /// A contract that is broken, or nothing in the bundle that is what `options` ask for.
     pub fn open(directory: &Path, options: &Options) -> Result<Engine, EngineError> {
+        Engine::open_timed(directory, options, &Timeline::begin())
+    }
+
+    /// As [`Engine::open`]; the steps go to `timeline`, which may have begun earlier.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub fn open_timed(
+        directory: &Path,
+        options: &Options,
+        timeline: &Timeline,
+    ) -> Result<Engine, EngineError> {
         let begun = Instant::now();
-        let bundle = Bundle::open(directory)?;
-        let variant = variant(&bundle, options.precision.as_deref())?.clone();
-        // Tokenizer and template are read while the engine reads weights.
-        let (prompter, parts) = std::thread::scope(|scope| {
-            let prompter = scope.spawn(|| Prompter::open(directory, &bundle.prompt, bundle.image.tokens));
-            let parts = open_parts(directory, &bundle, &variant, options);
-            (prompter.join(), parts)
-        });
-        let prompter = prompter.map_err(|_| EngineError::Thread { network: "tokenizer" })??;
-        let (parts, used, notices) = parts?;
-        let report = ProviderReport {
-            asked: options.provider,
-            used,
-            placement: parts.placement(),
-        };
+        let bundle = timeline.measure("open bundle", || Bundle::open(directory))?;
+        backend::check_variants(&bundle, options)?;
         let geometry = Geometry {
             hidden: bundle.prompt.hidden_size,
             image_tokens: bundle.image.tokens,
             max_context: bundle.kv.max_context,
         };
-        Ok(Engine {
-            precision: variant.precision,
-            prompter,
-            sequence: Sequence::new(parts, geometry),
-            report,
-            notices,
-            load: begun.elapsed(),
-            preprocess: Duration::ZERO,
+        let source = Arc::new(Source {
+            directory: directory.to_owned(),
             bundle,
+            options: options.clone(),
+            timeline: timeline.clone(),
+            choose: backend::choose_for,
+        });
+        let opening = Opening::begin(&source);
+        let words = Arc::clone(&source);
+        let prompter = Lazy::begin("text", move || {
+            let Source {
+                directory,
+                bundle,
+                timeline,
+                ..
+            } = &*words;
+            Ok(timeline.measure("load tokenizer", || {
+                Prompter::open(directory, &bundle.prompt, bundle.image.tokens)
+            })?)
+        });
+        Ok(Engine {
+            prompter,
+            sequence: Sequence::new(opening, geometry, timeline.clone()),
+            begun,
+            preprocess: Duration::ZERO,
+            source,
         })
+    }
+
+    /// Waits until everything is open.
+    ///
+    /// # Errors
+    /// What cannot be opened.
+    pub fn ready(&mut self) -> Result<(), EngineError> {
+        self.sequence.parts().ready()?;
+        self.prompter.get()?;
+        Ok(())
     }
 
     /// The bundle's contract.
     pub fn bundle(&self) -> &Bundle {
-        &self.bundle
+        &self.source.bundle
     }
 
-    /// The precision of the graphs in use.
-    pub fn precision(&self) -> &str {
-        &self.precision
+    /// Who computes, and with which graphs; waits for them.
+    ///
+    /// # Errors
+    /// What cannot be opened.
+    pub fn provider(&mut self) -> Result<ProviderReport, EngineError> {
+        let opening = self.sequence.parts();
+        let placement = opening.ready()?;
+        let (used, variant) = opening.chosen()?;
+        Ok(ProviderReport {
+            asked: self.source.options.provider,
+            used,
+            target: variant.target.clone(),
+            precision: variant.precision.clone(),
+            placement,
+        })
     }
 
-    /// Who computes.
-    pub fn provider(&self) -> &ProviderReport {
-        &self.report
+    /// What is to be said about the choice of the engine since this was last asked; one line each, none where all is as
+    /// asked for. The choice is made before the first answer, or when something waits for it.
+    pub fn take_notices(&mut self) -> Vec<String> {
+        self.sequence.parts().take_notices()
     }
 
-    /// What is to be said about the choice of the engine; one line each, none where all is as asked for.
-    pub fn notices(&self) -> &[String] {
-        &self.notices
-    }
-
-    /// From messages to token ids.
-    pub fn prompter(&self) -> &Prompter {
-        &self.prompter
+    /// From messages to token ids; waits for the tokenizer.
+    ///
+    /// # Errors
+    /// A tokenizer or a template that cannot be used.
+    pub fn prompter(&mut self) -> Result<&Prompter, EngineError> {
+        Ok(self.prompter.get()?)
     }
 
     /// Prepares an image, so that messages can name it. The same image is the same id.
@@ -154,8 +199,9 @@ impl Engine {
     /// # Errors
     /// An image that cannot be prepared as the bundle says.
     pub fn add_image(&mut self, picture: &Picture) -> Result<ImageId, EngineError> {
+        let Source { bundle, timeline, .. } = &*self.source;
         let begun = Instant::now();
-        let pixels = preprocess(picture, &self.bundle.image)?;
+        let pixels = timeline.measure("preprocess", || preprocess(picture, &bundle.image))?;
         let id = self.sequence.add(pixels);
         self.preprocess += begun.elapsed();
         Ok(id)
@@ -180,30 +226,47 @@ impl Engine {
     /// The prompt is read before this returns.
     ///
     /// # Errors
-    /// Messages that make no prompt, an unknown image, a prompt that is too long, or what the engine says.
+    /// What cannot be opened, messages that make no prompt, an unknown image, a prompt that is too long, or what the
+    /// engine says.
     pub fn chat(&mut self, messages: &[Message], request: &Request) -> Result<Answer<'_>, EngineError> {
         let begun = Instant::now();
-        let sampler = Sampler::new(request.sampling, self.prompter.tokenizer().vocabulary())?;
-        let prompt = self.prompter.build(messages)?;
+        request.sampling.check()?;
+        // What to encode is known before the tokenizer is.
+        let (mut encoded, mut encode) = (0, Duration::ZERO);
+        if !self.prompter.is_ready() {
+            let images = messages.iter().flat_map(|message| message.images.iter().copied());
+            (encoded, encode) = self.sequence.encode(images)?;
+        }
+        let prompter = self.prompter.get()?;
+        let sampler = Sampler::new(request.sampling, prompter.tokenizer().vocabulary())?;
+        let prompt = prompter.build(messages)?;
         let prefill = self.sequence.prefill(&prompt)?;
+        encoded += prefill.encoded;
+        encode += prefill.encode;
+        let opened = self.sequence.parts().finished();
+        let provider = self.provider()?;
         let preprocess = std::mem::take(&mut self.preprocess);
         let stats = Stats {
-            load: self.load.as_secs_f64(),
+            load: opened.map_or(0.0, |opened| {
+                opened.saturating_duration_since(self.begun).as_secs_f64()
+            }),
             preprocess: preprocess.as_secs_f64(),
-            images_encoded: prefill.encoded,
-            encode: prefill.encode.as_secs_f64(),
+            images_encoded: encoded,
+            encode: encode.as_secs_f64(),
             prompt_positions: prompt.len(),
             reused_positions: prefill.reused,
             prefill: prefill.prefill.as_secs_f64(),
+            timeline: self.source.timeline.take(),
             ..Stats::default()
         };
         let limits = Limits {
-            stop_ids: self.bundle.prompt.stop_ids.clone(),
+            stop_ids: self.source.bundle.prompt.stop_ids.clone(),
             max_tokens: request.max_tokens,
             cancel: request.cancel.clone(),
         };
-        let stream = self.prompter.stream(&request.stops);
+        let stream = self.prompter.get()?.stream(&request.stops);
         let context = prompt.token_ids();
+        let notices = self.take_notices();
         let generation = Generation::new(
             &mut self.sequence,
             prefill.logits,
@@ -214,7 +277,11 @@ impl Engine {
         );
         Ok(Answer {
             generation,
+            timeline: self.source.timeline.clone(),
+            provider,
+            notices,
             begun,
+            prefilled: Instant::now(),
             preprocess,
             first: None,
             last: None,
@@ -223,51 +290,15 @@ impl Engine {
     }
 }
 
-/// The bundle's variant of a precision; its first when none is asked for.
-fn variant<'a>(bundle: &'a Bundle, precision: Option<&str>) -> Result<&'a Variant, EngineError> {
-    let wanted = |variant: &&Variant| precision.is_none_or(|precision| variant.precision == precision);
-    bundle
-        .variants
-        .iter()
-        .find(wanted)
-        .ok_or_else(|| EngineError::NoVariant {
-            asked: precision.unwrap_or("any").to_owned(),
-            found: bundle
-                .variants
-                .iter()
-                .map(|variant| format!("`{}`", variant.precision))
-                .collect(),
-        })
-}
-
-/// Opens the model on the first engine that works, which shows when it is opened.
-fn open_parts(
-    directory: &Path,
-    bundle: &Bundle,
-    variant: &Variant,
-    options: &Options,
-) -> Result<(backend::Parts, Provider, Vec<String>), EngineError> {
-    let mut notices = Vec::new();
-    let mut choice = backend::choose(options.provider, options.fallback, options)?;
-    loop {
-        let used = choice.backend.provider();
-        notices.extend(choice.notice);
-        match choice.backend.open(directory, bundle, variant, options) {
-            Ok(parts) => return Ok((parts, used, notices)),
-            Err(error) if error.is_unavailable() => {
-                choice =
-                    backend::choose_after(options.provider, options.fallback, options, Some((used, error)))?;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
 /// An answer as it comes.
 #[derive(Debug)]
 pub struct Answer<'a> {
-    generation: Generation<'a, Sequence>,
+    generation: Generation<'a, Sequence<Opening>>,
+    timeline: Timeline,
+    provider: ProviderReport,
+    notices: Vec<String>,
     begun: Instant,
+    prefilled: Instant,
     preprocess: Duration,
     first: Option<Instant>,
     last: Option<Instant>,
@@ -285,6 +316,16 @@ impl Answer<'_> {
         self.generation.tokens()
     }
 
+    /// Who computes, and with which graphs.
+    pub fn provider(&self) -> &ProviderReport {
+        &self.provider
+    }
+
+    /// What is to be said about the choice of the engine, which the first answer decides; one line each.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
     /// What it took so far.
     pub fn stats(&self) -> Stats {
         let after_first = match (self.first, self.last) {
@@ -294,7 +335,18 @@ impl Answer<'_> {
         let to_first = self
             .first
             .map(|first| self.preprocess + first.duration_since(self.begun));
+        let mut timeline = self.stats.timeline.clone();
+        if let Some(first) = self.first {
+            timeline.push(self.timeline.step("first token", self.prefilled, first));
+        }
+        if let (Some(first), Some(last)) = (self.first, self.last)
+            && self.tokens().len() > 1
+        {
+            let count = self.tokens().len() - 1;
+            timeline.push(self.timeline.step(&format!("decode {count} tokens"), first, last));
+        }
         Stats {
+            timeline,
             time_to_first_token: to_first.map(|time| time.as_secs_f64()),
             tokens: self.tokens().len(),
             tokens_per_second: Stats::rate(self.tokens().len(), after_first),

@@ -29,6 +29,19 @@ pub enum BackendError {
         /// The cargo feature that brings it.
         feature: &'static str,
     },
+    /// The bundle has no graphs for the provider, in what is asked for.
+    #[error(
+        "provider `{provider}` finds no graphs{asked} in the bundle, it takes target {}",
+        list(takes)
+    )]
+    NoGraphs {
+        /// Which provider.
+        provider: Provider,
+        /// What is asked for, in words.
+        asked: String,
+        /// Targets that it takes.
+        takes: &'static [&'static str],
+    },
     /// This program was built without any engine.
     #[error("this program was built without any engine: neither feature `ort` nor feature `tract`")]
     NoBackend,
@@ -69,11 +82,13 @@ pub enum BackendError {
 }
 
 impl BackendError {
-    /// Whether another provider might do what this one could not: it is missing, not contradicted by the bundle.
+    /// Whether another provider might do what this one could not: it is missing, or the bundle has nothing for it.
     pub fn is_unavailable(&self) -> bool {
         matches!(
             self,
-            BackendError::Unavailable { .. } | BackendError::NotCompiled { .. }
+            BackendError::Unavailable { .. }
+                | BackendError::NotCompiled { .. }
+                | BackendError::NoGraphs { .. }
         )
     }
 
@@ -84,9 +99,32 @@ impl BackendError {
             | BackendError::Contract { path, .. }
             | BackendError::Inputs { path, .. }
             | BackendError::Run { path, .. } => Some(path),
-            BackendError::Unavailable { .. } | BackendError::NotCompiled { .. } | BackendError::NoBackend => {
-                None
+            BackendError::Unavailable { .. }
+            | BackendError::NotCompiled { .. }
+            | BackendError::NoGraphs { .. }
+            | BackendError::NoBackend => None,
+        }
+    }
+}
+
+fn list(names: &[&str]) -> String {
+    let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    names.join(", ")
+}
+
+impl EngineError {
+    /// Whether it is about the model, not about one question or image: no other will fare better.
+    pub fn is_about_model(&self) -> bool {
+        match self {
+            EngineError::Bundle(_) | EngineError::NoVariant { .. } | EngineError::Thread { .. } => true,
+            EngineError::Backend(error) => {
+                !matches!(error, BackendError::Run { .. } | BackendError::Inputs { .. })
             }
+            EngineError::Prompt(error) => matches!(
+                error,
+                PromptError::Read { .. } | PromptError::Tokenizer { .. } | PromptError::Spec { .. }
+            ),
+            _ => false,
         }
     }
 }
@@ -113,11 +151,13 @@ pub enum EngineError {
     /// Logits that give no token, or sampling parameters that make no sense.
     #[error("cannot choose a token: {0}")]
     Sample(#[from] SampleError),
-    /// The bundle has no graphs of the precision that was asked for.
-    #[error("the bundle has no graphs of precision `{asked}`, it has {}", found.join(", "))]
+    /// The bundle has no graphs of what was asked for that the provider, or one that may replace it, can run.
+    #[error("the bundle has no graphs{asked} for provider `{provider}`, it has {}", found.join(", "))]
     NoVariant {
-        /// What was asked for.
+        /// What was asked for, in words.
         asked: String,
+        /// For whom.
+        provider: Provider,
         /// What there is.
         found: Vec<String>,
     },
@@ -147,10 +187,10 @@ pub enum EngineError {
         /// Values.
         expected: usize,
     },
-    /// A thread that opens a graph ended without an answer.
+    /// A thread that opens a part of the model ended without an answer.
     #[error("opening the {network} ended without an answer; this is a bug")]
     Thread {
-        /// Which network.
+        /// Which part.
         network: &'static str,
     },
 }

@@ -7,13 +7,16 @@ pub mod generate;
 pub mod image;
 #[cfg(feature = "ort")]
 pub mod kernels;
+mod lazy;
 pub mod library;
+mod opening;
 pub mod prompt;
 pub mod sample;
 mod sequence;
 pub mod splice;
 pub mod stats;
 pub mod text;
+pub mod timeline;
 
 pub use backend::{Options, Provider};
 pub use engine::{Answer, DEFAULT_MAX_TOKENS, DEFAULT_PROMPT, Engine, ProviderReport, Request};
@@ -22,3 +25,4 @@ pub use generate::{Finish, Piece};
 pub use prompt::{Message, Role};
 pub use sample::Sampling;
 pub use stats::Stats;
+pub use timeline::Timeline;

@@ -1,6 +1,7 @@
 //! `fvlm-run`: answers questions about images with a FastVLM bundle.
 
 mod cli;
+mod exit;
 mod output;
 mod plan;
 mod run;
@@ -11,6 +12,7 @@ use plan::Plan;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    let timeline = runtime::Timeline::begin();
     runtime::backend::silence_caught_panics();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -27,5 +29,5 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    run::run(plan)
+    exit::leave(run::run(plan, &timeline))
 }

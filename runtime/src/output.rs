@@ -2,6 +2,7 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 use runtime::backend::session::Placement;
+use runtime::timeline::Step;
 use runtime::{EngineError, Finish, Provider, ProviderReport, Stats};
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
@@ -52,8 +53,14 @@ pub(crate) struct Record<'a> {
     pub(crate) provider: ProviderRecord,
     /// With which graphs.
     pub(crate) precision: &'a str,
+    /// Made for which engine.
+    pub(crate) target: &'a str,
     /// What it took, in seconds and bytes.
     pub(crate) stats: &'a Stats,
+    /// What happened when, in seconds since the program began.
+    pub(crate) timeline: &'a [Step],
+    /// Most memory that was resident so far; null where the system does not say.
+    pub(crate) peak_rss_bytes: Option<u64>,
 }
 
 /// Who computed, for programs.
@@ -102,15 +109,15 @@ pub(crate) fn write_text(text: &str) -> io::Result<()> {
 }
 
 /// What an answer took, for people.
-pub(crate) fn tell_stats(stats: &Stats, report: &ProviderReport, precision: &str) {
+pub(crate) fn tell_stats(stats: &Stats, report: &ProviderReport) {
     let placement = match report.placement {
         _ if report.used != Provider::CoreMl => String::new(),
         Some(Placement { accelerated, nodes }) => format!(", {accelerated} of {nodes} nodes on CoreML"),
         None => ", nodes on CoreML unknown".to_owned(),
     };
     tell(&format!(
-        "provider    {} (asked for {}), {precision}{placement}",
-        report.used, report.asked
+        "provider    {} (asked for {}), {} {}{placement}",
+        report.used, report.asked, report.target, report.precision
     ));
     for line in stats.lines() {
         tell(&line);
@@ -161,7 +168,8 @@ pub(crate) fn hint(error: &EngineError, model: &std::path::Path) -> Option<Strin
             )
         }
         EngineError::NoVariant { .. } => {
-            Some("leave --precision out, or export that precision: `fvlm-export --precision ...`".to_owned())
+            let way = "leave --precision and --target out, or export what is missing: `fvlm-export --precision ...`";
+            Some(way.to_owned())
         }
         EngineError::TooLong { .. } => Some("fewer images, or a shorter question".to_owned()),
         EngineError::Image(runtime::image::ImageError::TooManyPixels { .. }) => {

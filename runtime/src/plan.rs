@@ -152,6 +152,7 @@ impl Plan {
         let Cli {
             provider,
             precision,
+            target,
             onnxruntime,
             threads,
             ..
@@ -162,6 +163,7 @@ impl Plan {
                 provider,
                 fallback,
                 precision,
+                target,
                 onnxruntime,
                 threads,
             },

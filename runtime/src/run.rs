@@ -1,13 +1,19 @@
 //! The work of `fvlm-run`: opens the bundle, asks, writes answers.
 
+use crate::exit::leave;
 use crate::output::{self, FailureRecord, Record, Spinner};
 use crate::plan::{Plan, Source, Task};
 use runtime::image::{self, ImageId};
-use runtime::{Engine, EngineError, Finish, Message, Request, Role};
+use runtime::{Engine, EngineError, Finish, Message, Request, Role, Timeline};
 use std::io::{self, BufRead, IsTerminal};
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+/// All is done.
+const DONE: u8 = 0;
+
+/// An error was said.
+const FAILED: u8 = 2;
 
 /// What shells expect of a program that Ctrl-C ended: 128 and the number of the signal.
 const INTERRUPTED: u8 = 130;
@@ -51,7 +57,7 @@ impl Interrupt {
         // Without a handler Ctrl-C still ends the program, only less politely.
         let _ = ctrlc::set_handler(move || {
             if !answering.load(Ordering::Relaxed) || cancel.swap(true, Ordering::Relaxed) {
-                std::process::exit(INTERRUPTED.into());
+                leave(INTERRUPTED);
             }
         });
         interrupt
@@ -60,41 +66,42 @@ impl Interrupt {
 
 struct Run<'a> {
     plan: &'a Plan,
+    timeline: &'a Timeline,
     engine: Engine,
     request: Request,
     interrupt: Interrupt,
+    /// What stands above the next answer.
+    title: Option<String>,
+    /// Whether there was an answer.
+    answered: bool,
     failed: bool,
 }
 
-/// Does what the plan says.
-pub(crate) fn run(plan: Plan) -> ExitCode {
+/// Does what the plan says; the exit code.
+pub(crate) fn run(plan: Plan, timeline: &Timeline) -> u8 {
     let interrupt = Interrupt::install();
     if plan.ignores_library() && !plan.quiet {
         output::tell("--onnxruntime is only looked at if tract cannot run");
     }
-    let engine = {
-        let _spinner = Spinner::new(plan.quiet, "opening the model");
-        Engine::open(&plan.model, &plan.options)
-    };
-    let engine = match engine {
+    let engine = match Engine::open_timed(&plan.model, &plan.options, timeline) {
         Ok(engine) => engine,
         Err(error) => {
             output::complain(&error.to_string(), output::hint(&error, &plan.model).as_deref());
-            return ExitCode::from(2);
+            return FAILED;
         }
     };
-    if !plan.quiet {
-        engine.notices().iter().for_each(|notice| output::tell(notice));
-    }
     let request = Request {
         cancel: Some(Arc::clone(&interrupt.cancel)),
         ..plan.request.clone()
     };
     let mut run = Run {
         plan: &plan,
+        timeline,
         engine,
         request,
         interrupt,
+        title: None,
+        answered: false,
         failed: false,
     };
     let result = match &plan.task {
@@ -102,35 +109,38 @@ pub(crate) fn run(plan: Plan) -> ExitCode {
         Task::Once(images) => run.once(images),
         Task::Chat(images, question) => run.chat(images, question.as_deref()),
     };
-    match result {
+    let code = match result {
         // Whoever read our output has had enough: success.
-        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => DONE,
         Err(Failure::Output(error)) => {
             output::complain(&format!("cannot write the answer: {error}"), None);
-            ExitCode::from(2)
+            FAILED
         }
         Err(Failure::Engine(error)) => {
             run.complain(&error);
-            ExitCode::from(2)
+            FAILED
         }
-        Ok(Finish::Cancelled) => ExitCode::from(INTERRUPTED),
-        Ok(_) if run.failed => ExitCode::from(2),
-        Ok(_) => ExitCode::SUCCESS,
-    }
+        Ok(Finish::Cancelled) => INTERRUPTED,
+        Ok(_) if run.failed => FAILED,
+        Ok(_) => DONE,
+    };
+    // The process ends: the system takes the model's memory back faster than its destructors.
+    std::mem::forget(run);
+    code
 }
 
 impl Run<'_> {
     /// The question about each image; one that fails does not stop the others.
     fn each(&mut self, images: &[Source]) -> Result<Finish, Failure> {
-        for (index, source) in images.iter().enumerate() {
+        for source in images {
             if images.len() > 1 && !self.plan.json {
-                let gap = if index > 0 { "\n" } else { "" };
-                output::write_text(&format!("{gap}==> {} <==\n", source.name()))?;
+                let gap = if self.answered { "\n" } else { "" };
+                self.title = Some(format!("{gap}==> {} <==\n", source.name()));
             }
             match self.once(std::slice::from_ref(source)) {
                 Ok(Finish::Cancelled) => return Ok(Finish::Cancelled),
                 Ok(_) => {}
-                Err(Failure::Engine(error)) => {
+                Err(Failure::Engine(error)) if !error.is_about_model() => {
                     self.complain(&error);
                     self.failed = true;
                     if self.plan.json {
@@ -141,7 +151,7 @@ impl Run<'_> {
                         })?;
                     }
                 }
-                Err(output) => return Err(output),
+                Err(fatal) => return Err(fatal),
             }
             self.engine.forget_images();
         }
@@ -204,11 +214,11 @@ impl Run<'_> {
                     let source = Source::File(argument.trim().into());
                     match self.add(&source) {
                         Ok(id) => pending.push((id, source.name())),
-                        Err(Failure::Engine(error)) => {
+                        Err(Failure::Engine(error)) if !error.is_about_model() => {
                             self.complain(&error);
                             self.failed = true;
                         }
-                        Err(output) => return Err(output),
+                        Err(fatal) => return Err(fatal),
                     }
                 }
                 // A path or a fraction may begin a question; a single word after a slash is a mistyped command.
@@ -236,13 +246,13 @@ impl Run<'_> {
                 pending.clear();
                 Ok(())
             }
-            Err(Failure::Engine(error)) => {
+            Err(Failure::Engine(error)) if !error.is_about_model() => {
                 messages.pop();
                 self.complain(&error);
                 self.failed = true;
                 Ok(())
             }
-            Err(output) => Err(output),
+            Err(fatal) => Err(fatal),
         }
     }
 
@@ -257,10 +267,10 @@ impl Run<'_> {
 
     fn add(&mut self, source: &Source) -> Result<ImageId, Failure> {
         let limits = &self.plan.limits;
-        let picture = match source {
-            Source::File(path) => image::open(path, limits)?,
-            Source::Stdin => image::read(io::stdin().lock(), "stdin", limits)?,
-        };
+        let picture = self.timeline.measure("decode image", || match source {
+            Source::File(path) => image::open(path, limits),
+            Source::Stdin => image::read(io::stdin().lock(), "stdin", limits),
+        })?;
         Ok(self.engine.add_image(&picture)?)
     }
 
@@ -272,7 +282,9 @@ impl Run<'_> {
         prompt: &str,
     ) -> Result<(String, Finish), Failure> {
         self.interrupt.cancel.store(false, Ordering::Relaxed);
-        self.interrupt.answering.store(true, Ordering::Relaxed);
+        // Until there are words to keep, Ctrl-C ends the program, except where it would end a chat.
+        let chat = matches!(self.plan.task, Task::Chat(..));
+        self.interrupt.answering.store(chat, Ordering::Relaxed);
         let result = self.write_answer(messages, names, prompt);
         self.interrupt.answering.store(false, Ordering::Relaxed);
         result
@@ -284,11 +296,27 @@ impl Run<'_> {
         names: &[String],
         prompt: &str,
     ) -> Result<(String, Finish), Failure> {
-        let report = self.engine.provider().clone();
-        let precision = self.engine.precision().to_owned();
         let spinner = Spinner::new(self.plan.quiet, "reading the question");
-        let mut answer = self.engine.chat(messages, &self.request)?;
+        let mut answer = match self.engine.chat(messages, &self.request) {
+            Ok(answer) => answer,
+            Err(error) => {
+                drop(spinner);
+                if !self.plan.quiet {
+                    let notices = self.engine.take_notices();
+                    notices.iter().for_each(|notice| output::tell(notice));
+                }
+                return Err(error.into());
+            }
+        };
+        self.interrupt.answering.store(true, Ordering::Relaxed);
         drop(spinner);
+        if !self.plan.quiet {
+            answer.notices().iter().for_each(|notice| output::tell(notice));
+        }
+        if let Some(title) = self.title.take() {
+            output::write_text(&title)?;
+        }
+        self.answered = true;
         let mut text = String::new();
         let mut failure = None;
         for piece in answer.by_ref() {
@@ -317,13 +345,16 @@ impl Run<'_> {
                 text: &text,
                 tokens: answer.tokens(),
                 finish,
-                provider: (&report).into(),
-                precision: &precision,
+                provider: answer.provider().into(),
+                precision: &answer.provider().precision,
+                target: &answer.provider().target,
                 stats: &stats,
+                timeline: &stats.timeline,
+                peak_rss_bytes: stats.peak_memory,
             })?;
         }
         if self.plan.stats {
-            output::tell_stats(&stats, &report, &precision);
+            output::tell_stats(&stats, answer.provider());
         }
         Ok((text, finish.unwrap_or(Finish::Stop)))
     }

@@ -1,11 +1,12 @@
 //! What does the model remember? One sequence, its KV cache, and the features of images.
 
-use crate::backend::Parts;
 use crate::error::EngineError;
 use crate::generate::Model;
 use crate::image::{ImageId, PixelValues};
+use crate::opening::Parts;
 use crate::prompt::{Position, Prompt, Span, common_prefix, token_ids};
 use crate::splice::splice;
+use crate::timeline::Timeline;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -44,22 +45,29 @@ pub(crate) struct Prefill {
 
 /// One sequence, and the images that it may name.
 #[derive(Debug)]
-pub(crate) struct Sequence {
-    parts: Parts,
+pub(crate) struct Sequence<P> {
+    parts: P,
     geometry: Geometry,
+    timeline: Timeline,
     /// What the decoder has been fed: as many as `parts.decoder.len()`.
     fed: Vec<Position>,
     images: BTreeMap<ImageId, Image>,
 }
 
-impl Sequence {
-    pub(crate) fn new(parts: Parts, geometry: Geometry) -> Sequence {
+impl<P: Parts> Sequence<P> {
+    pub(crate) fn new(parts: P, geometry: Geometry, timeline: Timeline) -> Sequence<P> {
         Sequence {
             parts,
             geometry,
+            timeline,
             fed: Vec::new(),
             images: BTreeMap::new(),
         }
+    }
+
+    /// The model's parts.
+    pub(crate) fn parts(&mut self) -> &mut P {
+        &mut self.parts
     }
 
     /// Makes an image known. One that is known already stays as it is, with its features.
@@ -82,8 +90,11 @@ impl Sequence {
     }
 
     fn truncate(&mut self, len: usize) -> Result<(), EngineError> {
-        self.parts.decoder.truncate(len)?;
-        self.fed.truncate(len);
+        // A decoder that is still being opened has nothing to forget.
+        if len < self.fed.len() {
+            self.parts.decoder()?.truncate(len)?;
+            self.fed.truncate(len);
+        }
         Ok(())
     }
 
@@ -102,12 +113,15 @@ impl Sequence {
         self.truncate(reused)?;
         let spans = prompt.spans(reused);
 
-        let begun = Instant::now();
-        let encoded = self.encode(&spans)?;
-        let encode = begun.elapsed();
+        let images = spans.iter().filter_map(|span| match span {
+            Span::Image { id, .. } => Some(*id),
+            Span::Tokens(_) => None,
+        });
+        let (encoded, encode) = self.encode(images)?;
 
+        let embedder = self.parts.embedder()?;
         let begun = Instant::now();
-        let text = self.parts.embedder.embed(&token_ids(&spans))?;
+        let text = embedder.embed(&token_ids(&spans))?;
         let mut features = Vec::new();
         for span in &spans {
             if let Span::Image { id, .. } = span {
@@ -118,30 +132,39 @@ impl Sequence {
             }
         }
         let embeds = splice(&spans, &text, &features, self.geometry.hidden)?;
-        let logits = self.parts.decoder.feed(&embeds)?;
+        let embed = begun.elapsed();
+        let decoder = self.parts.decoder()?;
+        let begun = Instant::now();
+        let logits = decoder.feed(&embeds)?;
+        let end = Instant::now();
+        self.timeline.record("prefill", begun, end);
         self.fed = positions;
         Ok(Prefill {
             logits,
             reused,
             encoded,
             encode,
-            prefill: begun.elapsed(),
+            prefill: embed + end.duration_since(begun),
         })
     }
 
-    /// Encodes the images of `spans` that were not; says how many.
-    fn encode(&mut self, spans: &[Span<'_>]) -> Result<usize, EngineError> {
-        let mut encoded = 0;
-        for span in spans {
-            let Span::Image { id, .. } = span else { continue };
-            let Some(image) = self.images.get_mut(id) else {
+    /// Encodes those of `images` that were not; says how many, and how long that took.
+    pub(crate) fn encode(
+        &mut self,
+        images: impl Iterator<Item = ImageId>,
+    ) -> Result<(usize, Duration), EngineError> {
+        let (mut encoded, mut time) = (0, Duration::ZERO);
+        for id in images {
+            let Some(image) = self.images.get_mut(&id) else {
                 return Err(EngineError::UnknownImage);
             };
             if let Image::Pixels(pixels) = image {
-                let values = self
-                    .parts
-                    .vision_encoder
-                    .encode(&pixels.data, pixels.height, pixels.width)?;
+                let encoder = self.parts.encoder()?;
+                let begun = Instant::now();
+                let values = encoder.encode(&pixels.data, pixels.height, pixels.width)?;
+                let end = Instant::now();
+                self.timeline.record("encode", begun, end);
+                time += end.duration_since(begun);
                 let expected = self.geometry.image_tokens * self.geometry.hidden;
                 if values.len() != expected {
                     let (network, found) = ("vision encoder", values.len());
@@ -155,18 +178,18 @@ impl Sequence {
                 encoded += 1;
             }
         }
-        Ok(encoded)
+        Ok((encoded, time))
     }
 }
 
-impl Model for Sequence {
+impl<P: Parts> Model for Sequence<P> {
     fn has_room(&self) -> bool {
         self.fed.len() < self.geometry.max_context
     }
 
     fn step(&mut self, token: i64) -> Result<Vec<f32>, EngineError> {
-        let embeds = self.parts.embedder.embed(&[token])?;
-        let logits = self.parts.decoder.feed(&embeds)?;
+        let embeds = self.parts.embedder()?.embed(&[token])?;
+        let logits = self.parts.decoder()?.feed(&embeds)?;
         self.fed.push(Position::Token(token));
         Ok(logits)
     }
@@ -220,12 +243,32 @@ mod tests {
         }
     }
 
-    fn sequence() -> (Sequence, Log) {
+    struct Fakes {
+        encoder: FakeEncoder,
+        embedder: FakeEmbedder,
+        decoder: FakeDecoder,
+    }
+
+    impl Parts for Fakes {
+        fn encoder(&mut self) -> Result<&mut dyn VisionEncoder, EngineError> {
+            Ok(&mut self.encoder)
+        }
+
+        fn embedder(&mut self) -> Result<&mut dyn TokenEmbedder, EngineError> {
+            Ok(&mut self.embedder)
+        }
+
+        fn decoder(&mut self) -> Result<&mut dyn Decoder, EngineError> {
+            Ok(&mut self.decoder)
+        }
+    }
+
+    fn sequence() -> (Sequence<Fakes>, Log) {
         let log = Log::default();
-        let parts = Parts {
-            vision_encoder: Box::new(FakeEncoder(Arc::clone(&log))),
-            embedder: Box::new(FakeEmbedder),
-            decoder: Box::new(FakeDecoder(Arc::clone(&log), Vec::new())),
+        let parts = Fakes {
+            encoder: FakeEncoder(Arc::clone(&log)),
+            embedder: FakeEmbedder,
+            decoder: FakeDecoder(Arc::clone(&log), Vec::new()),
         };
         (
             Sequence::new(
@@ -235,6 +278,7 @@ mod tests {
                     image_tokens: 3,
                     max_context: 12,
                 },
+                Timeline::begin(),
             ),
             log,
         )

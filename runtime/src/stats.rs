@@ -1,12 +1,13 @@
 //! What did it take? Times and memory of one answer.
 
+use crate::timeline::{self, Step};
 use serde::Serialize;
 use std::time::Duration;
 
 /// Times (in seconds) and counts of one answer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Stats {
-    /// Opening the bundle, once per program.
+    /// Opening the bundle until its last part was there, once per program. Other steps may have been taken meanwhile.
     pub load: f64,
     /// Images from bytes of pixels to `pixel_values`.
     pub preprocess: f64,
@@ -20,7 +21,7 @@ pub struct Stats {
     pub reused_positions: usize,
     /// The embedding and the decoder, over the rest of the prompt.
     pub prefill: f64,
-    /// From the decoded image and the question to the first token.
+    /// From the decoded image and the question to the first token; while something still loads, that too.
     pub time_to_first_token: Option<f64>,
     /// Tokens of the answer.
     pub tokens: usize,
@@ -28,6 +29,9 @@ pub struct Stats {
     pub tokens_per_second: Option<f64>,
     /// Most memory that the process has held so far, in bytes; `None` where the system does not say.
     pub peak_memory: Option<u64>,
+    /// What happened when, since the last answer; for the first, since the program began.
+    #[serde(skip)]
+    pub timeline: Vec<Step>,
 }
 
 impl Stats {
@@ -41,7 +45,8 @@ impl Stats {
     /// For people, over several lines.
     pub fn lines(&self) -> Vec<String> {
         let time = |seconds: f64| format!("{:.1} ms", seconds * 1e3);
-        let mut lines = vec![
+        let mut lines = timeline::table(&self.timeline);
+        lines.extend([
             format!("load        {}", time(self.load)),
             format!("preprocess  {}", time(self.preprocess)),
             format!(
@@ -55,7 +60,7 @@ impl Stats {
                 self.prompt_positions,
                 self.reused_positions
             ),
-        ];
+        ]);
         lines.extend(
             self.time_to_first_token
                 .map(|seconds| format!("first token {}", time(seconds))),

@@ -162,6 +162,12 @@ fn talks_on_stderr_only() {
         "first token",
         "peak memory",
         "2 tokens",
+        "open bundle",
+        "load encoder",
+        "load decoder",
+        "load tokenizer",
+        "decode image",
+        "|#",
     ] {
         assert!(run.stderr.contains(word), "no `{word}` in {}", run.stderr);
     }
@@ -188,11 +194,71 @@ fn one_object_for_each_answer() {
         serde_json::json!({"asked": "tract", "used": "tract"})
     );
     assert_eq!(records[0]["precision"], "fp32");
+    assert_eq!(records[0]["target"], "portable");
     assert_eq!(records[0]["stats"]["images_encoded"], 1);
     assert!(records[1]["error"].as_str().unwrap().contains("missing.png"));
     assert_eq!(records[2]["text"], "G.");
     let run = folder.run(&["--json", "--max-tokens", "1", "red.png"]);
     assert_eq!(run.records()[0]["finish"], "max_tokens");
+}
+
+#[test]
+fn a_timeline_of_each_answer() {
+    let folder = Folder::new();
+    let records = folder.run(&["--json", "red.png", "green.png"]).records();
+    let steps = |record: &Value| -> Vec<String> {
+        let steps = record["timeline"].as_array().unwrap();
+        let name = |step: &Value| step["step"].as_str().unwrap().to_owned();
+        for step in steps {
+            let seconds = |name: &str| step[name].as_f64().unwrap();
+            assert!(
+                0.0 <= seconds("start_s") && seconds("start_s") <= seconds("end_s"),
+                "{step}"
+            );
+            assert!(!step["thread"].as_str().unwrap().is_empty());
+        }
+        steps.iter().map(name).collect()
+    };
+    let first = steps(&records[0]);
+    for step in [
+        "open bundle",
+        "load library",
+        "load encoder",
+        "load decoder",
+        "load embeddings",
+        "load tokenizer",
+        "decode image",
+        "preprocess",
+        "encode",
+        "prefill",
+        "first token",
+        "decode 1 tokens",
+    ] {
+        assert_eq!(
+            first.iter().filter(|found| *found == step).count(),
+            1,
+            "{step}: {first:?}"
+        );
+    }
+    let second = [
+        "decode image",
+        "preprocess",
+        "encode",
+        "prefill",
+        "first token",
+        "decode 1 tokens",
+    ];
+    assert_eq!(steps(&records[1]), second);
+    assert_eq!(records[0]["peak_rss_bytes"].is_u64(), cfg!(target_os = "linux"));
+}
+
+#[test]
+fn targets_are_asked_for_by_name() {
+    let folder = Folder::new();
+    folder.run(&["--target", "portable", "red.png"]).success("R.\n");
+    folder
+        .run(&["--target", "cpu", "red.png"])
+        .failure(&["target `cpu`", "portable `fp32`", "--target"]);
 }
 
 #[test]
@@ -338,6 +404,13 @@ fn bundles_that_are_broken() {
         for word in words {
             assert!(run.stderr.contains(word), "{name}: no `{word}` in {}", run.stderr);
         }
+        // Whatever opens it in the background, it is said once.
+        let run = folder.run(&["red.png", "green.png"]);
+        assert_eq!((run.code, run.stdout.as_str()), (Some(2), ""), "{name}");
+        assert_eq!(run.stderr.matches("error:").count(), 1, "{name}: {}", run.stderr);
+        let run = folder.run_with(&["-i", "red.png"], b"one?\ntwo?\n");
+        assert_eq!((run.code, run.stdout.as_str()), (Some(2), ""), "{name}");
+        assert_eq!(run.stderr.matches("error:").count(), 1, "{name}: {}", run.stderr);
     }
 }
 

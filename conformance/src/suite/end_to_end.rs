@@ -112,7 +112,7 @@ fn answers(reference: &Reference, subject: &Subject, workspace: &Workspace) -> R
             let Some(question) = &row.question else { continue };
             let place = format!("{} row {number}", case.name);
             let message = Message::user(images_of(row, &images), question.as_str());
-            if let Some(problem) = prompt_problem(&engine, &message, row, case, &images)? {
+            if let Some(problem) = prompt_problem(&mut engine, &message, row, case, &images)? {
                 findings.problems.push(format!("{place}: {problem}"));
                 continue;
             }
@@ -147,16 +147,15 @@ fn images_of(row: &Row, images: &[ImageId]) -> Vec<ImageId> {
 
 /// How the prompt that the runtime builds differs from the recorded one.
 fn prompt_problem(
-    engine: &Engine,
+    engine: &mut Engine,
     message: &Message,
     row: &Row,
     case: &RecordedCase,
     images: &[ImageId],
 ) -> Result<Option<String>, CaseError> {
-    let prompt = engine
-        .prompter()
-        .build(std::slice::from_ref(message))
-        .during(|| format!("building the prompt of `{}`", case.name))?;
+    let building = || format!("building the prompt of `{}`", case.name);
+    let prompter = engine.prompter().during(building)?;
+    let prompt = prompter.build(std::slice::from_ref(message)).during(building)?;
     let found: Vec<Result<i64, ImageId>> = prompt.pieces().iter().flat_map(flat).collect();
     let expected: Vec<Result<i64, ImageId>> = row
         .segments

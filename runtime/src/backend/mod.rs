@@ -13,8 +13,8 @@ pub mod stateless;
 #[cfg(feature = "tract")]
 mod tract;
 
-use crate::error::BackendError;
-use models::bundle::{Bundle, Variant};
+use crate::error::{BackendError, EngineError};
+use models::bundle::{Bundle, GraphEntry, Variant};
 use session::{Placement, Session};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -80,8 +80,10 @@ pub struct Options {
     pub provider: Provider,
     /// Whether another may when that one cannot run here.
     pub fallback: bool,
-    /// Which of the bundle's variants, by precision (`fp32`); the bundle's first when not given.
+    /// Which of the bundle's variants, by precision (`fp32`); the first of the target when not given.
     pub precision: Option<String>,
+    /// Which of the bundle's variants, by target (`portable`); the best that the provider takes when not given.
+    pub target: Option<String>,
     /// ONNX Runtime's shared library, or a directory with it; well-known places when not given.
     pub onnxruntime: Option<PathBuf>,
     /// Threads that compute; as many as there are physical cores when not given.
@@ -94,6 +96,7 @@ impl Default for Options {
             provider: Provider::Auto,
             fallback: true,
             precision: None,
+            target: None,
             onnxruntime: None,
             threads: None,
         }
@@ -183,25 +186,25 @@ impl fmt::Debug for Parts {
 impl Parts {
     /// How many nodes an accelerator took of all three graphs; `None` where not all of them say.
     pub fn placement(&self) -> Option<Placement> {
-        let parts = [
+        Placement::sum(&[
             self.vision_encoder.placement(),
             self.embedder.placement(),
             self.decoder.placement(),
-        ];
-        parts.into_iter().try_fold(
-            Placement {
-                accelerated: 0,
-                nodes: 0,
-            },
-            |sum, part| {
-                let part = part?;
-                Some(Placement {
-                    accelerated: sum.accelerated + part.accelerated,
-                    nodes: sum.nodes + part.nodes,
-                })
-            },
-        )
+        ])
     }
+}
+
+/// What a backend opens parts of.
+#[derive(Debug, Clone, Copy)]
+pub struct Model<'a> {
+    /// The bundle's directory.
+    pub directory: &'a Path,
+    /// Its contract.
+    pub bundle: &'a Bundle,
+    /// Which of its variants.
+    pub variant: &'a Variant,
+    /// How.
+    pub options: &'a Options,
 }
 
 /// An engine that this program was built with.
@@ -221,7 +224,28 @@ pub trait Backend: Sync {
     /// A graph that it refuses, or an engine that cannot run here.
     fn open_session(&self, path: &Path, options: &Options) -> Result<Box<dyn Session>, BackendError>;
 
-    /// Prepares a model.
+    /// The targets whose graphs it can run, the best first.
+    fn targets(&self) -> &'static [&'static str];
+
+    /// Prepares a model's vision encoder.
+    ///
+    /// # Errors
+    /// A graph that is not that of the contract, or that the engine refuses; or an engine that cannot run here.
+    fn vision_encoder(&self, model: &Model<'_>) -> Result<Box<dyn VisionEncoder>, BackendError>;
+
+    /// Prepares a model's token embedding.
+    ///
+    /// # Errors
+    /// As for the vision encoder.
+    fn embedder(&self, model: &Model<'_>) -> Result<Box<dyn TokenEmbedder>, BackendError>;
+
+    /// Prepares a model's decoder.
+    ///
+    /// # Errors
+    /// As for the vision encoder.
+    fn decoder(&self, model: &Model<'_>) -> Result<Box<dyn Decoder>, BackendError>;
+
+    /// Prepares a model, its parts at the same time.
     ///
     /// # Errors
     /// Graphs that are not those of the contract, or that the engine refuses; or an engine that cannot run here.
@@ -231,7 +255,42 @@ pub trait Backend: Sync {
         bundle: &Bundle,
         variant: &Variant,
         options: &Options,
-    ) -> Result<Parts, BackendError>;
+    ) -> Result<Parts, BackendError> {
+        let model = &Model {
+            directory,
+            bundle,
+            variant,
+            options,
+        };
+        let (vision_encoder, embedder, decoder) = std::thread::scope(|scope| {
+            let vision_encoder = scope.spawn(move || self.vision_encoder(model));
+            let embedder = scope.spawn(move || self.embedder(model));
+            let decoder = self.decoder(model);
+            (
+                join(vision_encoder, directory, &variant.vision_encoder),
+                join(embedder, directory, &variant.embed_tokens),
+                decoder,
+            )
+        });
+        Ok(Parts {
+            vision_encoder: vision_encoder?,
+            embedder: embedder?,
+            decoder: decoder?,
+        })
+    }
+}
+
+fn join<T>(
+    thread: std::thread::ScopedJoinHandle<'_, Result<T, BackendError>>,
+    directory: &Path,
+    entry: &GraphEntry,
+) -> Result<T, BackendError> {
+    thread.join().unwrap_or_else(|_| {
+        Err(BackendError::Run {
+            path: directory.join(&entry.path),
+            reason: "the thread that opened it ended without an answer".to_owned(),
+        })
+    })
 }
 
 /// Every engine that this program was built with, in the order of `auto`.
@@ -289,14 +348,32 @@ impl fmt::Debug for Choice {
 /// # Errors
 /// None works; or, without `fallback`, the one that is asked for does not (for `auto`: neither coreml nor cpu).
 pub fn choose(asked: Provider, fallback: bool, options: &Options) -> Result<Choice, BackendError> {
-    choose_after(asked, fallback, options, None)
+    choose_among(asked, fallback, options, &|_| Ok(()), None)
 }
 
-/// As [`choose`], among those that come after `failed`, which turned out not to work when it was opened.
-pub(crate) fn choose_after(
+/// As [`choose`], among those that can run a variant of `bundle` and come after `failed`, which turned out not to work
+/// when it was opened.
+pub(crate) fn choose_for(
+    bundle: &Bundle,
+    options: &Options,
+    failed: Option<(Provider, BackendError)>,
+) -> Result<Choice, EngineError> {
+    let takes = |backend: &dyn Backend| variant(backend, bundle, options).map(|_| ());
+    Ok(choose_among(
+        options.provider,
+        options.fallback,
+        options,
+        &takes,
+        failed,
+    )?)
+}
+
+/// The first that `suits` and that works, among those that come after `failed`.
+fn choose_among(
     asked: Provider,
     fallback: bool,
     options: &Options,
+    suits: &dyn Fn(&dyn Backend) -> Result<(), BackendError>,
     failed: Option<(Provider, BackendError)>,
 ) -> Result<Choice, BackendError> {
     let mut order = asked.order().iter().copied();
@@ -308,7 +385,12 @@ pub(crate) fn choose_after(
     for candidate in order {
         // Nobody misses CoreML where `auto` was asked for and CoreML cannot be.
         let silent = asked == Provider::Auto && candidate == Provider::CoreMl;
-        let error = match backend(candidate).and_then(|backend| backend.check(options).map(|()| backend)) {
+        let usable = |backend: &'static dyn Backend| {
+            suits(backend)?;
+            backend.check(options)?;
+            Ok(backend)
+        };
+        let error = match backend(candidate).and_then(usable) {
             Ok(backend) => {
                 let notice = match first {
                     Some(error) if !fallback => return Err(error),
@@ -328,6 +410,69 @@ pub(crate) fn choose_after(
     } else {
         first.unwrap_or(BackendError::NoBackend)
     })
+}
+
+/// The variant of `bundle` that `backend` is to run: of the best target that it takes and the bundle has in the
+/// precision that is asked for, the first.
+pub(crate) fn variant<'a>(
+    backend: &dyn Backend,
+    bundle: &'a Bundle,
+    options: &Options,
+) -> Result<&'a Variant, BackendError> {
+    let asked = |target: &&&str| options.target.as_ref().is_none_or(|asked| asked == **target);
+    let wanted = |variant: &&Variant| {
+        let asked = options.precision.as_ref();
+        asked.is_none_or(|precision| *precision == variant.precision)
+    };
+    let mut targets = backend.targets().iter().filter(asked);
+    targets
+        .find_map(|target| {
+            let mut variants = bundle.variants.iter().filter(wanted);
+            variants.find(|variant| variant.target == *target)
+        })
+        .ok_or_else(|| BackendError::NoGraphs {
+            provider: backend.provider(),
+            asked: asked_for(options),
+            takes: backend.targets(),
+        })
+}
+
+/// Whether `bundle` has what is asked for at all: a variant for any provider that may be taken.
+pub(crate) fn check_variants(bundle: &Bundle, options: &Options) -> Result<(), EngineError> {
+    let order = match options.provider {
+        Provider::Auto => Provider::Auto.order(),
+        named if !options.fallback => &named.order()[..1],
+        named => named.order(),
+    };
+    let mut built = order
+        .iter()
+        .filter_map(|&provider| backend(provider).ok())
+        .peekable();
+    // Without any engine there is a better word for it.
+    if built.peek().is_none() || built.any(|backend| variant(backend, bundle, options).is_ok()) {
+        return Ok(());
+    }
+    let found = bundle.variants.iter();
+    Err(EngineError::NoVariant {
+        asked: asked_for(options),
+        provider: options.provider,
+        found: found
+            .map(|variant| format!("{} `{}`", variant.target, variant.precision))
+            .collect(),
+    })
+}
+
+/// ` of target `cpu` and precision `int8``: what of it is asked for.
+fn asked_for(options: &Options) -> String {
+    let target = options.target.iter().map(|target| format!("target `{target}`"));
+    let precision = options.precision.iter();
+    let precision = precision.map(|precision| format!("precision `{precision}`"));
+    let words: Vec<String> = target.chain(precision).collect();
+    if words.is_empty() {
+        String::new()
+    } else {
+        format!(" of {}", words.join(" and "))
+    }
 }
 
 /// Prepares one graph on one provider, with any inputs and outputs. `Auto` takes the first that works.
@@ -433,6 +578,118 @@ mod tests {
             error.is_unavailable() || matches!(error, BackendError::NoBackend),
             "{error}"
         );
+    }
+
+    fn bundle(variants: &[(&str, &str)]) -> Bundle {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bundle");
+        let mut bundle = Bundle::open(&directory).unwrap();
+        let one = bundle.variants[0].clone();
+        let variant = |&(target, precision): &(&str, &str)| Variant {
+            target: target.to_owned(),
+            precision: precision.to_owned(),
+            ..one.clone()
+        };
+        bundle.variants = variants.iter().map(variant).collect();
+        bundle
+    }
+
+    #[test]
+    #[cfg(all(feature = "ort", feature = "tract"))]
+    fn each_provider_takes_the_best_target_of_what_is_asked_for() {
+        struct Case {
+            provider: Provider,
+            target: Option<&'static str>,
+            precision: Option<&'static str>,
+            expected: Option<(&'static str, &'static str)>,
+        }
+        let case = |provider, target, precision, expected| Case {
+            provider,
+            target,
+            precision,
+            expected,
+        };
+        use Provider::{CoreMl, Cpu, Tract};
+        let bundle = bundle(&[
+            ("portable", "fp32"),
+            ("portable", "fp16"),
+            ("cpu", "int8"),
+            ("cpu", "fp32"),
+        ]);
+        let cases = [
+            case(Cpu, None, None, Some(("cpu", "int8"))),
+            case(Cpu, None, Some("fp32"), Some(("cpu", "fp32"))),
+            case(Cpu, None, Some("fp16"), Some(("portable", "fp16"))),
+            case(Cpu, Some("portable"), None, Some(("portable", "fp32"))),
+            case(Cpu, Some("portable"), Some("int8"), None),
+            case(Cpu, Some("elsewhere"), None, None),
+            case(Tract, None, None, Some(("portable", "fp32"))),
+            case(Tract, None, Some("int8"), None),
+            case(Tract, Some("cpu"), None, None),
+            case(CoreMl, None, Some("fp16"), Some(("portable", "fp16"))),
+            case(CoreMl, None, Some("int8"), None),
+        ];
+        for case in cases {
+            let options = Options {
+                target: case.target.map(str::to_owned),
+                precision: case.precision.map(str::to_owned),
+                ..Options::default()
+            };
+            let found = variant(backend(case.provider).unwrap(), &bundle, &options);
+            let found = found.ok().map(|found| (&*found.target, &*found.precision));
+            assert_eq!(
+                found, case.expected,
+                "{} {:?} {:?}",
+                case.provider, case.target, case.precision
+            );
+        }
+    }
+
+    #[test]
+    #[cfg(all(feature = "ort", feature = "tract"))]
+    fn what_no_provider_can_run_is_an_error_before_anything_is_loaded() {
+        let bundle = bundle(&[("portable", "fp32"), ("cpu", "q4")]);
+        let check = |provider, fallback, target: Option<&str>, precision: &str| {
+            let options = Options {
+                provider,
+                fallback,
+                target: target.map(str::to_owned),
+                precision: Some(precision.to_owned()),
+                ..Options::default()
+            };
+            check_variants(&bundle, &options).map_err(|error| error.to_string())
+        };
+        assert_eq!(check(Provider::Auto, true, None, "q4"), Ok(()));
+        assert_eq!(check(Provider::Tract, true, None, "q4"), Ok(()));
+        let error = check(Provider::Tract, false, None, "q4").unwrap_err();
+        assert!(
+            error.contains("precision `q4`") && error.contains("portable `fp32`, cpu `q4`"),
+            "{error}"
+        );
+        let error = check(Provider::Auto, true, Some("portable"), "q4").unwrap_err();
+        assert!(error.contains("target `portable` and precision `q4`"), "{error}");
+        assert!(check(Provider::Cpu, true, None, "int8").is_err());
+    }
+
+    #[test]
+    #[cfg(all(feature = "ort", feature = "tract"))]
+    fn a_provider_without_graphs_in_the_bundle_is_passed_over() {
+        let options = Options {
+            provider: Provider::Cpu,
+            onnxruntime: Some(PathBuf::from("/nowhere/libonnxruntime.so")),
+            ..Options::default()
+        };
+        let only_cpu = bundle(&[("cpu", "q4")]);
+        let error = choose_for(&only_cpu, &options, None).unwrap_err();
+        assert!(error.to_string().contains("/nowhere"), "{error}");
+        let elsewhere = bundle(&[("elsewhere", "fp32")]);
+        let error = choose_for(&elsewhere, &options, None).unwrap_err();
+        assert!(
+            error.to_string().contains("takes target `cpu`, `portable`"),
+            "{error}"
+        );
+        let portable = bundle(&[("portable", "fp32")]);
+        let choice = choose_for(&portable, &options, None).unwrap();
+        assert_eq!(choice.backend.provider(), Provider::Tract);
     }
 
     #[test]

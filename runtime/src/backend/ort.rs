@@ -5,13 +5,12 @@
 #[allow(unsafe_code)] // ONNX Runtime's context is shared with the threads that it lends.
 mod operators;
 
-use super::parts::open_parts;
 use super::session::{Description, EngineSession, Placement, Port, Session, Tensor};
-use super::{Backend, Options, Parts, Provider};
+use super::{Backend, Decoder, Model, Options, Provider, TokenEmbedder, VisionEncoder, parts};
 use crate::error::BackendError;
 use crate::library;
-use models::bundle::{Bundle, Variant};
 use models::dtype::DType;
+use ort::environment::GlobalThreadPoolOptions;
 use ort::ep::{CoreML, ExecutionProvider, coreml::ModelFormat};
 use ort::logging::LogLevel;
 use ort::memory::Allocator;
@@ -52,25 +51,53 @@ impl Backend for OnnxRuntime {
     }
 
     fn open_session(&self, path: &Path, options: &Options) -> Result<Box<dyn Session>, BackendError> {
-        Ok(Box::new(OrtSession::open(self.provider, path, &[], options)?))
+        Ok(Box::new(OrtSession::open(
+            self.provider,
+            path,
+            &[],
+            true,
+            options,
+        )?))
     }
 
-    fn open(
+    fn targets(&self) -> &'static [&'static str] {
+        match self.provider {
+            Provider::Cpu => &["cpu", "portable"],
+            _ => &["portable"],
+        }
+    }
+
+    fn vision_encoder(&self, model: &Model<'_>) -> Result<Box<dyn VisionEncoder>, BackendError> {
+        parts::vision_encoder(model, &|path, fixed| self.open_part(model, path, fixed))
+    }
+
+    fn embedder(&self, model: &Model<'_>) -> Result<Box<dyn TokenEmbedder>, BackendError> {
+        parts::embedder(model, &|path, fixed| self.open_part(model, path, fixed))
+    }
+
+    fn decoder(&self, model: &Model<'_>) -> Result<Box<dyn Decoder>, BackendError> {
+        parts::decoder(model, &|path, fixed| self.open_part(model, path, fixed))
+    }
+}
+
+impl OnnxRuntime {
+    fn open_part(
         &self,
-        directory: &Path,
-        bundle: &Bundle,
-        variant: &Variant,
-        options: &Options,
-    ) -> Result<Parts, BackendError> {
-        open_parts(directory, bundle, variant, &|path, fixed| {
-            OrtSession::open(self.provider, path, fixed, options)
-        })
+        model: &Model<'_>,
+        path: &Path,
+        fixed: &[(&str, usize)],
+    ) -> Result<OrtSession, BackendError> {
+        // Packed copies of float32 weights cost as much memory and more time than they save until the first words.
+        let packed = model.variant.precision != "fp32";
+        OrtSession::open(self.provider, path, fixed, packed, model.options)
     }
 }
 
 /// The library of this process and its environment.
 struct Loaded {
     path: PathBuf,
+    /// Threads of the pool that sessions share.
+    threads: usize,
     environment: ort::environment::Environment,
 }
 
@@ -82,8 +109,7 @@ const IDENTITY: &[u8] = b"\x08\x08:7\x0a\x10\x0a\x01x\x12\x01y\x22\x08Identity\x
 /// Makes the domain of our operators known: the first session that names it does, and two at once would collide in
 /// ONNX Runtime.
 fn introduce_operators(environment: &ort::environment::Environment) -> ort::Result<()> {
-    let builder = OrtGraph::builder(environment)?.with_intra_threads(1)?;
-    builder
+    OrtGraph::builder(environment)?
         .with_operators(operators::domain(1)?)?
         .commit_from_memory(IDENTITY)?;
     Ok(())
@@ -116,10 +142,17 @@ fn load(options: &Options) -> Result<PathBuf, String> {
                 let builder = builder.with_name("fvlm").with_telemetry(false);
                 let builder =
                     builder.with_logger(Arc::new(|_: LogLevel, _: &str, _: &str, _: &str, _: &str| {}));
+                // One pool for all sessions: threads of a session that has nothing to do, which wait for a while on a
+                // core before they sleep, are the threads of the session that has.
+                let threads = options.thread_count();
+                let pool = GlobalThreadPoolOptions::default();
+                let pool = pool.with_intra_threads(threads).map_err(|error| line(&error))?;
+                let builder = builder.with_global_thread_pool(pool);
                 let environment = builder.build().map_err(|error| line(&error))?;
                 introduce_operators(&environment).map_err(|error| line(&error))?;
                 *loaded = Some(Loaded {
                     path: path.clone(),
+                    threads,
                     environment,
                 });
                 return Ok(path);
@@ -155,11 +188,13 @@ struct OrtSession {
 }
 
 impl OrtSession {
-    /// `fixed`: dimension symbols whose length is known.
+    /// `fixed`: dimension symbols whose length is known. `packed`: whether kernels may keep copies of weights in an
+    /// order of their own; otherwise weights stay where they are mapped.
     fn open(
         provider: Provider,
         path: &Path,
         fixed: &[(&str, usize)],
+        packed: bool,
         options: &Options,
     ) -> Result<OrtSession, BackendError> {
         let refuse = |reason: String| BackendError::Graph {
@@ -168,28 +203,41 @@ impl OrtSession {
             reason,
         };
         load(options).map_err(|reason| BackendError::Unavailable { provider, reason })?;
-        let mut builder = {
+        let (builder, shared) = {
             let loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
             let Some(loaded) = &*loaded else {
                 let reason = "ONNX Runtime is not loaded".to_owned();
                 return Err(BackendError::Unavailable { provider, reason });
             };
-            OrtGraph::builder(&loaded.environment).map_err(|error| refuse(line(&error)))?
-        }
-        .with_intra_threads(options.thread_count())
-        .map_err(|error| refuse(line(&error)))?
-        .with_optimization_level(GraphOptimizationLevel::All)
-        .map_err(|error| refuse(line(&error)))?
-        .with_memory_pattern(true)
-        .map_err(|error| refuse(line(&error)))?
-        .with_operators(operators::domain(options.thread_count()).map_err(|error| refuse(line(&error)))?)
-        .map_err(|error| refuse(line(&error)))?
-        .with_log_level(if provider == Provider::CoreMl {
-            LogLevel::Info
+            let builder = OrtGraph::builder(&loaded.environment).map_err(|error| refuse(line(&error)))?;
+            (builder, loaded.threads)
+        };
+        let threads = options.thread_count();
+        let builder = if threads == shared {
+            builder
         } else {
-            LogLevel::Error
-        })
-        .map_err(|error| refuse(line(&error)))?;
+            builder
+                .with_independent_thread_pool()
+                .map_err(|error| refuse(line(&error)))?
+                .with_intra_threads(threads)
+                .map_err(|error| refuse(line(&error)))?
+        };
+        let mut builder = builder
+            .with_optimization_level(GraphOptimizationLevel::All)
+            .map_err(|error| refuse(line(&error)))?
+            .with_prepacking(packed)
+            .map_err(|error| refuse(line(&error)))?
+            // A plan of all buffers would be allocated beside the first run's, which stay: more memory and no less time.
+            .with_memory_pattern(false)
+            .map_err(|error| refuse(line(&error)))?
+            .with_operators(operators::domain(threads).map_err(|error| refuse(line(&error)))?)
+            .map_err(|error| refuse(line(&error)))?
+            .with_log_level(if provider == Provider::CoreMl {
+                LogLevel::Info
+            } else {
+                LogLevel::Error
+            })
+            .map_err(|error| refuse(line(&error)))?;
         for (name, length) in fixed {
             let length = i64::try_from(*length).unwrap_or(i64::MAX);
             builder = builder

@@ -182,6 +182,23 @@ pub struct Placement {
     pub nodes: usize,
 }
 
+impl Placement {
+    /// Of several graphs; `None` where not all of them say.
+    pub(crate) fn sum(parts: &[Option<Placement>]) -> Option<Placement> {
+        let none = Placement {
+            accelerated: 0,
+            nodes: 0,
+        };
+        parts.iter().try_fold(none, |sum, part| {
+            let part = (*part)?;
+            Some(Placement {
+                accelerated: sum.accelerated + part.accelerated,
+                nodes: sum.nodes + part.nodes,
+            })
+        })
+    }
+}
+
 /// A graph prepared by an engine. Values are in the engine's own form.
 pub trait EngineSession: Send {
     /// A tensor as the engine holds it.

@@ -1,10 +1,8 @@
 //! tract: pure Rust, no shared library. The only file that names it.
 
-use super::parts::open_parts;
 use super::session::{Description, EngineSession, Port, Session, Tensor};
-use super::{Backend, Options, Parts, Provider, catch};
+use super::{Backend, Decoder, Model, Options, Provider, TokenEmbedder, VisionEncoder, catch, parts};
 use crate::error::BackendError;
-use models::bundle::{Bundle, Variant};
 use models::dtype::DType;
 use std::collections::HashMap;
 use std::path::Path;
@@ -36,17 +34,23 @@ impl Backend for Tract {
         Ok(Box::new(TractSession::open(path, &[])?))
     }
 
-    fn open(
-        &self,
-        directory: &Path,
-        bundle: &Bundle,
-        variant: &Variant,
-        options: &Options,
-    ) -> Result<Parts, BackendError> {
-        use_threads(options.thread_count());
-        open_parts(directory, bundle, variant, &|path, fixed| {
-            TractSession::open(path, fixed)
-        })
+    fn targets(&self) -> &'static [&'static str] {
+        &["portable"]
+    }
+
+    fn vision_encoder(&self, model: &Model<'_>) -> Result<Box<dyn VisionEncoder>, BackendError> {
+        use_threads(model.options.thread_count());
+        parts::vision_encoder(model, &TractSession::open)
+    }
+
+    fn embedder(&self, model: &Model<'_>) -> Result<Box<dyn TokenEmbedder>, BackendError> {
+        use_threads(model.options.thread_count());
+        parts::embedder(model, &TractSession::open)
+    }
+
+    fn decoder(&self, model: &Model<'_>) -> Result<Box<dyn Decoder>, BackendError> {
+        use_threads(model.options.thread_count());
+        parts::decoder(model, &TractSession::open)
     }
 }
 

@@ -278,7 +278,7 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
                         row_length,
                         rows: work.ring,
                         pixels: P.min(right - tile),
-                        live: LANES.min(live - vector * LANES),
+                        live,
                         start: (image * height * width + tile) * outputs
                             + (channel + vector * LANES) * multiplier,
                     };

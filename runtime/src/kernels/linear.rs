@@ -1,7 +1,7 @@
 //! How is a row multiplied with a weight? `residual + activation(norm(x) W^T + bias)`, all in one pass.
 //!
-//! - Many rows: tasks are tiles of rows, each normalised, quantised and multiplied by the task that owns it; where there
-//!   are fewer tiles than threads can share, tiles are also split by columns, and rows are quantised beforehand.
+//! - Many rows: tasks are tiles of rows, each normalised, quantised and multiplied by the task that owns it; where
+//!   there are fewer tiles than threads can share, tiles are also split by columns, and rows are quantised beforehand.
 //! - Up to four rows: tasks are runs of panels, each read once, in order.
 
 use super::math::gelu;

@@ -83,8 +83,8 @@ pub unsafe fn gelu<V: Lanes>(x: V) -> V {
 /// GELU without a division, absolute error below 1e-4 up to `|x| = 100`: for values that are rounded to bytes at
 /// once.
 ///
-/// `x (1/2 + u P(u^2))`, `u` being `x` cut off at 4.2, where the bracket is 0 or 1 but for float32's rounding; `P` has the
-/// least possible maximum of the error, so that near zero the error is below 6e-4 of the value.
+/// `x (1/2 + u P(u^2))`, `u` being `x` cut off at 4.2, where the bracket is 0 or 1 but for float32's rounding; `P` has
+/// the least possible maximum of the error, so that near zero the error is below 6e-4 of the value.
 ///
 /// # Safety
 /// As [`Lanes`].
@@ -97,10 +97,10 @@ pub unsafe fn gelu_coarse<V: Lanes>(x: V) -> V {
         for coefficient in [
             7.941_341e-8,
             -3.037_932e-6,
-            6.689_070_2e-5,
+            6.689_07e-5,
             -9.506_575_5e-4,
-            9.298_229_5e-3,
-            -6.552_820_2e-2,
+            9.298_23e-3,
+            -6.552_82e-2,
             0.398_465_35,
         ] {
             p = p.mul_add(s, V::splat(coefficient));

@@ -2,10 +2,11 @@
 //! to twelve rows by two panels whose sums stay in registers.
 //!
 //! - The forms are those of the file: weights are mapped into memory and used where they lie.
-//! - Bytes: `dot` multiplies unsigned with signed bytes, so weights are stored + 128; what that adds to a sum, 128 times
-//!   the sum of the activations, is taken off beforehand ([`super::quantise`]). Sums are exact within a block of 128
-//!   and are added up in float32, each times its activations' scale. The column's scale comes last.
-//! - Nibbles, many rows: two panels at a time are turned into bytes on one scale per column, and go the way of the bytes.
+//! - Bytes: `dot` multiplies unsigned with signed bytes, so weights are stored + 128; what that adds to a sum, 128
+//!   times the sum of the activations, is taken off beforehand ([`super::quantise`]). Sums are exact within a block of
+//!   128 and are added up in float32, each times its activations' scale. The column's scale comes last.
+//! - Nibbles, many rows: two panels at a time are turned into bytes on one scale per column, and go the way of the
+//!   bytes.
 //! - Few rows: there the weights are read from memory once and used once, so all that counts is to read them in order.
 //!
 //! A sum's order over the inputs is always the same, whatever the tile and the task: results do not depend on either.

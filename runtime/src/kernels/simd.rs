@@ -287,7 +287,13 @@ unsafe impl Lanes for Portable {
     }
     #[inline(always)]
     unsafe fn interleave(self, other: Self) -> [Self; 2] {
-        let at = |i: usize| if i.is_multiple_of(2) { self.0[i / 2] } else { other.0[i / 2] };
+        let at = |i: usize| {
+            if i.is_multiple_of(2) {
+                self.0[i / 2]
+            } else {
+                other.0[i / 2]
+            }
+        };
         [each(at), each(|i| at(i + LANES))]
     }
     #[inline(always)]

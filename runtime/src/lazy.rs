@@ -1,0 +1,142 @@
+//! How does something get ready while other things happen? A thread of its own prepares it, whoever needs it first waits.
+
+use crate::error::EngineError;
+use std::fmt;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+type Outcome<T> = (Result<T, EngineError>, Instant);
+
+/// A value that a thread prepares.
+pub(crate) struct Lazy<T> {
+    name: &'static str,
+    prepare: Arc<dyn Fn() -> Result<T, EngineError> + Send + Sync>,
+    state: State<T>,
+    /// When it was there.
+    finished: Option<Instant>,
+}
+
+enum State<T> {
+    Coming(JoinHandle<Outcome<T>>),
+    Here(T),
+    /// Nobody prepares it: whoever needs it does.
+    Open,
+}
+
+impl<T: Send + 'static> Lazy<T> {
+    /// Begins to prepare a value on a thread called `name`.
+    pub(crate) fn begin(
+        name: &'static str,
+        prepare: impl Fn() -> Result<T, EngineError> + Send + Sync + 'static,
+    ) -> Lazy<T> {
+        let prepare: Arc<dyn Fn() -> Result<T, EngineError> + Send + Sync> = Arc::new(prepare);
+        let work = Arc::clone(&prepare);
+        let thread = std::thread::Builder::new().name(name.to_owned());
+        let state = match thread.spawn(move || (work(), Instant::now())) {
+            Ok(handle) => State::Coming(handle),
+            // No more threads: slower, not wrong.
+            Err(_) => State::Open,
+        };
+        Lazy {
+            name,
+            prepare,
+            state,
+            finished: None,
+        }
+    }
+
+    /// A value that is there; `prepare` would make it again.
+    pub(crate) fn ready(
+        name: &'static str,
+        value: T,
+        prepare: impl Fn() -> Result<T, EngineError> + Send + Sync + 'static,
+    ) -> Lazy<T> {
+        Lazy {
+            name,
+            prepare: Arc::new(prepare),
+            state: State::Here(value),
+            finished: Some(Instant::now()),
+        }
+    }
+
+    /// Whether [`Lazy::get`] would not wait.
+    pub(crate) fn is_ready(&self) -> bool {
+        match &self.state {
+            State::Coming(thread) => thread.is_finished(),
+            State::Here(_) => true,
+            State::Open => false,
+        }
+    }
+
+    /// When it was there; `None` if nobody has needed it yet.
+    pub(crate) fn finished(&self) -> Option<Instant> {
+        self.finished
+    }
+
+    /// The value, as soon as it is there. After an error it is prepared again when it is next needed.
+    pub(crate) fn get(&mut self) -> Result<&mut T, EngineError> {
+        let outcome = match std::mem::replace(&mut self.state, State::Open) {
+            State::Here(value) => (Ok(value), self.finished.unwrap_or_else(Instant::now)),
+            State::Coming(thread) => {
+                let network = self.name;
+                thread.join().map_err(|_| EngineError::Thread { network })?
+            }
+            State::Open => ((self.prepare)(), Instant::now()),
+        };
+        let (value, finished) = (outcome.0?, outcome.1);
+        self.finished = Some(finished);
+        self.state = State::Here(value);
+        match &mut self.state {
+            State::Here(value) => Ok(value),
+            _ => Err(EngineError::Thread { network: self.name }),
+        }
+    }
+}
+
+impl<T> fmt::Debug for Lazy<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lazy")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn it_is_prepared_once_and_again_after_an_error() {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&calls);
+        let mut lazy = Lazy::begin("counter", move || {
+            assert!(matches!(std::thread::current().name(), Some(name) if !name.is_empty()));
+            match counter.fetch_add(1, Ordering::Relaxed) {
+                0 => Err(EngineError::UnknownImage),
+                call => Ok(call),
+            }
+        });
+        assert!(lazy.get().is_err());
+        assert_eq!(lazy.finished(), None);
+        assert!(!lazy.is_ready());
+        assert_eq!(*lazy.get().unwrap(), 1);
+        let finished = lazy.finished().unwrap();
+        assert_eq!(*lazy.get().unwrap(), 1);
+        assert!(lazy.is_ready());
+        assert_eq!(lazy.finished(), Some(finished));
+        assert_eq!(calls.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn a_thread_that_panics_is_an_error() {
+        crate::backend::silence_caught_panics();
+        let mut lazy: Lazy<()> = Lazy::begin("victim", || panic!("expected by a test"));
+        let error = lazy.get().unwrap_err();
+        assert!(
+            matches!(error, EngineError::Thread { network: "victim" }),
+            "{error}"
+        );
+    }
+}
