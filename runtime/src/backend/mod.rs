@@ -580,6 +580,7 @@ mod tests {
         );
     }
 
+    #[cfg(all(feature = "ort", feature = "tract"))]
     fn bundle(variants: &[(&str, &str)]) -> Bundle {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bundle");
         let mut bundle = Bundle::open(&directory).unwrap();
