@@ -37,7 +37,6 @@ class Genai:
         config.overlay(
             '{"model": {"decoder": {"session_options": {"intra_op_num_threads": %d}}}}' % self.threads)
         self.model = onnxruntime_genai.Model(config)
-        self.ids = np.array(self.case.text_ids(), np.int32)
 
     def start(self):
         parameters = self.genai.GeneratorParams(self.model)
@@ -47,7 +46,7 @@ class Genai:
     def prefill(self, _features):
         self.generator = None
         self.start()
-        return self.feed(self.ids)
+        return self.feed(np.array(self.case.text_ids(), np.int32))
 
     def step(self, token):
         return self.feed(np.array([token], np.int32))
