@@ -236,6 +236,9 @@ def main():
             print(f"{name}\tconformance/benches/contestants/{peer.module}.py")
         return
     chosen.programs = chosen.programs.resolve()
+    for name in ("fvlm-export", "fvlm-run", "fvlm-conform"):
+        if not (chosen.programs / name).exists():
+            raise SystemExit(f"error: there is no {name} in {chosen.programs}: build it, or name its directory by --programs")
     work = chosen.work.resolve() / (chosen.size + ("-outliers" if chosen.outliers else ""))
     case.make(work, chosen.size, chosen.programs, chosen.tokenizer, chosen.outliers)
     mine, peers = prepare(chosen, work)
