@@ -56,6 +56,10 @@ const TASK_VECTORS: usize = 8;
 /// Bytes that a ring may take, if a tile needs no more.
 const RING_BYTES: usize = 384 << 10;
 
+/// Rows and columns of the largest kernel that reads its input in place: a larger one reads each number so often that
+/// the ring, which lies densely, is worth a copy.
+const IN_PLACE: usize = 3;
+
 /// How the output is cut into tasks, and what a task keeps of the input.
 #[derive(Debug, Clone, Copy)]
 struct Work {
@@ -71,6 +75,9 @@ struct Work {
     ring: usize,
     /// Input columns in the ring: enough for whole tiles of [`TILE`] pixels.
     padded: usize,
+    /// Whether the input is read where it lies. The ring is then a patch of one tile and one vector, for tiles at the
+    /// border of the image.
+    in_place: bool,
 }
 
 impl Work {
@@ -89,14 +96,29 @@ impl Work {
             .min(rows);
         // A few tasks a thread, but not so many that they mostly fill rings.
         let chunks = (4 * threads).div_ceil(conv.batch * groups * conv.output_size().1.div_ceil(columns));
+        let in_place = conv.kernel_size <= IN_PLACE;
         Work {
             vectors,
             columns,
             rows: rows.div_ceil(chunks).max(8.min(rows)),
             strip,
-            ring: (strip - 1) * conv.stride + conv.kernel_size,
-            padded,
+            ring: if in_place {
+                conv.kernel_size + conv.stride
+            } else {
+                (strip - 1) * conv.stride + conv.kernel_size
+            },
+            padded: if in_place {
+                (TILE - 1) * conv.stride + conv.kernel_size
+            } else {
+                padded
+            },
+            in_place,
         }
+    }
+
+    /// Numbers in the ring.
+    fn ring_length(&self) -> usize {
+        self.ring * self.padded * LANES * if self.in_place { 1 } else { self.vectors }
     }
 }
 
@@ -129,7 +151,7 @@ pub fn depthwise(isa: Isa, parallel: &dyn Parallel, conv: &DepthwiseConv<'_>, x:
     let groups = conv.channels.div_ceil(work.vectors * LANES);
     let tasks = conv.batch * rows.div_ceil(work.rows) * columns.div_ceil(work.columns) * groups;
     parallel.run(tasks, &|task| {
-        let ring = work.ring * work.vectors * work.padded * LANES;
+        let ring = work.ring_length();
         let taps = work.vectors * conv.multiplier * (taps + 1) * LANES;
         scratch(ring + taps, |space: &mut [f32]| {
             dispatch!(
@@ -206,9 +228,7 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
     out: &Shared<f32>,
 ) {
     let size = conv.kernel_size;
-    let stride = if S > 0 { S } else { conv.stride };
     let channels = conv.channels;
-    let pad = size / 2;
     let (height, width) = conv.output_size();
     let (groups, bands) = (
         channels.div_ceil(work.vectors * LANES),
@@ -219,24 +239,24 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
     let (chunk, image) = (task / groups / bands % chunks, task / groups / bands / chunks);
     let channel = group * work.vectors * LANES;
     let live = (work.vectors * LANES).min(channels - channel);
-    let vectors = live.div_ceil(LANES);
+    let task = Task {
+        image,
+        channel,
+        live,
+        left: band * work.columns,
+        right: (band * work.columns + work.columns).min(width),
+        rows: chunk * work.rows..(chunk * work.rows + work.rows).min(height),
+    };
     let x = &x[image * conv.height * conv.width * channels..][..conv.height * conv.width * channels];
-    let left = band * work.columns;
-    let right = (left + work.columns).min(width);
-    let first_row = chunk * work.rows;
-    let last_row = (first_row + work.rows).min(height);
 
     // Per vector of channels, and per output channel of each: the taps, then the bias.
-    let (ring, taps) = space.split_at_mut(work.ring * work.vectors * work.padded * LANES);
+    let (ring, taps) = space.split_at_mut(work.ring_length());
     let multiplier = conv.multiplier;
     let outputs = channels * multiplier;
-    let set = (size * size + 1) * LANES;
-    for (i, to) in taps
-        .chunks_exact_mut(LANES)
-        .enumerate()
-        .take(vectors * multiplier * (size * size + 1))
-    {
-        let (place, tap) = (i / (size * size + 1), i % (size * size + 1));
+    let set = size * size + 1;
+    let count = live.div_ceil(LANES) * multiplier * set;
+    for (i, to) in taps.chunks_exact_mut(LANES).enumerate().take(count) {
+        let (place, tap) = (i / set, i % set);
         let (vector, part) = (place / multiplier, place % multiplier);
         let from = if tap < size * size {
             &conv.kernel[tap * outputs..][..outputs]
@@ -249,64 +269,116 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
             *to = from[part];
         }
     }
+    // SAFETY: the caller's promise.
+    unsafe {
+        if work.in_place {
+            in_place::<V, S, P>(conv, &work, &task, x, ring, taps, out);
+        } else {
+            from_ring::<V, S, P>(conv, &work, &task, x, ring, taps, out);
+        }
+    }
+}
+
+/// What a task computes.
+struct Task {
+    /// Which image.
+    image: usize,
+    /// First input channel.
+    channel: usize,
+    /// How many of them.
+    live: usize,
+    /// First output column.
+    left: usize,
+    /// The column after the last.
+    right: usize,
+    /// Output rows.
+    rows: std::ops::Range<usize>,
+}
+
+impl Task {
+    /// The output's index of a pixel of the image's first row, in a vector of channels of the task.
+    fn start(&self, conv: &DepthwiseConv<'_>, column: usize, vector: usize) -> usize {
+        let (height, width) = conv.output_size();
+        ((self.image * height * width + column) * conv.channels + self.channel + vector * LANES)
+            * conv.multiplier
+    }
+
+    /// Channels of a vector.
+    fn live(&self, vector: usize) -> usize {
+        LANES.min(self.live - vector * LANES)
+    }
+}
+
+/// A task that copies its input into the ring: strip by strip, and down each tile.
+///
+/// # Safety
+/// As [`rows`].
+#[inline(always)]
+unsafe fn from_ring<V: Lanes, const S: usize, const P: usize>(
+    conv: &DepthwiseConv<'_>,
+    work: &Work,
+    task: &Task,
+    x: &[f32],
+    ring: &mut [f32],
+    taps: &[f32],
+    out: &Shared<f32>,
+) {
+    let size = conv.kernel_size;
+    let stride = if S > 0 { S } else { conv.stride };
+    let pad = size / 2;
+    let (channels, multiplier) = (conv.channels, conv.multiplier);
     let run_length = work.padded * LANES;
     let row_length = work.vectors * run_length;
-
     // The next input row to be copied.
-    let mut next = (first_row * stride).saturating_sub(pad);
+    let mut next = (task.rows.start * stride).saturating_sub(pad);
     // SAFETY: the ring has rows of `row_length`, and a strip reads no more different rows than there are; tiles end
     // inside `padded`. Output offsets are inside the slice whose length `depthwise` has checked; no other task writes
     // these pixels of these channels.
     unsafe {
-        for strip in (first_row..last_row).step_by(work.strip) {
-            let strip_end = (strip + work.strip).min(last_row);
+        for strip in task.rows.clone().step_by(work.strip) {
+            let strip_end = (strip + work.strip).min(task.rows.end);
             let needed = ((strip_end - 1) * stride + size - pad).min(conv.height);
             while next < needed {
                 let from = &x[next * conv.width * channels..][..conv.width * channels];
                 let to = &mut ring[next % work.ring * row_length..][..row_length];
-                copy_row::<V>(from, channels, channel, live, left * stride, pad, to, work.padded);
+                copy_row::<V>(
+                    from,
+                    channels,
+                    task.channel,
+                    task.live,
+                    task.left * stride,
+                    pad,
+                    to,
+                    work.padded,
+                );
                 next += 1;
             }
-            for vector in 0..vectors {
-                let live = LANES.min(live - vector * LANES);
-                let taps = taps.as_ptr().add(vector * multiplier * set);
-                for tile in (left..right).step_by(P) {
+            for vector in 0..task.live.div_ceil(LANES) {
+                let channel = task.channel + vector * LANES;
+                let taps = taps.as_ptr().add(vector * multiplier * (size * size + 1) * LANES);
+                for tile in (task.left..task.right).step_by(P) {
                     let at = Tile {
-                        ring: ring
+                        input: ring
                             .as_ptr()
-                            .add(vector * run_length + (tile - left) * stride * LANES),
+                            .add(vector * run_length + (tile - task.left) * stride * LANES),
                         row_length,
                         rows: work.ring,
-                        pixels: P.min(right - tile),
-                        live,
-                        start: (image * height * width + tile) * outputs
-                            + (channel + vector * LANES) * multiplier,
+                        pixels: P.min(task.right - tile),
+                        live: task.live(vector),
+                        start: task.start(conv, tile, vector),
                     };
-                    // What the next strip will copy is fetched while this one is computed.
-                    let ahead = |row: usize, rows: usize| {
-                        for y in 0..rows * stride {
+                    for row in (strip..strip_end).step_by(2) {
+                        // What the next strip will copy is fetched while this one is computed.
+                        for y in 0..2 * stride {
                             let y = next + (row - strip) * stride + y;
                             let from = x
                                 .as_ptr()
-                                .wrapping_add((y * conv.width + tile * stride) * channels);
+                                .wrapping_add((y * conv.width + tile * stride) * channels + channel);
                             for column in 0..P * stride {
-                                prefetch(from.wrapping_add(column * channels + channel + vector * LANES));
+                                prefetch(from.wrapping_add(column * channels));
                             }
                         }
-                    };
-                    if multiplier == 2 {
-                        for row in strip..strip_end {
-                            ahead(row, 1);
-                            both_parts::<V, S, P>(conv, &at, row, taps, out);
-                        }
-                    } else {
-                        for row in (strip..strip_end).step_by(2) {
-                            ahead(row, 2);
-                            let pair = row + 1 < strip_end;
-                            for part in 0..multiplier {
-                                both_rows::<V, S, P>(conv, &at, row, pair, part, taps.add(part * set), out);
-                            }
-                        }
+                        two_rows::<V, S, P>(conv, &at, LANES, row..(row + 2).min(strip_end), taps, out);
                     }
                 }
             }
@@ -314,13 +386,96 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
     }
 }
 
-/// A tile of pixels in one vector of channels.
+/// A task that reads its input where it lies, but for tiles over the border and vectors that are not full.
+///
+/// # Safety
+/// As [`rows`].
+#[inline(always)]
+unsafe fn in_place<V: Lanes, const S: usize, const P: usize>(
+    conv: &DepthwiseConv<'_>,
+    work: &Work,
+    task: &Task,
+    x: &[f32],
+    patch: &mut [f32],
+    taps: &[f32],
+    out: &Shared<f32>,
+) {
+    let size = conv.kernel_size;
+    let stride = if S > 0 { S } else { conv.stride };
+    let pad = size / 2;
+    let channels = conv.channels;
+    let row_length = conv.width * channels;
+    // SAFETY: a full vector of a tile whose columns all lie in the image is inside `x`; any other tile is copied to
+    // the patch, which has as many rows as lie under two output rows. Outputs as in `from_ring`.
+    unsafe {
+        for row in task.rows.clone().step_by(2) {
+            let rows = row..(row + 2).min(task.rows.end);
+            for tile in (task.left..task.right).step_by(P) {
+                // Columns under the tile, counted from the padding's first.
+                let columns = tile * stride..(tile + P - 1) * stride + size;
+                let inside = columns.start >= pad && columns.end <= conv.width + pad;
+                for y in 0..2 * stride {
+                    // The rows under the next two output rows.
+                    let y = (row + 2) * stride + size - 1 - pad + y - (stride - 1);
+                    let from = x
+                        .as_ptr()
+                        .wrapping_add(y * row_length + tile * stride * channels + task.channel);
+                    for column in 0..P * stride {
+                        for vector in 0..task.live.div_ceil(LANES) {
+                            prefetch(from.wrapping_add(column * channels + vector * LANES));
+                        }
+                    }
+                }
+                for vector in 0..task.live.div_ceil(LANES) {
+                    let channel = task.channel + vector * LANES;
+                    let live = task.live(vector);
+                    let taps = taps
+                        .as_ptr()
+                        .add(vector * conv.multiplier * (size * size + 1) * LANES);
+                    let mut at = Tile {
+                        input: x.as_ptr(),
+                        row_length,
+                        rows: conv.height,
+                        pixels: P.min(task.right - tile),
+                        live,
+                        start: task.start(conv, tile, vector),
+                    };
+                    if inside && live == LANES {
+                        at.input = at.input.add((columns.start - pad) * channels + channel);
+                        two_rows::<V, S, P>(conv, &at, channels, rows.clone(), taps, out);
+                    } else {
+                        let first = (rows.start * stride).saturating_sub(pad);
+                        let last = ((rows.end - 1) * stride + size - pad).min(conv.height);
+                        for y in first..last {
+                            copy_row::<V>(
+                                &x[y * row_length..][..row_length],
+                                channels,
+                                channel,
+                                live,
+                                columns.start,
+                                pad,
+                                &mut patch[y % work.ring * work.padded * LANES..][..work.padded * LANES],
+                                work.padded,
+                            );
+                        }
+                        at.input = patch.as_ptr();
+                        at.row_length = work.padded * LANES;
+                        at.rows = work.ring;
+                        two_rows::<V, S, P>(conv, &at, LANES, rows.clone(), taps, out);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A tile of pixels in one vector of channels, and where its input lies.
 struct Tile {
-    /// The tile's first column in the first row of the ring.
-    ring: *const f32,
-    /// Numbers from one row of the ring to the next.
+    /// The first column under the tile in row 0.
+    input: *const f32,
+    /// Numbers from one row to the next.
     row_length: usize,
-    /// Rows of the ring.
+    /// Rows until row 0's place is used again.
     rows: usize,
     /// Pixels to be written.
     pixels: usize,
@@ -330,16 +485,44 @@ struct Tile {
     start: usize,
 }
 
-/// Computes the tile in two output rows, or one, for output channels `part`, `part + M`, ..
+/// Computes a tile in one or two output rows; `step` is the numbers from one input column to the next.
 ///
 /// # Safety
-/// As [`rows`]: the ring has the input rows under both output rows, and no other task writes these pixels.
+/// As [`rows`]: all input rows under these output rows can be read, and no other task writes these pixels.
+#[inline(always)]
+unsafe fn two_rows<V: Lanes, const S: usize, const P: usize>(
+    conv: &DepthwiseConv<'_>,
+    at: &Tile,
+    step: usize,
+    rows: std::ops::Range<usize>,
+    taps: *const f32,
+    out: &Shared<f32>,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if conv.multiplier == 2 {
+            for row in rows {
+                both_parts::<V, S, P>(conv, at, step, row, taps, out);
+            }
+        } else {
+            let set = (conv.kernel_size * conv.kernel_size + 1) * LANES;
+            for part in 0..conv.multiplier {
+                both_rows::<V, S, P>(conv, at, step, rows.clone(), part, taps.add(part * set), out);
+            }
+        }
+    }
+}
+
+/// Computes a tile in one or two output rows, for output channels `part`, `part + M`, ..
+///
+/// # Safety
+/// As [`two_rows`].
 #[inline(always)]
 unsafe fn both_rows<V: Lanes, const S: usize, const P: usize>(
     conv: &DepthwiseConv<'_>,
     at: &Tile,
-    row: usize,
-    pair: bool,
+    step: usize,
+    rows: std::ops::Range<usize>,
     part: usize,
     taps: *const f32,
     out: &Shared<f32>,
@@ -354,12 +537,13 @@ unsafe fn both_rows<V: Lanes, const S: usize, const P: usize>(
         let bias = V::load(taps.add(size * size * LANES));
         let mut acc = [[bias; P]; 2];
         // Input rows under the tile, counted from the first tap's, as far as they lie in the image.
-        let top = row * stride;
+        let pair = rows.len() == 2;
+        let top = rows.start * stride;
         let first = pad.saturating_sub(top);
         let last = (conv.height + pad - top).min(if pair { size + stride } else { size });
         let mut ring_row = (top + first - pad) % at.rows;
         for tap in first..last {
-            let from = at.ring.add(ring_row * at.row_length);
+            let from = at.input.add(ring_row * at.row_length);
             ring_row += 1;
             if ring_row == at.rows {
                 ring_row = 0;
@@ -367,13 +551,13 @@ unsafe fn both_rows<V: Lanes, const S: usize, const P: usize>(
             let upper = taps.wrapping_add(tap * size * LANES);
             let lower = taps.wrapping_add(tap.wrapping_sub(stride).wrapping_mul(size * LANES));
             match (tap < size, pair && tap >= stride) {
-                (true, true) => add_both::<V, S, P>(&mut acc, from, [upper, lower], size, stride),
-                (true, false) => add_one::<V, S, P>(&mut acc[0], from, upper, size, stride),
-                (false, true) => add_one::<V, S, P>(&mut acc[1], from, lower, size, stride),
+                (true, true) => add_both::<V, S, P>(&mut acc, from, [upper, lower], size, stride, step),
+                (true, false) => add_one::<V, S, P>(&mut acc[0], from, upper, size, stride, step),
+                (false, true) => add_one::<V, S, P>(&mut acc[1], from, lower, size, stride, step),
                 (false, false) => (),
             }
         }
-        for (row, mut acc) in (row..row + 1 + usize::from(pair)).zip(acc) {
+        for (row, mut acc) in rows.zip(acc) {
             if conv.gelu {
                 unroll!(I < P { acc[I] = gelu(acc[I]) });
             }
@@ -397,11 +581,12 @@ unsafe fn both_rows<V: Lanes, const S: usize, const P: usize>(
 /// Computes the tile in one output row, for both output channels of each input channel.
 ///
 /// # Safety
-/// As [`both_rows`], with taps for two parts one after the other.
+/// As [`two_rows`], with taps for two parts one after the other.
 #[inline(always)]
 unsafe fn both_parts<V: Lanes, const S: usize, const P: usize>(
     conv: &DepthwiseConv<'_>,
     at: &Tile,
+    step: usize,
     row: usize,
     taps: *const f32,
     out: &Shared<f32>,
@@ -420,13 +605,13 @@ unsafe fn both_parts<V: Lanes, const S: usize, const P: usize>(
         let last = (conv.height + pad - top).min(size);
         let mut ring_row = (top + first - pad) % at.rows;
         for tap in first..last {
-            let from = at.ring.add(ring_row * at.row_length);
+            let from = at.input.add(ring_row * at.row_length);
             ring_row += 1;
             if ring_row == at.rows {
                 ring_row = 0;
             }
             let taps = [taps, second].map(|taps| taps.add(tap * size * LANES));
-            add_both::<V, S, P>(&mut acc, from, taps, size, stride);
+            add_both::<V, S, P>(&mut acc, from, taps, size, stride, step);
         }
         let start = at.start + row * width * outputs;
         unroll!(I < P {
@@ -454,7 +639,7 @@ unsafe fn both_parts<V: Lanes, const S: usize, const P: usize>(
 /// Adds one input row, times one row of taps, to a tile of pixels.
 ///
 /// # Safety
-/// As [`Lanes`]; `from` has `(P - 1) * stride + size` vectors, `taps` has `size`.
+/// As [`Lanes`]; `from` has `(P - 1) * stride + size` vectors, `step` numbers apart; `taps` has `size`.
 #[inline(always)]
 unsafe fn add_one<V: Lanes, const S: usize, const P: usize>(
     acc: &mut [V; P],
@@ -462,13 +647,14 @@ unsafe fn add_one<V: Lanes, const S: usize, const P: usize>(
     taps: *const f32,
     size: usize,
     stride: usize,
+    step: usize,
 ) {
     let stride = if S > 0 { S } else { stride };
     unsafe {
         for kx in 0..size {
             let weight = V::load(taps.add(kx * LANES));
-            let from = from.add(kx * LANES);
-            unroll!(I < P { acc[I] = V::load(from.add(I * stride * LANES)).mul_add(weight, acc[I]) });
+            let from = from.add(kx * step);
+            unroll!(I < P { acc[I] = V::load(from.add(I * stride * step)).mul_add(weight, acc[I]) });
         }
     }
 }
@@ -484,14 +670,15 @@ unsafe fn add_both<V: Lanes, const S: usize, const P: usize>(
     [upper, lower]: [*const f32; 2],
     size: usize,
     stride: usize,
+    step: usize,
 ) {
     let stride = if S > 0 { S } else { stride };
     unsafe {
         for kx in 0..size {
             let (first, second) = (V::load(upper.add(kx * LANES)), V::load(lower.add(kx * LANES)));
-            let from = from.add(kx * LANES);
+            let from = from.add(kx * step);
             unroll!(I < P {
-                let x = V::load(from.add(I * stride * LANES));
+                let x = V::load(from.add(I * stride * step));
                 acc[0][I] = x.mul_add(first, acc[0][I]);
                 acc[1][I] = x.mul_add(second, acc[1][I]);
             });
