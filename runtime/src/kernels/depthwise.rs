@@ -3,11 +3,13 @@
 //! A task computes a rectangle of pixels in some vectors of channels. It copies the input rows it needs, one vector of
 //! channels after the other and zeros where the image ends, into a ring of rows that stays in the second-level cache,
 //! and runs down tiles of neighbouring pixels, so that the part of the ring under a tile stays in the first. In a
-//! tile, every number loaded from the ring meets all taps of its row in registers.
+//! tile, every number loaded from the ring meets two taps in registers: those of two output rows or, where every input
+//! channel has two output channels, of both.
 
 use super::math::gelu;
 use super::parallel::{Parallel, Shared, scratch};
 use super::simd::{Isa, LANES, Lanes, dispatch, prefetch};
+use std::ops::Range;
 
 /// A depthwise convolution (as many groups as input channels), padded with zeros by half the kernel on each side.
 #[derive(Debug, Clone, Copy)]
@@ -56,10 +58,6 @@ const TASK_VECTORS: usize = 8;
 /// Bytes that a ring may take, if a tile needs no more.
 const RING_BYTES: usize = 384 << 10;
 
-/// Rows and columns of the largest kernel that reads its input in place: a larger one reads each number so often that
-/// the ring, which lies densely, is worth a copy.
-const IN_PLACE: usize = 3;
-
 /// How the output is cut into tasks, and what a task keeps of the input.
 #[derive(Debug, Clone, Copy)]
 struct Work {
@@ -75,9 +73,6 @@ struct Work {
     ring: usize,
     /// Input columns in the ring: enough for whole tiles of [`TILE`] pixels.
     padded: usize,
-    /// Whether the input is read where it lies. The ring is then a patch of one tile and one vector, for tiles at the
-    /// border of the image.
-    in_place: bool,
 }
 
 impl Work {
@@ -96,29 +91,14 @@ impl Work {
             .min(rows);
         // A few tasks a thread, but not so many that they mostly fill rings.
         let chunks = (4 * threads).div_ceil(conv.batch * groups * conv.output_size().1.div_ceil(columns));
-        let in_place = conv.kernel_size <= IN_PLACE;
         Work {
             vectors,
             columns,
             rows: rows.div_ceil(chunks).max(8.min(rows)),
             strip,
-            ring: if in_place {
-                conv.kernel_size + conv.stride
-            } else {
-                (strip - 1) * conv.stride + conv.kernel_size
-            },
-            padded: if in_place {
-                (TILE - 1) * conv.stride + conv.kernel_size
-            } else {
-                padded
-            },
-            in_place,
+            ring: (strip - 1) * conv.stride + conv.kernel_size,
+            padded,
         }
-    }
-
-    /// Numbers in the ring.
-    fn ring_length(&self) -> usize {
-        self.ring * self.padded * LANES * if self.in_place { 1 } else { self.vectors }
     }
 }
 
@@ -151,7 +131,7 @@ pub fn depthwise(isa: Isa, parallel: &dyn Parallel, conv: &DepthwiseConv<'_>, x:
     let groups = conv.channels.div_ceil(work.vectors * LANES);
     let tasks = conv.batch * rows.div_ceil(work.rows) * columns.div_ceil(work.columns) * groups;
     parallel.run(tasks, &|task| {
-        let ring = work.ring_length();
+        let ring = work.ring * work.vectors * work.padded * LANES;
         let taps = work.vectors * conv.multiplier * (taps + 1) * LANES;
         scratch(ring + taps, |space: &mut [f32]| {
             dispatch!(
@@ -228,7 +208,9 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
     out: &Shared<f32>,
 ) {
     let size = conv.kernel_size;
+    let stride = if S > 0 { S } else { conv.stride };
     let channels = conv.channels;
+    let pad = size / 2;
     let (height, width) = conv.output_size();
     let (groups, bands) = (
         channels.div_ceil(work.vectors * LANES),
@@ -239,24 +221,24 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
     let (chunk, image) = (task / groups / bands % chunks, task / groups / bands / chunks);
     let channel = group * work.vectors * LANES;
     let live = (work.vectors * LANES).min(channels - channel);
-    let task = Task {
-        image,
-        channel,
-        live,
-        left: band * work.columns,
-        right: (band * work.columns + work.columns).min(width),
-        rows: chunk * work.rows..(chunk * work.rows + work.rows).min(height),
-    };
+    let vectors = live.div_ceil(LANES);
     let x = &x[image * conv.height * conv.width * channels..][..conv.height * conv.width * channels];
+    let left = band * work.columns;
+    let right = (left + work.columns).min(width);
+    let first_row = chunk * work.rows;
+    let last_row = (first_row + work.rows).min(height);
 
     // Per vector of channels, and per output channel of each: the taps, then the bias.
-    let (ring, taps) = space.split_at_mut(work.ring_length());
+    let (ring, taps) = space.split_at_mut(work.ring * work.vectors * work.padded * LANES);
     let multiplier = conv.multiplier;
     let outputs = channels * multiplier;
-    let set = size * size + 1;
-    let count = live.div_ceil(LANES) * multiplier * set;
-    for (i, to) in taps.chunks_exact_mut(LANES).enumerate().take(count) {
-        let (place, tap) = (i / set, i % set);
+    let set = (size * size + 1) * LANES;
+    for (i, to) in taps
+        .chunks_exact_mut(LANES)
+        .enumerate()
+        .take(vectors * multiplier * (size * size + 1))
+    {
+        let (place, tap) = (i / (size * size + 1), i % (size * size + 1));
         let (vector, part) = (place / multiplier, place % multiplier);
         let from = if tap < size * size {
             &conv.kernel[tap * outputs..][..outputs]
@@ -269,116 +251,105 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
             *to = from[part];
         }
     }
-    // SAFETY: the caller's promise.
-    unsafe {
-        if work.in_place {
-            in_place::<V, S, P>(conv, &work, &task, x, ring, taps, out);
-        } else {
-            from_ring::<V, S, P>(conv, &work, &task, x, ring, taps, out);
-        }
-    }
-}
-
-/// What a task computes.
-struct Task {
-    /// Which image.
-    image: usize,
-    /// First input channel.
-    channel: usize,
-    /// How many of them.
-    live: usize,
-    /// First output column.
-    left: usize,
-    /// The column after the last.
-    right: usize,
-    /// Output rows.
-    rows: std::ops::Range<usize>,
-}
-
-impl Task {
-    /// The output's index of a pixel of the image's first row, in a vector of channels of the task.
-    fn start(&self, conv: &DepthwiseConv<'_>, column: usize, vector: usize) -> usize {
-        let (height, width) = conv.output_size();
-        ((self.image * height * width + column) * conv.channels + self.channel + vector * LANES)
-            * conv.multiplier
-    }
-
-    /// Channels of a vector.
-    fn live(&self, vector: usize) -> usize {
-        LANES.min(self.live - vector * LANES)
-    }
-}
-
-/// A task that copies its input into the ring: strip by strip, and down each tile.
-///
-/// # Safety
-/// As [`rows`].
-#[inline(always)]
-unsafe fn from_ring<V: Lanes, const S: usize, const P: usize>(
-    conv: &DepthwiseConv<'_>,
-    work: &Work,
-    task: &Task,
-    x: &[f32],
-    ring: &mut [f32],
-    taps: &[f32],
-    out: &Shared<f32>,
-) {
-    let size = conv.kernel_size;
-    let stride = if S > 0 { S } else { conv.stride };
-    let pad = size / 2;
-    let (channels, multiplier) = (conv.channels, conv.multiplier);
     let run_length = work.padded * LANES;
     let row_length = work.vectors * run_length;
+
     // The next input row to be copied.
-    let mut next = (task.rows.start * stride).saturating_sub(pad);
+    let mut next = (first_row * stride).saturating_sub(pad);
     // SAFETY: the ring has rows of `row_length`, and a strip reads no more different rows than there are; tiles end
     // inside `padded`. Output offsets are inside the slice whose length `depthwise` has checked; no other task writes
     // these pixels of these channels.
     unsafe {
-        for strip in task.rows.clone().step_by(work.strip) {
-            let strip_end = (strip + work.strip).min(task.rows.end);
+        for strip in (first_row..last_row).step_by(work.strip) {
+            let strip_end = (strip + work.strip).min(last_row);
             let needed = ((strip_end - 1) * stride + size - pad).min(conv.height);
             while next < needed {
                 let from = &x[next * conv.width * channels..][..conv.width * channels];
                 let to = &mut ring[next % work.ring * row_length..][..row_length];
-                copy_row::<V>(
-                    from,
-                    channels,
-                    task.channel,
-                    task.live,
-                    task.left * stride,
-                    pad,
-                    to,
-                    work.padded,
-                );
+                copy_row::<V>(from, channels, channel, live, left * stride, pad, to, work.padded);
                 next += 1;
             }
-            for vector in 0..task.live.div_ceil(LANES) {
-                let channel = task.channel + vector * LANES;
-                let taps = taps.as_ptr().add(vector * multiplier * (size * size + 1) * LANES);
-                for tile in (task.left..task.right).step_by(P) {
-                    let at = Tile {
-                        input: ring
-                            .as_ptr()
-                            .add(vector * run_length + (tile - task.left) * stride * LANES),
-                        row_length,
-                        rows: work.ring,
-                        pixels: P.min(task.right - tile),
-                        live: task.live(vector),
-                        start: task.start(conv, tile, vector),
-                    };
-                    for row in (strip..strip_end).step_by(2) {
-                        // What the next strip will copy is fetched while this one is computed.
-                        for y in 0..2 * stride {
-                            let y = next + (row - strip) * stride + y;
-                            let from = x
-                                .as_ptr()
-                                .wrapping_add((y * conv.width + tile * stride) * channels + channel);
-                            for column in 0..P * stride {
-                                prefetch(from.wrapping_add(column * channels));
+            for vector in 0..vectors {
+                let live = LANES.min(live - vector * LANES);
+                let taps = taps.as_ptr().add(vector * multiplier * set);
+                for tile in (left..right).step_by(P) {
+                    let pixels = P.min(right - tile);
+                    let ring = ring
+                        .as_ptr()
+                        .add(vector * run_length + (tile - left) * stride * LANES);
+                    if multiplier > 1 {
+                        let at = Tile {
+                            ring,
+                            row_length,
+                            rows: work.ring,
+                            pixels,
+                            live,
+                            start: (image * height * width + tile) * outputs
+                                + (channel + vector * LANES) * multiplier,
+                        };
+                        for row in strip..strip_end {
+                            let rows = next + (row - strip) * stride..next + (row + 1 - strip) * stride;
+                            let columns = tile * stride..(tile + P) * stride;
+                            fetch(conv, x, rows, columns, channel + vector * LANES);
+                            for part in (0..multiplier).step_by(2) {
+                                both_parts::<V, S, P>(conv, &at, row, part, taps, out);
                             }
                         }
-                        two_rows::<V, S, P>(conv, &at, LANES, row..(row + 2).min(strip_end), taps, out);
+                        continue;
+                    }
+                    for row in (strip..strip_end).step_by(2) {
+                        let pair = row + 1 < strip_end;
+                        // What the next strip will copy is fetched while this one is computed.
+                        for ahead in 0..2 * stride {
+                            let ahead = next + (row - strip) * stride + ahead;
+                            let ahead = x
+                                .as_ptr()
+                                .wrapping_add((ahead * conv.width + tile * stride) * channels);
+                            for column in 0..P * stride {
+                                prefetch(ahead.wrapping_add(column * channels + channel + vector * LANES));
+                            }
+                        }
+                        let bias = V::load(taps.add(size * size * LANES));
+                        let mut acc = [[bias; P]; 2];
+                        // Input rows under the tile, counted from the first tap's, as far as they lie in the image.
+                        let top = row * stride;
+                        let first = pad.saturating_sub(top);
+                        let last = (conv.height + pad - top).min(if pair { size + stride } else { size });
+                        let mut ring_row = (top + first - pad) % work.ring;
+                        for at in first..last {
+                            let from = ring.add(ring_row * row_length);
+                            ring_row += 1;
+                            if ring_row == work.ring {
+                                ring_row = 0;
+                            }
+                            let upper = taps.wrapping_add(at * size * LANES);
+                            let lower = taps.wrapping_add(at.wrapping_sub(stride).wrapping_mul(size * LANES));
+                            match (at < size, pair && at >= stride) {
+                                (true, true) => {
+                                    add_both::<V, S, P>(&mut acc, from, [upper, lower], size, stride)
+                                }
+                                (true, false) => add_one::<V, S, P>(&mut acc[0], from, upper, size, stride),
+                                (false, true) => add_one::<V, S, P>(&mut acc[1], from, lower, size, stride),
+                                (false, false) => (),
+                            }
+                        }
+                        for (row, mut acc) in (row..strip_end).zip(acc) {
+                            if conv.gelu {
+                                unroll!(I < P { acc[I] = gelu(acc[I]) });
+                            }
+                            let start =
+                                ((image * height + row) * width + tile) * channels + channel + vector * LANES;
+                            if live == LANES && pixels == P {
+                                unroll!(I < P { acc[I].store(out.part(start + I * channels, LANES).as_mut_ptr()) });
+                            } else {
+                                for (i, value) in acc.iter().take(pixels).enumerate() {
+                                    let mut lanes = [0.0; LANES];
+                                    value.store(lanes.as_mut_ptr());
+                                    out.part(start + i * channels, live)
+                                        .copy_from_slice(&lanes[..live]);
+                                }
+                            }
+                        }
                     }
                 }
             }
@@ -386,96 +357,27 @@ unsafe fn from_ring<V: Lanes, const S: usize, const P: usize>(
     }
 }
 
-/// A task that reads its input where it lies, but for tiles over the border and vectors that are not full.
-///
-/// # Safety
-/// As [`rows`].
+/// Asks for one vector of channels of some rows and columns, which need not exist: what the next strip will copy is
+/// fetched while this one is computed.
 #[inline(always)]
-unsafe fn in_place<V: Lanes, const S: usize, const P: usize>(
-    conv: &DepthwiseConv<'_>,
-    work: &Work,
-    task: &Task,
-    x: &[f32],
-    patch: &mut [f32],
-    taps: &[f32],
-    out: &Shared<f32>,
-) {
-    let size = conv.kernel_size;
-    let stride = if S > 0 { S } else { conv.stride };
-    let pad = size / 2;
-    let channels = conv.channels;
-    let row_length = conv.width * channels;
-    // SAFETY: a full vector of a tile whose columns all lie in the image is inside `x`; any other tile is copied to
-    // the patch, which has as many rows as lie under two output rows. Outputs as in `from_ring`.
-    unsafe {
-        for row in task.rows.clone().step_by(2) {
-            let rows = row..(row + 2).min(task.rows.end);
-            for tile in (task.left..task.right).step_by(P) {
-                // Columns under the tile, counted from the padding's first.
-                let columns = tile * stride..(tile + P - 1) * stride + size;
-                let inside = columns.start >= pad && columns.end <= conv.width + pad;
-                for y in 0..2 * stride {
-                    // The rows under the next two output rows.
-                    let y = (row + 2) * stride + size - 1 - pad + y - (stride - 1);
-                    let from = x
-                        .as_ptr()
-                        .wrapping_add(y * row_length + tile * stride * channels + task.channel);
-                    for column in 0..P * stride {
-                        for vector in 0..task.live.div_ceil(LANES) {
-                            prefetch(from.wrapping_add(column * channels + vector * LANES));
-                        }
-                    }
-                }
-                for vector in 0..task.live.div_ceil(LANES) {
-                    let channel = task.channel + vector * LANES;
-                    let live = task.live(vector);
-                    let taps = taps
-                        .as_ptr()
-                        .add(vector * conv.multiplier * (size * size + 1) * LANES);
-                    let mut at = Tile {
-                        input: x.as_ptr(),
-                        row_length,
-                        rows: conv.height,
-                        pixels: P.min(task.right - tile),
-                        live,
-                        start: task.start(conv, tile, vector),
-                    };
-                    if inside && live == LANES {
-                        at.input = at.input.add((columns.start - pad) * channels + channel);
-                        two_rows::<V, S, P>(conv, &at, channels, rows.clone(), taps, out);
-                    } else {
-                        let first = (rows.start * stride).saturating_sub(pad);
-                        let last = ((rows.end - 1) * stride + size - pad).min(conv.height);
-                        for y in first..last {
-                            copy_row::<V>(
-                                &x[y * row_length..][..row_length],
-                                channels,
-                                channel,
-                                live,
-                                columns.start,
-                                pad,
-                                &mut patch[y % work.ring * work.padded * LANES..][..work.padded * LANES],
-                                work.padded,
-                            );
-                        }
-                        at.input = patch.as_ptr();
-                        at.row_length = work.padded * LANES;
-                        at.rows = work.ring;
-                        two_rows::<V, S, P>(conv, &at, LANES, rows.clone(), taps, out);
-                    }
-                }
-            }
+fn fetch(conv: &DepthwiseConv<'_>, x: &[f32], rows: Range<usize>, columns: Range<usize>, channel: usize) {
+    for row in rows {
+        for column in columns.clone() {
+            prefetch(
+                x.as_ptr()
+                    .wrapping_add((row * conv.width + column) * conv.channels + channel),
+            );
         }
     }
 }
 
-/// A tile of pixels in one vector of channels, and where its input lies.
+/// A tile of pixels in one vector of channels.
 struct Tile {
-    /// The first column under the tile in row 0.
-    input: *const f32,
-    /// Numbers from one row to the next.
+    /// The tile's first column in the first row of the ring.
+    ring: *const f32,
+    /// Numbers from one row of the ring to the next.
     row_length: usize,
-    /// Rows until row 0's place is used again.
+    /// Rows of the ring.
     rows: usize,
     /// Pixels to be written.
     pixels: usize,
@@ -485,44 +387,15 @@ struct Tile {
     start: usize,
 }
 
-/// Computes a tile in one or two output rows; `step` is the numbers from one input column to the next.
+/// Computes the tile in one output row, for output channels `part` and `part + 1` of each input channel.
 ///
 /// # Safety
-/// As [`rows`]: all input rows under these output rows can be read, and no other task writes these pixels.
+/// As [`rows`]: the ring has the input rows under the output row, and no other task writes these pixels.
 #[inline(always)]
-unsafe fn two_rows<V: Lanes, const S: usize, const P: usize>(
+unsafe fn both_parts<V: Lanes, const S: usize, const P: usize>(
     conv: &DepthwiseConv<'_>,
     at: &Tile,
-    step: usize,
-    rows: std::ops::Range<usize>,
-    taps: *const f32,
-    out: &Shared<f32>,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        if conv.multiplier == 2 {
-            for row in rows {
-                both_parts::<V, S, P>(conv, at, step, row, taps, out);
-            }
-        } else {
-            let set = (conv.kernel_size * conv.kernel_size + 1) * LANES;
-            for part in 0..conv.multiplier {
-                both_rows::<V, S, P>(conv, at, step, rows.clone(), part, taps.add(part * set), out);
-            }
-        }
-    }
-}
-
-/// Computes a tile in one or two output rows, for output channels `part`, `part + M`, ..
-///
-/// # Safety
-/// As [`two_rows`].
-#[inline(always)]
-unsafe fn both_rows<V: Lanes, const S: usize, const P: usize>(
-    conv: &DepthwiseConv<'_>,
-    at: &Tile,
-    step: usize,
-    rows: std::ops::Range<usize>,
+    row: usize,
     part: usize,
     taps: *const f32,
     out: &Shared<f32>,
@@ -530,88 +403,29 @@ unsafe fn both_rows<V: Lanes, const S: usize, const P: usize>(
     let size = conv.kernel_size;
     let stride = if S > 0 { S } else { conv.stride };
     let pad = size / 2;
-    let outputs = conv.channels * conv.multiplier;
+    let multiplier = conv.multiplier;
+    let outputs = conv.channels * multiplier;
+    let set = (size * size + 1) * LANES;
     let (_, width) = conv.output_size();
     // SAFETY: the caller's promise.
     unsafe {
-        let bias = V::load(taps.add(size * size * LANES));
-        let mut acc = [[bias; P]; 2];
-        // Input rows under the tile, counted from the first tap's, as far as they lie in the image.
-        let pair = rows.len() == 2;
-        let top = rows.start * stride;
-        let first = pad.saturating_sub(top);
-        let last = (conv.height + pad - top).min(if pair { size + stride } else { size });
-        let mut ring_row = (top + first - pad) % at.rows;
-        for tap in first..last {
-            let from = at.input.add(ring_row * at.row_length);
-            ring_row += 1;
-            if ring_row == at.rows {
-                ring_row = 0;
-            }
-            let upper = taps.wrapping_add(tap * size * LANES);
-            let lower = taps.wrapping_add(tap.wrapping_sub(stride).wrapping_mul(size * LANES));
-            match (tap < size, pair && tap >= stride) {
-                (true, true) => add_both::<V, S, P>(&mut acc, from, [upper, lower], size, stride, step),
-                (true, false) => add_one::<V, S, P>(&mut acc[0], from, upper, size, stride, step),
-                (false, true) => add_one::<V, S, P>(&mut acc[1], from, lower, size, stride, step),
-                (false, false) => (),
-            }
-        }
-        for (row, mut acc) in rows.zip(acc) {
-            if conv.gelu {
-                unroll!(I < P { acc[I] = gelu(acc[I]) });
-            }
-            let start = at.start + row * width * outputs;
-            if at.live == LANES && at.pixels == P && conv.multiplier == 1 {
-                unroll!(I < P { acc[I].store(out.part(start + I * outputs, LANES).as_mut_ptr()) });
-            } else {
-                for (i, value) in acc.iter().take(at.pixels).enumerate() {
-                    let mut lanes = [0.0; LANES];
-                    value.store(lanes.as_mut_ptr());
-                    let to = out.part(start + i * outputs, at.live * conv.multiplier);
-                    for (to, lane) in to.chunks_exact_mut(conv.multiplier).zip(lanes) {
-                        to[part] = lane;
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Computes the tile in one output row, for both output channels of each input channel.
-///
-/// # Safety
-/// As [`two_rows`], with taps for two parts one after the other.
-#[inline(always)]
-unsafe fn both_parts<V: Lanes, const S: usize, const P: usize>(
-    conv: &DepthwiseConv<'_>,
-    at: &Tile,
-    step: usize,
-    row: usize,
-    taps: *const f32,
-    out: &Shared<f32>,
-) {
-    let size = conv.kernel_size;
-    let stride = if S > 0 { S } else { conv.stride };
-    let pad = size / 2;
-    let outputs = 2 * conv.channels;
-    let (_, width) = conv.output_size();
-    // SAFETY: the caller's promise.
-    unsafe {
-        let second = taps.add((size * size + 1) * LANES);
-        let mut acc = [taps, second].map(|taps| [V::load(taps.add(size * size * LANES)); P]);
+        // Where there is no second part, the first is computed twice.
+        let second = taps.add((part + 1).min(multiplier - 1) * set);
+        let taps = taps.add(part * set);
+        let bias = size * size * LANES;
+        let mut acc = [[V::load(taps.add(bias)); P], [V::load(second.add(bias)); P]];
         let top = row * stride;
         let first = pad.saturating_sub(top);
         let last = (conv.height + pad - top).min(size);
         let mut ring_row = (top + first - pad) % at.rows;
         for tap in first..last {
-            let from = at.input.add(ring_row * at.row_length);
+            let from = at.ring.add(ring_row * at.row_length);
             ring_row += 1;
             if ring_row == at.rows {
                 ring_row = 0;
             }
-            let taps = [taps, second].map(|taps| taps.add(tap * size * LANES));
-            add_both::<V, S, P>(&mut acc, from, taps, size, stride, step);
+            let tap = tap * size * LANES;
+            add_both::<V, S, P>(&mut acc, from, [taps.add(tap), second.add(tap)], size, stride);
         }
         let start = at.start + row * width * outputs;
         unroll!(I < P {
@@ -621,15 +435,18 @@ unsafe fn both_parts<V: Lanes, const S: usize, const P: usize>(
             }
             let pair = pair[0].interleave(pair[1]);
             if I < at.pixels {
-                let to = out.part(start + I * outputs, 2 * at.live);
-                if at.live == LANES {
+                let to = out.part(start + I * outputs, at.live * multiplier);
+                if at.live == LANES && multiplier == 2 {
                     pair[0].store(to.as_mut_ptr());
                     pair[1].store(to.as_mut_ptr().add(LANES));
                 } else {
                     let mut lanes = [0.0; 2 * LANES];
                     pair[0].store(lanes.as_mut_ptr());
                     pair[1].store(lanes.as_mut_ptr().add(LANES));
-                    to.copy_from_slice(&lanes[..2 * at.live]);
+                    for (to, lanes) in to.chunks_exact_mut(multiplier).zip(lanes.chunks_exact(2)) {
+                        let to = &mut to[part..(part + 2).min(multiplier)];
+                        to.copy_from_slice(&lanes[..to.len()]);
+                    }
                 }
             }
         });
@@ -639,7 +456,7 @@ unsafe fn both_parts<V: Lanes, const S: usize, const P: usize>(
 /// Adds one input row, times one row of taps, to a tile of pixels.
 ///
 /// # Safety
-/// As [`Lanes`]; `from` has `(P - 1) * stride + size` vectors, `step` numbers apart; `taps` has `size`.
+/// As [`Lanes`]; `from` has `(P - 1) * stride + size` vectors, `taps` has `size`.
 #[inline(always)]
 unsafe fn add_one<V: Lanes, const S: usize, const P: usize>(
     acc: &mut [V; P],
@@ -647,14 +464,13 @@ unsafe fn add_one<V: Lanes, const S: usize, const P: usize>(
     taps: *const f32,
     size: usize,
     stride: usize,
-    step: usize,
 ) {
     let stride = if S > 0 { S } else { stride };
     unsafe {
         for kx in 0..size {
             let weight = V::load(taps.add(kx * LANES));
-            let from = from.add(kx * step);
-            unroll!(I < P { acc[I] = V::load(from.add(I * stride * step)).mul_add(weight, acc[I]) });
+            let from = from.add(kx * LANES);
+            unroll!(I < P { acc[I] = V::load(from.add(I * stride * LANES)).mul_add(weight, acc[I]) });
         }
     }
 }
@@ -670,15 +486,14 @@ unsafe fn add_both<V: Lanes, const S: usize, const P: usize>(
     [upper, lower]: [*const f32; 2],
     size: usize,
     stride: usize,
-    step: usize,
 ) {
     let stride = if S > 0 { S } else { stride };
     unsafe {
         for kx in 0..size {
             let (first, second) = (V::load(upper.add(kx * LANES)), V::load(lower.add(kx * LANES)));
-            let from = from.add(kx * step);
+            let from = from.add(kx * LANES);
             unroll!(I < P {
-                let x = V::load(from.add(I * stride * step));
+                let x = V::load(from.add(I * stride * LANES));
                 acc[0][I] = x.mul_add(first, acc[0][I]);
                 acc[1][I] = x.mul_add(second, acc[1][I]);
             });
