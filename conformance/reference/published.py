@@ -89,9 +89,18 @@ def load_strictly(module, state, head_is_tied):
 class Preprocessing:
     """CLIP's processor on Pillow, with LLaVA's padding to a square where the layout asks for it."""
 
-    def __init__(self, processor, pad):
-        self.processor = processor
+    def __init__(self, config, pad):
+        self.config = config
+        self.processor = clip_processor(config)
         self.pad = pad
+
+    def at_size(self, side):
+        """The same for images of another size: the resize keeps its relation to the crop."""
+        crop = self.config["crop_size"]
+        crop = crop["height"] if isinstance(crop, dict) else crop
+        edge = (self.config["size"]["shortest_edge"] * side + crop // 2) // crop
+        return Preprocessing(self.config | {"size": {"shortest_edge": edge},
+                                            "crop_size": {"height": side, "width": side}}, self.pad)
 
     def __call__(self, images):
         squares = [self.square(image.convert("RGB")) if self.pad else image.convert("RGB") for image in images]
@@ -186,7 +195,7 @@ class Transformers(Decoding):
             self.architecture += ", tensors of Apple's layout renamed"
         self.language_model = self.model.model.language_model
         self.head = self.model.lm_head
-        self.preprocess = Preprocessing(clip_processor(image_config), llava and config.get("image_aspect_ratio") == "pad")
+        self.preprocess = Preprocessing(image_config, llava and config.get("image_aspect_ratio") == "pad")
 
     def modules(self):
         return [self.model]
@@ -236,8 +245,8 @@ class Apple(Decoding):
         self.decoder = model
         edge = int(config["mm_vision_tower"].split("_")[-1])
         self.preprocess = Preprocessing(
-            clip_processor({"size": {"shortest_edge": edge}, "crop_size": {"height": edge, "width": edge},
-                            "image_mean": [0.0] * 3, "image_std": [1.0] * 3}), config.get("image_aspect_ratio") == "pad")
+            {"size": {"shortest_edge": edge}, "crop_size": {"height": edge, "width": edge},
+             "image_mean": [0.0] * 3, "image_std": [1.0] * 3}, config.get("image_aspect_ratio") == "pad")
 
     def modules(self):
         return [self.tower, self.projector, self.decoder]

@@ -3,7 +3,7 @@
 
     python record.py --recipe NAME                      one of recipes.json, into conformance/golden
     python record.py --recipe all
-    python record.py --model DIR|ORG/NAME --image FILE [--question TEXT] -o OUT      for weights of your own
+    python record.py --model DIR|ORG/NAME --image FILE [--question TEXT] [--image-size N] -o OUT      for weights of your own
 """
 
 import argparse
@@ -306,6 +306,9 @@ def compare_with_whole(model, text, row, embeds, pixels, tokens):
 def record(checkpoint, source, cases, name, output, options, note):
     model = published.Apple(source, options.apple_repo) if use_apple(source, options) else (
         published.Transformers(source))
+    if options.image_size:
+        # The tower is convolutional: it takes what the processor gives.
+        model.preprocess = model.preprocess.at_size(options.image_size)
     text = Text(source, model)
     recording = Recording(options.full_limit, options.samples)
     entries, tokens = [], None
@@ -325,7 +328,10 @@ def record(checkpoint, source, cases, name, output, options, note):
     reference = {"schema": 1, "name": name, "checkpoint": checkpoint,
                  "recorder": {"command": note, "versions": published.versions(), "architecture": model.architecture,
                               "dtype": "float32", "fp16_noise_error": errors},
-                 "tolerances": tolerances, "tensors": f"{name}.safetensors", "image_tokens": tokens, "cases": entries}
+                 "tolerances": tolerances, "tensors": f"{name}.safetensors", "image_size": options.image_size,
+                 "image_tokens": tokens, "cases": entries}
+    if options.image_size is None:
+        del reference["image_size"]
     output.mkdir(parents=True, exist_ok=True)
     save_file(recording.tensors, output / f"{name}.safetensors")
     (output / f"{name}.json").write_text(dumps(reference), encoding="utf-8")
@@ -358,7 +364,7 @@ def run_recipe(name, options):
     checkpoint = recipe["checkpoint"]
     cases = copy.deepcopy(recipe["cases"])
     options = copy.copy(options)
-    for key in ("full_limit", "small_limit", "samples"):
+    for key in ("full_limit", "small_limit", "samples", "image_size"):
         setattr(options, key, recipe.get(key, getattr(options, key)))
     note = f"python conformance/reference/record.py --recipe {name}"
     if options.apple_repo:
@@ -432,6 +438,8 @@ def main():
     what.add_argument("--model", help="directory or hub id of a checkpoint")
     parser.add_argument("--image", action="append", default=[], help="image file; may be given more than once")
     parser.add_argument("--question", action="append", help="asked about every image; may be given more than once")
+    parser.add_argument("--image-size", type=int, metavar="N",
+                        help="side of the square that images become, by default the checkpoint's own")
     parser.add_argument("--tokens", type=int, default=32, help="greedy tokens to record")
     parser.add_argument("--name", help="stem of the files that are written")
     parser.add_argument("-o", "--output", type=Path, help="directory to write to")

@@ -53,6 +53,8 @@ pub struct Reference {
     pub recorder: Recorder,
     tolerances: BTreeMap<String, BTreeMap<String, Limit>>,
     tensors: String,
+    /// Side of the square that images became, in pixels; absent where it was the model's own.
+    pub image_size: Option<u32>,
     /// Positions that one image takes in the sequence; absent where no case has an image.
     pub image_tokens: Option<usize>,
     /// In the order of running.

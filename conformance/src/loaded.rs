@@ -170,7 +170,11 @@ impl Loaded {
     /// # Errors
     /// A bundle that breaks its contract, a form that it does not have, or an engine that refuses it.
     pub fn open(directory: &Path, combination: &Combination, options: &Options) -> Result<Loaded, CaseError> {
-        let bundle = Bundle::open(directory).during(|| "opening the bundle".to_owned())?;
+        let opening_bundle = || "opening the bundle".to_owned();
+        let mut bundle = Bundle::open(directory).during(opening_bundle)?;
+        if let Some(side) = options.image_size {
+            bundle = runtime::at_image_size(&bundle, side).during(opening_bundle)?;
+        }
         let wanted = |variant: &&Variant| {
             variant.target == combination.target && variant.precision == combination.precision
         };
@@ -179,7 +183,7 @@ impl Loaded {
             .iter()
             .find(wanted)
             .ok_or_else(|| CaseError::Failed {
-                context: "opening the bundle".to_owned(),
+                context: opening_bundle(),
                 message: format!(
                     "it has no variant `{} {}`",
                     combination.target, combination.precision

@@ -26,16 +26,24 @@ impl std::fmt::Debug for Described {
 }
 
 impl Described {
-    /// Opens a checkpoint.
+    /// Opens a checkpoint, for images of another size where one is given.
     ///
     /// # Errors
-    /// A checkpoint that is not a FastVLM.
-    pub fn open(directory: &Path) -> Result<Described, CaseError> {
+    /// A checkpoint that is not a FastVLM, or a size that its encoder does not take.
+    pub fn open(directory: &Path, image_size: Option<u32>) -> Result<Described, CaseError> {
         let opening = || "opening the checkpoint".to_owned();
         let checkpoint = Checkpoint::open(directory).during(opening)?;
         let (weights, _) = canonical(&checkpoint, None).during(opening)?;
-        let build =
-            |network| arch::build(network, weights.config()).during(|| "building a network".to_owned());
+        let mut config = weights.config().clone();
+        if let Some(side) = image_size {
+            config = config
+                .at_image_size(side.into())
+                .ok_or_else(|| CaseError::Failed {
+                    context: opening(),
+                    message: format!("its encoder takes no images of {side} x {side}"),
+                })?;
+        }
+        let build = |network| arch::build(network, &config).during(|| "building a network".to_owned());
         let graphs = [
             build(Network::VisionEncoder)?,
             build(Network::EmbedTokens)?,
@@ -64,8 +72,10 @@ impl Described {
 pub struct Deployed {
     /// The bundle's directory.
     pub directory: PathBuf,
-    /// Its contract.
+    /// Its contract; where references have another image size than its default, as if that were its only one.
     pub bundle: Bundle,
+    /// That size.
+    pub image_size: Option<u32>,
     /// The checkpoint, which the interpreter needs.
     pub described: Option<Described>,
 }
@@ -74,13 +84,25 @@ impl Deployed {
     /// Opens a bundle and, for the interpreter, the checkpoint that it was exported from.
     ///
     /// # Errors
-    /// A bundle that breaks its contract, or a checkpoint that cannot be read.
-    pub fn open(directory: &Path, checkpoint: Option<&Path>) -> Result<Deployed, CaseError> {
-        let bundle = Bundle::open(directory).during(|| "opening the bundle".to_owned())?;
-        let described = checkpoint.map(Described::open).transpose()?;
+    /// A bundle that breaks its contract, or a checkpoint that cannot be read; a skip where the bundle has no encoder for
+    /// that image size.
+    pub fn open(
+        directory: &Path,
+        checkpoint: Option<&Path>,
+        image_size: Option<u32>,
+    ) -> Result<Deployed, CaseError> {
+        let mut bundle = Bundle::open(directory).during(|| "opening the bundle".to_owned())?;
+        if let Some(side) = image_size {
+            bundle =
+                runtime::at_image_size(&bundle, side).map_err(|error| CaseError::Skip(error.to_string()))?;
+        }
+        let described = checkpoint
+            .map(|checkpoint| Described::open(checkpoint, image_size))
+            .transpose()?;
         Ok(Deployed {
             directory: directory.to_owned(),
             bundle,
+            image_size,
             described,
         })
     }

@@ -148,19 +148,37 @@ impl Workspace {
     /// # Errors
     /// A checkpoint that cannot be made, or an export that fails.
     pub fn deployed(&self, source: &Source) -> Result<Arc<Deployed>, CaseError> {
-        let slot = self.slot(&match source {
+        self.deployed_at(source, None)
+    }
+
+    /// As [`Workspace::deployed`], for the images that a reference was recorded with.
+    ///
+    /// # Errors
+    /// As [`Workspace::deployed`]; a skip where a bundle that was given has no encoder for their size.
+    pub fn deployed_for(&self, reference: &Reference) -> Result<Arc<Deployed>, CaseError> {
+        self.deployed_at(&reference.checkpoint, reference.image_size)
+    }
+
+    fn deployed_at(&self, source: &Source, image_size: Option<u32>) -> Result<Arc<Deployed>, CaseError> {
+        let mut key = match source {
             Source::Directory { path, .. } => path.clone(),
             other => format!("{other:?}"),
-        });
+        };
+        if let Some(side) = image_size {
+            key.push_str(&format!(" at {side}"));
+        }
+        let slot = self.slot(&key);
         // A panic in another case does not spoil what this one makes itself.
         let _guard = slot.lock.lock();
         let deployed = match slot.deployed.get() {
             Some(deployed) => Arc::clone(deployed),
             None => {
                 let deployed = Arc::new(match (&self.given.bundle, &self.given.checkpoint) {
-                    (Some(bundle), checkpoint) => Deployed::open(bundle, checkpoint.as_deref())?,
-                    (None, Some(checkpoint)) => self.deploy_directory(checkpoint, &self.scratch()?.keep())?,
-                    (None, None) => self.deploy(source)?,
+                    (Some(bundle), checkpoint) => Deployed::open(bundle, checkpoint.as_deref(), image_size)?,
+                    (None, Some(checkpoint)) => {
+                        self.deploy_directory(checkpoint, &self.scratch()?.keep(), image_size)?
+                    }
+                    (None, None) => self.deploy(source, image_size)?,
                 });
                 Arc::clone(slot.deployed.get_or_init(|| deployed))
             }
@@ -180,7 +198,7 @@ impl Workspace {
         })
     }
 
-    fn deploy(&self, source: &Source) -> Result<Deployed, CaseError> {
+    fn deploy(&self, source: &Source, image_size: Option<u32>) -> Result<Deployed, CaseError> {
         let directory = self.scratch()?.keep();
         let checkpoint = directory.join("checkpoint");
         match source {
@@ -218,18 +236,23 @@ impl Workspace {
                 )));
             }
         }
-        self.deploy_directory(&checkpoint, &directory)
+        self.deploy_directory(&checkpoint, &directory, image_size)
     }
 
-    fn deploy_directory(&self, checkpoint: &Path, directory: &Path) -> Result<Deployed, CaseError> {
+    fn deploy_directory(
+        &self,
+        checkpoint: &Path,
+        directory: &Path,
+        image_size: Option<u32>,
+    ) -> Result<Deployed, CaseError> {
         let bundle = directory.join("bundle");
         let precisions = if self.given.precisions.is_empty() {
             &Precision::ALL[..]
         } else {
             &self.given.precisions
         };
-        export(checkpoint, &bundle, precisions)?;
-        Deployed::open(&bundle, Some(checkpoint))
+        export_sizes(checkpoint, &bundle, precisions, image_size)?;
+        Deployed::open(&bundle, Some(checkpoint), image_size)
     }
 
     fn slot(&self, key: &str) -> Arc<Slot> {
@@ -297,11 +320,22 @@ pub fn hex(bytes: &[u8]) -> String {
 /// # Errors
 /// What the exporter says.
 pub fn export(checkpoint: &Path, bundle: &Path, precisions: &[Precision]) -> Result<(), CaseError> {
+    export_sizes(checkpoint, bundle, precisions, None)
+}
+
+/// As [`export`], with an encoder for another image size.
+fn export_sizes(
+    checkpoint: &Path,
+    bundle: &Path,
+    precisions: &[Precision],
+    image_size: Option<u32>,
+) -> Result<(), CaseError> {
     let mut plan = exporter::ExportPlan::new(
         exporter::Source::Directory(checkpoint.to_owned()),
         bundle.to_owned(),
     );
     plan.variants = precisions.iter().map(|precision| precision.exported()).collect();
+    plan.image_sizes = image_size.map(u64::from).into_iter().collect();
     exporter::export(&plan, &mut exporter::report::Silent).during(|| "exporting".to_owned())?;
     Ok(())
 }

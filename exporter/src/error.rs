@@ -18,6 +18,16 @@ pub enum ExportError {
     /// The bundle that was written is not what its contract says.
     #[error("the bundle that was written does not pass its own check: {0}")]
     Bundle(#[from] BundleError),
+    /// Images of a size that the network does not take.
+    #[error("image size {asked}: expected a multiple of {multiple} from {multiple} to {largest}")]
+    ImageSize {
+        /// The side that was asked for, in pixels.
+        asked: u64,
+        /// What it must be a multiple of, so that the maps of all stages are whole.
+        multiple: u64,
+        /// The largest.
+        largest: u64,
+    },
     /// The operating system refused.
     #[error("cannot {action} `{}`: {source}", path.display())]
     Io {

@@ -19,14 +19,17 @@ pub use summary::{GraphSummary, Summary, VariantSummary};
 use files::Staging;
 use models::arch::{self, Network};
 use models::bundle::{
-    self, Bundle, FILE_NAME, FileEntry, GraphEntry, Io, IoDim, KvSpec, ModelInfo, Parameters, SCHEMA,
+    self, Bundle, FILE_NAME, FileEntry, GraphEntry, ImageSpec, Io, IoDim, KvSpec, ModelInfo, Parameters,
+    SCHEMA, SizedEncoder,
 };
 use models::checkpoint::{self, Accounting, Assets, Canonical, Checkpoint};
+use models::config::ModelConfig;
 use models::error::BundleError;
-use models::graph::Graph;
+use models::graph::{Graph, GraphError};
 use models::weights::Weights;
 use onnx::Prepared;
 use onnx::external::Pool;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -46,7 +49,7 @@ pub fn export(plan: &ExportPlan, report: &mut dyn Report) -> Result<Summary, Exp
     let opened = Opened::open(source.directory(), plan)?;
     let mut variants = Vec::with_capacity(plan.variants.len());
     for &variant in &plan.variants {
-        variants.push(Lowered::new(opened.graphs(variant)?, variant)?);
+        variants.push(Lowered::new(&opened, variant)?);
     }
     let info = opened.info(source.name);
     let mut summary = Summary::new(&opened, info, &variants);
@@ -76,7 +79,8 @@ pub fn dump(plan: &ExportPlan) -> Result<String, ExportError> {
     let opened = Opened::open(source.directory(), plan)?;
     let mut text = String::new();
     for &variant in &plan.variants {
-        for graph in opened.graphs(variant)? {
+        let graphs = opened.graphs(variant)?.into_iter();
+        for graph in graphs.chain(opened.further_encoders(variant)?) {
             text.push_str(&passes::run(graph, variant)?.to_string());
         }
     }
@@ -89,6 +93,8 @@ struct Opened {
     weights: Canonical,
     accounting: Accounting,
     assets: Assets,
+    /// The same model for further image sizes, ascending.
+    further: Vec<ModelConfig>,
 }
 
 impl Opened {
@@ -96,23 +102,32 @@ impl Opened {
         let checkpoint = Checkpoint::open(directory)?;
         let (weights, accounting) = checkpoint::canonical(&checkpoint, plan.layout)?;
         let assets = checkpoint::assets(&checkpoint, weights.config())?;
+        let further = further_sizes(weights.config(), &plan.image_sizes)?;
         Ok(Opened {
             checkpoint,
             weights,
             accounting,
             assets,
+            further,
         })
     }
 
     /// The networks of a variant before the passes, in the order of [`Network::ALL`].
     fn graphs(&self, variant: Variant) -> Result<[Graph; 3], ExportError> {
         let config = self.weights.config();
-        let build = |network| match variant.encodings() {
-            None => arch::build(network, config),
-            Some(encodings) => arch::fused::build(network, config, encodings),
-        };
-        let [vision_encoder, embed_tokens, decoder] = Network::ALL.map(build);
+        let [vision_encoder, embed_tokens, decoder] =
+            Network::ALL.map(|network| build(network, config, variant));
         Ok([vision_encoder?, embed_tokens?, decoder?])
+    }
+
+    /// The vision encoders of a variant for further image sizes, before the passes; `vision_encoder_512`.
+    fn further_encoders(&self, variant: Variant) -> Result<Vec<Graph>, ExportError> {
+        let encoder = |config: &ModelConfig| {
+            let mut graph = build(Network::VisionEncoder, config, variant)?;
+            graph.name = format!("{}_{}", graph.name, config.vision.image_size);
+            Ok(graph)
+        };
+        self.further.iter().map(encoder).collect()
     }
 
     fn info(&self, name: String) -> ModelInfo {
@@ -125,20 +140,43 @@ impl Opened {
     }
 }
 
+/// A network's graph before the passes.
+fn build(network: Network, config: &ModelConfig, variant: Variant) -> Result<Graph, GraphError> {
+    match variant.encodings() {
+        None => arch::build(network, config),
+        Some(encodings) => arch::fused::build(network, config, encodings),
+    }
+}
+
+/// The model for each of the sizes beside its own, ascending, each once.
+fn further_sizes(config: &ModelConfig, sizes: &[u64]) -> Result<Vec<ModelConfig>, ExportError> {
+    let own = config.vision.image_size;
+    let further: BTreeSet<u64> = sizes.iter().copied().filter(|side| *side != own).collect();
+    let at_size = |asked| {
+        let (multiple, largest) = config.image_sizes();
+        config.at_image_size(asked).ok_or(ExportError::ImageSize {
+            asked,
+            multiple,
+            largest,
+        })
+    };
+    further.into_iter().map(at_size).collect()
+}
+
 /// The networks in one form, each weight with its place.
 struct Lowered {
     variant: Variant,
     /// In the order of [`Network::ALL`].
     graphs: [Prepared; 3],
+    /// Vision encoders for further image sizes, in the order of [`Opened::further`].
+    further: Vec<Prepared>,
     /// Its own, so that each variant is complete without the others.
     pool: Pool,
 }
 
 impl Lowered {
-    fn new(
-        [vision_encoder, embed_tokens, decoder]: [Graph; 3],
-        variant: Variant,
-    ) -> Result<Self, ExportError> {
+    fn new(opened: &Opened, variant: Variant) -> Result<Self, ExportError> {
+        let [vision_encoder, embed_tokens, decoder] = opened.graphs(variant)?;
         let mut pool = Pool::default();
         let mut prepare = |graph: Graph| onnx::prepare(graph, variant, &mut pool);
         // The order decides which data file holds a weight that two graphs read: a tied table lies with the embedding.
@@ -147,15 +185,23 @@ impl Lowered {
             prepare(embed_tokens)?,
             prepare(decoder)?,
         ];
+        let further = opened.further_encoders(variant)?;
+        let further = further.into_iter().map(prepare).collect::<Result<_, _>>()?;
         Ok(Lowered {
             variant,
             graphs,
+            further,
             pool,
         })
     }
 
+    /// All graphs, in the order in which they are written.
+    fn all(&self) -> impl Iterator<Item = &Prepared> {
+        self.graphs.iter().chain(&self.further)
+    }
+
     fn data_bytes(&self) -> u64 {
-        self.graphs.iter().map(|graph| graph.data.length).sum()
+        self.all().map(|graph| graph.data.length).sum()
     }
 }
 
@@ -214,7 +260,7 @@ fn write_files(
     let directory = staging.path().join(ONNX);
     std::fs::create_dir(&directory).map_err(ExportError::io("create", &directory))?;
     for variant in variants {
-        for graph in &variant.graphs {
+        for graph in variant.all() {
             let written = onnx::write(graph, &opened.weights, &variant.pool, &directory, report)?;
             files.extend(written.into_iter().map(|file| FileEntry {
                 path: in_onnx(&file.path),
@@ -284,21 +330,43 @@ fn contract(
         },
         image: opened.assets.image.clone(),
         prompt: opened.assets.prompt.clone(),
-        variants: variants.iter().map(variant_entry).collect(),
+        variants: variants
+            .iter()
+            .map(|variant| variant_entry(opened, variant))
+            .collect(),
         files,
     }
 }
 
-fn variant_entry(lowered: &Lowered) -> bundle::Variant {
+fn variant_entry(opened: &Opened, lowered: &Lowered) -> bundle::Variant {
     let [vision_encoder, embed_tokens, decoder] = lowered.graphs.each_ref().map(graph_entry);
+    let image = &opened.assets.image;
+    let sized = opened.further.iter().zip(&lowered.further);
+    let further_encoders = sized.map(|(config, graph)| sized_encoder(image, config, graph));
     bundle::Variant {
         target: lowered.variant.target().name().to_owned(),
         precision: lowered.variant.precision().name().to_owned(),
         opset: models::graph::OPSET,
         kv_dtype: lowered.variant.kv_dtype(),
         vision_encoder,
+        further_encoders: further_encoders.collect(),
         embed_tokens,
         decoder,
+    }
+}
+
+/// The entry of an encoder for another image size: the resize keeps its relation to the crop.
+fn sized_encoder(image: &ImageSpec, config: &ModelConfig, graph: &Prepared) -> SizedEncoder {
+    let side = config.vision.image_size;
+    let own = u64::from(image.height).max(1);
+    let edge = (u64::from(image.shortest_edge) * side + own / 2) / own;
+    let pixels = |length: u64| u32::try_from(length).unwrap_or(u32::MAX);
+    SizedEncoder {
+        height: pixels(side),
+        width: pixels(side),
+        shortest_edge: pixels(edge),
+        tokens: usize::try_from(config.image_tokens()).unwrap_or(usize::MAX),
+        graph: graph_entry(graph),
     }
 }
 

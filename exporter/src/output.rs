@@ -63,6 +63,7 @@ fn hint(error: &ExportError) -> Option<&'static str> {
         ExportError::Float16Range { .. } | ExportError::ConstantRange { .. } => {
             Some("export with --precision fp32")
         }
+        ExportError::ImageSize { .. } => Some("without --image-size the encoder has the model's own size"),
         ExportError::Checkpoint(CheckpointError::Layout { .. } | CheckpointError::Weights { .. }) => {
             Some("--layout forces a layout; --dry-run shows the accounting of a checkpoint that loads")
         }

@@ -15,6 +15,8 @@ pub struct ExportPlan {
     pub output: PathBuf,
     /// What the bundle will hold, in this order, each once.
     pub variants: Vec<Variant>,
+    /// Sides of square images, in pixels, that every variant gets an image encoder for beside the model's own size.
+    pub image_sizes: Vec<u64>,
     /// The checkpoint's layout, where it must not be detected.
     pub layout: Option<Layout>,
     /// Whether an existing bundle is replaced. Anything else that exists is never touched.
@@ -30,6 +32,7 @@ impl ExportPlan {
             source,
             output,
             variants: vec![Variant::PORTABLE],
+            image_sizes: Vec::new(),
             layout: None,
             overwrite: false,
             dry_run: false,

@@ -32,7 +32,7 @@ pub struct VariantSummary {
     pub precision: String,
     /// ONNX opset.
     pub opset: i64,
-    /// Vision encoder, token embedding, decoder.
+    /// Vision encoder, token embedding, decoder, then vision encoders for other image sizes.
     pub graphs: Vec<GraphSummary>,
 }
 
@@ -64,7 +64,7 @@ impl Summary {
 }
 
 fn variant(lowered: &Lowered) -> VariantSummary {
-    let graphs = lowered.graphs.iter().map(|graph| GraphSummary {
+    let graphs = lowered.all().map(|graph| GraphSummary {
         entry: graph_entry(graph),
         nodes: graph.graph.nodes.len(),
         data_bytes: graph.data.length,

@@ -217,6 +217,57 @@ fn json_says_what_was_written() {
 }
 
 #[test]
+fn image_sizes_share_the_weights() {
+    let world = World::new();
+    let variants = ["fp32", "fp16", "int8", "q4"].map(|name| format!("--precision={name}"));
+    let variants: Vec<&str> = variants.iter().map(String::as_str).collect();
+    let sizes = [
+        "--image-size=512",
+        "--image-size=128",
+        "--image-size=256",
+        "--image-size=512",
+    ];
+    assert_eq!(world.run(&[&variants[..], &["-o", "one"]].concat()).code, Some(0));
+    let ran = world.run(&[&variants[..], &sizes, &["-o", "b"]].concat());
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    // The model's own is 256.
+    let bundle = models::bundle::Bundle::open(&world.path("b")).unwrap();
+    assert_eq!(bundle.image_sizes(), [(256, 256), (128, 128), (512, 512)]);
+    assert_eq!(bundle.variants.len(), 4);
+    for variant in &bundle.variants {
+        let own = &variant.vision_encoder;
+        let further: Vec<_> = variant.further_encoders.iter().collect();
+        assert_eq!(further.iter().map(|one| one.tokens).collect::<Vec<_>>(), [4, 64]);
+        for encoder in further {
+            // No byte of weights more.
+            assert_eq!(encoder.graph.data, own.data);
+            let suffix = own.path.strip_prefix("onnx/vision_encoder").unwrap();
+            assert_eq!(
+                encoder.graph.path,
+                format!("onnx/vision_encoder_{}{suffix}", encoder.height)
+            );
+            assert_eq!(encoder.shortest_edge, encoder.height);
+        }
+    }
+    // Seen as a bundle of one size, it is the one without the others.
+    let one = models::bundle::Bundle::open(&world.path("one")).unwrap();
+    let view = bundle.at_size(256, 256).unwrap();
+    assert_eq!((view.image, view.variants), (one.image, one.variants));
+    for (size, expected) in [
+        ("300", "image size 300"),
+        ("0", "image size 0"),
+        ("2112", "64 to 2048"),
+    ] {
+        world.refused(
+            &["-o", "c", "--image-size", size],
+            &[expected, "a multiple of 64", "--image-size"],
+        );
+    }
+    let ran = world.run(&["--dry-run", "--image-size", "128"]);
+    assert!(ran.stdout.contains("vision_encoder_128.onnx"), "{}", ran.stdout);
+}
+
+#[test]
 fn targets_that_exist() {
     let world = World::new();
     assert_eq!(world.run(&["-o", "b"]).code, Some(0));

@@ -9,7 +9,7 @@ use crate::dtype::DType;
 use crate::error::BundleError;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
@@ -203,12 +203,45 @@ pub struct Variant {
     pub opset: i64,
     /// Element type of the KV cache's inputs and outputs.
     pub kv_dtype: DType,
-    /// `pixel_values -> image_features`.
+    /// `pixel_values -> image_features`, of the size that [`Bundle::image`] states.
     pub vision_encoder: GraphEntry,
+    /// Encoders for other image sizes, ascending by size. Left out of the text where there are none, so that a bundle of
+    /// one size reads as it always did; a reader that does not know the field refuses a bundle that has it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further_encoders: Vec<SizedEncoder>,
     /// `input_ids -> inputs_embeds`.
     pub embed_tokens: GraphEntry,
     /// `inputs_embeds, attention_mask, position_ids, past_key_values.* -> logits, present.*`.
     pub decoder: GraphEntry,
+}
+
+/// A vision encoder for another image size than the one that [`ImageSpec`] states, and what it changes there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SizedEncoder {
+    /// Height of `pixel_values`.
+    pub height: u32,
+    /// Width of `pixel_values`.
+    pub width: u32,
+    /// As [`ImageSpec::shortest_edge`].
+    pub shortest_edge: u32,
+    /// As [`ImageSpec::tokens`].
+    pub tokens: usize,
+    /// `pixel_values -> image_features`; it reads the weights of the variant's `vision_encoder`.
+    pub graph: GraphEntry,
+}
+
+impl ImageSpec {
+    /// The same for the images of another encoder.
+    fn of(&self, encoder: &SizedEncoder) -> ImageSpec {
+        ImageSpec {
+            height: encoder.height,
+            width: encoder.width,
+            shortest_edge: encoder.shortest_edge,
+            tokens: encoder.tokens,
+            ..self.clone()
+        }
+    }
 }
 
 /// A graph file and its contract.
@@ -303,6 +336,47 @@ impl Bundle {
         text
     }
 
+    /// Heights and widths of the images that some variant has an encoder for: that of [`Bundle::image`] first, the others
+    /// ascending.
+    pub fn image_sizes(&self) -> Vec<(u32, u32)> {
+        let further: BTreeSet<(u32, u32)> = self
+            .variants
+            .iter()
+            .flat_map(|variant| &variant.further_encoders)
+            .map(|encoder| (encoder.height, encoder.width))
+            .collect();
+        std::iter::once((self.image.height, self.image.width))
+            .chain(further)
+            .collect()
+    }
+
+    /// The bundle as if images of that size were its only ones: a contract about the same files whose
+    /// [`image`](Bundle::image) and [`vision_encoder`](Variant::vision_encoder) are those of the size, with the variants
+    /// that have it. `None` where none does.
+    pub fn at_size(&self, height: u32, width: u32) -> Option<Bundle> {
+        let mut bundle = self.clone();
+        if (self.image.height, self.image.width) == (height, width) {
+            bundle
+                .variants
+                .iter_mut()
+                .for_each(|variant| variant.further_encoders.clear());
+            return Some(bundle);
+        }
+        bundle.variants.clear();
+        for variant in &self.variants {
+            let mut encoders = variant.further_encoders.iter();
+            if let Some(encoder) = encoders.find(|one| (one.height, one.width) == (height, width)) {
+                bundle.image = self.image.of(encoder);
+                bundle.variants.push(Variant {
+                    vision_encoder: encoder.graph.clone(),
+                    further_encoders: Vec::new(),
+                    ..variant.clone()
+                });
+            }
+        }
+        (!bundle.variants.is_empty()).then_some(bundle)
+    }
+
     /// Whether the contract is sound and the files in `directory` have the lengths that it states. Contents are not
     /// hashed: [`Bundle::verify_hashes`] does that.
     ///
@@ -389,14 +463,35 @@ impl Bundle {
             ),
         );
         let image = &self.image;
+        let mut sizes = BTreeMap::from([((image.height, image.width), image.clone())]);
+        for encoder in self.variants.iter().flat_map(|variant| &variant.further_encoders) {
+            let of_size = image.of(encoder);
+            let known = sizes
+                .entry((encoder.height, encoder.width))
+                .or_insert_with(|| of_size.clone());
+            expect(
+                *known == of_size,
+                format!(
+                    "images of {} x {} have shortest edge {} and {} tokens in one encoder, {} and {} in another",
+                    encoder.width,
+                    encoder.height,
+                    known.shortest_edge,
+                    known.tokens,
+                    of_size.shortest_edge,
+                    of_size.tokens
+                ),
+            );
+        }
         let side = |length: u32| (1..=MAX_SIDE).contains(&length);
-        expect(
-            side(image.height) && side(image.width) && side(image.shortest_edge) && image.tokens > 0,
-            format!(
-                "`image` is {} x {} with shortest edge {} and {} tokens, expected sides from 1 to {MAX_SIDE}",
-                image.width, image.height, image.shortest_edge, image.tokens
-            ),
-        );
+        for image in sizes.values() {
+            expect(
+                side(image.height) && side(image.width) && side(image.shortest_edge) && image.tokens > 0,
+                format!(
+                    "`image` is {} x {} with shortest edge {} and {} tokens, expected sides from 1 to {MAX_SIDE}",
+                    image.width, image.height, image.shortest_edge, image.tokens
+                ),
+            );
+        }
         let normal = |number: &f64| number.is_finite();
         expect(
             normal(&image.rescale)
@@ -423,13 +518,23 @@ impl Bundle {
         expect(!self.variants.is_empty(), "there is no variant".to_owned());
         let mut seen = BTreeSet::new();
         for Variant {
-            target, precision, ..
+            target,
+            precision,
+            further_encoders,
+            ..
         } in &self.variants
         {
             expect(
                 seen.insert((target, precision)),
                 format!("variant {target} {precision} stands there twice"),
             );
+            let mut sizes = BTreeSet::from([(image.height, image.width)]);
+            for SizedEncoder { height, width, .. } in further_encoders {
+                expect(
+                    sizes.insert((*height, *width)),
+                    format!("variant {target} {precision} has two encoders of images of {width} x {height}"),
+                );
+            }
         }
     }
 
@@ -454,8 +559,10 @@ impl Bundle {
             }
         }
         let graphs = self.variants.iter().flat_map(|variant| {
+            let further = variant.further_encoders.iter().map(|encoder| &encoder.graph);
             [&variant.vision_encoder, &variant.embed_tokens, &variant.decoder]
                 .into_iter()
+                .chain(further)
                 .flat_map(|graph| std::iter::once(&graph.path).chain(&graph.data))
         });
         let used: BTreeSet<&str> = graphs
@@ -500,13 +607,22 @@ impl Bundle {
                 })
                 .collect()
         };
-        let pixels = vec![
-            symbol("batch"),
-            IoDim::Fixed(3),
-            IoDim::Fixed(self.image.height.into()),
-            IoDim::Fixed(self.image.width.into()),
-        ];
-        let features = vec![symbol("batch"), fixed(self.image.tokens), hidden.clone()];
+        let pixels = |image: &ImageSpec| {
+            let sides = [3, image.height, image.width].map(|side| IoDim::Fixed(side.into()));
+            vec![io(
+                "pixel_values".to_owned(),
+                Float32,
+                std::iter::once(symbol("batch")).chain(sides).collect(),
+            )]
+        };
+        let features = |image: &ImageSpec| {
+            let dims = vec![symbol("batch"), fixed(image.tokens), hidden.clone()];
+            vec![io("image_features".to_owned(), Float32, dims)]
+        };
+        let further = variant.further_encoders.iter().map(|encoder| {
+            let image = self.image.of(encoder);
+            (&encoder.graph, pixels(&image), features(&image))
+        });
         let mut decoder_inputs = vec![
             embeds(),
             io(
@@ -523,8 +639,8 @@ impl Bundle {
         for (graph, inputs, outputs) in [
             (
                 &variant.vision_encoder,
-                vec![io("pixel_values".to_owned(), Float32, pixels)],
-                vec![io("image_features".to_owned(), Float32, features)],
+                pixels(&self.image),
+                features(&self.image),
             ),
             (
                 &variant.embed_tokens,
@@ -532,7 +648,10 @@ impl Bundle {
                 vec![embeds()],
             ),
             (&variant.decoder, decoder_inputs, decoder_outputs),
-        ] {
+        ]
+        .into_iter()
+        .chain(further)
+        {
             compare(&graph.path, "input", &graph.inputs, &inputs, problems);
             compare(&graph.path, "output", &graph.outputs, &outputs, problems);
         }
@@ -586,7 +705,6 @@ impl std::fmt::Display for Io {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
 
     fn io(name: &str, dtype: DType, dims: &[&str]) -> Io {
         let dims = dims
@@ -702,6 +820,7 @@ mod tests {
                     vec![io("pixel_values", Float32, &["batch", "3", "64", "64"])],
                     vec![io("image_features", Float32, &["batch", "1", "16"])],
                 ),
+                further_encoders: Vec::new(),
                 embed_tokens: graph(
                     "onnx/e.onnx",
                     vec![io("input_ids", Int64, &["batch", "new"])],
@@ -710,6 +829,91 @@ mod tests {
                 decoder: graph("onnx/d.onnx", inputs, outputs),
             }],
             files: files.iter().map(entry).collect(),
+        }
+    }
+
+    /// [`bundle`] with an encoder for images of another size in the same file.
+    fn two_sizes() -> Bundle {
+        let mut bundle = bundle();
+        let mut graph = bundle.variants[0].vision_encoder.clone();
+        graph.inputs = vec![io("pixel_values", DType::Float32, &["batch", "3", "128", "128"])];
+        graph.outputs = vec![io("image_features", DType::Float32, &["batch", "4", "16"])];
+        bundle.variants[0].further_encoders.push(SizedEncoder {
+            height: 128,
+            width: 128,
+            shortest_edge: 144,
+            tokens: 4,
+            graph,
+        });
+        bundle
+    }
+
+    #[test]
+    fn a_size_is_a_bundle_of_its_own() {
+        let whole = two_sizes();
+        let directory = on_disk(&whole);
+        let read = Bundle::open(directory.path()).unwrap();
+        assert_eq!(read, whole);
+        assert_eq!(read.image_sizes(), [(64, 64), (128, 128)]);
+        assert_eq!(read.at_size(64, 64), Some(bundle()));
+        assert_eq!(read.at_size(128, 64), None);
+        let large = read.at_size(128, 128).unwrap();
+        large.check(directory.path()).unwrap();
+        assert_eq!(large.image_sizes(), [(128, 128)]);
+        assert_eq!((large.image.shortest_edge, large.image.tokens), (144, 4));
+        // A variant without that size is not part of it.
+        let mut uneven = whole;
+        uneven.variants.push(Variant {
+            target: "cpu".to_owned(),
+            further_encoders: Vec::new(),
+            ..uneven.variants[0].clone()
+        });
+        assert_eq!(uneven.at_size(64, 64).unwrap().variants.len(), 2);
+        assert_eq!(uneven.at_size(128, 128).unwrap().variants.len(), 1);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_size_is_named() {
+        type Change = fn(&mut Bundle);
+        let cases: [(Change, &str); 6] = [
+            (
+                |b| b.variants[0].further_encoders[0].tokens = 5,
+                "expected `image_features` float32 [batch,5,16]",
+            ),
+            (
+                |b| b.variants[0].further_encoders[0].height = 64,
+                "expected `pixel_values` float32 [batch,3,64,128]",
+            ),
+            (
+                |b| b.variants[0].further_encoders[0].width = 1 << 20,
+                "expected sides from 1 to 16384",
+            ),
+            (
+                |b| b.variants[0].further_encoders[0].graph.path = "onnx/w.onnx".to_owned(),
+                "`onnx/w.onnx` is used and not listed",
+            ),
+            (
+                |b| {
+                    let again = b.variants[0].further_encoders[0].clone();
+                    b.variants[0].further_encoders.push(again);
+                },
+                "variant portable fp32 has two encoders of images of 128 x 128",
+            ),
+            (
+                |b| {
+                    let mut other = b.variants[0].clone();
+                    other.target = "cpu".to_owned();
+                    other.further_encoders[0].shortest_edge = 128;
+                    b.variants.push(other);
+                },
+                "images of 128 x 128 have shortest edge 144 and 4 tokens in one encoder, 128 and 4 in another",
+            ),
+        ];
+        for (change, expected) in cases {
+            let mut bundle = two_sizes();
+            change(&mut bundle);
+            let message = Bundle::open(on_disk(&bundle).path()).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}, expected {expected}");
         }
     }
 

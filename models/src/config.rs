@@ -27,6 +27,43 @@ pub struct ModelConfig {
     pub decoder: DecoderConfig,
 }
 
+/// Largest side of images that an encoder is made for beside the model's own: in the fourth stage of the published tower
+/// 2048 pixels are 4096 positions, whose attention scores take 1.6 GB.
+const MAX_FURTHER_SIDE: u64 = 2048;
+
+impl ModelConfig {
+    /// Sides of square images that an encoder can be made for: multiples of the first number (every stage's map is whole)
+    /// up to the second (the features leave room in the decoder's context).
+    pub fn image_sizes(&self) -> (u64, u64) {
+        let multiple = self.vision.token_side().max(1);
+        let fits = self
+            .decoder
+            .max_position_embeddings
+            .saturating_sub(1)
+            .isqrt()
+            .saturating_mul(multiple);
+        let largest = fits.min(MAX_FURTHER_SIDE) / multiple * multiple;
+        (multiple, largest.max(self.vision.image_size))
+    }
+
+    /// The same model for square images of another side, in pixels; `None` where the network does not allow it.
+    pub fn at_image_size(&self, side: u64) -> Option<ModelConfig> {
+        let (multiple, largest) = self.image_sizes();
+        let legal = side > 0 && side.is_multiple_of(multiple) && side <= largest;
+        legal.then(|| {
+            let mut config = self.clone();
+            config.vision.image_size = side;
+            config
+        })
+    }
+
+    /// Positions that one image takes in the decoder's sequence.
+    pub fn image_tokens(&self) -> u64 {
+        let side = self.vision.image_size / self.vision.token_side().max(1);
+        side.saturating_mul(side)
+    }
+}
+
 /// Geometry of FastViTHD, in timm's words (`FastVit.__init__`). Lists have one entry a stage.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VisionConfig {
@@ -751,6 +788,26 @@ mod tests {
         assert!(!llava.decoder.tie_word_embeddings);
         llava.decoder.tie_word_embeddings = true;
         assert_eq!(llava, transformers);
+    }
+
+    #[test]
+    fn other_image_sizes() {
+        let (mut config, _) = parse(LLAVA).unwrap();
+        assert_eq!(config.image_sizes(), (64, 2048));
+        for (side, tokens) in [(64, 1), (512, 64), (768, 144), (1024, 256), (2048, 1024)] {
+            let other = config.at_image_size(side).unwrap();
+            assert_eq!((other.vision.image_size, other.image_tokens()), (side, tokens));
+        }
+        for side in [0, 32, 500, 2112] {
+            assert_eq!(config.at_image_size(side), None, "{side}");
+        }
+        // 8 x 8 features and a token of text.
+        config.decoder.max_position_embeddings = 80;
+        config.vision.image_size = 256;
+        assert_eq!(config.image_sizes(), (64, 512));
+        // Its own size is always one.
+        config.vision.image_size = 4096;
+        assert_eq!(config.image_sizes(), (64, 4096));
     }
 
     #[test]

@@ -45,6 +45,10 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "TARGET")]
     pub(crate) target: Option<String>,
 
+    /// Side of the square that images become, in pixels: smaller is faster [default: the model's own]
+    #[arg(long, value_name = "N")]
+    pub(crate) image_size: Option<u32>,
+
     /// ONNX Runtime's shared library, or a directory with it [default: ORT_DYLIB_PATH, then well-known places]
     #[arg(long, value_name = "PATH")]
     pub(crate) onnxruntime: Option<PathBuf>,

@@ -59,8 +59,21 @@ pub struct ProviderReport {
     pub target: String,
     /// Precision of the graphs: `fp32`.
     pub precision: String,
+    /// What images become.
+    pub image: ImageSize,
     /// For CoreML: how many nodes it took; `None` where it does not say, and for others.
     pub placement: Option<Placement>,
+}
+
+/// What an image becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct ImageSize {
+    /// Height of `pixel_values`.
+    pub height: u32,
+    /// Width of `pixel_values`.
+    pub width: u32,
+    /// Positions that it takes in the decoder's sequence.
+    pub tokens: usize,
 }
 
 /// A bundle that answers. It remembers one conversation: what the next prompt has in common with it is not computed
@@ -97,7 +110,7 @@ impl Engine {
     /// opened is the error of whoever needs it; [`Engine::ready`] waits for all of it.
     ///
     /// # Errors
-    /// A contract that is broken, or nothing in the bundle that is what `options` ask for.
+    /// A contract that is broken, or nothing in the bundle that is what `options` ask for, an image size included.
     pub fn open(directory: &Path, options: &Options) -> Result<Engine, EngineError> {
         Engine::open_timed(directory, options, &Timeline::begin())
     }
@@ -112,7 +125,10 @@ impl Engine {
         timeline: &Timeline,
     ) -> Result<Engine, EngineError> {
         let begun = Instant::now();
-        let bundle = timeline.measure("open bundle", || Bundle::open(directory))?;
+        let mut bundle = timeline.measure("open bundle", || Bundle::open(directory))?;
+        if let Some(side) = options.image_size {
+            bundle = at_image_size(&bundle, side)?;
+        }
         backend::check_variants(&bundle, options)?;
         let geometry = Geometry {
             hidden: bundle.prompt.hidden_size,
@@ -158,7 +174,8 @@ impl Engine {
         Ok(())
     }
 
-    /// The bundle's contract.
+    /// The bundle's contract; where an image size was asked for, as if there were no other
+    /// ([`Bundle::at_size`]).
     pub fn bundle(&self) -> &Bundle {
         &self.source.bundle
     }
@@ -176,6 +193,11 @@ impl Engine {
             used,
             target: variant.target.clone(),
             precision: variant.precision.clone(),
+            image: ImageSize {
+                height: self.source.bundle.image.height,
+                width: self.source.bundle.image.width,
+                tokens: self.source.bundle.image.tokens,
+            },
             placement,
         })
     }
@@ -288,6 +310,23 @@ impl Engine {
             stats,
         })
     }
+}
+
+/// The bundle for square images of `side` pixels: [`Bundle::at_size`].
+///
+/// # Errors
+/// No variant has such an encoder.
+pub fn at_image_size(bundle: &Bundle, side: u32) -> Result<Bundle, EngineError> {
+    bundle
+        .at_size(side, side)
+        .ok_or_else(|| EngineError::NoImageSize {
+            asked: side,
+            found: bundle
+                .image_sizes()
+                .iter()
+                .map(|(height, width)| format!("{width} x {height}"))
+                .collect(),
+        })
 }
 
 /// An answer as it comes.

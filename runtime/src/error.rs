@@ -116,7 +116,10 @@ impl EngineError {
     /// Whether it is about the model, not about one question or image: no other will fare better.
     pub fn is_about_model(&self) -> bool {
         match self {
-            EngineError::Bundle(_) | EngineError::NoVariant { .. } | EngineError::Thread { .. } => true,
+            EngineError::Bundle(_)
+            | EngineError::NoVariant { .. }
+            | EngineError::NoImageSize { .. }
+            | EngineError::Thread { .. } => true,
             EngineError::Backend(error) => {
                 !matches!(error, BackendError::Run { .. } | BackendError::Inputs { .. })
             }
@@ -159,6 +162,14 @@ pub enum EngineError {
         /// For whom.
         provider: Provider,
         /// What there is.
+        found: Vec<String>,
+    },
+    /// The bundle has no image encoder for the size that was asked for.
+    #[error("the bundle has no encoder for images of {asked} x {asked}, it has {}", found.join(", "))]
+    NoImageSize {
+        /// The side that was asked for, in pixels.
+        asked: u32,
+        /// Width and height of what there is.
         found: Vec<String>,
     },
     /// The prompt leaves no room for an answer.

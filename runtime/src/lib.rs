@@ -19,7 +19,9 @@ pub mod text;
 pub mod timeline;
 
 pub use backend::{Options, Provider};
-pub use engine::{Answer, DEFAULT_MAX_TOKENS, DEFAULT_PROMPT, Engine, ProviderReport, Request};
+pub use engine::{
+    Answer, DEFAULT_MAX_TOKENS, DEFAULT_PROMPT, Engine, ImageSize, ProviderReport, Request, at_image_size,
+};
 pub use error::{BackendError, EngineError};
 pub use generate::{Finish, Piece};
 pub use prompt::{Message, Role};

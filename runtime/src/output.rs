@@ -3,7 +3,7 @@
 use indicatif::{ProgressBar, ProgressStyle};
 use runtime::backend::session::Placement;
 use runtime::timeline::Step;
-use runtime::{EngineError, Finish, Provider, ProviderReport, Stats};
+use runtime::{EngineError, Finish, ImageSize, Provider, ProviderReport, Stats};
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -55,6 +55,8 @@ pub(crate) struct Record<'a> {
     pub(crate) precision: &'a str,
     /// Made for which engine.
     pub(crate) target: &'a str,
+    /// What images became, and the positions that each took.
+    pub(crate) image_size: ImageSize,
     /// What it took, in seconds and bytes.
     pub(crate) stats: &'a Stats,
     /// What happened when, in seconds since the program began.
@@ -119,6 +121,12 @@ pub(crate) fn tell_stats(stats: &Stats, report: &ProviderReport) {
         "provider    {} (asked for {}), {} {}{placement}",
         report.used, report.asked, report.target, report.precision
     ));
+    let ImageSize {
+        height,
+        width,
+        tokens,
+    } = report.image;
+    tell(&format!("image size  {width} x {height}, {tokens} positions"));
     for line in stats.lines() {
         tell(&line);
     }
@@ -170,6 +178,9 @@ pub(crate) fn hint(error: &EngineError, model: &std::path::Path) -> Option<Strin
         EngineError::NoVariant { .. } => {
             let way = "leave --precision and --target out, or export what is missing: `fvlm-export --precision ...`";
             Some(way.to_owned())
+        }
+        EngineError::NoImageSize { .. } => {
+            Some("leave --image-size out, or export it: `fvlm-export --image-size ...`".to_owned())
         }
         EngineError::TooLong { .. } => Some("fewer images, or a shorter question".to_owned()),
         EngineError::Image(runtime::image::ImageError::TooManyPixels { .. }) => {

@@ -153,6 +153,7 @@ impl Plan {
             provider,
             precision,
             target,
+            image_size,
             onnxruntime,
             threads,
             ..
@@ -164,6 +165,7 @@ impl Plan {
                 fallback,
                 precision,
                 target,
+                image_size,
                 onnxruntime,
                 threads,
             },

@@ -348,6 +348,7 @@ impl Run<'_> {
                 provider: answer.provider().into(),
                 precision: &answer.provider().precision,
                 target: &answer.provider().target,
+                image_size: answer.provider().image,
                 stats: &stats,
                 timeline: &stats.timeline,
                 peak_rss_bytes: stats.peak_memory,

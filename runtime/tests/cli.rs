@@ -262,6 +262,36 @@ fn targets_are_asked_for_by_name() {
 }
 
 #[test]
+fn image_sizes_are_those_of_the_bundle() {
+    let folder = Folder::new();
+    let asked = |arguments: &[&str]| {
+        let run = folder.run(&[&["--json", "red.png"], arguments].concat());
+        let record = run.records().remove(0);
+        let positions = record["stats"]["prompt_positions"].as_u64().unwrap();
+        (record["text"].clone(), record["image_size"].clone(), positions)
+    };
+    let (text, size, default) = asked(&[]);
+    assert_eq!(text, "R.");
+    assert_eq!(size, serde_json::json!({"height": 4, "width": 4, "tokens": 2}));
+    assert_eq!(asked(&["--image-size", "4"]), (text.clone(), size, default));
+    let large = serde_json::json!({"height": 8, "width": 8, "tokens": 5});
+    // Three positions more for the same image.
+    assert_eq!(asked(&["--image-size", "8"]), (text, large, default + 3));
+    let run = folder.run(&["--stats", "--image-size", "8", "blue.png"]);
+    assert!(
+        run.stderr.contains("image size  8 x 8, 5 positions"),
+        "{}",
+        run.stderr
+    );
+    run.success("B.\n");
+    folder.run(&["--image-size", "16", "red.png"]).failure(&[
+        "images of 16 x 16",
+        "it has 4 x 4, 8 x 8",
+        "--image-size",
+    ]);
+}
+
+#[test]
 fn a_chat_reuses_what_it_knows() {
     let folder = Folder::new();
     let chat = "what?\n\nand now?\n/image blue.png\n/image blue.png\nthis?\n/reset\nagain?\n/quit\nnever\n";

@@ -30,6 +30,9 @@ pub fn arguments(settings: &Settings, combination: &Combination) -> Vec<OsString
     if let Some(image) = &settings.image {
         add("image", image.clone().into());
     }
+    if let Some(side) = settings.image_size {
+        add("image-size", side.to_string().into());
+    }
     if let Some(threads) = settings.threads {
         add("threads", threads.to_string().into());
     }
@@ -83,6 +86,7 @@ mod tests {
             model: "-b".into(),
             image: None,
             prompt: "--what".to_owned(),
+            image_size: Some(512),
             threads: Some(3),
             onnxruntime: None,
             warm_up: 1,
@@ -96,7 +100,13 @@ mod tests {
         };
         let arguments = arguments(&settings, &combination);
         assert_eq!(arguments[..2], ["bench", FLAG]);
-        for expected in ["--model=-b", "--prompt=--what", "--threads=3", "--precision=fp32"] {
+        for expected in [
+            "--model=-b",
+            "--prompt=--what",
+            "--image-size=512",
+            "--threads=3",
+            "--precision=fp32",
+        ] {
             assert!(
                 arguments.iter().any(|argument| argument == expected),
                 "{expected}"
@@ -105,7 +115,7 @@ mod tests {
         assert!(
             !arguments
                 .iter()
-                .any(|argument| argument.to_string_lossy().starts_with("--image"))
+                .any(|argument| argument.to_string_lossy().starts_with("--image="))
         );
     }
 }

@@ -29,6 +29,8 @@ pub struct Settings {
     pub image: Option<PathBuf>,
     /// The question.
     pub prompt: String,
+    /// Side of the square that the image becomes; the bundle's default where none is named.
+    pub image_size: Option<u32>,
     /// Threads that compute; the engine's default where none are named.
     pub threads: Option<usize>,
     /// ONNX Runtime's library.
@@ -46,6 +48,7 @@ impl Settings {
     pub fn options(&self) -> runtime::Options {
         runtime::Options {
             fallback: false,
+            image_size: self.image_size,
             onnxruntime: self.onnxruntime.clone(),
             threads: self.threads,
             ..runtime::Options::default()
@@ -128,6 +131,8 @@ pub struct Report {
     pub threads: usize,
     /// Name of the image.
     pub image: String,
+    /// Height and width of `pixel_values`.
+    pub image_size: [u32; 2],
     /// The question.
     pub prompt: String,
     /// [`Settings::warm_up`].

@@ -25,9 +25,11 @@ pub fn caption(report: &Report) -> String {
         .into_iter()
         .collect();
     format!(
-        "{}: {}{} tokens decoded, {} threads, median (least-most) of {}",
+        "{}: {}image of {} x {}, {} tokens decoded, {} threads, median (least-most) of {}",
         report.model,
         tokens.concat(),
+        report.image_size[1],
+        report.image_size[0],
         report.decode_tokens,
         report.threads,
         report.repeat
@@ -173,6 +175,7 @@ pub(super) mod tests {
             },
             threads: 2,
             image: "image.png".to_owned(),
+            image_size: [1024, 1024],
             prompt: "What?".to_owned(),
             warm_up: 1,
             repeat: 5,
@@ -203,7 +206,7 @@ pub(super) mod tests {
         let plain = plain(&report());
         let lines: Vec<&str> = plain.lines().collect();
         assert!(
-            lines[0].contains("286 prompt tokens, 32 tokens decoded, 2 threads"),
+            lines[0].contains("286 prompt tokens, image of 1024 x 1024, 32 tokens decoded, 2 threads"),
             "{plain}"
         );
         assert!(lines[2].starts_with("provider  target    precision"), "{plain}");

@@ -37,6 +37,10 @@ pub(crate) struct Bench {
     #[arg(long, value_name = "FILE")]
     pub(crate) image: Option<PathBuf>,
 
+    /// Side of the square that the image becomes, in pixels [default: the model's own]
+    #[arg(long, value_name = "N")]
+    pub(crate) image_size: Option<u32>,
+
     /// The question
     #[arg(long, value_name = "TEXT", default_value = DEFAULT_PROMPT)]
     pub(crate) prompt: String,

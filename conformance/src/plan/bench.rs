@@ -21,6 +21,8 @@ pub(crate) struct Plan {
     pub(crate) settings: Settings,
     /// The model's name.
     pub(crate) model: String,
+    /// Height and width of `pixel_values`.
+    pub(crate) image_size: [u32; 2],
     /// In the order of a round.
     pub(crate) combinations: Vec<Combination>,
     /// Engines that cannot run here and were not asked for.
@@ -35,13 +37,19 @@ impl Plan {
             model: flags.model.clone(),
             image: flags.image.clone(),
             prompt: flags.prompt.clone(),
+            image_size: flags.image_size,
             threads: flags.threads,
             onnxruntime: flags.onnxruntime.clone(),
             warm_up: flags.warm_up,
             repeat: flags.repeat,
             decode_tokens: flags.decode_tokens,
         };
-        let bundle = open_bundle("model", &flags.model)?;
+        let mut bundle = open_bundle("model", &flags.model)?;
+        if let Some(side) = flags.image_size {
+            bundle = runtime::at_image_size(&bundle, side).map_err(|error| {
+                Complaint::new(error.to_string()).hint("fvlm-export --image-size adds one")
+            })?;
+        }
         let forms = loaded::forms(&[&bundle], &flags.target, &flags.precision).map_err(|problem| {
             Complaint::new(problem).hint("fvlm-export --target and --precision can be given several times")
         })?;
@@ -64,6 +72,7 @@ impl Plan {
         Ok(Plan {
             combinations: combinations.collect(),
             model: bundle.model.name,
+            image_size: [bundle.image.height, bundle.image.width],
             settings,
             missing,
         })

@@ -86,6 +86,7 @@ fn carry_out(plan: Plan, quiet: bool) -> Result<Report, Complaint> {
         machine: Machine::here(),
         threads: settings.options().thread_count(),
         image: picture_name(settings.image.as_deref()),
+        image_size: plan.image_size,
         prompt: settings.prompt,
         warm_up: settings.warm_up,
         repeat: settings.repeat,

@@ -2,13 +2,14 @@
 
 use crate::case::{Case, CaseError, Context, Findings};
 use crate::golden::{RecordedCase, Reference, Row, Segment};
+use crate::model::Deployed;
 use crate::subject::{Precision, Subject};
 use crate::suite::references;
 use crate::workspace::{self, Workspace};
 use models::bundle::Bundle;
 use runtime::image::{ImageId, Limits, Picture};
 use runtime::prompt::Piece;
-use runtime::{Engine, EngineError, Finish, Message, Request};
+use runtime::{Engine, EngineError, Finish, Message, Options, Request};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -87,14 +88,18 @@ fn ask(engine: &mut Engine, message: Message, max_tokens: usize) -> Result<Answe
     })
 }
 
-fn open(subject: &Subject, directory: &std::path::Path) -> Result<Engine, CaseError> {
-    Engine::open(directory, &subject.options).during(|| "opening the bundle with the runtime".to_owned())
+fn open(subject: &Subject, deployed: &Deployed) -> Result<Engine, CaseError> {
+    let options = Options {
+        image_size: deployed.image_size,
+        ..subject.options.clone()
+    };
+    Engine::open(&deployed.directory, &options).during(|| "opening the bundle with the runtime".to_owned())
 }
 
 fn answers(reference: &Reference, subject: &Subject, workspace: &Workspace) -> Result<Findings, CaseError> {
-    let deployed = workspace.deployed(&reference.checkpoint)?;
+    let deployed = workspace.deployed_for(reference)?;
     deployed.variant(subject)?;
-    let mut engine = open(subject, &deployed.directory)?;
+    let mut engine = open(subject, &deployed)?;
     let mut findings = Findings::default();
     let (mut decided, mut all) = (0, 0);
     for case in &reference.cases {
@@ -350,7 +355,7 @@ impl Answers for EngineAnswers {
 fn evaluate(subject: &Subject, workspace: &Workspace) -> Result<Findings, CaseError> {
     let deployed = workspace.demo()?;
     let mut answers = EngineAnswers {
-        engine: open(subject, &deployed.directory)?,
+        engine: open(subject, &deployed)?,
         image: None,
     };
     let found = held_out(&mut answers)?;

@@ -268,11 +268,11 @@ fn ours(workspace: &Workspace) -> Result<(), CaseError> {
 /// The recipe of a reference's model: its bundle's. A large model's is that of the small one of its layout, but for
 /// the side.
 fn spec(reference: &Reference, workspace: &Workspace, side: usize) -> Result<ImageSpec, CaseError> {
-    let source = match &reference.checkpoint {
-        Source::Synth { layout, .. } => small(layout, 1),
-        other => other.clone(),
+    let deployed = match &reference.checkpoint {
+        Source::Synth { layout, .. } => workspace.deployed(&small(layout, 1))?,
+        _ => workspace.deployed_for(reference)?,
     };
-    let mut spec = workspace.deployed(&source)?.bundle.image.clone();
+    let mut spec = deployed.bundle.image.clone();
     if let (Source::Synth { .. }, Ok(side)) = (&reference.checkpoint, u32::try_from(side)) {
         (spec.height, spec.width, spec.shortest_edge) = (side, side, side);
     }

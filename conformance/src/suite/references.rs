@@ -87,7 +87,7 @@ pub fn of(suite: &str, references: &[Arc<Reference>], applies: fn(&Subject) -> b
             );
             let reference = Arc::clone(reference);
             cases.push(Case::on_each(name, claim, applies, move |subject, workspace| {
-                let deployed = workspace.deployed(&reference.checkpoint)?;
+                let deployed = workspace.deployed_for(&reference)?;
                 let trial = Trial {
                     reference: &reference,
                     case: &reference.cases[index],

@@ -482,7 +482,7 @@ fn has_prompts(reference: &Reference) -> bool {
 
 fn recorded(reference: &Reference, workspace: &Workspace) -> Result<Findings, CaseError> {
     ours(workspace)?;
-    let deployed = workspace.deployed(&reference.checkpoint)?;
+    let deployed = workspace.deployed_for(reference)?;
     let prompter = prompter(&deployed)?;
     let mut findings = Findings::default();
     let found = deployed.bundle.image.tokens;

@@ -224,8 +224,7 @@ fn llava_image(
 }
 
 fn tokens(config: &ModelConfig) -> usize {
-    let side = config.vision.image_size / config.vision.token_side().max(1);
-    usize::try_from(side * side).unwrap_or(usize::MAX)
+    usize::try_from(config.image_tokens()).unwrap_or(usize::MAX)
 }
 
 /// transformers' `CLIPImageProcessor`. Defaults are those of that class.

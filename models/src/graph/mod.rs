@@ -26,7 +26,7 @@ pub struct ValueId(pub usize);
 /// A network, ready to be lowered.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Graph {
-    /// `vision_encoder`, `embed_tokens` or `decoder_model_merged`: also the file's name.
+    /// `vision_encoder`, `vision_encoder_512`, `embed_tokens` or `decoder_model_merged`: also the file's name.
     pub name: String,
     /// The graph's inputs, in order.
     pub inputs: Vec<ValueId>,

@@ -84,6 +84,9 @@ pub struct Options {
     pub precision: Option<String>,
     /// Which of the bundle's variants, by target (`portable`); the best that the provider takes when not given.
     pub target: Option<String>,
+    /// Side of the square that images become, in pixels, one of those that the bundle has encoders for; its default when
+    /// not given.
+    pub image_size: Option<u32>,
     /// ONNX Runtime's shared library, or a directory with it; well-known places when not given.
     pub onnxruntime: Option<PathBuf>,
     /// Threads that compute; as many as there are physical cores when not given.
@@ -97,6 +100,7 @@ impl Default for Options {
             fallback: true,
             precision: None,
             target: None,
+            image_size: None,
             onnxruntime: None,
             threads: None,
         }

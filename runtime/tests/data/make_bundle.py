@@ -38,8 +38,8 @@ def write(name, nodes, inputs, outputs, constants):
     return {"path": f"onnx/{name}.onnx", "data": [], "inputs": contract(inputs), "outputs": contract(outputs)}
 
 
-def vision_encoder():
-    """Two features: in the columns of R, G and B, ten times the mean of that channel."""
+def vision_encoder(name, side, tokens):
+    """Features that are all alike: in the columns of R, G and B, ten times the mean of that channel."""
     columns = numpy.zeros((3, HIDDEN), numpy.float32)
     columns[range(3), [RED, GREEN, BLUE]] = 10
     node = helper.make_node
@@ -47,13 +47,13 @@ def vision_encoder():
         node("ReduceMean", ["pixel_values"], ["means"], axes=[2, 3], keepdims=0),
         node("MatMul", ["means", "columns"], ["feature"]),
         node("Unsqueeze", ["feature", "axis"], ["row"]),
-        node("Concat", ["row", "row"], ["image_features"], axis=1),
+        node("Concat", ["row"] * tokens, ["image_features"], axis=1),
     ]
     return write(
-        "vision_encoder",
+        name,
         nodes,
-        [("pixel_values", F32, ["batch", 3, 4, 4])],
-        [("image_features", F32, ["batch", 2, HIDDEN])],
+        [("pixel_values", F32, ["batch", 3, side, side])],
+        [("image_features", F32, ["batch", tokens, HIDDEN])],
         [constant("columns", columns), constant("axis", numpy.array([1]))],
     )
 
@@ -167,7 +167,10 @@ def main():
         "precision": "fp32",
         "opset": 17,
         "kv_dtype": "float32",
-        "vision_encoder": vision_encoder(),
+        "vision_encoder": vision_encoder("vision_encoder", 4, 2),
+        "further_encoders": [
+            {"height": 8, "width": 8, "shortest_edge": 8, "tokens": 5, "graph": vision_encoder("vision_encoder_8", 8, 5)}
+        ],
         "embed_tokens": embed_tokens(),
         "decoder": decoder(),
     }
