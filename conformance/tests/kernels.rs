@@ -1,5 +1,7 @@
 //! A graph that calls a fused operator wrongly is an error of the session, never a crash.
 
+#![allow(clippy::unwrap_used)]
+
 use conformance::tiny::Given;
 use models::dtype::DType;
 use models::graph::fused::{Encoding, Fused, Norm};

@@ -173,7 +173,7 @@ impl<'a> Interpreter<'a> {
             .iter()
             .map(|id| body.value(*id).name.clone())
             .collect();
-        let tensors = arguments.iter().map(|tensor| Tensor::clone(tensor));
+        let tensors = arguments.iter().copied().cloned();
         let inputs: Vec<(&str, Tensor)> = names.iter().map(String::as_str).zip(tensors).collect();
         let outputs = Interpreter::new(&body, self.weights).run(&inputs)?;
         Ok(outputs.into_iter().map(|(_, tensor)| tensor).collect())

@@ -87,9 +87,12 @@ fn opset(domain: &str, version: i64) -> OperatorSetIdProto {
 /// The bodies of the fused operators that a graph uses: one for each operator with its parameters and input types.
 #[derive(Default)]
 struct Functions {
-    keys: Vec<(Fused, Vec<(DType, Vec<Dim>)>)>,
+    keys: Vec<FunctionKey>,
     protos: Vec<FunctionProto>,
 }
+
+/// An operator with its parameters, and its inputs' types and shapes.
+type FunctionKey = (Fused, Vec<(DType, Vec<Dim>)>);
 
 impl Functions {
     /// The overload that a node calls; its body is added if it is new.
