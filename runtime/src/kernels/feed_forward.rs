@@ -66,10 +66,6 @@ impl FeedForward<'_> {
             "length of down's bias"
         );
     }
-
-    fn is_nibbles(&self) -> bool {
-        self.up.is_nibbles() || self.down.is_nibbles() || self.gate.is_some_and(|gate| gate.is_nibbles())
-    }
 }
 
 /// `out = residual + feed_forward(x)` for `x` `[M, K]`, `out` and `residual` `[M, N]`.
@@ -130,8 +126,13 @@ const LEAST_ROWS: usize = 48;
 /// equally many tiles where they have few.
 fn tile_rows(rows: usize, ff: &FeedForward<'_>, threads: usize) -> usize {
     let row_bytes = 4 * ff.down.outputs + ff.up.inputs + 1536;
-    let limit = if ff.is_nibbles() { 786_432 } else { 393_216 };
-    let wanted = (limit / row_bytes / TILE).clamp(2, 12) * TILE;
+    // The weights of a gated block are read from memory for every tile: there, fewer tiles are worth a fuller cache.
+    let (limit, most) = if ff.gate.is_some() {
+        (1 << 20, 16)
+    } else {
+        (3 << 18, 12)
+    };
+    let wanted = (limit / row_bytes / TILE).clamp(2, most) * TILE;
     let mut tiles = rows.div_ceil(wanted);
     if tiles < 8 * threads {
         tiles = tiles.next_multiple_of(threads);
