@@ -3,7 +3,7 @@
 //!
 //! - The forms are those of the file: weights are mapped into memory and used where they lie.
 //! - Bytes: `dot` multiplies unsigned with signed bytes, so weights are stored + 128; what that adds to a sum, 128
-//!   times the sum of the activations, is taken off beforehand ([`super::quantise`]). Sums are exact within a block of
+//!   times the sum of the activations, is taken off beforehand (`quantise.rs`). Sums are exact within a block of
 //!   128 and are added up in float32, each times its activations' scale. The column's scale comes last.
 //! - Nibbles, many rows: two panels at a time are turned into bytes on one scale per column, and go the way of the
 //!   bytes.
