@@ -599,19 +599,7 @@ fn add_shares(shares: &[f32], to: &mut [f32]) {
 mod tests {
     use super::*;
     use crate::kernels::parallel::Serial;
-
-    /// Numbers in -1..1 that look random.
-    fn noise(length: usize, seed: u64) -> Vec<f32> {
-        let mut state = seed;
-        (0..length)
-            .map(|_| {
-                state = state
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1_442_695_040_888_963_407);
-                (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
-            })
-            .collect()
-    }
+    use crate::kernels::testing::{Backwards, noise};
 
     #[test]
     fn sines_and_cosines() {
@@ -698,17 +686,6 @@ mod tests {
         (error / norm).sqrt()
     }
 
-    /// Pretends to have many threads and runs the tasks from the last to the first.
-    struct Many;
-    impl Parallel for Many {
-        fn threads(&self) -> usize {
-            64
-        }
-        fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
-            (0..count).rev().for_each(task);
-        }
-    }
-
     #[test]
     fn close_to_float64() {
         // batch, new, past, heads, key heads, d, slots without a token at the start of the last sequence
@@ -793,7 +770,7 @@ mod tests {
                 assert!(error < 3e-6, "{} {shape:?}: output {error}", isa.name());
                 assert!(distance(b, &keys) < 2e-7, "{} {shape:?}: keys", isa.name());
                 assert!(distance(c, &values) == 0.0, "{} {shape:?}: values", isa.name());
-                assert!(found == run(&Many), "other tasks, other bits");
+                assert!(found == run(&Backwards(64)), "other tasks, other bits");
             }
         }
     }

@@ -555,32 +555,7 @@ unsafe fn copy_row<V: Lanes>(
 mod tests {
     use super::*;
     use crate::kernels::parallel::Serial;
-
-    /// Numbers in -1..1 that look random.
-    fn noise(length: usize, seed: u64) -> Vec<f32> {
-        let mut state = seed;
-        (0..length)
-            .map(|_| {
-                state = state
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1_442_695_040_888_963_407);
-                (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
-            })
-            .collect()
-    }
-
-    fn erf(x: f64) -> f64 {
-        let (mut term, mut sum) = (x, x);
-        for n in 1..200 {
-            term *= -x * x / f64::from(n);
-            sum += term / f64::from(2 * n + 1);
-        }
-        if x.abs() > 5.0 {
-            x.signum()
-        } else {
-            sum * std::f64::consts::FRAC_2_SQRT_PI
-        }
-    }
+    use crate::kernels::testing::{Backwards, gelu, noise};
 
     fn naive(conv: &DepthwiseConv<'_>, x: &[f32]) -> Vec<f64> {
         let (rows, columns) = conv.output_size();
@@ -601,27 +576,12 @@ mod tests {
                                     * f64::from(conv.kernel[tap * outputs + c]);
                             }
                         }
-                        out.push(if conv.gelu {
-                            sum / 2.0 * (1.0 + erf(sum / 2f64.sqrt()))
-                        } else {
-                            sum
-                        });
+                        out.push(if conv.gelu { gelu(sum) } else { sum });
                     }
                 }
             }
         }
         out
-    }
-
-    /// Pretends to have many threads, so that tasks are small.
-    struct Many;
-    impl Parallel for Many {
-        fn threads(&self) -> usize {
-            64
-        }
-        fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
-            (0..count).rev().for_each(task);
-        }
     }
 
     #[test]
@@ -684,7 +644,7 @@ mod tests {
                         );
                     }
                     let mut again = vec![f32::NAN; expected.len()];
-                    depthwise(isa, &Many, &conv, &x, &mut again);
+                    depthwise(isa, &Backwards(64), &conv, &x, &mut again);
                     assert!(out == again, "other tasks, other bits");
                 }
             }

@@ -591,9 +591,9 @@ fn few_hidden(
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
-    use crate::kernels::linear::tests::{Backwards, gelu64};
     use crate::kernels::matrix::tests::{FORMS, Form, Weights};
-    use crate::kernels::norm::tests::{naive, noise};
+    use crate::kernels::norm::tests::naive;
+    use crate::kernels::testing::{self, Backwards, noise};
 
     #[test]
     fn agrees_with_float64() {
@@ -642,7 +642,7 @@ mod tests {
                     *up += f64::from(bias[i % hidden]);
                     match &gates {
                         None => {
-                            *up = gelu64(*up);
+                            *up = testing::gelu(*up);
                             // The slope of GELU, and the coarse one's own error.
                             *slack = 1.13 * *slack + 1e-4;
                         }

@@ -397,34 +397,8 @@ pub(super) fn few_linear(
 pub(super) mod tests {
     use super::*;
     use crate::kernels::matrix::tests::{FORMS, Weights};
-    use crate::kernels::norm::tests::{naive, noise};
-
-    /// As many tasks as there would be with so many threads, one after the other from the last.
-    #[derive(Debug)]
-    pub(crate) struct Backwards(pub(crate) usize);
-
-    impl Parallel for Backwards {
-        fn threads(&self) -> usize {
-            self.0
-        }
-        fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
-            (0..count).rev().for_each(task);
-        }
-    }
-
-    /// erf by its series, as precise as float64 for the arguments here.
-    pub(crate) fn gelu64(x: f64) -> f64 {
-        let y = x / 2f64.sqrt();
-        if y.abs() > 5.0 {
-            return x.max(0.0);
-        }
-        let (mut term, mut sum) = (y, y);
-        for n in 1..200 {
-            term *= -y * y / f64::from(n);
-            sum += term / f64::from(2 * n + 1);
-        }
-        x / 2.0 * (1.0 + sum * std::f64::consts::FRAC_2_SQRT_PI)
-    }
+    use crate::kernels::norm::tests::naive;
+    use crate::kernels::testing::{self, Backwards, noise};
 
     #[test]
     fn agrees_with_float64() {
@@ -474,7 +448,7 @@ pub(super) mod tests {
                                 let mut expected = product[i];
                                 expected += bias.map_or(0.0, |bias| f64::from(bias[i % outputs]));
                                 if activation == Activation::Gelu {
-                                    expected = gelu64(expected);
+                                    expected = testing::gelu(expected);
                                 }
                                 expected += residual.map_or(0.0, |residual| f64::from(residual[i]));
                                 // GELU's slope is at most 1.13.

@@ -237,8 +237,7 @@ unsafe fn entries<V: Lanes, const COUNT: usize>(
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
-    use crate::kernels::linear::tests::Backwards;
-    use crate::kernels::norm::tests::noise;
+    use crate::kernels::testing::{Backwards, noise};
 
     #[test]
     fn agrees_with_float64() {

@@ -24,3 +24,5 @@ mod quantise;
 pub mod self_attention;
 pub mod simd;
 pub mod stem;
+#[cfg(test)]
+mod testing;

@@ -226,18 +226,7 @@ pub(super) unsafe fn normalise_row<V: Lanes>(x: &[f32], norm: &Norm<'_>, to: &mu
 pub(super) mod tests {
     use super::*;
     use crate::kernels::parallel::Serial;
-
-    /// Numbers between -1 and 1 that look random, the same for the same seed.
-    pub(crate) fn noise(length: usize, seed: u64) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let next = |_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..length).map(next).collect()
-    }
+    use crate::kernels::testing::noise;
 
     /// The same in float64.
     pub(crate) fn naive(x: &[f32], channels: usize, norm: &Norm<'_>) -> Vec<f64> {

@@ -461,19 +461,7 @@ impl Tile {
 mod tests {
     use super::*;
     use crate::kernels::parallel::Serial;
-
-    /// Numbers in -1..1 that look random.
-    fn noise(length: usize, seed: u64) -> Vec<f32> {
-        let mut state = seed;
-        (0..length)
-            .map(|_| {
-                state = state
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1_442_695_040_888_963_407);
-                (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
-            })
-            .collect()
-    }
+    use crate::kernels::testing::{Backwards, noise};
 
     fn naive(batch: usize, tokens: usize, heads: usize, d: usize, scale: f32, qkv: &[f32]) -> Vec<f64> {
         let mut out = vec![0.0; batch * tokens * heads * d];
@@ -500,17 +488,6 @@ mod tests {
             }
         }
         out
-    }
-
-    /// Pretends to have many threads, so that heads are cut.
-    struct Many;
-    impl Parallel for Many {
-        fn threads(&self) -> usize {
-            64
-        }
-        fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
-            (0..count).rev().for_each(task);
-        }
     }
 
     #[test]
@@ -545,7 +522,17 @@ mod tests {
                     isa.name()
                 );
                 let mut again = vec![f32::NAN; expected.len()];
-                self_attention(isa, &Many, batch, tokens, heads, d, scale, &qkv, &mut again);
+                self_attention(
+                    isa,
+                    &Backwards(64),
+                    batch,
+                    tokens,
+                    heads,
+                    d,
+                    scale,
+                    &qkv,
+                    &mut again,
+                );
                 assert!(out == again, "other tasks, other bits");
             }
         }

@@ -285,32 +285,7 @@ unsafe fn one_tile<V: Lanes, const P: usize, const N: usize>(
 mod tests {
     use super::*;
     use crate::kernels::parallel::Serial;
-
-    /// Numbers in -1..1 that look random.
-    fn noise(length: usize, seed: u64) -> Vec<f32> {
-        let mut state = seed;
-        (0..length)
-            .map(|_| {
-                state = state
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1_442_695_040_888_963_407);
-                (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
-            })
-            .collect()
-    }
-
-    fn erf(x: f64) -> f64 {
-        let (mut term, mut sum) = (x, x);
-        for n in 1..200 {
-            term *= -x * x / f64::from(n);
-            sum += term / f64::from(2 * n + 1);
-        }
-        if x.abs() > 5.0 {
-            x.signum()
-        } else {
-            sum * std::f64::consts::FRAC_2_SQRT_PI
-        }
-    }
+    use crate::kernels::testing::{gelu, noise};
 
     fn naive(conv: &StemConv<'_>, x: &[f32]) -> Vec<f64> {
         let (rows, columns) = conv.output_size();
@@ -330,11 +305,7 @@ mod tests {
                                     * f64::from(conv.kernel[tap * conv.channels + c]);
                             }
                         }
-                        out.push(if conv.gelu {
-                            sum / 2.0 * (1.0 + erf(sum / 2f64.sqrt()))
-                        } else {
-                            sum
-                        });
+                        out.push(if conv.gelu { gelu(sum) } else { sum });
                     }
                 }
             }
