@@ -15,6 +15,7 @@ pub mod status;
 pub mod subject;
 pub mod suite;
 pub mod synth;
+pub mod table;
 pub mod tensor;
 pub mod tiny;
 pub mod workspace;

@@ -2,6 +2,7 @@
 
 use super::statistics::Spread;
 use super::{Measured, Report};
+use crate::table;
 
 const TITLES: [&str; 10] = [
     "provider",
@@ -38,46 +39,20 @@ pub fn caption(report: &Report) -> String {
 
 /// The table, aligned.
 pub fn plain(report: &Report) -> String {
-    let rows = rows(report);
-    let widths: Vec<usize> = (0..TITLES.len())
-        .map(|column| {
-            rows.iter()
-                .map(|row| row[column].chars().count())
-                .max()
-                .unwrap_or(0)
-        })
-        .collect();
-    let mut text = caption(report) + "\n\n";
-    for row in &rows {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, &width)| format!("{cell:<width$}"))
-            .collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
+    format!("{}\n\n{}", caption(report), table::plain(&rows(report)))
 }
 
 /// The table in Markdown.
 pub fn markdown(report: &Report) -> String {
-    let mut text = String::new();
-    for (number, row) in rows(report).iter().enumerate() {
-        let cells: Vec<String> = row.iter().map(|cell| cell.replace('|', "\\|")).collect();
-        text.push_str(&format!("| {} |\n", cells.join(" | ")));
-        if number == 0 {
-            text.push_str(&format!("|{}\n", "---|".repeat(TITLES.len())));
-        }
-    }
-    text.push_str(&format!(
-        "\n{}. {}, {} cores, {}.\n",
+    let machine = &report.machine;
+    format!(
+        "{}\n{}. {}, {} cores, {}.\n",
+        table::markdown(&rows(report)),
         caption(report),
-        report.machine.cpu,
-        report.machine.cores,
-        report.machine.os
-    ));
-    text
+        machine.cpu,
+        machine.cores,
+        machine.os
+    )
 }
 
 /// Titles and cells.

@@ -2,6 +2,7 @@
 
 use super::metrics::LogitsError;
 use super::{ExactMatch, Report, Row};
+use crate::table;
 
 /// A column: its title, and its cell in a row.
 type Column = (&'static str, fn(&Row) -> String);
@@ -51,38 +52,12 @@ pub fn caption(report: &Report) -> String {
 
 /// The table, aligned.
 pub fn plain(report: &Report) -> String {
-    let rows = rows(report);
-    let columns = rows.first().map_or(0, Vec::len);
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut text = caption(report) + "\n\n";
-    for row in &rows {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, &width)| format!("{cell:<width$}"))
-            .collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
+    format!("{}\n\n{}", caption(report), table::plain(&rows(report)))
 }
 
 /// The table in Markdown.
 pub fn markdown(report: &Report) -> String {
-    let mut text = String::new();
-    for (number, row) in rows(report).iter().enumerate() {
-        let cells: Vec<String> = row.iter().map(|cell| cell.replace('|', "\\|")).collect();
-        text.push_str(&format!("| {} |\n", cells.join(" | ")));
-        if number == 0 {
-            text.push_str(&format!("|{}\n", "---|".repeat(row.len())));
-        }
-    }
-    text.push_str(&format!("\n{}.\n", caption(report)));
-    text
+    format!("{}\n{}.\n", table::markdown(&rows(report)), caption(report))
 }
 
 /// Titles and cells; columns in which no row has anything are left out.

@@ -1,4 +1,4 @@
-//! ONNX Runtime, on the CPU and with its CoreML execution provider. The only file that names the `ort` crate.
+//! ONNX Runtime, on the CPU and with its CoreML execution provider. It and `ort/` are all that names the `ort` crate.
 //!
 //! The shared library is found at run time. It is loaded once per process, whoever asks first.
 
