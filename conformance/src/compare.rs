@@ -18,6 +18,8 @@ pub enum Tolerance {
     Half,
     /// Activations rounded to bytes on their way into products, weights the same: 4e-2.
     Bytes,
+    /// As [`Tolerance::Bytes`], and the low nibbles of unlikely logits left out: 1e-1.
+    Planes,
     /// A limit that a reference brings along.
     Custom(f64),
 }
@@ -31,6 +33,7 @@ impl Tolerance {
             Tolerance::Logits => 5e-4,
             Tolerance::Half => 5e-3,
             Tolerance::Bytes => 4e-2,
+            Tolerance::Planes => 1e-1,
             Tolerance::Custom(limit) => limit,
         }
     }
@@ -44,6 +47,7 @@ impl fmt::Display for Tolerance {
             Tolerance::Logits => f.write_str("logits (5e-4)"),
             Tolerance::Half => f.write_str("half (5e-3)"),
             Tolerance::Bytes => f.write_str("bytes (4e-2)"),
+            Tolerance::Planes => f.write_str("planes (1e-1)"),
             Tolerance::Custom(limit) => write!(f, "{limit:e}"),
         }
     }

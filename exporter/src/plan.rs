@@ -3,7 +3,7 @@
 use models::arch::fused::Encodings;
 use models::checkpoint::Layout;
 use models::dtype::DType;
-use models::graph::fused::Encoding;
+use models::graph::fused::{Encoding, TableEncoding};
 use std::path::PathBuf;
 
 /// An export, ready to be carried out by [`crate::export`].
@@ -160,16 +160,18 @@ impl Variant {
 
     /// How fused operators store their weights; `None` for networks of standard operators.
     pub const fn encodings(self) -> Option<Encodings> {
-        let (rest, decoder) = match (self.target, self.precision) {
+        let (vision, decoder, table) = match (self.target, self.precision) {
             (Target::Portable, _) => return None,
-            (Target::Cpu, Precision::Fp32 | Precision::Fp16) => (Encoding::Float32, Encoding::Float32),
-            (Target::Cpu, Precision::Int8) => (Encoding::Int8, Encoding::Int8),
-            (Target::Cpu, Precision::Q4) => (Encoding::Int8, Encoding::Int4),
+            (Target::Cpu, Precision::Fp32 | Precision::Fp16) => {
+                (Encoding::Float32, Encoding::Float32, TableEncoding::Float32)
+            }
+            (Target::Cpu, Precision::Int8) => (Encoding::Int8, Encoding::Int8, TableEncoding::Bytes),
+            (Target::Cpu, Precision::Q4) => (Encoding::Int8, Encoding::Int4, TableEncoding::Planes),
         };
         Some(Encodings {
-            vision: rest,
+            vision,
             decoder,
-            table: rest,
+            table,
         })
     }
 }

@@ -204,6 +204,7 @@ impl<'a> Interpreter<'a> {
             | WeightForm::Panels(..)
             | WeightForm::PanelScales(..)
             | WeightForm::Bytes
+            | WeightForm::Plane(_)
             | WeightForm::ByteScales => {
                 let bytes = pack::bytes(weight, self.weights).map_err(|error| refuse(error.to_string()))?;
                 elements(&shape, value.dtype, &bytes)

@@ -14,7 +14,7 @@ use models::arch::{self, Network};
 use models::bundle::KvSpec;
 use models::config::{DecoderConfig, ModelConfig, ProjectorConfig, TokenMixer, VisionConfig};
 use models::graph::Graph;
-use models::graph::fused::Encoding;
+use models::graph::fused::{Encoding, TableEncoding};
 use models::weights::Weights;
 use std::sync::Arc;
 
@@ -499,12 +499,13 @@ fn follow(
                 ));
             }
         }
-        findings.push(compare(
-            &format!("{name}: logits"),
-            &found,
-            &expected,
-            tolerance(subject, form, Tolerance::Logits),
-        ));
+        let planes = form.is_some_and(|encodings| encodings.table == TableEncoding::Planes);
+        let tolerance = if planes {
+            Tolerance::Planes
+        } else {
+            tolerance(subject, form, Tolerance::Logits)
+        };
+        findings.push(compare(&format!("{name}: logits"), &found, &expected, tolerance));
     }
     Ok(findings)
 }

@@ -14,7 +14,7 @@ use crate::error::ExportError;
 use half::f16;
 use models::arch::fused::body::body;
 use models::dtype::DType;
-use models::graph::fused::{DOMAIN, Fused, Norm};
+use models::graph::fused::{DOMAIN, Fused, Norm, TableEncoding};
 use models::graph::{Constant, Dim, Graph, Node, OPSET, Op, Source, Value};
 
 /// Lowers a graph. `stored` says for every weight value, by its index in [`Graph::values`], where its elements are.
@@ -335,9 +335,18 @@ fn fused_attributes(fused: &Fused) -> Result<Vec<AttributeProto>, ExportError> {
             size("kv_heads", kv_heads)?,
             size("head_dim", head_dim)?,
         ],
-        Fused::Embedding => Vec::new(),
-        Fused::Logits { encoding } => vec![int("bits", encoding.bits())],
+        Fused::Embedding { width, encoding } => {
+            let mut attributes = vec![size("width", width)?];
+            attributes.extend(table(encoding));
+            attributes
+        }
+        Fused::Logits { encoding } => table(encoding).into(),
     })
+}
+
+/// How a table is stored.
+fn table(encoding: TableEncoding) -> [AttributeProto; 2] {
+    [int("bits", encoding.bits()), int("planes", encoding.planes())]
 }
 
 fn int(name: &str, value: i64) -> AttributeProto {

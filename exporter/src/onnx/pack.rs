@@ -4,8 +4,8 @@
 use crate::error::ExportError;
 use half::f16;
 use models::error::CheckpointError;
-use models::graph::fused::{BLOCK, Encoding, PANEL};
-use models::graph::{Rows, WeightForm, WeightRef};
+use models::graph::fused::{BLOCK, Encoding, PANEL, PLANE_BLOCK};
+use models::graph::{Nibble, Rows, WeightForm, WeightRef};
 use models::weights::{WeightSpec, Weights};
 
 /// Outputs in a panel.
@@ -16,6 +16,9 @@ const WIDTH: usize = BLOCK as usize;
 
 /// Bytes of an int4 block of a panel.
 const NIBBLES: usize = LANES * WIDTH / 2;
+
+/// Bytes of a plane's run.
+const RUN: usize = PLANE_BLOCK as usize / 2;
 
 /// Rows of a table that are handled together.
 const TABLE_ROWS: usize = 1024;
@@ -28,6 +31,7 @@ pub fn is_packed(weight: &WeightRef) -> bool {
         | WeightForm::Panels(..)
         | WeightForm::PanelScales(..)
         | WeightForm::Bytes
+        | WeightForm::Plane(_)
         | WeightForm::ByteScales => true,
     }
 }
@@ -54,8 +58,14 @@ pub fn pack<E: From<ExportError>>(
         WeightForm::PanelScales(encoding, rows) => {
             panels(&Matrix::open(weight, rows, weights)?, *encoding, true, emit)
         }
-        WeightForm::Bytes => table(&Matrix::open(weight, &Rows::default(), weights)?, false, emit),
-        WeightForm::ByteScales => table(&Matrix::open(weight, &Rows::default(), weights)?, true, emit),
+        WeightForm::Bytes => table(weight, weights, &bytes_of, emit),
+        WeightForm::Plane(nibble) => table(weight, weights, &|row| plane_of(row, *nibble), emit),
+        WeightForm::ByteScales => table(
+            weight,
+            weights,
+            &|row| byte_scale(row).to_le_bytes().to_vec(),
+            emit,
+        ),
         WeightForm::Stored | WeightForm::Transposed => Err(E::from(ExportError::Internal {
             what: format!("weight `{}` is not to be packed", weight.name),
         })),
@@ -334,27 +344,46 @@ fn nibble_block(block: &[f32; WIDTH]) -> (f16, [u8; WIDTH]) {
     (scale, codes)
 }
 
-/// Rows of bytes, or their scales.
+/// A table, row by row.
 fn table<E: From<ExportError>>(
-    matrix: &Matrix<'_>,
-    scales: bool,
+    weight: &WeightRef,
+    weights: &dyn Weights,
+    row: &dyn Fn(&[f32]) -> Vec<u8>,
     emit: &mut dyn FnMut(Vec<u8>) -> Result<(), E>,
 ) -> Result<(), E> {
+    let matrix = Matrix::open(weight, &Rows::default(), weights)?;
     let mut lines = Vec::new();
     for start in (0..matrix.rows).step_by(TABLE_ROWS) {
         matrix.read(start, matrix.rows.min(start + TABLE_ROWS), &mut lines)?;
-        let rows = lines.chunks(matrix.columns.max(1));
-        emit(if scales {
-            rows.flat_map(|row| byte_scale(row).to_le_bytes()).collect()
-        } else {
-            rows.flat_map(|row| {
-                let inverse = inverse(byte_scale(row));
-                row.iter().map(move |value| byte_of(*value, inverse))
-            })
-            .collect()
-        })?;
+        emit(lines.chunks(matrix.columns.max(1)).flat_map(row).collect())?;
     }
     Ok(())
+}
+
+/// `[D]`
+fn bytes_of(row: &[f32]) -> Vec<u8> {
+    let inverse = inverse(byte_scale(row));
+    row.iter().map(|value| byte_of(*value, inverse)).collect()
+}
+
+/// `[D/128,64]`
+fn plane_of(row: &[f32], nibble: Nibble) -> Vec<u8> {
+    let mut out = Vec::with_capacity(row.len().div_ceil(2 * RUN) * RUN);
+    for bytes in bytes_of(row).chunks(2 * RUN) {
+        let mut run = [0; RUN];
+        for (index, byte) in bytes.iter().enumerate() {
+            let half = match nibble {
+                Nibble::High => byte >> 4,
+                Nibble::Low => byte & 15,
+            };
+            let shift = if index < RUN { 0 } else { 4 };
+            if let Some(to) = run.get_mut(index % RUN) {
+                *to |= half << shift;
+            }
+        }
+        out.extend(run);
+    }
+    out
 }
 
 #[cfg(test)]
@@ -375,6 +404,33 @@ mod tests {
         WeightRef {
             name: name.to_owned(),
             form,
+        }
+    }
+
+    /// The planes are the halves of the bytes, 128 numbers in 64 bytes.
+    #[test]
+    fn planes_are_halves_of_bytes() {
+        let (entries, width) = (1030, 150);
+        let weights = Memory::new(&[("t", &[1030, 150])]);
+        let read = |form| bytes(&reference("t", form), &weights).unwrap();
+        let whole = read(WeightForm::Bytes);
+        let (high, low) = (
+            read(WeightForm::Plane(Nibble::High)),
+            read(WeightForm::Plane(Nibble::Low)),
+        );
+        assert_eq!(whole.len(), entries * width);
+        assert_eq!([high.len(), low.len()], [entries * 128; 2]);
+        for (i, byte) in whole.iter().enumerate() {
+            let (entry, k) = (i / width, i % width);
+            let place = entry * 128 + k / 128 * 64 + k % 64;
+            let nibble = |plane: &[u8]| {
+                if k % 128 < 64 {
+                    plane[place] & 15
+                } else {
+                    plane[place] >> 4
+                }
+            };
+            assert_eq!(*byte, 16 * nibble(&high) + nibble(&low), "{entry} {k}");
         }
     }
 

@@ -15,6 +15,17 @@
 //! Quotients are rounded up; what is padded has the value 0. The 256 bytes of an int4 block of 32 inputs are four groups
 //! of 64: byte `4 c + i` of group `p` holds input `8 p + i` of output `c` in its low nibble and input `8 p + 4 + i` in
 //! its high one.
+//!
+//! A table `[V, D]`, of which single rows are read as well, lies row by row. Its bytes are either whole or parted into
+//! two planes of nibbles, of which the high one alone tells which tokens may come next:
+//!
+//! | table | elements | scales | value |
+//! |---|---|---|---|
+//! | float32 | f32 `[V, D]` | – | `w` |
+//! | bytes | u8 `[V, D]` | f32 `[V]` | `scale[v] * (byte - 128)` |
+//! | planes | high and low, u8 `[V, D/128, 64]` each | f32 `[V]` | `scale[v] * (16 high + low - 128)` |
+//!
+//! Byte `i` of a plane's run of 128 numbers holds number `i` in its low nibble and number `64 + i` in its high one.
 
 use super::{Dim, Value, shape};
 use crate::dtype::DType;
@@ -79,6 +90,59 @@ impl Encoding {
         match self {
             Encoding::Float32 => 1,
             Encoding::Int8 | Encoding::Int4 => 2,
+        }
+    }
+}
+
+/// Numbers of a table's row that lie together in a plane.
+pub const PLANE_BLOCK: u64 = 128;
+
+/// How a table is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TableEncoding {
+    /// float32.
+    Float32,
+    /// Bytes with a scale for each row.
+    Bytes,
+    /// The same bytes, high nibbles and low nibbles each by themselves.
+    Planes,
+}
+
+impl TableEncoding {
+    /// dtype and shape of each of the tensors of elements of a `[rows, width]` table.
+    pub fn elements(self, rows: u64, width: u64) -> Vec<(DType, Vec<u64>)> {
+        match self {
+            TableEncoding::Float32 => vec![(DType::Float32, vec![rows, width])],
+            TableEncoding::Bytes => vec![(DType::UInt8, vec![rows, width])],
+            TableEncoding::Planes => {
+                let plane = vec![rows, width.div_ceil(PLANE_BLOCK), PLANE_BLOCK / 2];
+                vec![(DType::UInt8, plane.clone()), (DType::UInt8, plane)]
+            }
+        }
+    }
+
+    /// The bits of an element, as in ONNX attributes.
+    pub const fn bits(self) -> i64 {
+        match self {
+            TableEncoding::Float32 => 32,
+            TableEncoding::Bytes | TableEncoding::Planes => 8,
+        }
+    }
+
+    /// Tensors that an element is spread over, as in ONNX attributes.
+    pub const fn planes(self) -> i64 {
+        match self {
+            TableEncoding::Float32 | TableEncoding::Bytes => 1,
+            TableEncoding::Planes => 2,
+        }
+    }
+
+    /// Inputs of an operator that make up a table.
+    const fn tensors(self) -> usize {
+        match self {
+            TableEncoding::Float32 => 1,
+            TableEncoding::Bytes => 2,
+            TableEncoding::Planes => 3,
         }
     }
 }
@@ -189,12 +253,20 @@ pub enum Fused {
         /// d.
         head_dim: u64,
     },
-    /// `ids [..], table u8 [V,D], scales f32 [V] -> [..,D]`: rows of a table of bytes.
-    Embedding,
-    /// `x [M,D], table [V,D], [scales f32 [V]] -> [M,V]`: products with the rows of a table.
+    /// `ids [..], table.., [scales [V]] -> [..,D]`: rows of a table.
+    Embedding {
+        /// D.
+        width: u64,
+        /// Of the table.
+        encoding: TableEncoding,
+    },
+    /// `x [M,D], table.., [scales [V]] -> [M,V]`: products with the rows of a table.
+    ///
+    /// With a table of planes, a kernel may leave out the low nibbles (whose mean it adds) where a logit is far below
+    /// the largest.
     Logits {
-        /// float32 or int8, one scale for each row.
-        encoding: Encoding,
+        /// Of the table.
+        encoding: TableEncoding,
     },
 }
 
@@ -208,7 +280,7 @@ impl Fused {
             Fused::FeedForward { .. } => "FeedForward",
             Fused::SelfAttention { .. } => "SelfAttention",
             Fused::DecoderAttention { .. } => "DecoderAttention",
-            Fused::Embedding => "Embedding",
+            Fused::Embedding { .. } => "Embedding",
             Fused::Logits { .. } => "Logits",
         }
     }
@@ -216,7 +288,7 @@ impl Fused {
     /// How many inputs there are.
     pub const fn inputs(&self) -> usize {
         match self {
-            Fused::Stem { .. } | Fused::DepthwiseConv { .. } | Fused::Embedding => 3,
+            Fused::Stem { .. } | Fused::DepthwiseConv { .. } => 3,
             Fused::Linear {
                 norm,
                 encoding,
@@ -237,7 +309,7 @@ impl Fused {
             }
             Fused::SelfAttention { .. } => 1,
             Fused::DecoderAttention { .. } => 6,
-            Fused::Logits { encoding } => 1 + encoding.tensors(),
+            Fused::Embedding { encoding, .. } | Fused::Logits { encoding } => 1 + encoding.tensors(),
         }
     }
 
@@ -361,34 +433,16 @@ impl Fused {
                 let cache = (DType::Float32, present);
                 Ok(vec![(DType::Float32, x), cache.clone(), cache])
             }
-            Fused::Embedding => {
+            Fused::Embedding { width, encoding } => {
                 let ids = rest.next(DType::Int64)?;
-                let table = rest.next(DType::UInt8)?;
-                let [rows, width] = table[..] else {
-                    return Err("wants a table of rank 2".to_owned());
-                };
-                rest.exactly(DType::Float32, &[rows])?;
-                one([&ids[..], &[width]].concat())
+                rest.table(width, encoding)?;
+                one([&ids[..], &[Dim::Fixed(width)]].concat())
             }
             Fused::Logits { encoding } => {
                 let x = rest.float(2)?;
-                let dtype = match encoding {
-                    Encoding::Float32 => DType::Float32,
-                    Encoding::Int8 => DType::UInt8,
-                    Encoding::Int4 => return Err("has no table of nibbles".to_owned()),
-                };
-                let table = rest.next(dtype)?;
-                if table.len() != 2 || table[1] != x[1] {
-                    return Err(format!(
-                        "multiplies rows of length {} with {}",
-                        x[1],
-                        shape::show(&table)
-                    ));
-                }
-                if encoding == Encoding::Int8 {
-                    rest.exactly(DType::Float32, &table[..1])?;
-                }
-                one(vec![x[0], table[0]])
+                let width = x[1].fixed().ok_or("wants rows of a fixed length")?;
+                let entries = rest.table(width, encoding)?;
+                one(vec![x[0], entries])
             }
         }
     }
@@ -461,6 +515,27 @@ impl Inputs<'_, '_> {
             Some((dtype, shape)) => self.exactly(dtype, &dims(shape)),
             None => Ok(()),
         }
+    }
+
+    /// A table and its scales: how many rows it has.
+    fn table(&mut self, width: u64, encoding: TableEncoding) -> Result<Dim, String> {
+        let first = self
+            .rest
+            .clone()
+            .next()
+            .and_then(|value| value.shape.first().copied());
+        let entries = first
+            .and_then(Dim::fixed)
+            .ok_or("wants a table of fixed length")?;
+        for (dtype, shape) in encoding.elements(entries, width) {
+            let shape: Vec<Dim> = shape.into_iter().map(Dim::Fixed).collect();
+            self.exactly(dtype, &shape)?;
+        }
+        let entries = Dim::Fixed(entries);
+        if encoding != TableEncoding::Float32 {
+            self.exactly(DType::Float32, &[entries])?;
+        }
+        Ok(entries)
     }
 }
 

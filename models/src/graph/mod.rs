@@ -107,8 +107,19 @@ pub enum WeightForm {
     PanelScales(fused::Encoding, Rows),
     /// A matrix of bytes, row by row: `round(w / scale[row]) + 128`.
     Bytes,
+    /// One of the two planes of nibbles of those bytes, see [`fused`].
+    Plane(Nibble),
     /// The scales of those rows.
     ByteScales,
+}
+
+/// Which half of a byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Nibble {
+    /// `byte >> 4`
+    High,
+    /// `byte & 15`
+    Low,
 }
 
 /// Rows of several weights, one below the other, as one matrix or vector.
@@ -127,7 +138,11 @@ impl WeightRef {
             WeightForm::Vector(rows) | WeightForm::Panels(_, rows) | WeightForm::PanelScales(_, rows) => {
                 Some(rows)
             }
-            WeightForm::Stored | WeightForm::Transposed | WeightForm::Bytes | WeightForm::ByteScales => None,
+            WeightForm::Stored
+            | WeightForm::Transposed
+            | WeightForm::Bytes
+            | WeightForm::Plane(_)
+            | WeightForm::ByteScales => None,
         };
         let more = rows
             .into_iter()

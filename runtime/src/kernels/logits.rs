@@ -7,6 +7,7 @@
 
 use super::norm::{Norm, load_part};
 use super::parallel::{Parallel, Serial, Shared, scratch};
+use super::planes::{Planes, plane_logits};
 use super::quantise::{BLOCK, Quantised, Rows, with_rows};
 use super::simd::{Isa, LANES, Lanes, dispatch};
 
@@ -22,6 +23,8 @@ pub enum Table<'a> {
         /// `[V]`: `w = scale * (byte - 128)`
         scales: &'a [f32],
     },
+    /// The same bytes in two planes.
+    Planes(Planes<'a>),
 }
 
 /// Bytes that a vector of [`Lanes::dot_bytes`] takes.
@@ -29,7 +32,39 @@ const SEGMENT: usize = 4 * LANES;
 /// Rows of the table that are multiplied at once.
 const ROWS: usize = 4;
 
-/// `out = x table^T` for `x` `[M, K]` and `out` `[M, V]`, where `V` is `entries`.
+impl Table<'_> {
+    /// Writes a row; `None` if there is no such row.
+    pub fn row(&self, entry: usize, out: &mut [f32]) -> Option<()> {
+        let width = out.len();
+        let place = || Some(entry.checked_mul(width)?..entry.checked_add(1)?.checked_mul(width)?);
+        match self {
+            Table::Float32(values) => out.copy_from_slice(values.get(place()?)?),
+            Table::Int8 { bytes, scales } => {
+                let (bytes, scale) = (bytes.get(place()?)?, scales.get(entry)?);
+                for (out, byte) in out.iter_mut().zip(bytes) {
+                    *out = scale * (f32::from(*byte) - 128.0);
+                }
+            }
+            Table::Planes(planes) => return planes.row(entry, out),
+        }
+        Some(())
+    }
+
+    /// That the table has as many rows of this length.
+    fn check(&self, entries: usize, inputs: usize) {
+        let elements = match self {
+            Table::Float32(values) => values.len(),
+            Table::Int8 { bytes, scales } => {
+                assert_eq!(scales.len(), entries, "the table has not one scale per entry");
+                bytes.len()
+            }
+            Table::Planes(planes) => return planes.check(entries, inputs),
+        };
+        assert_eq!(elements, entries * inputs, "the table is not whole rows");
+    }
+}
+
+/// `out = x table^T` for `x` `[M, K]` and `out` `[M, V]`, where `K` is `inputs` and `V` is `entries`.
 ///
 /// # Panics
 /// Lengths that do not fit each other.
@@ -37,23 +72,14 @@ pub fn logits(
     isa: Isa,
     parallel: &dyn Parallel,
     x: &[f32],
+    inputs: usize,
     table: Table<'_>,
     entries: usize,
     out: &mut [f32],
 ) {
     assert!(entries > 0, "a table without entries");
-    let inputs = match table {
-        Table::Float32(values) => values.len() / entries,
-        Table::Int8 { bytes, scales } => {
-            assert_eq!(scales.len(), entries, "the table has not one scale per entry");
-            bytes.len() / entries
-        }
-    };
-    match table {
-        Table::Float32(values) => assert_eq!(values.len(), entries * inputs, "the table is not whole rows"),
-        Table::Int8 { bytes, .. } => assert_eq!(bytes.len(), entries * inputs, "the table is not whole rows"),
-    }
     assert!(inputs > 0, "a table without numbers");
+    table.check(entries, inputs);
     let rows = x.len() / inputs;
     assert_eq!(x.len(), rows * inputs, "x is not whole rows");
     assert_eq!(out.len(), rows * entries, "out has not the product's shape");
@@ -95,6 +121,16 @@ pub fn logits(
                         }
                     });
                 });
+            });
+        }
+        Table::Planes(planes) => {
+            with_rows(isa, &Serial, x, inputs, &Norm::None, true, |prepared| {
+                let Rows::Bytes(quantised) = prepared else { return };
+                for row in 0..rows {
+                    // SAFETY: the loop is the only one to write, one row at a time.
+                    let to = unsafe { out.part(row * entries, entries) };
+                    plane_logits(isa, parallel, quantised, row, &planes, length, to);
+                }
             });
         }
     }
@@ -274,7 +310,7 @@ mod tests {
                 for isa in Isa::available() {
                     for threads in [1, 16] {
                         let mut out = vec![f32::NAN; rows * entries];
-                        logits(isa, &Backwards(threads), &x, table, entries, &mut out);
+                        logits(isa, &Backwards(threads), &x, inputs, table, entries, &mut out);
                         for (i, found) in out.iter().enumerate() {
                             let x = &x[i / entries * inputs..][..inputs];
                             let w = &w[i % entries * inputs..][..inputs];

@@ -20,6 +20,7 @@ pub mod math;
 pub mod matrix;
 pub mod norm;
 pub mod parallel;
+pub mod planes;
 mod quantise;
 pub mod self_attention;
 pub mod simd;

@@ -181,6 +181,9 @@ pub unsafe trait Lanes: Copy {
     unsafe fn int_load(from: *const i32) -> Self::Int;
     /// `acc[lane] += sum over i < 4 of weights[4 * lane + i] * activations[4 * lane + i]`, 64 bytes of each.
     unsafe fn dot_bytes(acc: Self::Int, weights: *const u8, activations: *const i8) -> Self::Int;
+    /// Two [`Lanes::dot_bytes`] over 64 bytes of nibbles: the low ones (0..=15) times the first 64 activations, the high
+    /// ones times the next 64.
+    unsafe fn dot_plane(acc: Self::Int, weights: *const u8, activations: *const i8) -> Self::Int;
     /// 64 bytes of nibbles to 128 bytes: `128 + round((nibble - 8) * ratios[lane] / 2048)`, the low nibbles' to `low`
     /// and the high ones' to `high`. A lane is four bytes; ratios are whole numbers in -32512..=32512.
     unsafe fn spread_nibbles(weights: *const u8, ratios: Self, low: *mut u8, high: *mut u8);
@@ -383,6 +386,18 @@ unsafe impl Lanes for Portable {
         acc
     }
     #[inline(always)]
+    unsafe fn dot_plane(mut acc: Self::Int, weights: *const u8, activations: *const i8) -> Self::Int {
+        let weights = unsafe { weights.cast::<[u8; 4 * LANES]>().read_unaligned() };
+        let activations = unsafe { activations.cast::<[i8; 8 * LANES]>().read_unaligned() };
+        for (lane, acc) in acc.iter_mut().enumerate() {
+            for i in 4 * lane..4 * lane + 4 {
+                *acc += i32::from(weights[i] & 15) * i32::from(activations[i]);
+                *acc += i32::from(weights[i] >> 4) * i32::from(activations[4 * LANES + i]);
+            }
+        }
+        acc
+    }
+    #[inline(always)]
     unsafe fn spread_nibbles(weights: *const u8, ratios: Self, low: *mut u8, high: *mut u8) {
         let weights = unsafe { weights.cast::<[u8; 4 * LANES]>().read_unaligned() };
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
@@ -555,6 +570,17 @@ mod x86 {
             unsafe {
                 let weights = _mm512_loadu_si512(weights.cast());
                 _mm512_dpbusd_epi32(acc, weights, _mm512_loadu_si512(activations.cast()))
+            }
+        }
+        #[inline(always)]
+        unsafe fn dot_plane(acc: Self::Int, weights: *const u8, activations: *const i8) -> Self::Int {
+            unsafe {
+                let weights = _mm512_loadu_si512(weights.cast());
+                let mask = _mm512_set1_epi8(15);
+                let low = _mm512_and_si512(weights, mask);
+                let high = _mm512_and_si512(_mm512_srli_epi16::<4>(weights), mask);
+                let acc = _mm512_dpbusd_epi32(acc, low, _mm512_loadu_si512(activations.cast()));
+                _mm512_dpbusd_epi32(acc, high, _mm512_loadu_si512(activations.add(64).cast()))
             }
         }
         #[inline(always)]
@@ -828,6 +854,26 @@ mod x86 {
             }
         }
         #[inline(always)]
+        unsafe fn dot_plane(acc: Self::Int, weights: *const u8, activations: *const i8) -> Self::Int {
+            unsafe {
+                let mask = _mm256_set1_epi8(15);
+                let mut acc = acc;
+                for (half, acc) in acc.iter_mut().enumerate() {
+                    let weights = _mm256_loadu_si256(weights.add(32 * half).cast());
+                    let low = _mm256_and_si256(weights, mask);
+                    let high = _mm256_and_si256(_mm256_srli_epi16::<4>(weights), mask);
+                    let at = activations.add(32 * half);
+                    // Nibbles are at most 15, so four products fit 16 bits.
+                    let sums = _mm256_add_epi16(
+                        _mm256_maddubs_epi16(low, _mm256_loadu_si256(at.cast())),
+                        _mm256_maddubs_epi16(high, _mm256_loadu_si256(at.add(64).cast())),
+                    );
+                    *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(sums, _mm256_set1_epi16(1)));
+                }
+                acc
+            }
+        }
+        #[inline(always)]
         unsafe fn spread_nibbles(weights: *const u8, ratios: Self, low: *mut u8, high: *mut u8) {
             unsafe {
                 let mask = _mm256_set1_epi16(15);
@@ -923,6 +969,15 @@ mod tests {
                     V::int_load(start.as_ptr()),
                     bytes.as_ptr(),
                     signed.as_ptr(),
+                )),
+                &mut out,
+            );
+            let wide: [i8; 128] = std::array::from_fn(|i| (i as i8).wrapping_mul(29).wrapping_sub(100));
+            keep(
+                V::from_int(V::dot_plane(
+                    V::int_load(start.as_ptr()),
+                    bytes.as_ptr(),
+                    wide.as_ptr(),
                 )),
                 &mut out,
             );

@@ -6,7 +6,7 @@
 
 use crate::arch::qwen2::{self, Heads, Shared};
 use crate::dtype::DType;
-use crate::graph::fused::{BLOCK, Encoding, Fused, Norm, PANEL};
+use crate::graph::fused::{BLOCK, Encoding, Fused, Norm, PANEL, TableEncoding};
 use crate::graph::{Builder, Graph, GraphError, Op, Value, ValueId};
 
 /// The graph that an operator stands for, for inputs of these types and shapes. Its inputs are named `x0`, `x1`, ..,
@@ -84,7 +84,7 @@ pub fn body(fused: &Fused, inputs: &[&Value]) -> Result<Graph, GraphError> {
                 length: head_dim,
             },
         ),
-        Fused::Embedding => vec![embedding(b, &mut rest)],
+        Fused::Embedding { width, encoding } => vec![embedding(b, &mut rest, width, encoding)],
         Fused::Logits { encoding } => vec![logits(b, &mut rest, encoding)],
     };
     // An output must be computed here and have a name of its own.
@@ -204,15 +204,8 @@ fn unpack(b: &mut Builder, rest: &mut Rest, encoding: Encoding, outputs: u64, in
         Encoding::Int4 => {
             let scales = rest.next();
             let blocks = signed(inputs.div_ceil(BLOCK));
-            let bytes = b.cast(elements, DType::Float32);
-            let bytes = b.reshape(bytes, &[panels, blocks, 4, 16, 4]); // [N/16,K/32,4,16,4]
-            let sixteen = b.constant_f32(&[], vec![16.0]);
-            let quotient = b.div(bytes, sixteen);
-            // A cast to an integer drops the fraction.
-            let high = b.cast(quotient, DType::Int64);
-            let high = b.cast(high, DType::Float32);
-            let shifted = b.mul(high, sixteen);
-            let low = b.sub(bytes, shifted);
+            let bytes = b.reshape(elements, &[panels, blocks, 4, 16, 4]); // [N/16,K/32,4,16,4]
+            let (low, high) = halves(b, bytes);
             let (low, high) = (b.unsqueeze(low, &[3]), b.unsqueeze(high, &[3]));
             let nibbles = b.concat(&[low, high], 3); // [N/16,K/32,4,2,16,4]
             let eight = b.constant_f32(&[], vec![8.0]);
@@ -275,26 +268,74 @@ fn decoder_attention(b: &mut Builder, rest: &mut Rest, heads: Heads) -> Vec<Valu
     vec![mixed, key, value]
 }
 
-/// `ids [..], table u8 [V,D], scales [V] -> [..,D]`
-fn embedding(b: &mut Builder, rest: &mut Rest) -> ValueId {
-    let (ids, table, scales) = (rest.next(), rest.next(), rest.next());
-    let rows = b.gather(table, ids); // [..,D]
-    let rows = centred(b, rows, 128.0);
+/// `ids [..], table [V,D] -> [..,D]`
+fn embedding(b: &mut Builder, rest: &mut Rest, width: u64, encoding: TableEncoding) -> ValueId {
+    let (ids, table) = (rest.next(), rest.next());
+    let rows = b.gather(table, ids); // [..,D] or [..,D/128,64]
+    let rows = match encoding {
+        TableEncoding::Float32 => return rows,
+        TableEncoding::Bytes => centred(b, rows, 128.0),
+        TableEncoding::Planes => {
+            let low = rest.next();
+            let low = b.gather(low, ids); // [..,D/128,64]
+            joined(b, rows, low, width)
+        }
+    }; // [..,D]
+    let scales = rest.next();
     let scales = b.gather(scales, ids); // [..]
     let scales = b.unsqueeze(scales, &[-1]); // [..,1]
     b.mul(rows, scales)
 }
 
 /// `x [M,D], table [V,D] -> [M,V]`
-fn logits(b: &mut Builder, rest: &mut Rest, encoding: Encoding) -> ValueId {
+fn logits(b: &mut Builder, rest: &mut Rest, encoding: TableEncoding) -> ValueId {
     let (x, table) = (rest.next(), rest.next());
-    if encoding == Encoding::Float32 {
-        return b.gemm_transposed(x, table);
-    }
+    let width = fixed(b, x, 1);
+    let table = match encoding {
+        TableEncoding::Float32 => return b.gemm_transposed(x, table),
+        TableEncoding::Bytes => centred(b, table, 128.0),
+        TableEncoding::Planes => {
+            let low = rest.next();
+            joined(b, table, low, width)
+        }
+    }; // [V,D]
     let scales = rest.next();
-    let table = centred(b, table, 128.0); // [V,D]
     let products = b.gemm_transposed(x, table); // [M,V]
     b.mul(products, scales)
+}
+
+/// Two planes `[..,D/128,64]` as numbers around 0, `[..,D]`.
+fn joined(b: &mut Builder, high: ValueId, low: ValueId, width: u64) -> ValueId {
+    let rank = b.shape_of(high).len();
+    let [high, low] = [high, low].map(|plane| {
+        let (first, second) = halves(b, plane); // [..,D/128,64] each
+        b.concat(&[first, second], -1) // [..,D/128,128]
+    });
+    let sixteen = b.constant_f32(&[], vec![16.0]);
+    let high = b.mul(high, sixteen);
+    let bytes = b.add(high, low);
+    let half = b.constant_f32(&[], vec![128.0]);
+    let values = b.sub(bytes, half); // [..,D/128,128]
+    let mut shape = vec![0; rank - 2];
+    shape.push(-1);
+    let values = b.reshape(values, &shape); // [..,D]
+    if fixed(b, values, rank - 2) == width {
+        values
+    } else {
+        b.slice(values, -1, 0, signed(width))
+    }
+}
+
+/// The low and the high nibbles of bytes, in float32.
+fn halves(b: &mut Builder, bytes: ValueId) -> (ValueId, ValueId) {
+    let bytes = b.cast(bytes, DType::Float32);
+    let sixteen = b.constant_f32(&[], vec![16.0]);
+    let quotient = b.div(bytes, sixteen);
+    // A cast to an integer drops the fraction.
+    let high = b.cast(quotient, DType::Int64);
+    let high = b.cast(high, DType::Float32);
+    let shifted = b.mul(high, sixteen);
+    (b.sub(bytes, shifted), high)
 }
 
 fn fixed(b: &Builder, value: ValueId, axis: usize) -> u64 {
@@ -319,9 +360,9 @@ mod tests {
     #[test]
     fn bodies_have_the_shapes_of_their_operators() {
         for (vision, decoder, table) in [
-            (Encoding::Float32, Encoding::Float32, Encoding::Float32),
-            (Encoding::Int8, Encoding::Int8, Encoding::Int8),
-            (Encoding::Int8, Encoding::Int4, Encoding::Int8),
+            (Encoding::Float32, Encoding::Float32, TableEncoding::Float32),
+            (Encoding::Int8, Encoding::Int8, TableEncoding::Bytes),
+            (Encoding::Int8, Encoding::Int4, TableEncoding::Planes),
         ] {
             let encodings = Encodings {
                 vision,
@@ -349,7 +390,7 @@ mod tests {
                         node.name
                     );
                 }
-                let table_only = network == Network::EmbedTokens && table == Encoding::Float32;
+                let table_only = network == Network::EmbedTokens && table == TableEncoding::Float32;
                 assert_eq!(fused_nodes == 0, table_only, "{network:?}");
             }
         }
@@ -362,7 +403,7 @@ mod tests {
         let encodings = Encodings {
             vision: Encoding::Int8,
             decoder: Encoding::Int4,
-            table: Encoding::Int8,
+            table: TableEncoding::Planes,
         };
         for network in Network::ALL {
             let portable = crate::arch::build(network, &config).unwrap();

@@ -11,7 +11,7 @@ mod qwen2;
 use super::Network;
 use crate::config::ModelConfig;
 use crate::dtype::DType;
-use crate::graph::fused::{Encoding, Fused, Norm};
+use crate::graph::fused::{Encoding, Fused, Norm, TableEncoding};
 use crate::graph::{Builder, Dim, Graph, GraphError, Rows, ValueId, WeightForm};
 
 /// How the weights of each part are stored.
@@ -21,8 +21,8 @@ pub struct Encodings {
     pub vision: Encoding,
     /// Products of the decoder's layers.
     pub decoder: Encoding,
-    /// The embedding table and the head: float32 or int8.
-    pub table: Encoding,
+    /// The embedding table and the head.
+    pub table: TableEncoding,
 }
 
 /// Builds a network's graph from fused operators: the same inputs, outputs and canonical weights as [`super::build`].

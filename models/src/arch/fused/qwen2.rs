@@ -7,24 +7,25 @@ use super::{Encodings, FeedForward, Linear, Names, first};
 use crate::arch::qwen2::{self, EMBED_TOKENS};
 use crate::config::DecoderConfig;
 use crate::dtype::DType;
-use crate::graph::fused::{Encoding, Fused, Norm};
-use crate::graph::{Builder, ValueId, WeightForm};
+use crate::graph::fused::{Encoding, Fused, Norm, TableEncoding};
+use crate::graph::{Builder, Nibble, ValueId, WeightForm};
 
 /// `input_ids [B,n] -> inputs_embeds [B,n,D]`
 pub(super) fn embed_tokens(
     b: &mut Builder,
     config: &DecoderConfig,
-    encoding: Encoding,
+    encoding: TableEncoding,
     ids: ValueId,
 ) -> ValueId {
-    if encoding == Encoding::Float32 {
+    if encoding == TableEncoding::Float32 {
         return qwen2::embed_tokens(b, config, ids);
     }
     let table = table(b, config, EMBED_TOKENS, encoding);
     let b = &mut b.scope("language_model");
     let b = &mut b.scope("embed_tokens");
     let inputs = [&[ids][..], &table].concat();
-    first(&b.fused(Fused::Embedding, &inputs), ids)
+    let width = config.hidden_size;
+    first(&b.fused(Fused::Embedding { width, encoding }, &inputs), ids)
 }
 
 /// The whole decoder with its inputs and outputs.
@@ -124,7 +125,7 @@ fn decoder_layer(
 }
 
 /// `[B,1,D] -> [B,1,V]`; a tied table exists once.
-fn lm_head(b: &mut Builder, config: &DecoderConfig, encoding: Encoding, x: ValueId) -> ValueId {
+fn lm_head(b: &mut Builder, config: &DecoderConfig, encoding: TableEncoding, x: ValueId) -> ValueId {
     let table = table(b, config, qwen2::head_name(config), encoding);
     let b = &mut b.scope("lm_head");
     let x = b.squeeze(x, &[1]); // [B,D]
@@ -134,25 +135,21 @@ fn lm_head(b: &mut Builder, config: &DecoderConfig, encoding: Encoding, x: Value
 }
 
 /// A table `[V,D]`, and its scales if it is one of bytes.
-fn table(b: &mut Builder, config: &DecoderConfig, name: &str, encoding: Encoding) -> Vec<ValueId> {
-    let shape = [config.vocab_size, config.hidden_size];
-    if encoding == Encoding::Float32 {
-        return vec![b.weight_named(name, &shape, false)];
+fn table(b: &mut Builder, config: &DecoderConfig, name: &str, encoding: TableEncoding) -> Vec<ValueId> {
+    let (entries, width) = (config.vocab_size, config.hidden_size);
+    let parts: &[(WeightForm, &str)] = match encoding {
+        TableEncoding::Float32 => return vec![b.weight_named(name, &[entries, width], false)],
+        TableEncoding::Bytes => &[(WeightForm::Bytes, "bytes")],
+        TableEncoding::Planes => &[
+            (WeightForm::Plane(Nibble::High), "high"),
+            (WeightForm::Plane(Nibble::Low), "low"),
+        ],
+    };
+    let mut table = Vec::new();
+    for ((form, label), (dtype, shape)) in parts.iter().zip(encoding.elements(entries, width)) {
+        table.push(b.weight_in(form.clone(), name, &format!("{name}.{label}"), dtype, &shape));
     }
-    vec![
-        b.weight_in(
-            WeightForm::Bytes,
-            name,
-            &format!("{name}.bytes"),
-            DType::UInt8,
-            &shape,
-        ),
-        b.weight_in(
-            WeightForm::ByteScales,
-            name,
-            &format!("{name}.scales"),
-            DType::Float32,
-            &shape[..1],
-        ),
-    ]
+    let label = format!("{name}.scales");
+    table.push(b.weight_in(WeightForm::ByteScales, name, &label, DType::Float32, &[entries]));
+    table
 }

@@ -9,6 +9,7 @@ use crate::kernels::logits::{Table, logits};
 use crate::kernels::matrix::{Matrix, Panels};
 use crate::kernels::norm::Norm;
 use crate::kernels::parallel::Parallel;
+use crate::kernels::planes::Planes;
 use crate::kernels::self_attention::self_attention;
 use crate::kernels::simd::Isa;
 use crate::kernels::stem::{StemConv, stem};
@@ -132,6 +133,17 @@ impl Attributes<'_, '_> {
         }
     }
 
+    fn table(&self) -> ort::Result<TableForm> {
+        match (self.int("bits")?, self.int("planes")?) {
+            (32, 1) => Ok(TableForm::Float32),
+            (8, 1) => Ok(TableForm::Bytes),
+            (8, 2) => Ok(TableForm::Planes),
+            (bits, planes) => Err(ort::Error::new(format!(
+                "a table has {bits} bits in {planes} planes, expected 32 or 8 in one, or 8 in two"
+            ))),
+        }
+    }
+
     fn norm(&self) -> ort::Result<NormKind> {
         let missing = || ort::Error::new("a fused operator has no attribute `epsilon`");
         let epsilon = self.context.get::<f32>("epsilon").ok_or_else(missing)?;
@@ -149,6 +161,13 @@ enum Encoding {
     Float32,
     Int8,
     Int4,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum TableForm {
+    Float32,
+    Bytes,
+    Planes,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -191,8 +210,11 @@ enum Step {
         kv_heads: usize,
         head_dim: usize,
     },
-    Embedding,
-    Logits(Encoding),
+    Embedding {
+        width: usize,
+        form: TableForm,
+    },
+    Logits(TableForm),
 }
 
 /// Parameters of a convolution.
@@ -243,8 +265,11 @@ impl Step {
                 kv_heads: attributes.size("kv_heads")?,
                 head_dim: attributes.size("head_dim")?,
             },
-            Kind::Embedding => Step::Embedding,
-            Kind::Logits => Step::Logits(attributes.encoding()?),
+            Kind::Embedding => Step::Embedding {
+                width: attributes.size("width")?,
+                form: attributes.table()?,
+            },
+            Kind::Logits => Step::Logits(attributes.table()?),
         })
     }
 }
@@ -459,45 +484,25 @@ impl FusedKernel {
                     value.data()?,
                 );
             }
-            Step::Embedding => {
+            Step::Embedding { width, form } => {
                 let (shape, ids) = inputs.next::<i64>()?;
-                let (table, bytes) = inputs.next::<u8>()?;
-                let [rows, width] = rank(&table)?;
-                let (_, scales) = inputs.next::<f32>()?;
+                let (table, rows) = inputs.table(form)?;
                 let mut out = Output::new(context, 0, &[&shape[..], &[width]].concat())?;
-                for (out, id) in out.data()?.chunks_mut(width.max(1)).zip(ids) {
+                for (out, id) in out.data()?.chunks_mut(width).zip(ids) {
                     let row = usize::try_from(*id).ok().filter(|row| *row < rows);
-                    let found = row.and_then(|row| {
-                        let bytes = bytes.get(row * width..(row + 1) * width)?;
-                        Some((bytes, *scales.get(row)?))
-                    });
-                    let Some((bytes, scale)) = found else {
+                    if row.and_then(|row| table.row(row, out)).is_none() {
                         return Err(ort::Error::new(format!(
                             "token id {id} is not in a table of {rows} rows"
                         )));
-                    };
-                    for (out, byte) in out.iter_mut().zip(bytes) {
-                        *out = scale * (f32::from(*byte) - 128.0);
                     }
                 }
             }
-            Step::Logits(encoding) => {
+            Step::Logits(form) => {
                 let (shape, x) = inputs.next::<f32>()?;
-                let [rows, _] = rank(&shape)?;
-                let (table, outputs) = match encoding {
-                    Encoding::Float32 => {
-                        let (shape, table) = inputs.next::<f32>()?;
-                        (Table::Float32(table), rank::<2>(&shape)?[0])
-                    }
-                    Encoding::Int8 => {
-                        let (shape, bytes) = inputs.next::<u8>()?;
-                        let (_, scales) = inputs.next::<f32>()?;
-                        (Table::Int8 { bytes, scales }, rank::<2>(&shape)?[0])
-                    }
-                    Encoding::Int4 => return Err(ort::Error::new("a table of logits has no nibbles")),
-                };
-                let mut out = Output::new(context, 0, &[rows, outputs])?;
-                logits(isa, &pool, x, table, outputs, out.data()?);
+                let [rows, width] = rank(&shape)?;
+                let (table, entries) = inputs.table(form)?;
+                let mut out = Output::new(context, 0, &[rows, entries])?;
+                logits(isa, &pool, x, width, table, entries, out.data()?);
             }
         }
         Ok(())
@@ -578,6 +583,26 @@ impl<'i> Taken<'i> {
                 beta: self.next()?.1,
                 epsilon,
             },
+        })
+    }
+
+    /// A table, and how many rows it has.
+    fn table(&mut self, form: TableForm) -> ort::Result<(Table<'i>, usize)> {
+        Ok(match form {
+            TableForm::Float32 => {
+                let (shape, values) = self.next()?;
+                (Table::Float32(values), rank::<2>(&shape)?[0])
+            }
+            TableForm::Bytes => {
+                let (shape, bytes) = self.next()?;
+                let scales = self.next()?.1;
+                (Table::Int8 { bytes, scales }, rank::<2>(&shape)?[0])
+            }
+            TableForm::Planes => {
+                let (shape, high) = self.next()?;
+                let (low, scales) = (self.next()?.1, self.next()?.1);
+                (Table::Planes(Planes { high, low, scales }), rank::<3>(&shape)?[0])
+            }
         })
     }
 

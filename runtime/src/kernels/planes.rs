@@ -1,0 +1,346 @@
+//! Which logits need all of their bits? Few: a table of bytes in two planes of nibbles is read by its high plane, and
+//! the low one only where an entry may still be among the likely.
+//!
+//! With `w = scale (16 high + low - 128)` and the mean 7.5 in place of `low`, a logit is off by `scale sum(x (low -
+//! 7.5))`. Low nibbles are as good as random, so that this sum's standard deviation is `scale |x| sqrt(85 / 4)`
+//! (`(16^2 - 1) / 12` is the variance of a nibble). Every entry that can, within [`CERTAIN`] such deviations, reach
+//! the largest logit is computed with all bits: the first token is the one that bytes give, the likely ones have their
+//! bytes' logits, and what is far below has those of a table of four bits.
+
+#![allow(clippy::needless_range_loop)] // Chains of sums are registers: all arrays by the same index.
+
+use super::parallel::{Parallel, Shared, scratch};
+use super::quantise::{BLOCK, Quantised};
+use super::simd::{Isa, LANES, Lanes, dispatch};
+
+/// Bytes of a plane that hold a block of 128 numbers: number `i` in the low nibble of byte `i`, number `64 + i` in its
+/// high one.
+const RUN: usize = BLOCK / 2;
+const _: () = assert!(RUN == 4 * LANES, "a vector of `Lanes::dot_plane` is a run");
+/// Standard deviations within which a logit counts as known.
+const CERTAIN: f32 = 8.0;
+/// The mean of a low nibble.
+const MEAN: f32 = 7.5;
+/// The variance of a low nibble.
+const VARIANCE: f32 = 21.25;
+/// Rows of the table that are multiplied at once.
+const ROWS: usize = 4;
+
+/// A table `[V, K]` of bytes in two planes.
+#[derive(Debug, Clone, Copy)]
+pub struct Planes<'a> {
+    /// `[V, ceil(K / 128), 64]`
+    pub high: &'a [u8],
+    /// `[V, ceil(K / 128), 64]`
+    pub low: &'a [u8],
+    /// `[V]`: `w = scale * (16 * high + low - 128)`
+    pub scales: &'a [f32],
+}
+
+impl Planes<'_> {
+    /// That there are as many rows of this length.
+    pub(super) fn check(&self, entries: usize, inputs: usize) {
+        let length = entries * inputs.div_ceil(BLOCK) * RUN;
+        assert_eq!(
+            self.scales.len(),
+            entries,
+            "the table has not one scale per entry"
+        );
+        assert_eq!(self.high.len(), length, "the high plane is not whole rows");
+        assert_eq!(self.low.len(), length, "the low plane is not whole rows");
+    }
+
+    /// Writes a row's `K` numbers; `None` if there is no such row.
+    pub fn row(&self, entry: usize, out: &mut [f32]) -> Option<()> {
+        let length = out.len().div_ceil(BLOCK) * RUN;
+        let place = entry.checked_mul(length)?..entry.checked_add(1)?.checked_mul(length)?;
+        let (high, low) = (self.high.get(place.clone())?, self.low.get(place)?);
+        let scale = *self.scales.get(entry)?;
+        let runs = high.chunks_exact(RUN).zip(low.chunks_exact(RUN));
+        for (out, (high, low)) in out.chunks_mut(BLOCK).zip(runs) {
+            let (first, second) = out.split_at_mut(RUN.min(out.len()));
+            for (shift, out) in [(0, first), (4, second)] {
+                for ((out, high), low) in out.iter_mut().zip(high).zip(low) {
+                    let byte = (high >> shift & 15) << 4 | low >> shift & 15;
+                    *out = scale * (f32::from(byte) - 128.0);
+                }
+            }
+        }
+        Some(())
+    }
+}
+
+/// A row of activations, and the sums over it that every logit needs.
+#[derive(Debug, Clone, Copy)]
+struct Row<'a> {
+    /// `[blocks, 128]`
+    bytes: &'a [i8],
+    /// `[blocks]`
+    scales: &'a [f32],
+    /// The sum of its numbers.
+    sum: f32,
+    /// [`CERTAIN`] standard deviations of the sum that the low nibbles add, without an entry's scale.
+    margin: f32,
+}
+
+impl<'a> Row<'a> {
+    fn new(rows: &Quantised<'a>, row: usize) -> Self {
+        let bytes = rows.bytes.get(row * rows.stride..).unwrap_or(&[]);
+        let bytes = bytes.get(..rows.blocks * BLOCK).unwrap_or(&[]);
+        let scales = rows.scales.get(row * rows.blocks..).unwrap_or(&[]);
+        let scales = scales.get(..rows.blocks).unwrap_or(&[]);
+        let (mut sum, mut square) = (0.0, 0.0);
+        for (bytes, scale) in bytes.chunks_exact(BLOCK).zip(scales) {
+            let (mut of_bytes, mut of_squares) = (0_i16, 0_i32);
+            for byte in bytes {
+                of_bytes += i16::from(*byte);
+                of_squares += i32::from(*byte) * i32::from(*byte);
+            }
+            sum += scale * f32::from(of_bytes);
+            #[allow(clippy::as_conversions, clippy::cast_precision_loss)] // At most 128^3.
+            let of_squares = of_squares as f32;
+            square += scale * scale * of_squares;
+        }
+        let margin = CERTAIN * (VARIANCE * square).sqrt();
+        Row {
+            bytes,
+            scales,
+            sum,
+            margin,
+        }
+    }
+}
+
+/// Logits of one row; `length` entries make a task.
+pub(super) fn plane_logits(
+    isa: Isa,
+    parallel: &dyn Parallel,
+    rows: &Quantised<'_>,
+    row: usize,
+    planes: &Planes<'_>,
+    length: usize,
+    out: &mut [f32],
+) {
+    let row = &Row::new(rows, row);
+    let entries = out.len();
+    let tasks = entries.div_ceil(length);
+    let out = Shared::new(out);
+    scratch(tasks, |floors: &mut [f32]| {
+        let shared = Shared::new(floors);
+        parallel.run(tasks, &|task| {
+            let (start, end) = (task * length, entries.min((task + 1) * length));
+            // SAFETY: these entries and this floor are this task's own.
+            let (to, floor) = unsafe { (out.part(start, end - start), shared.part(task, 1)) };
+            dispatch!(isa, coarse(row: &Row<'_>, planes: &Planes<'_>, start: usize, to: &mut [f32], floor: &mut [f32]));
+        });
+        // What the largest logit is at least.
+        let floor = floors
+            .iter()
+            .fold(f32::NEG_INFINITY, |most, floor| most.max(*floor));
+        parallel.run(tasks, &|task| {
+            let (start, end) = (task * length, entries.min((task + 1) * length));
+            // SAFETY: as above.
+            let to = unsafe { out.part(start, end - start) };
+            dispatch!(isa, refine(row: &Row<'_>, planes: &Planes<'_>, start: usize, to: &mut [f32], floor: f32));
+        });
+    });
+}
+
+/// Logits by the high plane, and the most that one of them is at least.
+///
+/// # Safety
+/// As [`Lanes`]; the planes have the entries and passed their check.
+#[inline(always)]
+#[allow(clippy::indexing_slicing)]
+unsafe fn coarse<V: Lanes>(
+    row: &Row<'_>,
+    planes: &Planes<'_>,
+    start: usize,
+    to: &mut [f32],
+    floor: &mut [f32],
+) {
+    let length = row.scales.len() * RUN;
+    let offset = row.sum * (MEAN - 128.0);
+    let mut most = f32::NEG_INFINITY;
+    for (index, to) in to.chunks_mut(ROWS).enumerate() {
+        let entry = start + index * ROWS;
+        let scales = &planes.scales[entry..entry + to.len()];
+        // SAFETY: there are `to.len()` entries from here on.
+        unsafe {
+            let from = planes.high.as_ptr().add(entry * length);
+            let mut sums = [0.0; ROWS];
+            if to.len() == ROWS {
+                sums = products::<V, ROWS>(row, from);
+            } else {
+                for i in 0..to.len() {
+                    [sums[i]] = products::<V, 1>(row, from.add(i * length));
+                }
+            }
+            for ((to, scale), sum) in to.iter_mut().zip(scales).zip(sums) {
+                *to = scale * 16.0_f32.mul_add(sum, offset);
+                most = most.max(*to - scale * row.margin);
+            }
+        }
+    }
+    floor[0] = most;
+}
+
+/// Logits with all bits, of the entries that can reach the floor.
+///
+/// # Safety
+/// As [`coarse`].
+#[inline(always)]
+#[allow(clippy::indexing_slicing)]
+unsafe fn refine<V: Lanes>(row: &Row<'_>, planes: &Planes<'_>, start: usize, to: &mut [f32], floor: f32) {
+    let length = row.scales.len() * RUN;
+    let scales = &planes.scales[start..start + to.len()];
+    for (index, (to, scale)) in to.iter_mut().zip(scales).enumerate() {
+        if *to + scale * row.margin < floor {
+            continue;
+        }
+        // SAFETY: the planes have the entry.
+        unsafe {
+            let at = (start + index) * length;
+            let [high] = products::<V, 1>(row, planes.high.as_ptr().add(at));
+            let [low] = products::<V, 1>(row, planes.low.as_ptr().add(at));
+            *to = scale * (16.0_f32.mul_add(high, low) - 128.0 * row.sum);
+        }
+    }
+}
+
+/// The sums of a row's products with `COUNT` rows of a plane.
+///
+/// # Safety
+/// As [`Lanes`]; there are `COUNT` rows of as many runs as the activations have blocks.
+#[inline(always)]
+#[allow(clippy::indexing_slicing)]
+unsafe fn products<V: Lanes, const COUNT: usize>(row: &Row<'_>, from: *const u8) -> [f32; COUNT] {
+    let length = row.scales.len() * RUN;
+    // SAFETY: as for this function.
+    unsafe {
+        let mut sums = [V::splat(0.0); COUNT];
+        for (block, scale) in row.scales.iter().enumerate() {
+            let scale = V::splat(*scale);
+            let activations = row.bytes.as_ptr().add(block * BLOCK);
+            for i in 0..COUNT {
+                let weights = from.add(i * length + block * RUN);
+                let sum = V::dot_plane(V::int_splat(0), weights, activations);
+                sums[i] = V::from_int(sum).mul_add(scale, sums[i]);
+            }
+        }
+        sums.map(|sum| sum.sum())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+    use crate::kernels::logits::{Table, logits};
+    use crate::kernels::testing::{Backwards, noise};
+
+    /// Random bytes, as rows and in planes.
+    fn table(entries: usize, inputs: usize) -> (Vec<u8>, [Vec<u8>; 2], Vec<f32>) {
+        let bytes: Vec<u8> = noise(entries * inputs, 2)
+            .iter()
+            .map(|x| (x * 127.0).round() as i32 as u8 ^ 0x80)
+            .collect();
+        let blocks = inputs.div_ceil(BLOCK);
+        let mut planes = [vec![0; entries * blocks * RUN], vec![0; entries * blocks * RUN]];
+        for (i, byte) in bytes.iter().enumerate() {
+            let (entry, k) = (i / inputs, i % inputs);
+            let at = (entry * blocks + k / BLOCK) * RUN + k % RUN;
+            let shift = k % BLOCK / RUN * 4;
+            planes[0][at] |= (byte >> 4) << shift;
+            planes[1][at] |= (byte & 15) << shift;
+        }
+        let scales = noise(entries, 3).iter().map(|x| x + 1.1).collect();
+        (bytes, planes, scales)
+    }
+
+    #[test]
+    fn rows_are_those_of_the_bytes() {
+        for inputs in [5, 128, 200, 896] {
+            let (bytes, [high, low], scales) = table(7, inputs);
+            let planes = Planes {
+                high: &high,
+                low: &low,
+                scales: &scales,
+            };
+            let mut out = vec![f32::NAN; inputs];
+            for entry in 0..7 {
+                planes.row(entry, &mut out).unwrap();
+                for (k, value) in out.iter().enumerate() {
+                    let byte = f32::from(bytes[entry * inputs + k]) - 128.0;
+                    assert_eq!(*value, scales[entry] * byte);
+                }
+            }
+            assert!(planes.row(7, &mut out).is_none());
+            assert!(planes.row(usize::MAX, &mut out).is_none());
+        }
+    }
+
+    /// The largest logits are those of the whole bytes, the others within their margin; some of each.
+    #[test]
+    fn likely_logits_have_all_bits() {
+        for (rows, inputs, entries) in [(1, 128, 4000), (2, 896, 3001), (1, 200, 2000), (1, 5, 50)] {
+            let x = noise(rows * inputs, 1);
+            let (bytes, [high, low], scales) = table(entries, inputs);
+            let (scales, planes) = (
+                scales.as_slice(),
+                Planes {
+                    high: &high,
+                    low: &low,
+                    scales: &scales,
+                },
+            );
+            for isa in Isa::available() {
+                let mut whole = vec![f32::NAN; rows * entries];
+                let one = Backwards(1);
+                let table = Table::Int8 {
+                    bytes: &bytes,
+                    scales,
+                };
+                logits(isa, &one, &x, inputs, table, entries, &mut whole);
+                let mut first: Option<Vec<f32>> = None;
+                for threads in [1, 16] {
+                    let mut out = vec![f32::NAN; rows * entries];
+                    let parallel = Backwards(threads);
+                    logits(
+                        isa,
+                        &parallel,
+                        &x,
+                        inputs,
+                        Table::Planes(planes),
+                        entries,
+                        &mut out,
+                    );
+                    let mut counts = [0, 0];
+                    for row in 0..rows {
+                        let x = &x[row * inputs..][..inputs];
+                        let norm = x.iter().map(|x| x * x).sum::<f32>().sqrt() * 1.01;
+                        let (found, wanted) = (&out[row * entries..], &whole[row * entries..]);
+                        let most = wanted[..entries].iter().fold(f32::MIN, |most, x| most.max(*x));
+                        for entry in 0..entries {
+                            let off = (found[entry] - wanted[entry]).abs();
+                            let size = scales[entry] * norm * (inputs as f32).sqrt() * 128.0;
+                            let exact = off <= 1e-5 * size;
+                            let margin = scales[entry] * CERTAIN * (VARIANCE.sqrt() * norm);
+                            assert!(off <= margin, "{} {entry}", isa.name());
+                            if wanted[entry] >= most {
+                                assert!(exact, "{} {entry}: {off}", isa.name());
+                            }
+                            counts[usize::from(exact)] += 1;
+                        }
+                    }
+                    assert!(
+                        inputs < 100 || counts.iter().all(|count| *count > 0),
+                        "{counts:?}"
+                    );
+                    // The same bits however many threads there are.
+                    assert_eq!(*first.get_or_insert_with(|| out.clone()), out);
+                }
+            }
+        }
+    }
+}
