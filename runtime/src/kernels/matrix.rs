@@ -15,7 +15,7 @@
 
 use super::norm::load_part;
 use super::quantise::{BLOCK, Quantised, Rows};
-use super::simd::{Isa, LANES, Lanes, dispatch};
+use super::simd::{AHEAD, Isa, LANES, Lanes, dispatch, prefetch};
 
 /// A weight `[N, K]` (`y = x W^T`) in panels of 16 outputs. What lies beyond `N` and `K` is zero.
 #[derive(Debug, Clone, Copy)]
@@ -755,6 +755,7 @@ unsafe fn few_bytes<V: Lanes, const ROWS: usize>(rows: &Quantised<'_>, weights: 
             while quad + CHAINS <= end {
                 for chain in 0..CHAINS {
                     let w = weights.add((quad + chain) * 4 * LANES);
+                    prefetch(w.wrapping_add(AHEAD));
                     for row in 0..ROWS {
                         acc[chain][row] = V::dot(acc[chain][row], w, four(row, quad + chain));
                     }
@@ -798,12 +799,14 @@ unsafe fn few_nibbles<V: Lanes, const ROWS: usize>(
             }
             for group in 0..4 {
                 let w = nibbles.add(block * 256 + group * 64);
+                prefetch(w.wrapping_add(AHEAD));
                 for row in 0..ROWS {
                     let start = row * rows.stride + block * NIBBLE_BLOCK + group * 8;
                     let at = rows.bytes.as_ptr().add(start).cast::<[i8; 4]>();
                     acc[row] = V::dot_nibbles(acc[row], w, at.read_unaligned(), at.add(1).read_unaligned());
                 }
             }
+            prefetch(scales.wrapping_add(block * LANES + AHEAD / 16));
             let scale = V::load_f16(scales.add(block * LANES));
             for row in 0..ROWS {
                 let step = block * NIBBLE_BLOCK / BLOCK;

@@ -11,7 +11,7 @@
 
 use super::parallel::{Parallel, Shared, scratch};
 use super::quantise::{BLOCK, Quantised};
-use super::simd::{Isa, LANES, Lanes, dispatch};
+use super::simd::{AHEAD, Isa, LANES, Lanes, dispatch, prefetch};
 
 /// Bytes of a plane that hold a block of 128 numbers: number `i` in the low nibble of byte `i`, number `64 + i` in its
 /// high one.
@@ -224,11 +224,16 @@ unsafe fn products<V: Lanes, const COUNT: usize>(row: &Row<'_>, from: *const u8)
             let activations = row.bytes.as_ptr().add(block * BLOCK);
             for i in 0..COUNT {
                 let weights = from.add(i * length + block * RUN);
+                prefetch(weights.wrapping_add(AHEAD));
                 let sum = V::dot_plane(V::int_splat(0), weights, activations);
                 sums[i] = V::from_int(sum).mul_add(scale, sums[i]);
             }
         }
-        sums.map(|sum| sum.sum())
+        let mut out = [0.0; COUNT];
+        for i in 0..COUNT {
+            out[i] = sums[i].sum();
+        }
+        out
     }
 }
 

@@ -96,6 +96,9 @@ pub(crate) use dispatch;
 /// Number of lanes in every [`Lanes`].
 pub const LANES: usize = 16;
 
+/// Bytes between the weights that are multiplied and those to [`prefetch`], where they are read from memory in order.
+pub const AHEAD: usize = 8192;
+
 /// Asks for the cache line at an address, which need not be valid, where the processor has an instruction for it.
 #[inline(always)]
 pub fn prefetch<T>(address: *const T) {
