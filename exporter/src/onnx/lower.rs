@@ -274,7 +274,18 @@ fn fused_attributes(fused: &Fused) -> Result<Vec<AttributeProto>, ExportError> {
         Norm::Layer { epsilon } => [int("norm", 2), float("epsilon", epsilon)],
     };
     Ok(match *fused {
-        Fused::Stem { kernel, stride, gelu } | Fused::DepthwiseConv { kernel, stride, gelu } => {
+        Fused::Stem {
+            kernel,
+            stride,
+            depthwise_kernel,
+            depthwise_stride,
+        } => vec![
+            size("kernel", kernel)?,
+            size("stride", stride)?,
+            size("depthwise_kernel", depthwise_kernel)?,
+            size("depthwise_stride", depthwise_stride)?,
+        ],
+        Fused::DepthwiseConv { kernel, stride, gelu } => {
             vec![
                 size("kernel", kernel)?,
                 size("stride", stride)?,

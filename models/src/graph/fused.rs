@@ -177,15 +177,20 @@ impl Norm {
 /// A fused operator with its parameters. Inputs are listed in order; those in brackets are there if the parameters say so.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Fused {
-    /// `pixels [B,c,H,W], taps [c*k*k,C], bias [C] -> [B,H/stride,W/stride,C]`: the first convolution, from planes to
-    /// channels last, padded by `k / 2`. Taps are ordered by channel, row, column.
+    /// `pixels [B,c,H,W], taps [c*k*k,C], bias [C], depthwise taps [j*j,C], depthwise bias [C] -> [B,H',W',C]`: the
+    /// first convolution, from planes to channels last, then a depthwise one; both padded by half their kernel, exact
+    /// GELU after each. The first one's taps are ordered by channel, row, column.
+    ///
+    /// What is between the two is the largest activation of the network; a kernel need not hold all of it.
     Stem {
-        /// Side of the kernel.
+        /// k, the side of the first kernel.
         kernel: u64,
-        /// Step.
+        /// The first step.
         stride: u64,
-        /// Exact GELU afterwards.
-        gelu: bool,
+        /// j, the side of the depthwise kernel.
+        depthwise_kernel: u64,
+        /// The depthwise step.
+        depthwise_stride: u64,
     },
     /// `x [B,H,W,C], taps [k*k,m*C], bias [m*C] -> [B,H/stride,W/stride,m*C]`, padded by `k / 2`: output channel `o`
     /// reads input channel `o / m`.
@@ -288,7 +293,8 @@ impl Fused {
     /// How many inputs there are.
     pub const fn inputs(&self) -> usize {
         match self {
-            Fused::Stem { .. } | Fused::DepthwiseConv { .. } => 3,
+            Fused::Stem { .. } => 5,
+            Fused::DepthwiseConv { .. } => 3,
             Fused::Linear {
                 norm,
                 encoding,
@@ -321,7 +327,12 @@ impl Fused {
         let mut rest = Inputs { rest: inputs.iter() };
         let one = |shape: Vec<Dim>| Ok(vec![(DType::Float32, shape)]);
         match *self {
-            Fused::Stem { kernel, stride, .. } => {
+            Fused::Stem {
+                kernel,
+                stride,
+                depthwise_kernel,
+                depthwise_stride,
+            } => {
                 let x = rest.float(4)?;
                 let [batch, channels, height, width] = x[..] else {
                     return Err("wants rank 4".to_owned());
@@ -336,12 +347,11 @@ impl Fused {
                     ));
                 }
                 rest.exactly(DType::Float32, &taps[1..])?;
-                one(vec![
-                    batch,
-                    strided(height, stride)?,
-                    strided(width, stride)?,
-                    taps[1],
-                ])
+                let side = Dim::Fixed(depthwise_kernel * depthwise_kernel);
+                rest.exactly(DType::Float32, &[side, taps[1]])?;
+                rest.exactly(DType::Float32, &taps[1..])?;
+                let length = |length| strided(strided(length, stride)?, depthwise_stride);
+                one(vec![batch, length(height)?, length(width)?, taps[1]])
             }
             Fused::DepthwiseConv { kernel, stride, .. } => {
                 let x = rest.float(4)?;

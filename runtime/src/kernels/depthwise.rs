@@ -58,9 +58,28 @@ const TASK_VECTORS: usize = 8;
 /// Bytes that a ring may take, if a tile needs no more.
 const RING_BYTES: usize = 384 << 10;
 
+/// Rows that are computed, and those that are there to compute them from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Band {
+    /// Input rows of each image that are held.
+    pub(super) held: Range<usize>,
+    /// Output rows of each image that are wanted.
+    pub(super) wanted: Range<usize>,
+}
+
+impl DepthwiseConv<'_> {
+    /// The input rows that some output rows are computed from.
+    pub(super) fn under(&self, rows: Range<usize>) -> Range<usize> {
+        let pad = self.kernel_size / 2;
+        let end = (rows.end * self.stride + self.kernel_size).saturating_sub(self.stride + pad);
+        (rows.start * self.stride).saturating_sub(pad)..end.min(self.height)
+    }
+}
+
 /// How the output is cut into tasks, and what a task keeps of the input.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Work {
+    band: Band,
     /// Vectors of input channels of a task.
     vectors: usize,
     /// Output columns of a task.
@@ -76,8 +95,8 @@ struct Work {
 }
 
 impl Work {
-    fn new(conv: &DepthwiseConv<'_>, threads: usize) -> Work {
-        let (rows, columns) = conv.output_size();
+    fn new(conv: &DepthwiseConv<'_>, band: Band, threads: usize) -> Work {
+        let (rows, columns) = (band.wanted.len(), conv.output_size().1);
         let vectors = conv.channels.div_ceil(LANES);
         let groups = vectors.div_ceil(TASK_VECTORS);
         let vectors = vectors.div_ceil(groups);
@@ -92,6 +111,7 @@ impl Work {
         // A few tasks a thread, but not so many that they mostly fill rings.
         let chunks = (4 * threads).div_ceil(conv.batch * groups * conv.output_size().1.div_ceil(columns));
         Work {
+            band,
             vectors,
             columns,
             rows: rows.div_ceil(chunks).max(8.min(rows)),
@@ -107,25 +127,53 @@ impl Work {
 /// # Panics
 /// Slices of the wrong length, an even kernel or a stride of 0: bugs of the caller.
 pub fn depthwise(isa: Isa, parallel: &dyn Parallel, conv: &DepthwiseConv<'_>, x: &[f32], out: &mut [f32]) {
+    assert!(conv.stride > 0, "a stride");
+    let band = Band {
+        held: 0..conv.height,
+        wanted: 0..conv.output_size().0,
+    };
+    depthwise_band(isa, parallel, conv, band, x, out);
+}
+
+/// Some rows: `x` `[B, held, W, C]` to `out` `[B, wanted, ceil(W / stride), C * M]`.
+///
+/// # Panics
+/// As [`depthwise`]; input rows that are not held.
+pub(super) fn depthwise_band(
+    isa: Isa,
+    parallel: &dyn Parallel,
+    conv: &DepthwiseConv<'_>,
+    band: Band,
+    x: &[f32],
+    out: &mut [f32],
+) {
     assert!(
         conv.kernel_size % 2 == 1 && conv.stride > 0,
         "an odd kernel and a stride"
     );
-    let (rows, columns) = conv.output_size();
+    let (height, columns) = conv.output_size();
+    let rows = band.wanted.len();
+    let under = conv.under(band.wanted.clone());
+    assert!(
+        band.wanted.end <= height
+            && band.held.end <= conv.height
+            && (rows == 0 || (band.held.start <= under.start && under.end <= band.held.end)),
+        "rows that are not there"
+    );
     let taps = conv.kernel_size * conv.kernel_size;
     let outputs = conv.channels * conv.multiplier;
     assert_eq!(conv.kernel.len(), taps * outputs, "kernel");
     assert_eq!(conv.bias.len(), outputs, "bias");
     assert_eq!(
         x.len(),
-        conv.batch * conv.height * conv.width * conv.channels,
+        conv.batch * band.held.len() * conv.width * conv.channels,
         "input"
     );
     assert_eq!(out.len(), conv.batch * rows * columns * outputs, "output");
     if out.is_empty() {
         return;
     }
-    let work = Work::new(conv, parallel.threads());
+    let work = &Work::new(conv, band, parallel.threads());
     let shared = Shared::new(out);
     let shared = &shared;
     let groups = conv.channels.div_ceil(work.vectors * LANES);
@@ -138,7 +186,7 @@ pub fn depthwise(isa: Isa, parallel: &dyn Parallel, conv: &DepthwiseConv<'_>, x:
                 isa,
                 run_task(
                     conv: &DepthwiseConv<'_>,
-                    work: Work,
+                    work: &Work,
                     task: usize,
                     x: &[f32],
                     space: &mut [f32],
@@ -156,7 +204,7 @@ pub fn depthwise(isa: Isa, parallel: &dyn Parallel, conv: &DepthwiseConv<'_>, x:
 #[inline(always)]
 unsafe fn run_task<V: Lanes>(
     conv: &DepthwiseConv<'_>,
-    work: Work,
+    work: &Work,
     task: usize,
     x: &[f32],
     space: &mut [f32],
@@ -201,7 +249,7 @@ macro_rules! unroll {
 #[inline(always)]
 unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
     conv: &DepthwiseConv<'_>,
-    work: Work,
+    work: &Work,
     task: usize,
     x: &[f32],
     space: &mut [f32],
@@ -211,22 +259,24 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
     let stride = if S > 0 { S } else { conv.stride };
     let channels = conv.channels;
     let pad = size / 2;
-    let (height, width) = conv.output_size();
+    let (_, width) = conv.output_size();
+    let Band { held, wanted } = &work.band;
     let (groups, bands) = (
         channels.div_ceil(work.vectors * LANES),
         width.div_ceil(work.columns),
     );
-    let chunks = height.div_ceil(work.rows);
+    let chunks = wanted.len().div_ceil(work.rows);
     let (group, band) = (task % groups, task / groups % bands);
     let (chunk, image) = (task / groups / bands % chunks, task / groups / bands / chunks);
     let channel = group * work.vectors * LANES;
     let live = (work.vectors * LANES).min(channels - channel);
     let vectors = live.div_ceil(LANES);
-    let x = &x[image * conv.height * conv.width * channels..][..conv.height * conv.width * channels];
+    let image_length = held.len() * conv.width * channels;
+    let x = &x[image * image_length..][..image_length];
     let left = band * work.columns;
     let right = (left + work.columns).min(width);
-    let first_row = chunk * work.rows;
-    let last_row = (first_row + work.rows).min(height);
+    let first_row = wanted.start + chunk * work.rows;
+    let last_row = (first_row + work.rows).min(wanted.end);
 
     // Per vector of channels, and per output channel of each: the taps, then the bias.
     let (ring, taps) = space.split_at_mut(work.ring * work.vectors * work.padded * LANES);
@@ -264,7 +314,7 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
             let strip_end = (strip + work.strip).min(last_row);
             let needed = ((strip_end - 1) * stride + size - pad).min(conv.height);
             while next < needed {
-                let from = &x[next * conv.width * channels..][..conv.width * channels];
+                let from = &x[(next - held.start) * conv.width * channels..][..conv.width * channels];
                 let to = &mut ring[next % work.ring * row_length..][..row_length];
                 copy_row::<V>(from, channels, channel, live, left * stride, pad, to, work.padded);
                 next += 1;
@@ -284,11 +334,13 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
                             rows: work.ring,
                             pixels,
                             live,
-                            start: (image * height * width + tile) * outputs
+                            first_row: wanted.start,
+                            start: (image * wanted.len() * width + tile) * outputs
                                 + (channel + vector * LANES) * multiplier,
                         };
                         for row in strip..strip_end {
-                            let rows = next + (row - strip) * stride..next + (row + 1 - strip) * stride;
+                            let ahead = next - held.start + (row - strip) * stride;
+                            let rows = ahead..ahead + stride;
                             let columns = tile * stride..(tile + P) * stride;
                             fetch(conv, x, rows, columns, channel + vector * LANES);
                             for part in (0..multiplier).step_by(2) {
@@ -301,7 +353,7 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
                         let pair = row + 1 < strip_end;
                         // What the next strip will copy is fetched while this one is computed.
                         for ahead in 0..2 * stride {
-                            let ahead = next + (row - strip) * stride + ahead;
+                            let ahead = next - held.start + (row - strip) * stride + ahead;
                             let ahead = x
                                 .as_ptr()
                                 .wrapping_add((ahead * conv.width + tile * stride) * channels);
@@ -337,8 +389,8 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
                             if conv.gelu {
                                 unroll!(I < P { acc[I] = gelu(acc[I]) });
                             }
-                            let start =
-                                ((image * height + row) * width + tile) * channels + channel + vector * LANES;
+                            let row = image * wanted.len() + row - wanted.start;
+                            let start = (row * width + tile) * channels + channel + vector * LANES;
                             if live == LANES && pixels == P {
                                 unroll!(I < P { acc[I].store(out.part(start + I * channels, LANES).as_mut_ptr()) });
                             } else {
@@ -383,7 +435,9 @@ struct Tile {
     pixels: usize,
     /// Channels to be written.
     live: usize,
-    /// The output's index of the tile's first pixel and channel in the image's first row.
+    /// The first output row that is wanted.
+    first_row: usize,
+    /// The output's index of the tile's first pixel and channel in that row.
     start: usize,
 }
 
@@ -427,7 +481,7 @@ unsafe fn both_parts<V: Lanes, const S: usize, const P: usize>(
             let tap = tap * size * LANES;
             add_both::<V, S, P>(&mut acc, from, [taps.add(tap), second.add(tap)], size, stride);
         }
-        let start = at.start + row * width * outputs;
+        let start = at.start + (row - at.first_row) * width * outputs;
         unroll!(I < P {
             let mut pair = [acc[0][I], acc[1][I]];
             if conv.gelu {
@@ -646,6 +700,20 @@ mod tests {
                     let mut again = vec![f32::NAN; expected.len()];
                     depthwise(isa, &Backwards(64), &conv, &x, &mut again);
                     assert!(out == again, "other tasks, other bits");
+                    if batch == 1 {
+                        let mut bands = Vec::new();
+                        let (rows, columns) = conv.output_size();
+                        for start in (0..rows).step_by(5) {
+                            let wanted = start..rows.min(start + 5);
+                            let held = conv.under(wanted.clone());
+                            let x = &x[held.start * width * channels..held.end * width * channels];
+                            let mut out = vec![f32::NAN; wanted.len() * columns * channels * multiplier];
+                            let band = Band { held, wanted };
+                            depthwise_band(isa, &Backwards(3), &conv, band, x, &mut out);
+                            bands.extend(out);
+                        }
+                        assert!(out == bands, "other bands, other bits");
+                    }
                 }
             }
         }

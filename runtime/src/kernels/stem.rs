@@ -1,13 +1,19 @@
-//! How does an image become channels? The first convolution: few planes in, many channels out, channels last.
+//! How does an image become channels? The first convolution: few planes in, many channels out, channels last; and the
+//! depthwise one that follows.
+//!
+//! What is between the two is the largest activation of the network, four times what goes in or comes out. It is
+//! computed for a band of rows at a time, which the depthwise convolution reads while it is near.
 //!
 //! For each output row, the input rows under it are copied with zeros at both ends; then a tile of neighbouring
 //! pixels times some vectors of channels is kept in registers over all taps.
 
+use super::depthwise::{Band, DepthwiseConv, depthwise_band};
 use super::math::gelu;
 use super::parallel::{Parallel, Shared, scratch};
 use super::simd::{Isa, LANES, Lanes, dispatch};
+use std::ops::Range;
 
-/// A convolution from planes to channels last, padded with zeros by half the kernel on each side.
+/// A convolution from planes to channels last with GELU, padded with zeros by half the kernel on each side.
 #[derive(Debug, Clone, Copy)]
 pub struct StemConv<'a> {
     /// Images, B.
@@ -28,8 +34,6 @@ pub struct StemConv<'a> {
     pub kernel: &'a [f32],
     /// `[C]`
     pub bias: &'a [f32],
-    /// Whether GELU follows.
-    pub gelu: bool,
 }
 
 impl StemConv<'_> {
@@ -55,43 +59,116 @@ const TILE: usize = 8;
 /// Output rows of a task.
 const TASK_ROWS: usize = 4;
 
-/// `x` `[B, I, H, W]` to `out` `[B, ceil(H / stride), ceil(W / stride), C]`.
+/// Output rows of a band for each thread: a band of the first convolution's output takes some megabytes.
+const BAND_ROWS: usize = 8;
+
+/// The depthwise convolution that follows, padded likewise, with GELU.
+#[derive(Debug, Clone, Copy)]
+pub struct Depthwise<'a> {
+    /// Rows and columns of the kernel, j: odd.
+    pub kernel_size: usize,
+    /// Rows and columns from one output pixel to the next.
+    pub stride: usize,
+    /// `[j * j, C]`
+    pub kernel: &'a [f32],
+    /// `[C]`
+    pub bias: &'a [f32],
+}
+
+impl Depthwise<'_> {
+    fn over<'a>(&'a self, first: &StemConv<'_>) -> DepthwiseConv<'a> {
+        let (height, width) = first.output_size();
+        DepthwiseConv {
+            batch: 1,
+            height,
+            width,
+            channels: first.channels,
+            multiplier: 1,
+            kernel_size: self.kernel_size,
+            stride: self.stride,
+            kernel: self.kernel,
+            bias: self.bias,
+            gelu: true,
+        }
+    }
+
+    /// Rows and columns of the output.
+    pub fn output_size(&self, first: &StemConv<'_>) -> (usize, usize) {
+        self.over(first).output_size()
+    }
+}
+
+/// `x` `[B, I, H, W]` to `out` `[B, H', W', C]`, of the size that [`Depthwise::output_size`] says.
 ///
 /// # Panics
 /// Slices of the wrong length, an even kernel or a stride of 0: bugs of the caller.
-pub fn stem(isa: Isa, parallel: &dyn Parallel, conv: &StemConv<'_>, x: &[f32], out: &mut [f32]) {
+pub fn stem(
+    isa: Isa,
+    parallel: &dyn Parallel,
+    first: &StemConv<'_>,
+    then: &Depthwise<'_>,
+    x: &[f32],
+    out: &mut [f32],
+) {
     assert!(
-        conv.kernel_size % 2 == 1 && conv.stride > 0,
-        "an odd kernel and a stride"
+        first.kernel_size % 2 == 1 && first.stride > 0 && then.kernel_size % 2 == 1 && then.stride > 0,
+        "odd kernels and strides"
     );
-    let (rows, columns) = conv.output_size();
-    let taps = conv.kernel_size * conv.kernel_size * conv.planes;
-    assert_eq!(conv.kernel.len(), taps * conv.channels, "kernel");
-    assert_eq!(conv.bias.len(), conv.channels, "bias");
+    let then = then.over(first);
+    let taps = first.kernel_size * first.kernel_size * first.planes;
+    assert_eq!(first.kernel.len(), taps * first.channels, "kernel");
+    assert_eq!(first.bias.len(), first.channels, "bias");
     assert_eq!(
         x.len(),
-        conv.batch * conv.planes * conv.height * conv.width,
+        first.batch * first.planes * first.height * first.width,
         "input"
     );
-    assert_eq!(out.len(), conv.batch * rows * columns * conv.channels, "output");
+    let (rows, columns) = then.output_size();
+    let row_length = columns * then.channels;
+    assert_eq!(out.len(), first.batch * rows * row_length, "output");
     if out.is_empty() {
         return;
     }
+    let most = BAND_ROWS * parallel.threads();
+    for (image, out) in out.chunks_exact_mut(rows * row_length).enumerate() {
+        for (index, out) in out.chunks_mut(most * row_length).enumerate() {
+            let start = index * most;
+            let wanted = start..start + out.len() / row_length;
+            let held = then.under(wanted.clone());
+            scratch(held.len() * then.width * then.channels, |band: &mut [f32]| {
+                first_rows(isa, parallel, first, x, image, held.clone(), band);
+                depthwise_band(isa, parallel, &then, Band { held, wanted }, band, out);
+            });
+        }
+    }
+}
+
+/// Some rows of an image after the first convolution, `[rows, W', C]`.
+fn first_rows(
+    isa: Isa,
+    parallel: &dyn Parallel,
+    conv: &StemConv<'_>,
+    x: &[f32],
+    image: usize,
+    rows: Range<usize>,
+    out: &mut [f32],
+) {
+    let (_, columns) = conv.output_size();
+    let taps = conv.kernel_size * conv.kernel_size * conv.planes;
     let shared = Shared::new(out);
     let shared = &shared;
-    let chunks = rows.div_ceil(TASK_ROWS);
     let padded_channels = conv.channels.next_multiple_of(LANES);
-    parallel.run(conv.batch * chunks, &|task| {
+    parallel.run(rows.len().div_ceil(TASK_ROWS), &|task| {
         scratch((taps + 1) * padded_channels, |weights: &mut [f32]| {
             scratch(conv.kernel_size * conv.planes * conv.padded_width(), |input: &mut [f32]| {
                 pack_kernel(conv, weights, padded_channels);
                 let weights: &[f32] = weights;
-                let (image, first) = (task / chunks, task % chunks * TASK_ROWS);
-                for row in first..(first + TASK_ROWS).min(rows) {
+                let start = rows.start + task * TASK_ROWS;
+                for row in start..(start + TASK_ROWS).min(rows.end) {
                     pack_rows(conv, image, row, x, input);
-                    let start = (image * rows + row) * columns * conv.channels;
+                    let at = (row - rows.start) * columns * conv.channels;
                     // SAFETY: every task has its own rows.
-                    let to = unsafe { shared.part(start, columns * conv.channels) };
+                    let to = unsafe { shared.part(at, columns * conv.channels) };
                     let from: &[f32] = input;
                     dispatch!(
                         isa,
@@ -252,13 +329,11 @@ unsafe fn one_tile<V: Lanes, const P: usize, const N: usize>(
                 }
             }
         }
-        if conv.gelu {
-            unroll!(I < P {
-                for value in &mut acc[I] {
-                    *value = gelu(*value);
-                }
-            });
-        }
+        unroll!(I < P {
+            for value in &mut acc[I] {
+                *value = gelu(*value);
+            }
+        });
         let live = channels - at.channel;
         let to = &mut out[at.tile * channels..][..at.pixels * channels];
         if live >= N * LANES && at.pixels == P {
@@ -284,8 +359,7 @@ unsafe fn one_tile<V: Lanes, const P: usize, const N: usize>(
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
-    use crate::kernels::parallel::Serial;
-    use crate::kernels::testing::{gelu, noise};
+    use crate::kernels::testing::{Backwards, gelu, noise};
 
     fn naive(conv: &StemConv<'_>, x: &[f32]) -> Vec<f64> {
         let (rows, columns) = conv.output_size();
@@ -305,8 +379,32 @@ mod tests {
                                     * f64::from(conv.kernel[tap * conv.channels + c]);
                             }
                         }
-                        out.push(if conv.gelu { gelu(sum) } else { sum });
+                        out.push(gelu(sum));
                     }
+                }
+            }
+        }
+        out
+    }
+
+    /// The depthwise convolution of what the first one gives, by the definition.
+    fn naive_depthwise(conv: &DepthwiseConv<'_>, x: &[f64]) -> Vec<f64> {
+        let (rows, columns) = conv.output_size();
+        let (size, pad) = (conv.kernel_size, conv.kernel_size / 2);
+        let mut out = Vec::new();
+        for x in x.chunks(conv.height * conv.width * conv.channels) {
+            for (row, column) in (0..rows * columns).map(|i| (i / columns, i % columns)) {
+                for c in 0..conv.channels {
+                    let mut sum = f64::from(conv.bias[c]);
+                    for tap in 0..size * size {
+                        let (y, z) = (row * conv.stride + tap / size, column * conv.stride + tap % size);
+                        if (pad..pad + conv.height).contains(&y) && (pad..pad + conv.width).contains(&z) {
+                            let at = (y - pad) * conv.width + z - pad;
+                            sum +=
+                                x[at * conv.channels + c] * f64::from(conv.kernel[tap * conv.channels + c]);
+                        }
+                    }
+                    out.push(gelu(sum));
                 }
             }
         }
@@ -315,45 +413,61 @@ mod tests {
 
     #[test]
     fn close_to_float64() {
-        for (batch, planes, height, width, channels, kernel_size, stride) in [
-            (1, 3, 1, 1, 5, 3, 2),
-            (2, 3, 9, 21, 17, 3, 2),
-            (1, 3, 16, 32, 96, 3, 2),
-            (1, 1, 7, 5, 48, 7, 1),
-            (2, 4, 6, 9, 64, 1, 1),
-            (1, 2, 10, 33, 20, 5, 3),
+        // batch, planes, height, width, channels, kernel, stride, depthwise kernel, depthwise stride
+        for (batch, planes, height, width, channels, kernel_size, stride, size, step) in [
+            (1, 3, 1, 1, 5, 3, 2, 3, 2),
+            (2, 3, 9, 21, 17, 3, 2, 3, 2),
+            (1, 3, 40, 32, 96, 3, 2, 3, 2),
+            (1, 3, 150, 12, 16, 3, 2, 3, 2),
+            (1, 1, 7, 5, 48, 7, 1, 5, 1),
+            (2, 4, 6, 9, 64, 1, 1, 1, 1),
+            (1, 2, 70, 33, 20, 5, 3, 7, 1),
+            (1, 2, 61, 9, 20, 3, 1, 3, 3),
         ] {
             let x = noise(batch * planes * height * width, 1);
             let kernel = noise(kernel_size * kernel_size * planes * channels, 2);
             let bias = noise(channels, 3);
-            for gelu in [false, true] {
-                let conv = StemConv {
-                    batch,
-                    planes,
-                    height,
-                    width,
-                    channels,
-                    kernel_size,
-                    stride,
-                    kernel: &kernel,
-                    bias: &bias,
-                    gelu,
-                };
-                let expected = naive(&conv, &x);
-                for isa in Isa::available() {
+            let taps = noise(size * size * channels, 4);
+            let first = StemConv {
+                batch,
+                planes,
+                height,
+                width,
+                channels,
+                kernel_size,
+                stride,
+                kernel: &kernel,
+                bias: &bias,
+            };
+            let then = Depthwise {
+                kernel_size: size,
+                stride: step,
+                kernel: &taps,
+                bias: &bias,
+            };
+            let expected = naive_depthwise(&then.over(&first), &naive(&first, &x));
+            for isa in Isa::available() {
+                let mut bits: Option<Vec<f32>> = None;
+                for threads in [1, 2, 16] {
                     let mut out = vec![f32::NAN; expected.len()];
-                    stem(isa, &Serial, &conv, &x, &mut out);
-                    // Numbers below 1 in magnitude: each sum is of that many terms, and rounds as often.
+                    stem(isa, &Backwards(threads), &first, &then, &x, &mut out);
+                    // Taps below 1 in magnitude: each sum is of that many terms, and rounds as often; the second one
+                    // adds up the first one's errors and has terms as large as the first one's sums.
                     let terms = (kernel_size * kernel_size * planes + 1) as f64;
                     let bound = terms * terms.sqrt() * f64::from(f32::EPSILON) + 2e-6;
+                    let bound = bound * (size * size + 1) as f64;
                     for (i, (found, expected)) in out.iter().zip(&expected).enumerate() {
                         let error = (f64::from(*found) - expected).abs();
                         assert!(
                             error < bound,
-                            "{} {conv:?} [{i}]: {found}, {expected}",
+                            "{} {first:?} {then:?} [{i}]: {found}, {expected}",
                             isa.name()
                         );
                     }
+                    assert!(
+                        *bits.get_or_insert_with(|| out.clone()) == out,
+                        "other bands, other bits"
+                    );
                 }
             }
         }

@@ -24,7 +24,21 @@ pub fn body(fused: &Fused, inputs: &[&Value]) -> Result<Graph, GraphError> {
     let mut rest = Rest { ids: ids.into_iter() };
     let b = &mut b;
     let outputs = match *fused {
-        Fused::Stem { kernel, stride, gelu } => vec![stem(b, &mut rest, kernel, stride, gelu)],
+        Fused::Stem {
+            kernel,
+            stride,
+            depthwise_kernel,
+            depthwise_stride,
+        } => {
+            let x = stem(b, &mut rest, kernel, stride); // [B,C,H',W']
+            vec![stem_depthwise(
+                b,
+                &mut rest,
+                x,
+                depthwise_kernel,
+                depthwise_stride,
+            )]
+        }
         Fused::DepthwiseConv { kernel, stride, gelu } => vec![depthwise(b, &mut rest, kernel, stride, gelu)],
         Fused::Linear {
             inputs,
@@ -106,14 +120,25 @@ impl Rest {
     }
 }
 
-/// `pixels [B,c,H,W], taps [c*k*k,C], bias [C] -> [B,H',W',C]`
-fn stem(b: &mut Builder, rest: &mut Rest, kernel: u64, stride: u64, gelu: bool) -> ValueId {
+/// `pixels [B,c,H,W], taps [c*k*k,C], bias [C] -> [B,C,H',W']`
+fn stem(b: &mut Builder, rest: &mut Rest, kernel: u64, stride: u64) -> ValueId {
     let (x, taps, bias) = (rest.next(), rest.next(), rest.next());
     let weight = b.transpose(taps, &[1, 0]); // [C,c*k*k]
     let side = signed(kernel);
     let weight = b.reshape(weight, &[0, -1, side, side]); // [C,c,k,k]
     let x = convolve(b, x, weight, bias, kernel, stride, 1); // [B,C,H',W']
-    let x = if gelu { b.gelu(x) } else { x };
+    b.gelu(x)
+}
+
+/// `x [B,C,H,W], taps [j*j,C], bias [C] -> [B,H',W',C]`
+fn stem_depthwise(b: &mut Builder, rest: &mut Rest, x: ValueId, kernel: u64, stride: u64) -> ValueId {
+    let (taps, bias) = (rest.next(), rest.next());
+    let channels = fixed(b, x, 1);
+    let weight = b.transpose(taps, &[1, 0]); // [C,j*j]
+    let side = signed(kernel);
+    let weight = b.reshape(weight, &[0, 1, side, side]); // [C,1,j,j]
+    let x = convolve(b, x, weight, bias, kernel, stride, channels); // [B,C,H',W']
+    let x = b.gelu(x);
     b.transpose(x, &[0, 2, 3, 1]) // [B,H',W',C]
 }
 

@@ -28,13 +28,16 @@ pub(super) fn fastvithd(
 fn stem(b: &mut Builder, config: &VisionConfig, encoding: Encoding, pixels: ValueId) -> ValueId {
     let width = config.embed_dims.first().copied().unwrap_or(0);
     let b = &mut b.scope("stem");
-    let first_conv = Fused::Stem {
+    let both = Fused::Stem {
         kernel: 3,
         stride: 2,
-        gelu: true,
+        depthwise_kernel: 3,
+        depthwise_stride: 2,
     };
-    let x = convolution(b, "0", first_conv, pixels, 3 * 9, width); // [B,S/2,S/2,C]
-    let x = depthwise(b, "1", x, width, 3, 2, true); // [B,S/4,S/4,C]
+    let mut inputs = vec![pixels];
+    inputs.extend(taps(&mut b.scope("0"), 3 * 9, width));
+    inputs.extend(taps(&mut b.scope("1"), 9, width));
+    let x = first(&b.fused(both, &inputs), pixels); // [B,S/4,S/4,C]
     pointwise(b, "2", x, [width, width], encoding) // [B,S/4,S/4,C]
 }
 
@@ -204,19 +207,24 @@ fn depthwise(
     stride: u64,
     gelu: bool,
 ) -> ValueId {
+    let b = &mut b.scope(name);
+    let [kernel_taps, bias] = taps(b, kernel * kernel, width);
     let conv = Fused::DepthwiseConv { kernel, stride, gelu };
-    convolution(b, name, conv, x, kernel * kernel, width)
+    first(&b.fused(conv, &[x, kernel_taps, bias]), x)
 }
 
-/// A convolution whose kernel is read as `[taps, outputs]`.
-fn convolution(b: &mut Builder, name: &str, conv: Fused, x: ValueId, taps: u64, outputs: u64) -> ValueId {
-    let b = &mut b.scope(name);
+/// A convolution's kernel, read as `[taps, outputs]`, and its bias.
+fn taps(b: &mut Builder, taps: u64, outputs: u64) -> [ValueId; 2] {
     let weight = b.weight_name("weight");
-    let shape = [taps, outputs];
     let label = format!("{weight}.taps");
-    let kernel = b.weight_in(WeightForm::Transposed, &weight, &label, DType::Float32, &shape);
-    let bias = b.weight("bias", &[outputs]);
-    first(&b.fused(conv, &[x, kernel, bias]), x)
+    let kernel = b.weight_in(
+        WeightForm::Transposed,
+        &weight,
+        &label,
+        DType::Float32,
+        &[taps, outputs],
+    );
+    [kernel, b.weight("bias", &[outputs])]
 }
 
 /// A 1x1 convolution with bias and GELU.

@@ -12,7 +12,7 @@ use crate::kernels::parallel::Parallel;
 use crate::kernels::planes::Planes;
 use crate::kernels::self_attention::self_attention;
 use crate::kernels::simd::Isa;
-use crate::kernels::stem::{StemConv, stem};
+use crate::kernels::stem::{Depthwise, StemConv, stem};
 use half::slice::HalfFloatSliceExt as _;
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
@@ -180,7 +180,12 @@ enum NormKind {
 /// An operator with its parameters.
 #[derive(Debug, Clone, Copy)]
 enum Step {
-    Stem(Window),
+    Stem {
+        kernel: usize,
+        stride: usize,
+        depthwise_kernel: usize,
+        depthwise_stride: usize,
+    },
     DepthwiseConv(Window),
     Linear {
         inputs: usize,
@@ -235,7 +240,12 @@ impl Step {
             })
         };
         Ok(match kind {
-            Kind::Stem => Step::Stem(window()?),
+            Kind::Stem => Step::Stem {
+                kernel: attributes.size("kernel")?,
+                stride: attributes.size("stride")?,
+                depthwise_kernel: attributes.size("depthwise_kernel")?,
+                depthwise_stride: attributes.size("depthwise_stride")?,
+            },
             Kind::DepthwiseConv => Step::DepthwiseConv(window()?),
             Kind::Linear => Step::Linear {
                 inputs: attributes.size("inputs")?,
@@ -329,7 +339,12 @@ impl FusedKernel {
         };
         let isa = self.isa;
         match self.step {
-            Step::Stem(Window { kernel, stride, gelu }) => {
+            Step::Stem {
+                kernel,
+                stride,
+                depthwise_kernel,
+                depthwise_stride,
+            } => {
                 let (shape, x) = inputs.next::<f32>()?;
                 let [batch, planes, height, width] = rank(&shape)?;
                 let (_, taps) = inputs.next::<f32>()?;
@@ -344,11 +359,16 @@ impl FusedKernel {
                     stride,
                     kernel: taps,
                     bias,
-                    gelu,
                 };
-                let (rows, columns) = conv.output_size();
+                let then = Depthwise {
+                    kernel_size: depthwise_kernel,
+                    stride: depthwise_stride,
+                    kernel: inputs.next::<f32>()?.1,
+                    bias: inputs.next::<f32>()?.1,
+                };
+                let (rows, columns) = then.output_size(&conv);
                 let mut out = Output::new(context, 0, &[batch, rows, columns, bias.len()])?;
-                stem(isa, &pool, &conv, x, out.data()?);
+                stem(isa, &pool, &conv, &then, x, out.data()?);
             }
             Step::DepthwiseConv(Window { kernel, stride, gelu }) => {
                 let (shape, x) = inputs.next::<f32>()?;
