@@ -5,7 +5,7 @@ mod engine;
 mod error;
 pub mod generate;
 pub mod image;
-#[cfg(feature = "ort")]
+#[cfg(any(feature = "ort", feature = "tract"))]
 pub mod kernels;
 mod lazy;
 pub mod library;

@@ -3,6 +3,8 @@
 //! "Compiled in" and "usable here" are two things: [`Backend::check`] tells the second. [`choose`] follows the order
 //! in which providers replace each other.
 
+#[cfg(any(feature = "ort", feature = "tract"))]
+mod fused;
 pub mod kv;
 #[cfg(feature = "ort")]
 mod ort;
