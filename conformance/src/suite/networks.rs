@@ -79,9 +79,10 @@ fn subjects(form: Form) -> fn(&Subject) -> bool {
     }
 }
 
-/// Fused operators are one subject's: the engine that has the kernels, whatever precision it would be given.
+/// Fused operators are for the engines that run our kernels, whatever precision they would be given.
 fn has_kernels(subject: &Subject) -> bool {
-    subject.provider == Provider::Cpu && subject.precision == crate::subject::Precision::Fp32
+    let engine = matches!(subject.provider, Provider::Cpu | Provider::Tract);
+    engine && subject.precision == crate::subject::Precision::Fp32
 }
 
 /// An image encoder with its projector.

@@ -1,15 +1,19 @@
-//! tract: pure Rust, no shared library. The only file that names it.
+//! tract: pure Rust, no shared library. Only this file and those below it name it.
+
+mod operators;
 
 use super::session::{Description, EngineSession, Port, Session, Tensor};
 use super::{Backend, Decoder, Model, Options, Provider, TokenEmbedder, VisionEncoder, catch, parts};
 use crate::error::BackendError;
+use crate::kernels::pool::Pool;
 use models::dtype::DType;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use tract_onnx::model::ParseResult;
 use tract_onnx::prelude::{
     Datum, DatumType, Framework, InferenceModel, InferenceModelExt, IntoRunnable, IntoTValue, IntoTensor,
-    SymbolScope, TDim, TypedRunnableModel, f16, multithread, onnx,
+    SymbolScope, TDim, TractError, TractResult, TypedRunnableModel, f16, multithread, onnx,
 };
 use tract_onnx::tract_hir::infer::Factoid;
 use tract_onnx::tract_hir::internal::OutletId;
@@ -31,26 +35,29 @@ impl Backend for Tract {
 
     fn open_session(&self, path: &Path, options: &Options) -> Result<Box<dyn Session>, BackendError> {
         use_threads(options.thread_count());
-        Ok(Box::new(TractSession::open(path, &[])?))
+        Ok(Box::new(TractSession::open(path, &[], options.thread_count())?))
     }
 
     fn targets(&self) -> &'static [&'static str] {
-        &["portable"]
+        &["cpu", "portable"]
     }
 
     fn vision_encoder(&self, model: &Model<'_>) -> Result<Box<dyn VisionEncoder>, BackendError> {
-        use_threads(model.options.thread_count());
-        parts::vision_encoder(model, &TractSession::open)
+        let threads = model.options.thread_count();
+        use_threads(threads);
+        parts::vision_encoder(model, &|path, fixed| TractSession::open(path, fixed, threads))
     }
 
     fn embedder(&self, model: &Model<'_>) -> Result<Box<dyn TokenEmbedder>, BackendError> {
-        use_threads(model.options.thread_count());
-        parts::embedder(model, &TractSession::open)
+        let threads = model.options.thread_count();
+        use_threads(threads);
+        parts::embedder(model, &|path, fixed| TractSession::open(path, fixed, threads))
     }
 
     fn decoder(&self, model: &Model<'_>) -> Result<Box<dyn Decoder>, BackendError> {
-        use_threads(model.options.thread_count());
-        parts::decoder(model, &TractSession::open)
+        let threads = model.options.thread_count();
+        use_threads(threads);
+        parts::decoder(model, &|path, fixed| TractSession::open(path, fixed, threads))
     }
 }
 
@@ -79,24 +86,36 @@ struct TractSession {
 
 impl TractSession {
     /// `fixed`: dimension symbols whose length is known.
-    fn open(path: &Path, fixed: &[(&str, usize)]) -> Result<TractSession, BackendError> {
+    fn open(path: &Path, fixed: &[(&str, usize)], threads: usize) -> Result<TractSession, BackendError> {
         let refuse = |reason: String| BackendError::Graph {
             provider: Provider::Tract,
             path: path.to_owned(),
             reason,
         };
         // tract has assertions that a corrupt graph can reach.
-        catch(|| Self::prepare(path, fixed))
+        catch(|| Self::prepare(path, fixed, threads))
             .map_err(|words| refuse(format!("tract gave up: {words}")))?
             .map_err(|error| refuse(chain(&error)))
     }
 
-    fn prepare(path: &Path, fixed: &[(&str, usize)]) -> tract_onnx::prelude::TractResult<TractSession> {
+    fn prepare(path: &Path, fixed: &[(&str, usize)], threads: usize) -> TractResult<TractSession> {
         // Inner shapes are tract's to infer; the file's annotations would only be a second opinion.
-        let mut model = onnx()
+        let mut framework = onnx()
             .with_ignore_value_info(true)
-            .with_ignore_output_shapes(true)
-            .model_for_path(path)?;
+            .with_ignore_output_shapes(true);
+        let mut proto = framework.proto_model_for_path(path)?;
+        let weights = operators::prepare(&mut framework, &mut proto, path)?;
+        let directory = path.parent().and_then(Path::to_str);
+        let ParseResult {
+            mut model,
+            unresolved_inputs,
+            ..
+        } = framework.parse(&proto, directory)?;
+        drop(proto);
+        if !unresolved_inputs.is_empty() {
+            return Err(TractError::msg(format!("nothing computes {unresolved_inputs:?}")));
+        }
+        operators::complete(&mut model, weights, &Pool::shared(threads))?;
         let inputs = inputs(&model)?;
         let names = output_names(&model)?;
         let symbols: SymbolScope = model.symbols.clone();
@@ -126,7 +145,7 @@ impl TractSession {
                     dims,
                 })
             })
-            .collect::<tract_onnx::prelude::TractResult<_>>()?;
+            .collect::<TractResult<_>>()?;
         let model = model.into_runnable()?;
         Ok(TractSession {
             description: Description {
@@ -147,7 +166,7 @@ impl TractSession {
 }
 
 /// The inputs that the graph declares, before anything is known about its symbols.
-fn inputs(model: &InferenceModel) -> tract_onnx::prelude::TractResult<Vec<Port>> {
+fn inputs(model: &InferenceModel) -> TractResult<Vec<Port>> {
     let port = |outlet: &OutletId| {
         let fact = model.outlet_fact(*outlet)?;
         let dtype = fact.datum_type.concretize().and_then(dtype_of);
@@ -165,7 +184,7 @@ fn inputs(model: &InferenceModel) -> tract_onnx::prelude::TractResult<Vec<Port>>
     model.input_outlets()?.iter().map(port).collect()
 }
 
-fn output_names(model: &InferenceModel) -> tract_onnx::prelude::TractResult<Vec<String>> {
+fn output_names(model: &InferenceModel) -> TractResult<Vec<String>> {
     let name = |outlet: &OutletId| {
         let label = model.outlet_label(*outlet);
         label.unwrap_or(&model.node(outlet.node).name).to_owned()
@@ -206,7 +225,7 @@ impl EngineSession for TractSession {
     }
 
     fn download(&self, value: &Arc<TractTensor>) -> Result<Tensor, BackendError> {
-        fn data<T: Datum + Copy>(value: &TractTensor) -> tract_onnx::prelude::TractResult<Vec<T>> {
+        fn data<T: Datum + Copy>(value: &TractTensor) -> TractResult<Vec<T>> {
             Ok(value.try_as_plain_ram()?.as_slice::<T>()?.to_vec())
         }
         // tract computes lengths in its own integer type; to the outside they are int64.
@@ -251,7 +270,7 @@ impl EngineSession for TractSession {
 }
 
 /// All of an error's causes on one line; the value of tract's errors is in the chain.
-fn chain(error: &tract_onnx::prelude::TractError) -> String {
+fn chain(error: &TractError) -> String {
     let causes: Vec<String> = error
         .chain()
         .map(|cause| cause.to_string().replace('\n', " "))
@@ -275,12 +294,12 @@ mod tests {
         ];
         for bytes in garbage {
             std::fs::write(&path, bytes).unwrap();
-            let result = TractSession::open(&path, &[]);
+            let result = TractSession::open(&path, &[], 1);
             // A graph without nodes is legal; nothing panics.
             if let Err(error) = result {
                 assert!(error.to_string().contains("graph.onnx"), "{error}");
             }
         }
-        assert!(TractSession::open(&directory.path().join("missing.onnx"), &[]).is_err());
+        assert!(TractSession::open(&directory.path().join("missing.onnx"), &[], 1).is_err());
     }
 }

@@ -415,8 +415,7 @@ mod tests {
                         node.name
                     );
                 }
-                let table_only = network == Network::EmbedTokens && table == TableEncoding::Float32;
-                assert_eq!(fused_nodes == 0, table_only, "{network:?}");
+                assert!(fused_nodes > 0, "{network:?}");
             }
         }
     }

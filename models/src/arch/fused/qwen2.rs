@@ -17,9 +17,6 @@ pub(super) fn embed_tokens(
     encoding: TableEncoding,
     ids: ValueId,
 ) -> ValueId {
-    if encoding == TableEncoding::Float32 {
-        return qwen2::embed_tokens(b, config, ids);
-    }
     let table = table(b, config, EMBED_TOKENS, encoding);
     let b = &mut b.scope("language_model");
     let b = &mut b.scope("embed_tokens");
