@@ -629,9 +629,9 @@ mod tests {
             case(Cpu, Some("portable"), None, Some(("portable", "fp32"))),
             case(Cpu, Some("portable"), Some("int8"), None),
             case(Cpu, Some("elsewhere"), None, None),
-            case(Tract, None, None, Some(("portable", "fp32"))),
-            case(Tract, None, Some("int8"), None),
-            case(Tract, Some("cpu"), None, None),
+            case(Tract, None, None, Some(("cpu", "int8"))),
+            case(Tract, None, Some("fp16"), Some(("portable", "fp16"))),
+            case(Tract, Some("elsewhere"), None, None),
             case(CoreMl, None, Some("fp16"), Some(("portable", "fp16"))),
             case(CoreMl, None, Some("int8"), None),
         ];
@@ -667,7 +667,8 @@ mod tests {
         };
         assert_eq!(check(Provider::Auto, true, None, "q4"), Ok(()));
         assert_eq!(check(Provider::Tract, true, None, "q4"), Ok(()));
-        let error = check(Provider::Tract, false, None, "q4").unwrap_err();
+        assert_eq!(check(Provider::Tract, false, None, "q4"), Ok(()));
+        let error = check(Provider::CoreMl, false, None, "q4").unwrap_err();
         assert!(
             error.contains("precision `q4`") && error.contains("portable `fp32`, cpu `q4`"),
             "{error}"
@@ -686,7 +687,13 @@ mod tests {
             ..Options::default()
         };
         let only_cpu = bundle(&[("cpu", "q4")]);
-        let error = choose_for(&only_cpu, &options, None).unwrap_err();
+        let choice = choose_for(&only_cpu, &options, None).unwrap();
+        assert_eq!(choice.backend.provider(), Provider::Tract);
+        let alone = Options {
+            fallback: false,
+            ..options.clone()
+        };
+        let error = choose_for(&only_cpu, &alone, None).unwrap_err();
         assert!(error.to_string().contains("/nowhere"), "{error}");
         let elsewhere = bundle(&[("elsewhere", "fp32")]);
         let error = choose_for(&elsewhere, &options, None).unwrap_err();

@@ -51,11 +51,15 @@ impl Backend for OnnxRuntime {
     }
 
     fn open_session(&self, path: &Path, options: &Options) -> Result<Box<dyn Session>, BackendError> {
+        let manner = Manner {
+            packed: true,
+            fused: false,
+        };
         Ok(Box::new(OrtSession::open(
             self.provider,
             path,
             &[],
-            true,
+            manner,
             options,
         )?))
     }
@@ -87,10 +91,24 @@ impl OnnxRuntime {
         path: &Path,
         fixed: &[(&str, usize)],
     ) -> Result<OrtSession, BackendError> {
-        // Packed copies of float32 weights cost as much memory and more time than they save until the first words.
-        let packed = model.variant.precision != "fp32";
-        OrtSession::open(self.provider, path, fixed, packed, model.options)
+        let manner = Manner {
+            // Packed copies of float32 weights cost as much memory and more time than they save until the first words.
+            packed: model.variant.precision != "fp32",
+            fused: model.variant.target == "cpu",
+        };
+        OrtSession::open(self.provider, path, fixed, manner, model.options)
     }
+}
+
+/// How a graph is run.
+#[derive(Debug, Clone, Copy)]
+struct Manner {
+    /// Whether ONNX Runtime's kernels may keep copies of weights in an order of their own; otherwise weights stay where
+    /// they are mapped.
+    packed: bool,
+    /// Whether all that takes time are our kernels, which bring their own threads: ONNX Runtime's would only wait for
+    /// work, awake, on the same cores.
+    fused: bool,
 }
 
 /// The library of this process and its environment.
@@ -188,13 +206,12 @@ struct OrtSession {
 }
 
 impl OrtSession {
-    /// `fixed`: dimension symbols whose length is known. `packed`: whether kernels may keep copies of weights in an
-    /// order of their own; otherwise weights stay where they are mapped.
+    /// `fixed`: dimension symbols whose length is known.
     fn open(
         provider: Provider,
         path: &Path,
         fixed: &[(&str, usize)],
-        packed: bool,
+        manner: Manner,
         options: &Options,
     ) -> Result<OrtSession, BackendError> {
         let refuse = |reason: String| BackendError::Graph {
@@ -213,19 +230,20 @@ impl OrtSession {
             (builder, loaded.threads)
         };
         let threads = options.thread_count();
-        let builder = if threads == shared {
+        let own = if manner.fused { 1 } else { threads };
+        let builder = if own == shared {
             builder
         } else {
             builder
                 .with_independent_thread_pool()
                 .map_err(|error| refuse(line(&error)))?
-                .with_intra_threads(threads)
+                .with_intra_threads(own)
                 .map_err(|error| refuse(line(&error)))?
         };
         let mut builder = builder
             .with_optimization_level(GraphOptimizationLevel::All)
             .map_err(|error| refuse(line(&error)))?
-            .with_prepacking(packed)
+            .with_prepacking(manner.packed)
             .map_err(|error| refuse(line(&error)))?
             // A plan of all buffers would be allocated beside the first run's, which stay: more memory and no less time.
             .with_memory_pattern(false)

@@ -21,7 +21,6 @@ pub mod matrix;
 pub mod norm;
 pub mod parallel;
 pub mod planes;
-#[cfg(feature = "tract")]
 pub mod pool;
 mod quantise;
 pub mod self_attention;

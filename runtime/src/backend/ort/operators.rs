@@ -2,19 +2,22 @@
 //! a registered operator goes before a function's body.
 
 use crate::backend::fused::{Attributes, DOMAIN, Data, Input, Kind, Outputs, Step};
-use crate::kernels::parallel::Parallel;
+use crate::kernels::pool::Pool;
 use crate::kernels::simd::Isa;
 use half::slice::HalfFloatSliceExt as _;
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
 };
 use ort::value::{TensorElementType, ValueRef, ValueRefMut, ValueType};
+use std::sync::Arc;
 
 /// The fused operators for a session with this many threads.
 pub(super) fn domain(threads: usize) -> ort::Result<OperatorDomain> {
     let mut domain = OperatorDomain::new(DOMAIN)?;
+    let pool = Pool::shared(threads);
     for kind in Kind::ALL {
-        domain = domain.add(Fused { kind, threads })?;
+        let pool = Arc::clone(&pool);
+        domain = domain.add(Fused { kind, pool })?;
     }
     Ok(domain)
 }
@@ -22,7 +25,7 @@ pub(super) fn domain(threads: usize) -> ort::Result<OperatorDomain> {
 /// One operator; its inputs have any types, which the kernel checks.
 struct Fused {
     kind: Kind,
-    threads: usize,
+    pool: Arc<Pool>,
 }
 
 impl Operator for Fused {
@@ -43,7 +46,7 @@ impl Operator for Fused {
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<FusedKernel> {
         Ok(FusedKernel {
             step: Step::new(self.kind, &OfNode(context)).map_err(ort::Error::new)?,
-            threads: self.threads,
+            pool: Arc::clone(&self.pool),
             isa: Isa::detect(),
         })
     }
@@ -65,7 +68,7 @@ impl Attributes for OfNode<'_, '_> {
 /// What ONNX Runtime calls.
 struct FusedKernel {
     step: Step,
-    threads: usize,
+    pool: Arc<Pool>,
     isa: Isa,
 }
 
@@ -76,16 +79,12 @@ impl Kernel for FusedKernel {
         let values = (0..count).map(|index| context.input(index)?.ok_or_else(missing));
         let values: Vec<ValueRef<'_>> = values.collect::<ort::Result<_>>()?;
         let inputs: Vec<Input<'_>> = values.iter().map(input).collect::<ort::Result<_>>()?;
-        let pool = Pool {
-            context,
-            threads: self.threads,
-        };
         let mut outputs = OfCall {
             context,
             values: Vec::new(),
         };
         self.step
-            .run(self.isa, &pool, &inputs, &mut outputs)
+            .run(self.isa, &*self.pool, &inputs, &mut outputs)
             .map_err(ort::Error::new)
     }
 }
@@ -137,27 +136,5 @@ impl Outputs for OfCall<'_> {
                 .1)
         };
         self.values.iter_mut().map(data).collect()
-    }
-}
-
-/// ONNX Runtime's threads.
-struct Pool<'a> {
-    context: &'a ComputeContext,
-    threads: usize,
-}
-
-// SAFETY: `ComputeContext` is a pointer to the library's kernel context, used here only to start parallel loops, from
-// the thread that computes.
-unsafe impl Sync for Pool<'_> {}
-
-impl Parallel for Pool<'_> {
-    fn threads(&self) -> usize {
-        self.threads
-    }
-
-    fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
-        if count <= 1 || self.threads <= 1 || self.context.par_for(count, 0, task).is_err() {
-            (0..count).for_each(task);
-        }
     }
 }

@@ -386,7 +386,7 @@ impl TypedOp for Fused {
             }
             Step::Logits(_) => tvec![tvec![dim(0, 0)?, dim(1, 0)?]],
         };
-        Ok(shapes.into_iter().map(|shape| f32::fact(shape)).collect())
+        Ok(shapes.into_iter().map(f32::fact).collect())
     }
 
     as_op!();
