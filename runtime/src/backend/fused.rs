@@ -12,7 +12,6 @@ use crate::kernels::planes::Planes;
 use crate::kernels::self_attention::self_attention;
 use crate::kernels::simd::Isa;
 use crate::kernels::stem::{Depthwise, StemConv, stem};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// The domain of the fused operators, as `models::graph::fused` has it.
 pub(super) const DOMAIN: &str = "fvlm";
@@ -325,8 +324,8 @@ impl Step {
         made: &mut dyn Outputs,
     ) -> Result<(), String> {
         // Kernels assert what they are given.
-        let run = AssertUnwindSafe(|| self.call(isa, pool, inputs, made));
-        catch_unwind(run).unwrap_or_else(|_| Err(format!("the inputs of {self:?} do not fit together")))
+        super::catch(|| self.call(isa, pool, inputs, made))
+            .unwrap_or_else(|words| Err(format!("the inputs of {self:?} do not fit together: {words}")))
     }
 
     fn call(

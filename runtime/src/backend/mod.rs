@@ -513,8 +513,8 @@ pub fn silence_caught_panics() {
     }));
 }
 
-/// Runs code of others that has assertions which a corrupt file can reach; `Err` has the words of the panic.
-#[cfg(feature = "tract")]
+/// Runs code that has assertions which a corrupt file can reach; `Err` has the words of the panic.
+#[cfg(any(feature = "ort", feature = "tract"))]
 fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     let outer = CATCHING.replace(true);
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
