@@ -24,7 +24,7 @@ from contestants.ours import Ours, first_line
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PHASES = ("load", "preprocess", "encode", "prefill", "ttft", "decode")
-OURS = "cpu:cpu:int8,cpu:cpu:q4,cpu:cpu:fp32,cpu:portable:fp32,tract:portable:fp32"
+OURS = "cpu:cpu:int8,cpu:cpu:q4,cpu:cpu:fp32,tract:cpu:q4,tract:cpu:fp32"
 # Names of instructions that decide which kernels an engine has.
 FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
 
