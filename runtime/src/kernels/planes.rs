@@ -3,7 +3,7 @@
 //!
 //! With `w = scale (16 high + low - 128)` and the mean 7.5 in place of `low`, a logit is off by `scale sum(x (low -
 //! 7.5))`. Low nibbles are as good as random, so that this sum's standard deviation is `scale |x| sqrt(85 / 4)`
-//! (`(16^2 - 1) / 12` is the variance of a nibble). Every entry that can, within [`CERTAIN`] such deviations, reach
+//! (`(16^2 - 1) / 12` is the variance of a nibble). Every entry that can, within eight such deviations, reach
 //! the largest logit is computed with all bits: the first token is the one that bytes give, the likely ones have their
 //! bytes' logits, and what is far below has those of a table of four bits.
 
