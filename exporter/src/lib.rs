@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
+pub mod coreml;
 pub mod demo;
 mod error;
 pub mod files;

@@ -71,6 +71,7 @@ pub fn lower(graph: &Graph, stored: &[Option<Stored>]) -> Result<ModelProto, Exp
             initializer: initializers,
             input: describe(&graph.inputs)?,
             output: describe(&graph.outputs)?,
+            value_info: Vec::new(),
         }),
         opset_import,
         functions: functions.protos,
