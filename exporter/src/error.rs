@@ -92,6 +92,16 @@ pub enum ExportError {
         /// Name and largest magnitude of each: "`lm_head.weight` up to 70000".
         weights: Vec<String>,
     },
+    /// Lengths that no decoder of fixed lengths has.
+    #[error(
+        "a cache of {context} slots and prefill graphs for {prefill:?} positions: expected at least 1 slot and 2 positions"
+    )]
+    Lengths {
+        /// Slots of the cache.
+        context: u64,
+        /// New positions of each prefill graph.
+        prefill: Vec<u64>,
+    },
     /// A file that is no ONNX model.
     #[error("`{}` is not an ONNX model: {problem}", path.display())]
     NotAModel {
