@@ -16,11 +16,13 @@ Examples:
   fvlm-export --model FastVLM-0.5B --precision fp16 -o b a checkpoint directory, half precision
   fvlm-export --model FastVLM-0.5B --precision q4 -o b   for the fastest first token on a CPU
   fvlm-export --model FastVLM-0.5B --image-size 512 -o b also for smaller images, a quarter of the work
+  fvlm-export --model FastVLM-0.5B --target coreml -o b  for Apple silicon: ONNX Runtime with Core ML
+  fvlm-export --check coreml --onnx FILE                 what Core ML would take of any ONNX model
   fvlm-export --model FastVLM-0.5B --dry-run             what would be read and written
 ",
     after_help = "\
 A bundle appears whole or not at all. What exists is replaced only with --overwrite, and only if it is a bundle.
-Exit codes: 0 done, 2 an error, 130 after Ctrl-C."
+Exit codes: 0 done, 1 a --check that fails, 2 an error, 130 after Ctrl-C."
 )]
 pub(crate) struct Cli {
     /// A checkpoint directory, `demo`, or ORG/NAME, also ORG/NAME@REVISION, in the local Hugging Face cache
@@ -35,13 +37,34 @@ pub(crate) struct Cli {
     #[arg(long, value_enum, value_name = "TARGET")]
     pub(crate) target: Vec<TargetFlag>,
 
-    /// How weights are stored; can be given several times, each is a variant of the bundle
-    #[arg(long, value_enum, value_name = "PRECISION", default_value = "fp32")]
+    /// How weights are stored; can be given several times, each is a variant of the bundle [default: fp32, fp16 for coreml]
+    #[arg(long, value_enum, value_name = "PRECISION")]
     pub(crate) precision: Vec<PrecisionFlag>,
 
     /// Side of square images, in pixels, to add an encoder for beside the model's own size; can be given several times
     #[arg(long, value_name = "N")]
     pub(crate) image_size: Vec<u64>,
+
+    /// Slots of the KV cache of target coreml: the longest sequence, image and answer included
+    #[arg(long, value_name = "N", default_value_t = ExportPlan::MAX_CONTEXT)]
+    pub(crate) max_context: u64,
+
+    /// New positions of a prefill graph of target coreml; can be given several times [default: 64 and 320]
+    #[arg(long, value_name = "N")]
+    pub(crate) prefill: Vec<u64>,
+
+    /// Say which nodes an execution provider of ONNX Runtime would leave to the CPU and why, and write nothing; exit
+    /// code 1 unless it would take each graph whole
+    #[arg(long, value_enum, value_name = "PROVIDER", conflicts_with_all = ["dry_run", "dump"])]
+    pub(crate) check: Option<Check>,
+
+    /// Check this ONNX file, of whatever origin, instead of the model's graphs; can be given several times
+    #[arg(long, value_name = "FILE", requires = "check", conflicts_with_all = ["target", "precision", "image_size"])]
+    pub(crate) onnx: Vec<PathBuf>,
+
+    /// Check as the provider does without RequireStaticInputShapes: lengths may vary where its builders allow it
+    #[arg(long, requires = "check")]
+    pub(crate) dynamic_shapes: bool,
 
     /// The bundle's directory
     #[arg(long, short, value_name = "BUNDLE", default_value = "fastvlm-bundle")]
@@ -78,6 +101,14 @@ pub(crate) enum Form {
     Onnx,
 }
 
+/// Whose rules are checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Check {
+    /// The CoreML execution provider, ML Program format
+    #[value(name = "coreml")]
+    CoreMl,
+}
+
 /// For which engines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum TargetFlag {
@@ -85,6 +116,9 @@ pub(crate) enum TargetFlag {
     Portable,
     /// Fused operators with kernels in fvlm-run, for the fastest first token on a CPU: fp32, int8, q4
     Cpu,
+    /// Fixed lengths, for ONNX Runtime's CoreML execution provider, which takes each graph whole: fp16, fp32
+    #[value(name = "coreml")]
+    CoreMl,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -120,6 +154,12 @@ impl Cli {
             output: self.output.clone(),
             variants: self.variants()?,
             image_sizes: self.image_size.clone(),
+            max_context: self.max_context,
+            prefill: if self.prefill.is_empty() {
+                ExportPlan::PREFILL.to_vec()
+            } else {
+                self.prefill.clone()
+            },
             layout: match self.layout {
                 LayoutFlag::Auto => None,
                 LayoutFlag::Llava => Some(Layout::Llava),
@@ -134,6 +174,23 @@ impl Cli {
     fn variants(&self) -> Result<Vec<Variant>, String> {
         let targets: Vec<Target> = self.target.iter().map(|flag| flag.target()).collect();
         let mut variants: Vec<Variant> = Vec::new();
+        if self.precision.is_empty() {
+            // Each target in the precision that is its own.
+            let targets = if targets.is_empty() {
+                &[Target::Portable][..]
+            } else {
+                &targets
+            };
+            for variant in targets
+                .iter()
+                .filter_map(|target| Variant::new(*target, target.precision()))
+            {
+                if !variants.contains(&variant) {
+                    variants.push(variant);
+                }
+            }
+            return Ok(variants);
+        }
         for precision in self.precision.iter().map(|flag| flag.precision()) {
             let wanted = if targets.is_empty() {
                 precision.targets().get(..1).unwrap_or_default()
@@ -181,6 +238,7 @@ impl TargetFlag {
         match self {
             TargetFlag::Portable => Target::Portable,
             TargetFlag::Cpu => Target::Cpu,
+            TargetFlag::CoreMl => Target::CoreMl,
         }
     }
 }
@@ -260,6 +318,16 @@ mod tests {
             ),
             ("--precision q4 --precision int8", "cpu q4, cpu int8"),
             ("--target cpu", "cpu fp32"),
+            ("--target coreml", "coreml fp16"),
+            ("--target coreml --target portable", "coreml fp16, portable fp32"),
+            (
+                "--target coreml --precision fp32 --precision fp16",
+                "coreml fp32, coreml fp16",
+            ),
+            (
+                "--precision fp16 --target portable --target coreml",
+                "portable fp16, coreml fp16",
+            ),
             ("--target cpu --target portable", "cpu fp32, portable fp32"),
             (
                 "--target portable --target cpu --precision fp32 --precision q4",

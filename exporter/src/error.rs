@@ -92,6 +92,31 @@ pub enum ExportError {
         /// Name and largest magnitude of each: "`lm_head.weight` up to 70000".
         weights: Vec<String>,
     },
+    /// Lengths that no decoder of fixed lengths has.
+    #[error(
+        "a cache of {context} slots and prefill graphs for {prefill:?} positions: expected at least 1 slot and 2 positions"
+    )]
+    Lengths {
+        /// Slots of the cache.
+        context: u64,
+        /// New positions of each prefill graph.
+        prefill: Vec<u64>,
+    },
+    /// A file that is no ONNX model.
+    #[error("`{}` is not an ONNX model: {problem}", path.display())]
+    NotAModel {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A graph of target `coreml` that the CoreML execution provider would not take whole. A bug of ours, or a geometry
+    /// that no test has.
+    #[error("Core ML would not take these graphs whole:\n{}", verdicts.join("\n"))]
+    NotWhole {
+        /// What it would do with each.
+        verdicts: Vec<String>,
+    },
     /// A literal of a network that float16 cannot hold.
     #[error("constant `{value}` is {found}, float16 holds values up to 65504")]
     ConstantRange {

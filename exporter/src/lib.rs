@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
+pub mod coreml;
 pub mod demo;
 mod error;
 pub mod files;
@@ -17,10 +18,11 @@ pub use report::{Report, Silent};
 pub use summary::{GraphSummary, Summary, VariantSummary};
 
 use files::Staging;
+use models::arch::fixed::{self, Lengths};
 use models::arch::{self, Network};
 use models::bundle::{
-    self, Bundle, FILE_NAME, FileEntry, GraphEntry, ImageSpec, Io, IoDim, KvSpec, ModelInfo, Parameters,
-    SCHEMA, SizedEncoder,
+    self, Bundle, FILE_NAME, FileEntry, FixedDecoder, GraphEntry, ImageSpec, Io, IoDim, KvSpec, ModelInfo,
+    Parameters, Prefill, SCHEMA, SizedEncoder,
 };
 use models::checkpoint::{self, Accounting, Assets, Canonical, Checkpoint};
 use models::config::ModelConfig;
@@ -80,11 +82,30 @@ pub fn dump(plan: &ExportPlan) -> Result<String, ExportError> {
     let mut text = String::new();
     for &variant in &plan.variants {
         let graphs = opened.graphs(variant)?.into_iter();
-        for graph in graphs.chain(opened.further_encoders(variant)?) {
+        let further = opened
+            .prefill(variant)?
+            .into_iter()
+            .chain(opened.further_encoders(variant)?);
+        for graph in graphs.chain(further) {
             text.push_str(&passes::run(graph, variant)?.to_string());
         }
     }
     Ok(text)
+}
+
+/// What ONNX Runtime's CoreML execution provider would do with the graphs of a plan; the token embedding of target
+/// `coreml` is left out, which is looked up outside. `fixed` as in [`coreml::check`].
+///
+/// # Errors
+/// As [`export`], as far as it reads.
+pub fn check_coreml(plan: &ExportPlan, fixed: bool) -> Result<Vec<coreml::Verdict>, ExportError> {
+    let source = source::resolve(&plan.source)?;
+    let opened = Opened::open(source.directory(), plan)?;
+    let mut verdicts = Vec::new();
+    for &variant in &plan.variants {
+        verdicts.extend(Lowered::prepare(&opened, variant)?.verdicts(&opened, fixed)?);
+    }
+    Ok(verdicts)
 }
 
 /// A checkpoint, understood.
@@ -95,6 +116,10 @@ struct Opened {
     assets: Assets,
     /// The same model for further image sizes, ascending.
     further: Vec<ModelConfig>,
+    /// Slots of a cache of fixed length.
+    context: u64,
+    /// New positions of prefill graphs of fixed length, ascending.
+    prefill: Vec<u64>,
 }
 
 impl Opened {
@@ -103,12 +128,24 @@ impl Opened {
         let (weights, accounting) = checkpoint::canonical(&checkpoint, plan.layout)?;
         let assets = checkpoint::assets(&checkpoint, weights.config())?;
         let further = further_sizes(weights.config(), &plan.image_sizes)?;
+        let context = plan
+            .max_context
+            .min(weights.config().decoder.max_position_embeddings);
+        let prefill: BTreeSet<u64> = plan.prefill.iter().map(|new| *new.min(&context)).collect();
+        if context == 0 || prefill.iter().any(|new| *new < 2) {
+            return Err(ExportError::Lengths {
+                context: plan.max_context,
+                prefill: plan.prefill.clone(),
+            });
+        }
         Ok(Opened {
             checkpoint,
             weights,
             accounting,
             assets,
             further,
+            context,
+            prefill: prefill.into_iter().collect(),
         })
     }
 
@@ -116,14 +153,24 @@ impl Opened {
     fn graphs(&self, variant: Variant) -> Result<[Graph; 3], ExportError> {
         let config = self.weights.config();
         let [vision_encoder, embed_tokens, decoder] =
-            Network::ALL.map(|network| build(network, config, variant));
+            Network::ALL.map(|network| build(network, config, variant, self.context));
         Ok([vision_encoder?, embed_tokens?, decoder?])
+    }
+
+    /// The decoder for several new positions, where lengths are fixed.
+    fn prefill(&self, variant: Variant) -> Result<Vec<Graph>, ExportError> {
+        if variant.target() != Target::CoreMl {
+            return Ok(Vec::new());
+        }
+        let context = self.context;
+        let graph = |&new| fixed::decoder(self.weights.config(), Lengths { context, new });
+        Ok(self.prefill.iter().map(graph).collect::<Result<_, _>>()?)
     }
 
     /// The vision encoders of a variant for further image sizes, before the passes; `vision_encoder_512`.
     fn further_encoders(&self, variant: Variant) -> Result<Vec<Graph>, ExportError> {
         let encoder = |config: &ModelConfig| {
-            let mut graph = build(Network::VisionEncoder, config, variant)?;
+            let mut graph = build(Network::VisionEncoder, config, variant, self.context)?;
             graph.name = format!("{}_{}", graph.name, config.vision.image_size);
             Ok(graph)
         };
@@ -140,11 +187,21 @@ impl Opened {
     }
 }
 
-/// A network's graph before the passes.
-fn build(network: Network, config: &ModelConfig, variant: Variant) -> Result<Graph, GraphError> {
-    match variant.encodings() {
-        None => arch::build(network, config),
-        Some(encodings) => arch::fused::build(network, config, encodings),
+/// A network's graph before the passes; the decoder of fixed lengths for one new position.
+fn build(
+    network: Network,
+    config: &ModelConfig,
+    variant: Variant,
+    context: u64,
+) -> Result<Graph, GraphError> {
+    match (variant.target(), variant.encodings()) {
+        (Target::CoreMl, _) => match network {
+            Network::VisionEncoder => fixed::vision_encoder(config),
+            Network::EmbedTokens => fixed::embed_tokens(config),
+            Network::Decoder => fixed::decoder(config, Lengths { context, new: 1 }),
+        },
+        (_, None) => arch::build(network, config),
+        (_, Some(encodings)) => arch::fused::build(network, config, encodings),
     }
 }
 
@@ -168,6 +225,8 @@ struct Lowered {
     variant: Variant,
     /// In the order of [`Network::ALL`].
     graphs: [Prepared; 3],
+    /// Decoders for several new positions, in the order of [`Opened::prefill`].
+    prefill: Vec<Prepared>,
     /// Vision encoders for further image sizes, in the order of [`Opened::further`].
     further: Vec<Prepared>,
     /// Its own, so that each variant is complete without the others.
@@ -175,7 +234,33 @@ struct Lowered {
 }
 
 impl Lowered {
+    /// What is written: of target `coreml` only what Core ML would take whole.
     fn new(opened: &Opened, variant: Variant) -> Result<Self, ExportError> {
+        let lowered = Lowered::prepare(opened, variant)?;
+        if variant.target() == Target::CoreMl {
+            let verdicts = lowered.verdicts(opened, true)?;
+            let broken = verdicts.iter().filter(|verdict| !verdict.whole());
+            let broken: Vec<String> = broken.map(coreml::Verdict::to_string).collect();
+            if !broken.is_empty() {
+                return Err(ExportError::NotWhole { verdicts: broken });
+            }
+        }
+        Ok(lowered)
+    }
+
+    /// What Core ML would do with each graph that it is given.
+    fn verdicts(&self, opened: &Opened, fixed: bool) -> Result<Vec<coreml::Verdict>, ExportError> {
+        let [_, embed_tokens, _] = &self.graphs;
+        let outside = (self.variant.target() == Target::CoreMl).then_some(&embed_tokens.file_name);
+        let given = self.all().filter(|graph| Some(&graph.file_name) != outside);
+        let verdict = |graph: &Prepared| {
+            let model = onnx::described(graph, &opened.weights, &self.pool)?;
+            Ok(coreml::check(&model, &in_onnx(&graph.file_name), fixed))
+        };
+        given.map(verdict).collect()
+    }
+
+    fn prepare(opened: &Opened, variant: Variant) -> Result<Self, ExportError> {
         let [vision_encoder, embed_tokens, decoder] = opened.graphs(variant)?;
         let mut pool = Pool::default();
         let mut prepare = |graph: Graph| onnx::prepare(graph, variant, &mut pool);
@@ -185,11 +270,14 @@ impl Lowered {
             prepare(embed_tokens)?,
             prepare(decoder)?,
         ];
+        let prefill = opened.prefill(variant)?.into_iter();
+        let prefill = prefill.map(&mut prepare).collect::<Result<_, _>>()?;
         let further = opened.further_encoders(variant)?;
         let further = further.into_iter().map(prepare).collect::<Result<_, _>>()?;
         Ok(Lowered {
             variant,
             graphs,
+            prefill,
             further,
             pool,
         })
@@ -197,7 +285,7 @@ impl Lowered {
 
     /// All graphs, in the order in which they are written.
     fn all(&self) -> impl Iterator<Item = &Prepared> {
-        self.graphs.iter().chain(&self.further)
+        self.graphs.iter().chain(&self.prefill).chain(&self.further)
     }
 
     fn data_bytes(&self) -> u64 {
@@ -352,6 +440,21 @@ fn variant_entry(opened: &Opened, lowered: &Lowered) -> bundle::Variant {
         further_encoders: further_encoders.collect(),
         embed_tokens,
         decoder,
+        fixed: (lowered.variant.target() == Target::CoreMl).then(|| fixed_decoder(opened, lowered)),
+    }
+}
+
+fn fixed_decoder(opened: &Opened, lowered: &Lowered) -> FixedDecoder {
+    let whole = |length: u64| usize::try_from(length).unwrap_or(usize::MAX);
+    let graphs = opened.prefill.iter().zip(&lowered.prefill);
+    FixedDecoder {
+        context: whole(opened.context),
+        prefill: graphs
+            .map(|(new, graph)| Prefill {
+                new: whole(*new),
+                graph: graph_entry(graph),
+            })
+            .collect(),
     }
 }
 

@@ -5,8 +5,8 @@ mod output;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
-use cli::Cli;
-use exporter::{ExportError, ExportPlan};
+use cli::{Check, Cli};
+use exporter::{ExportError, ExportPlan, coreml};
 use output::Progress;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
@@ -29,7 +29,8 @@ fn main() -> ExitCode {
         }
     };
     match run(&cli, &plan) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
         Err(ExportError::Interrupted) => {
             output::complain(&ExportError::Interrupted);
             ExitCode::from(130)
@@ -41,7 +42,33 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli, plan: &ExportPlan) -> Result<(), ExportError> {
+/// Whether the answer is yes: only a check can say no.
+fn run(cli: &Cli, plan: &ExportPlan) -> Result<bool, ExportError> {
+    if let Some(Check::CoreMl) = cli.check {
+        return check(cli, plan);
+    }
+    export(cli, plan).map(|()| true)
+}
+
+fn check(cli: &Cli, plan: &ExportPlan) -> Result<bool, ExportError> {
+    let fixed = !cli.dynamic_shapes;
+    let verdicts = if cli.onnx.is_empty() {
+        exporter::check_coreml(plan, fixed)?
+    } else {
+        let files = cli.onnx.iter();
+        files
+            .map(|file| coreml::check_file(file, fixed))
+            .collect::<Result<_, _>>()?
+    };
+    if cli.json {
+        output::write_json(&verdicts)?;
+    } else {
+        output::write(&output::verdicts(&verdicts))?;
+    }
+    Ok(verdicts.iter().all(coreml::Verdict::whole))
+}
+
+fn export(cli: &Cli, plan: &ExportPlan) -> Result<(), ExportError> {
     if cli.dump {
         return output::write(&exporter::dump(plan)?);
     }

@@ -63,6 +63,7 @@ fn hint(error: &ExportError) -> Option<&'static str> {
         ExportError::Float16Range { .. } | ExportError::ConstantRange { .. } => {
             Some("export with --precision fp32")
         }
+        ExportError::Lengths { .. } => Some("--max-context and --prefill are lengths of target coreml"),
         ExportError::ImageSize { .. } => Some("without --image-size the encoder has the model's own size"),
         ExportError::Checkpoint(CheckpointError::Layout { .. } | CheckpointError::Weights { .. }) => {
             Some("--layout forces a layout; --dry-run shows the accounting of a checkpoint that loads")
@@ -84,9 +85,23 @@ pub(crate) fn write(text: &str) -> Result<(), ExportError> {
     }
 }
 
-/// The account for programs.
-pub(crate) fn write_json(summary: &Summary) -> Result<(), ExportError> {
-    let json = serde_json::to_string(summary).map_err(|error| ExportError::Internal {
+/// What Core ML would take, for people.
+pub(crate) fn verdicts(verdicts: &[exporter::coreml::Verdict]) -> String {
+    let mut text = String::new();
+    for verdict in verdicts {
+        let _ = writeln!(text, "{verdict}");
+    }
+    let _ = writeln!(
+        text,
+        "rules of ONNX Runtime {}, ML Program format; nothing was run on Core ML",
+        exporter::coreml::VERSION
+    );
+    text
+}
+
+/// An account for programs.
+pub(crate) fn write_json(account: &impl serde::Serialize) -> Result<(), ExportError> {
+    let json = serde_json::to_string(account).map_err(|error| ExportError::Internal {
         what: format!("the account has no JSON form: {error}"),
     })?;
     write(&(json + "\n"))

@@ -17,6 +17,10 @@ pub struct ExportPlan {
     pub variants: Vec<Variant>,
     /// Sides of square images, in pixels, that every variant gets an image encoder for beside the model's own size.
     pub image_sizes: Vec<u64>,
+    /// Slots of the cache of target `coreml`, as far as the model's context goes.
+    pub max_context: u64,
+    /// New positions of the prefill graphs of target `coreml`, any order. What is longer than the cache is cut to it.
+    pub prefill: Vec<u64>,
     /// The checkpoint's layout, where it must not be detected.
     pub layout: Option<Layout>,
     /// Whether an existing bundle is replaced. Anything else that exists is never touched.
@@ -26,6 +30,12 @@ pub struct ExportPlan {
 }
 
 impl ExportPlan {
+    /// Slots of the cache of target `coreml` unless something else is asked for.
+    pub const MAX_CONTEXT: u64 = 1024;
+    /// New positions of the prefill graphs of target `coreml` unless something else is asked for: a follow-up question, and a
+    /// question about one image of 256 tokens.
+    pub const PREFILL: [u64; 2] = [64, 320];
+
     /// The default export of a model: portable, float32, layout detected, nothing replaced.
     pub fn new(source: Source, output: PathBuf) -> Self {
         ExportPlan {
@@ -33,6 +43,8 @@ impl ExportPlan {
             output,
             variants: vec![Variant::PORTABLE],
             image_sizes: Vec::new(),
+            max_context: ExportPlan::MAX_CONTEXT,
+            prefill: ExportPlan::PREFILL.to_vec(),
             layout: None,
             overwrite: false,
             dry_run: false,
@@ -61,8 +73,10 @@ pub enum Source {
 pub enum Target {
     /// Standard ONNX operators, for every engine.
     Portable,
-    /// Fused operators, for processors: our kernels in ONNX Runtime, their bodies anywhere else.
+    /// Fused operators, for processors: our kernels in ONNX Runtime and tract, their bodies anywhere else.
     Cpu,
+    /// Fixed lengths, in forms that ONNX Runtime's CoreML execution provider claims.
+    CoreMl,
 }
 
 impl Target {
@@ -71,6 +85,15 @@ impl Target {
         match self {
             Target::Portable => "portable",
             Target::Cpu => "cpu",
+            Target::CoreMl => "coreml",
+        }
+    }
+
+    /// The precision that it has unless another is asked for.
+    pub const fn precision(self) -> Precision {
+        match self {
+            Target::Portable | Target::Cpu => Precision::Fp32,
+            Target::CoreMl => Precision::Fp16,
         }
     }
 }
@@ -102,8 +125,8 @@ impl Precision {
     /// The targets that have it, the default first.
     pub const fn targets(self) -> &'static [Target] {
         match self {
-            Precision::Fp32 => &[Target::Portable, Target::Cpu],
-            Precision::Fp16 => &[Target::Portable],
+            Precision::Fp32 => &[Target::Portable, Target::Cpu, Target::CoreMl],
+            Precision::Fp16 => &[Target::Portable, Target::CoreMl],
             Precision::Int8 | Precision::Q4 => &[Target::Cpu],
         }
     }
@@ -144,6 +167,8 @@ impl Variant {
         match (self.target, self.precision) {
             (Target::Portable, Precision::Fp32) => "",
             (Target::Cpu, Precision::Fp32) => "_cpu",
+            (Target::CoreMl, Precision::Fp16) => "_coreml_fp16",
+            (Target::CoreMl, _) => "_coreml",
             (_, Precision::Fp16) => "_fp16",
             (_, Precision::Int8) => "_int8",
             (_, Precision::Q4) => "_q4",
@@ -161,7 +186,7 @@ impl Variant {
     /// How fused operators store their weights; `None` for networks of standard operators.
     pub const fn encodings(self) -> Option<Encodings> {
         let (vision, decoder, table) = match (self.target, self.precision) {
-            (Target::Portable, _) => return None,
+            (Target::Portable | Target::CoreMl, _) => return None,
             (Target::Cpu, Precision::Fp32 | Precision::Fp16) => {
                 (Encoding::Float32, Encoding::Float32, TableEncoding::Float32)
             }

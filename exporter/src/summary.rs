@@ -26,13 +26,14 @@ pub struct Summary {
 /// One exported form.
 #[derive(Debug, Clone, Serialize)]
 pub struct VariantSummary {
-    /// `portable` or `cpu`.
+    /// `portable`, `cpu` or `coreml`.
     pub target: String,
     /// `fp32`, `fp16`, `int8` or `q4`.
     pub precision: String,
     /// ONNX opset.
     pub opset: i64,
-    /// Vision encoder, token embedding, decoder, then vision encoders for other image sizes.
+    /// Vision encoder, token embedding, decoder, then decoders for several new positions, then vision encoders for other
+    /// image sizes.
     pub graphs: Vec<GraphSummary>,
 }
 

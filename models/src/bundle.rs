@@ -195,7 +195,7 @@ pub enum Content {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Variant {
-    /// `portable`.
+    /// `portable`, `cpu` or `coreml`.
     pub target: String,
     /// `fp32` or `fp16`.
     pub precision: String,
@@ -211,8 +211,44 @@ pub struct Variant {
     pub further_encoders: Vec<SizedEncoder>,
     /// `input_ids -> inputs_embeds`.
     pub embed_tokens: GraphEntry,
-    /// `inputs_embeds, attention_mask, position_ids, past_key_values.* -> logits, present.*`.
+    /// `inputs_embeds, attention_mask, position_ids, past_key_values.* -> logits, present.*`; with `fixed` the graph for one
+    /// new position, see [`FixedDecoder`].
     pub decoder: GraphEntry,
+    /// What else there is to know of networks whose lengths are fixed. Left out of the text where they are not; a reader
+    /// that does not know the field refuses a bundle that has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fixed: Option<FixedDecoder>,
+}
+
+/// What [`FixedDecoder`]s hide a slot with: float16's lowest number, so that adding it to a score of any size keeps it finite
+/// or makes it minus infinity, and its weight 0.
+pub const HIDDEN: f32 = -65504.0;
+
+/// A decoder whose lengths are numbers: a graph for one new position ([`Variant::decoder`]) and graphs for more, with a
+/// cache of `context` slots as inputs `past_key_values.* [1,kv_heads,context,head_dim]`.
+///
+/// Outputs `present.* [1,kv_heads,new,head_dim]` are the keys and values of the new slots alone; whoever runs the graph writes
+/// those of real positions into the cache. Fewer positions than slots are padded on the left: the last slot is the last
+/// position, and `logits` are its. `positions [1,new]` are float32. `attention_bias [1,1,new,context + new]` is added to the
+/// scores: 0 where the slot of the row looks at the slot of the column (first those of the cache, then the new ones),
+/// [`HIDDEN`] where not. Every row must see at least itself, padding too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FixedDecoder {
+    /// Slots of the cache, and so the longest sequence: at most [`KvSpec::max_context`].
+    pub context: usize,
+    /// Graphs for several new positions, ascending; they read the weights of the variant's `decoder`.
+    pub prefill: Vec<Prefill>,
+}
+
+/// A decoder's graph for several new positions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Prefill {
+    /// New slots: at least 2.
+    pub new: usize,
+    /// The graph.
+    pub graph: GraphEntry,
 }
 
 /// A vision encoder for another image size than the one that [`ImageSpec`] states, and what it changes there.
@@ -377,6 +413,12 @@ impl Bundle {
         (!bundle.variants.is_empty()).then_some(bundle)
     }
 
+    /// Longest sequence that a variant's decoder takes.
+    pub fn context(&self, variant: &Variant) -> usize {
+        let fixed = variant.fixed.as_ref().map(|fixed| fixed.context);
+        fixed.unwrap_or(self.kv.max_context).min(self.kv.max_context)
+    }
+
     /// Whether the contract is sound and the files in `directory` have the lengths that it states. Contents are not
     /// hashed: [`Bundle::verify_hashes`] does that.
     ///
@@ -521,9 +563,22 @@ impl Bundle {
             target,
             precision,
             further_encoders,
+            fixed,
             ..
         } in &self.variants
         {
+            if let Some(FixedDecoder { context, prefill }) = fixed {
+                let lengths: Vec<usize> = prefill.iter().map(|one| one.new).collect();
+                let ascending = lengths.windows(2).all(|two| two.first() < two.last());
+                let inside = lengths.iter().all(|new| (2..=*context).contains(new));
+                expect(
+                    (1..=max_context).contains(context) && ascending && inside,
+                    format!(
+                        "variant {target} {precision} has a cache of {context} slots and graphs for {lengths:?} new ones, \
+                         expected up to {max_context} slots and ascending lengths from 2 to those"
+                    ),
+                );
+            }
             expect(
                 seen.insert((target, precision)),
                 format!("variant {target} {precision} stands there twice"),
@@ -560,9 +615,11 @@ impl Bundle {
         }
         let graphs = self.variants.iter().flat_map(|variant| {
             let further = variant.further_encoders.iter().map(|encoder| &encoder.graph);
+            let prefill = variant.fixed.iter().flat_map(|fixed| &fixed.prefill);
             [&variant.vision_encoder, &variant.embed_tokens, &variant.decoder]
                 .into_iter()
                 .chain(further)
+                .chain(prefill.map(|prefill| &prefill.graph))
                 .flat_map(|graph| std::iter::once(&graph.path).chain(&graph.data))
         });
         let used: BTreeSet<&str> = graphs
@@ -583,6 +640,11 @@ impl Bundle {
         }
         let fixed = |length: usize| IoDim::Fixed(u64::try_from(length).unwrap_or(u64::MAX));
         let symbol = |name: &str| IoDim::Symbol(name.to_owned());
+        let images = if variant.fixed.is_some() {
+            fixed(1)
+        } else {
+            symbol("batch")
+        };
         let io = |name: String, dtype, dims: Vec<IoDim>| Io { name, dtype, dims };
         let hidden = fixed(prompt.hidden_size);
         let sequence = || vec![symbol("batch"), symbol("new")];
@@ -593,14 +655,14 @@ impl Bundle {
                 vec![symbol("batch"), symbol("new"), hidden.clone()],
             )
         };
-        let cache = |prefix: &str, length: &str| -> Vec<Io> {
+        let cache = |prefix: &str, length: IoDim| -> Vec<Io> {
             (0..kv.layers)
                 .flat_map(|layer| ["key", "value"].map(|part| format!("{prefix}.{layer}.{part}")))
                 .map(|name| {
                     let dims = vec![
-                        symbol("batch"),
+                        images.clone(),
                         fixed(kv.kv_heads),
-                        symbol(length),
+                        length.clone(),
                         fixed(kv.head_dim),
                     ];
                     io(name, variant.kv_dtype, dims)
@@ -612,30 +674,54 @@ impl Bundle {
             vec![io(
                 "pixel_values".to_owned(),
                 Float32,
-                std::iter::once(symbol("batch")).chain(sides).collect(),
+                std::iter::once(images.clone()).chain(sides).collect(),
             )]
         };
         let features = |image: &ImageSpec| {
-            let dims = vec![symbol("batch"), fixed(image.tokens), hidden.clone()];
+            let dims = vec![images.clone(), fixed(image.tokens), hidden.clone()];
             vec![io("image_features".to_owned(), Float32, dims)]
         };
         let further = variant.further_encoders.iter().map(|encoder| {
             let image = self.image.of(encoder);
             (&encoder.graph, pixels(&image), features(&image))
         });
-        let mut decoder_inputs = vec![
-            embeds(),
-            io(
-                "attention_mask".to_owned(),
-                Int64,
-                vec![symbol("batch"), symbol("total")],
-            ),
-            io("position_ids".to_owned(), Int64, sequence()),
-        ];
-        decoder_inputs.extend(cache("past_key_values", "past"));
-        let logits = vec![symbol("batch"), IoDim::Fixed(1), fixed(prompt.vocab_size)];
-        let mut decoder_outputs = vec![io("logits".to_owned(), Float32, logits)];
-        decoder_outputs.extend(cache("present", "total"));
+        let real = |name: &str, dims| io(name.to_owned(), Float32, dims);
+        let decoder = |new: usize| -> (Vec<Io>, Vec<Io>) {
+            let (mut inputs, past, present) = match &variant.fixed {
+                None => {
+                    let mask = vec![symbol("batch"), symbol("total")];
+                    let inputs = vec![
+                        embeds(),
+                        io("attention_mask".to_owned(), Int64, mask),
+                        io("position_ids".to_owned(), Int64, sequence()),
+                    ];
+                    (inputs, symbol("past"), symbol("total"))
+                }
+                Some(lengths) => {
+                    let slots = fixed(lengths.context.saturating_add(new));
+                    let inputs = vec![
+                        real("inputs_embeds", vec![fixed(1), fixed(new), hidden.clone()]),
+                        real("attention_bias", vec![fixed(1), fixed(1), fixed(new), slots]),
+                        real("positions", vec![fixed(1), fixed(new)]),
+                    ];
+                    (inputs, fixed(lengths.context), fixed(new))
+                }
+            };
+            inputs.extend(cache("past_key_values", past));
+            let logits = vec![images.clone(), IoDim::Fixed(1), fixed(prompt.vocab_size)];
+            let mut outputs = vec![real("logits", logits)];
+            outputs.extend(cache("present", present));
+            (inputs, outputs)
+        };
+        let (decoder_inputs, decoder_outputs) = decoder(1);
+        let prefill = variant
+            .fixed
+            .iter()
+            .flat_map(|fixed| &fixed.prefill)
+            .map(|prefill| {
+                let (inputs, outputs) = decoder(prefill.new);
+                (&prefill.graph, inputs, outputs)
+            });
         for (graph, inputs, outputs) in [
             (
                 &variant.vision_encoder,
@@ -651,6 +737,7 @@ impl Bundle {
         ]
         .into_iter()
         .chain(further)
+        .chain(prefill)
         {
             compare(&graph.path, "input", &graph.inputs, &inputs, problems);
             compare(&graph.path, "output", &graph.outputs, &outputs, problems);
@@ -827,6 +914,7 @@ mod tests {
                     vec![embeds()],
                 ),
                 decoder: graph("onnx/d.onnx", inputs, outputs),
+                fixed: None,
             }],
             files: files.iter().map(entry).collect(),
         }
@@ -870,6 +958,76 @@ mod tests {
         });
         assert_eq!(uneven.at_size(64, 64).unwrap().variants.len(), 2);
         assert_eq!(uneven.at_size(128, 128).unwrap().variants.len(), 1);
+    }
+
+    /// [`bundle`] with lengths of 6 slots, 1 and 4 new ones.
+    fn fixed_lengths() -> Bundle {
+        use DType::Float32;
+        let mut bundle = bundle();
+        let cache = |prefix: &str, length: &str| {
+            ["key", "value"].map(|part| io(&format!("{prefix}.0.{part}"), Float32, &["1", "2", length, "8"]))
+        };
+        let decoder = |new: &str, slots: &str| {
+            let mut inputs = vec![
+                io("inputs_embeds", Float32, &["1", new, "16"]),
+                io("attention_bias", Float32, &["1", "1", new, slots]),
+                io("positions", Float32, &["1", new]),
+            ];
+            inputs.extend(cache("past_key_values", "6"));
+            let mut outputs = vec![io("logits", Float32, &["1", "1", "50"])];
+            outputs.extend(cache("present", new));
+            graph("onnx/d.onnx", inputs, outputs)
+        };
+        let variant = &mut bundle.variants[0];
+        variant.target = "coreml".to_owned();
+        variant.vision_encoder.inputs[0].dims[0] = IoDim::Fixed(1);
+        variant.vision_encoder.outputs[0].dims[0] = IoDim::Fixed(1);
+        variant.decoder = decoder("1", "7");
+        variant.fixed = Some(FixedDecoder {
+            context: 6,
+            prefill: vec![Prefill {
+                new: 4,
+                graph: decoder("4", "10"),
+            }],
+        });
+        bundle
+    }
+
+    #[test]
+    fn fixed_lengths_are_read_and_checked() {
+        let whole = fixed_lengths();
+        let read = Bundle::open(on_disk(&whole).path()).unwrap();
+        assert_eq!(read, whole);
+        assert_eq!(read.context(&read.variants[0]), 6);
+        assert_eq!(bundle().context(&bundle().variants[0]), 100);
+        type Change = fn(&mut FixedDecoder, &mut GraphEntry);
+        let cases: [(Change, &str); 6] = [
+            (
+                |fixed, _| fixed.context = 101,
+                "a cache of 101 slots and graphs for [4] new ones",
+            ),
+            (|fixed, _| fixed.prefill[0].new = 1, "graphs for [1] new ones"),
+            (
+                |fixed, _| fixed.prefill.push(fixed.prefill[0].clone()),
+                "graphs for [4, 4] new ones",
+            ),
+            (
+                |fixed, _| fixed.prefill[0].new = 3,
+                "expected `inputs_embeds` float32 [1,3,16]",
+            ),
+            (
+                |fixed, _| fixed.prefill[0].graph.path = "onnx/w.onnx".to_owned(),
+                "`onnx/w.onnx` is used and not listed",
+            ),
+            (|_, step| step.inputs.truncate(2), "has 2 inputs, expected 5"),
+        ];
+        for (change, expected) in cases {
+            let mut bundle = fixed_lengths();
+            let variant = &mut bundle.variants[0];
+            change(variant.fixed.as_mut().unwrap(), &mut variant.decoder);
+            let message = Bundle::open(on_disk(&bundle).path()).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}, expected {expected}");
+        }
     }
 
     #[test]

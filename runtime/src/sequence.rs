@@ -104,10 +104,7 @@ impl<P: Parts> Sequence<P> {
         if positions.is_empty() {
             return Err(EngineError::EmptyPrompt);
         }
-        if positions.len() >= self.geometry.max_context {
-            let (found, expected) = (positions.len(), self.geometry.max_context);
-            return Err(EngineError::TooLong { found, expected });
-        }
+        self.check_room(&positions)?;
         // The last position is always fed: its logits are what we are after.
         let reused = common_prefix(&self.fed, &positions).min(positions.len() - 1);
         self.truncate(reused)?;
@@ -133,6 +130,10 @@ impl<P: Parts> Sequence<P> {
         }
         let embeds = splice(&spans, &text, &features, self.geometry.hidden)?;
         let embed = begun.elapsed();
+        let capacity = self.parts.decoder()?.capacity();
+        let context = &mut self.geometry.max_context;
+        *context = capacity.unwrap_or(*context).min(*context);
+        self.check_room(&positions)?;
         let decoder = self.parts.decoder()?;
         let begun = Instant::now();
         let logits = decoder.feed(&embeds)?;
@@ -146,6 +147,15 @@ impl<P: Parts> Sequence<P> {
             encode,
             prefill: embed + end.duration_since(begun),
         })
+    }
+
+    /// Whether there is room for an answer behind these positions.
+    fn check_room(&self, positions: &[Position]) -> Result<(), EngineError> {
+        let (found, expected) = (positions.len(), self.geometry.max_context);
+        if found >= expected {
+            return Err(EngineError::TooLong { found, expected });
+        }
+        Ok(())
     }
 
     /// Encodes those of `images` that were not; says how many, and how long that took.

@@ -335,6 +335,9 @@ fn gemm() -> Vec<Problem> {
             let weight = b.scope("head").weight("weight", &[6, 8]);
             vec![b.gemm_transposed(inputs[0], weight)]
         }),
+        Problem::new("with_a_bias", vec![rows()], |b, inputs| {
+            vec![b.dense("head", inputs[0], 8, 6, true)]
+        }),
         Problem::new("weight_as_stored", vec![rows()], |b, inputs| {
             let weight = b.scope("head").weight("weight", &[8, 6]);
             vec![b.node(Op::Gemm { trans_b: false }, &[inputs[0], weight])]

@@ -17,11 +17,12 @@ use models::dtype::DType;
 use models::graph::fused::{DOMAIN, Fused, Norm, TableEncoding};
 use models::graph::{Constant, Dim, Graph, Node, OPSET, Op, Source, Value};
 
-/// Lowers a graph. `stored` says for every weight value, by its index in [`Graph::values`], where its elements are.
+/// Lowers a graph. `stored` says for every weight value, by its index in [`Graph::values`], where its elements are;
+/// `described`, whether the shapes of computed values are stated.
 ///
 /// # Errors
 /// A literal that its element type cannot hold, or a graph that is not consistent.
-pub fn lower(graph: &Graph, stored: &[Option<Stored>]) -> Result<ModelProto, ExportError> {
+pub fn lower(graph: &Graph, stored: &[Option<Stored>], described: bool) -> Result<ModelProto, ExportError> {
     let mut initializers = Vec::new();
     for (index, value) in graph.values.iter().enumerate() {
         match &value.source {
@@ -54,6 +55,12 @@ pub fn lower(graph: &Graph, stored: &[Option<Stored>]) -> Result<ModelProto, Exp
     if !functions.protos.is_empty() {
         opset_import.push(opset(DOMAIN, 1));
     }
+    let inner = graph.values.iter().enumerate().filter(|(index, value)| {
+        described && value.source == Source::Node && !graph.outputs.contains(&models::graph::ValueId(*index))
+    });
+    let inner = inner
+        .map(|(_, value)| value_info(value))
+        .collect::<Result<_, _>>()?;
     let describe = |ids: &[models::graph::ValueId]| -> Result<Vec<ValueInfoProto>, ExportError> {
         ids.iter().map(|id| value_info(graph.value(*id))).collect()
     };
@@ -71,6 +78,7 @@ pub fn lower(graph: &Graph, stored: &[Option<Stored>]) -> Result<ModelProto, Exp
             initializer: initializers,
             input: describe(&graph.inputs)?,
             output: describe(&graph.outputs)?,
+            value_info: inner,
         }),
         opset_import,
         functions: functions.protos,

@@ -8,7 +8,7 @@ pub mod proto;
 use crate::error::ExportError;
 use crate::files;
 use crate::passes;
-use crate::plan::Variant;
+use crate::plan::{Target, Variant};
 use crate::report::{Report, Silent};
 use external::{DataFile, Pool};
 use models::bundle::FileEntry;
@@ -28,6 +28,8 @@ pub struct Prepared {
     pub data: DataFile,
     /// Names of all data files that it reads, sorted: its own, and those of graphs with which it shares weights.
     pub reads: Vec<String>,
+    /// Whether the file states the shape of every value: where all are fixed, so that it can be checked as it is.
+    pub described: bool,
 }
 
 /// Runs the passes and gives every weight its place.
@@ -46,7 +48,20 @@ pub fn prepare(graph: Graph, variant: Variant, pool: &mut Pool) -> Result<Prepar
         file_name: format!("{stem}.onnx"),
         data,
         reads,
+        described: variant.target() == Target::CoreMl,
     })
+}
+
+/// The file of a prepared graph, with the shapes of all its values.
+///
+/// # Errors
+/// Small weights that cannot be read: those are inside the file.
+pub fn described(
+    prepared: &Prepared,
+    weights: &dyn Weights,
+    pool: &Pool,
+) -> Result<proto::ModelProto, ExportError> {
+    lower::lower(&prepared.graph, &pool.stored(&prepared.graph, weights)?, true)
 }
 
 /// Writes a prepared graph and the data file that it adds (none if that would be empty) into a directory.
@@ -66,7 +81,7 @@ pub fn write(
         written.push(external::write(&prepared.data, weights, directory, report)?);
     }
     let stored = pool.stored(&prepared.graph, weights)?;
-    let model = lower::lower(&prepared.graph, &stored)?;
+    let model = lower::lower(&prepared.graph, &stored, prepared.described)?;
     let bytes = model.encode_to_vec();
     written.push(files::write(directory, &prepared.file_name, &bytes)?);
     Ok(written)

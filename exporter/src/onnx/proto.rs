@@ -1,4 +1,4 @@
-//! Which protobuf messages do we emit? These, and nothing more of `onnx.proto`.
+//! Which protobuf messages do we emit, and read of other writers' files? These, and nothing more of `onnx.proto`.
 //!
 //! Field numbers and enum values are those of ONNX 1.15 (`onnx/onnx.proto`), the release of IR version 9 and
 //! opset 20. Scalars are `optional` so that a zero attribute is written and not left out.
@@ -90,6 +90,9 @@ pub struct GraphProto {
     /// Outputs, typed and shaped.
     #[prost(message, repeated, tag = "12")]
     pub output: Vec<ValueInfoProto>,
+    /// Types and shapes of other values.
+    #[prost(message, repeated, tag = "13")]
+    pub value_info: Vec<ValueInfoProto>,
 }
 
 /// One operation.
@@ -130,6 +133,9 @@ pub struct AttributeProto {
     /// Value of an integer attribute.
     #[prost(int64, optional, tag = "3")]
     pub i: Option<i64>,
+    /// Value of a string attribute. Read, never written.
+    #[prost(bytes = "vec", optional, tag = "4")]
+    pub s: Option<Vec<u8>>,
     /// Value of a tensor attribute.
     #[prost(message, optional, tag = "5")]
     pub t: Option<TensorProto>,
@@ -166,6 +172,12 @@ pub struct TensorProto {
     /// The element type.
     #[prost(enumeration = "DataType", optional, tag = "2")]
     pub data_type: Option<i32>,
+    /// Elements of other writers. Read, never written.
+    #[prost(int32, repeated, tag = "5")]
+    pub int32_data: Vec<i32>,
+    /// Elements of other writers. Read, never written.
+    #[prost(int64, repeated, tag = "7")]
+    pub int64_data: Vec<i64>,
     /// The name by which nodes refer to it.
     #[prost(string, optional, tag = "8")]
     pub name: Option<String>,
@@ -200,6 +212,8 @@ pub enum DataType {
     Float = 1,
     /// uint8.
     Uint8 = 2,
+    /// int32. Read, never written.
+    Int32 = 6,
     /// int64.
     Int64 = 7,
     /// bool.

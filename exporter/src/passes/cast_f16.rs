@@ -137,7 +137,9 @@ impl<'g> Pass<'g> {
                 }
             }
         };
-        let scaled = matches!(node.op, Op::MatMul)
+        // A product with a bias would have to scale the bias too; no network has one behind a product of activations.
+        let scaled = matches!(node.op, Op::MatMul | Op::Gemm { .. })
+            && node.inputs.len() == 2
             && dtype == DType::Float16
             && node.inputs.first().is_some_and(|id| self.products.contains(id));
 

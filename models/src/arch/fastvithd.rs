@@ -6,6 +6,7 @@
 //!
 //! Letters: `B` images, `C` channels of the stage, `H` x `W` its feature map, `N = H * W`, `h` heads, `d` their length.
 
+use super::fixed;
 use crate::config::{TokenMixer, VisionConfig};
 use crate::graph::{Builder, Conv, Dim, ValueId};
 
@@ -153,7 +154,11 @@ fn attention_block(b: &mut Builder, config: &VisionConfig, index: usize, x: Valu
     // The norm is over channels: in the token form that is the last axis.
     let tokens = tokens_of(b, x); // [B,N,C]
     let normed = b.layer_norm("norm", tokens, width, config.norm_epsilon); // [B,N,C]
-    let attended = self_attention(b, config, width, normed); // [B,N,C]
+    let attended = match *b.shape_of(x) {
+        // Target `coreml`: one image, rank 4.
+        [Dim::Fixed(1), ..] => fixed::image_attention(b, config.head_dim, width, height * breadth, normed), // [1,N,C]
+        _ => self_attention(b, config, width, normed), // [B,N,C]
+    };
     let columns = b.transpose(attended, &[0, 2, 1]); // [B,C,N]
     let map = b.reshape(columns, &[0, signed(width), signed(height), signed(breadth)]); // [B,C,H,W]
     let x = residual(b, config, "layer_scale_1", x, map); // [B,C,H,W]

@@ -1,6 +1,7 @@
 //! The three networks of a FastVLM as graphs, and the canonical weights that they need.
 
 mod fastvithd;
+pub mod fixed;
 pub mod fused;
 mod projector;
 mod qwen2;

@@ -372,6 +372,17 @@ impl Builder {
         }
     }
 
+    /// As [`linear`](Builder::linear) for `x` of rank 2, in one operator that reads the weight as it is stored.
+    pub fn dense(&mut self, name: &str, x: ValueId, input: u64, output: u64, bias: bool) -> ValueId {
+        let b = &mut self.scope(name);
+        let weight = b.weight("weight", &[output, input]);
+        let mut inputs = vec![x, weight];
+        if bias {
+            inputs.push(b.weight("bias", &[output]));
+        }
+        b.node(Op::Gemm { trans_b: true }, &inputs)
+    }
+
     /// A square convolution, "same" padding, with bias and the weights of scope `name`.
     pub fn conv(&mut self, name: &str, x: ValueId, conv: Conv) -> ValueId {
         let b = &mut self.scope(name);

@@ -42,7 +42,7 @@ pub enum Op {
     },
     /// Matrix product over the last two axes, leading axes broadcast.
     MatMul,
-    /// `a * b` or `a * b^T` for rank 2.
+    /// `a * b` or `a * b^T` for rank 2, plus a vector to every row where there is a third input.
     Gemm {
         /// Whether `b` is `[N, K]`.
         trans_b: bool,

@@ -36,6 +36,15 @@ pub(super) fn infer(op: &Op, inputs: &[&Value]) -> Result<Outputs, String> {
                     "multiplies rows of length {k} with columns of length {inner}"
                 ));
             }
+            if let Some(bias) = inputs.get(2)
+                && bias.shape != [n]
+            {
+                return Err(format!(
+                    "adds `{}` of shape {} to rows of length {n}",
+                    bias.name,
+                    show(&bias.shape)
+                ));
+            }
             one(dtype, vec![m, n])
         }
         Op::Conv { group, strides, pads } => {
@@ -155,7 +164,6 @@ fn arity(op: &Op, found: usize) -> Result<(), String> {
         | Op::Mul
         | Op::Div
         | Op::MatMul
-        | Op::Gemm { .. }
         | Op::Gather { .. }
         | Op::LessOrEqual
         | Op::And => 2..=2,
@@ -176,7 +184,7 @@ fn arity(op: &Op, found: usize) -> Result<(), String> {
         | Op::Unsqueeze { .. }
         | Op::Squeeze { .. }
         | Op::Shape { .. } => 1..=1,
-        Op::Conv { .. } => 2..=3,
+        Op::Conv { .. } | Op::Gemm { .. } => 2..=3,
         Op::LayerNormalization { .. } | Op::Range { .. } | Op::Where => 3..=3,
         Op::Concat { .. } => 1..=usize::MAX,
         Op::Fused(fused) => fused.inputs()..=fused.inputs(),
@@ -609,6 +617,18 @@ mod tests {
                 Op::Gemm { trans_b: true },
                 &[(F, &[B, f(4)]), (F, &[f(9), f(4)])],
                 Ok(&[(F, &[B, f(9)])]),
+            ),
+            case(
+                "gemm with a bias",
+                Op::Gemm { trans_b: true },
+                &[(F, &[B, f(4)]), (F, &[f(9), f(4)]), (F, &[f(9)])],
+                Ok(&[(F, &[B, f(9)])]),
+            ),
+            case(
+                "gemm with another bias",
+                Op::Gemm { trans_b: true },
+                &[(F, &[B, f(4)]), (F, &[f(9), f(4)]), (F, &[f(4)])],
+                Err("to rows of length 9"),
             ),
             case(
                 "gemm inner",

@@ -3,6 +3,7 @@
 //! "Compiled in" and "usable here" are two things: [`Backend::check`] tells the second. [`choose`] follows the order
 //! in which providers replace each other.
 
+pub mod fixed;
 #[cfg(any(feature = "ort", feature = "tract"))]
 mod fused;
 pub mod kv;
@@ -159,6 +160,11 @@ pub trait Decoder: Send {
     /// Whether nothing was fed.
     fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The longest sequence that it takes; `None` where only the model's context limits it.
+    fn capacity(&self) -> Option<usize> {
+        None
     }
 
     /// Forgets all positions from `len` on.

@@ -5,7 +5,7 @@
 #[allow(unsafe_code)] // ONNX Runtime's context is shared with the threads that it lends.
 mod operators;
 
-use super::session::{Description, EngineSession, Placement, Port, Session, Tensor};
+use super::session::{Description, EngineSession, Placement, Port, Session, Tensor, store_positions};
 use super::{Backend, Decoder, Model, Options, Provider, TokenEmbedder, VisionEncoder, parts};
 use crate::error::BackendError;
 use crate::library;
@@ -16,7 +16,7 @@ use ort::logging::LogLevel;
 use ort::memory::Allocator;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{Session as OrtGraph, SessionInputValue};
-use ort::value::{DynValue, Tensor as OrtTensor, TensorElementType, ValueType};
+use ort::value::{DynValue, PrimitiveTensorElementType, Tensor as OrtTensor, TensorElementType, ValueType};
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -66,8 +66,8 @@ impl Backend for OnnxRuntime {
 
     fn targets(&self) -> &'static [&'static str] {
         match self.provider {
-            Provider::Cpu => &["cpu", "portable"],
-            _ => &["portable"],
+            Provider::Cpu => &["cpu", "portable", "coreml"],
+            _ => &["coreml", "portable"],
         }
     }
 
@@ -414,6 +414,45 @@ impl EngineSession for OrtSession {
             other => return Err(self.failed(&format!("an output is {other}, which no bundle has"))),
         }
         .map_err(|error| self.failed(&error))
+    }
+
+    fn store(
+        &self,
+        cache: &mut DynValue,
+        at: usize,
+        new: &DynValue,
+        from: usize,
+    ) -> Result<(), BackendError> {
+        fn parts<T: PrimitiveTensorElementType + Copy>(
+            cache: &mut DynValue,
+            at: usize,
+            new: &DynValue,
+            from: usize,
+        ) -> ort::Result<Option<()>> {
+            let lengths = |shape: &[i64]| -> Vec<usize> {
+                let length = |length: &i64| usize::try_from(*length).unwrap_or(0);
+                shape.iter().map(length).collect()
+            };
+            let (new_shape, new) = new.try_extract_tensor::<T>()?;
+            let new_shape = lengths(new_shape);
+            let (shape, cache) = cache.try_extract_tensor_mut::<T>()?;
+            let shape = lengths(shape);
+            Ok(store_positions((cache, &shape), at, (new, &new_shape), from))
+        }
+        let half = matches!(
+            cache.dtype(),
+            ValueType::Tensor {
+                ty: TensorElementType::Float16,
+                ..
+            }
+        );
+        let stored = if half {
+            parts::<half::f16>(cache, at, new, from)
+        } else {
+            parts::<f32>(cache, at, new, from)
+        };
+        let stored = stored.map_err(|error| self.failed(&error))?;
+        stored.ok_or_else(|| self.failed(&"new positions do not fit the cache"))
     }
 
     fn compute(&mut self, inputs: &[(&str, &DynValue)]) -> Result<Vec<DynValue>, BackendError> {

@@ -1,5 +1,6 @@
 //! How do sessions become the roles of a model?
 
+use super::fixed::FixedDecoder;
 use super::kv::KvDecoder;
 use super::session::{EngineSession, check_contract};
 use super::stateless::{SessionEmbedder, SessionEncoder};
@@ -38,6 +39,16 @@ pub(super) fn decoder<S: EngineSession + 'static>(
     open: &OpenGraph<'_, S>,
 ) -> Result<Box<dyn Decoder>, BackendError> {
     let entry = &model.variant.decoder;
+    if let Some(fixed) = &model.variant.fixed {
+        let prefill = fixed.prefill.iter().map(|prefill| (prefill.new, &prefill.graph));
+        let mut sessions = Vec::new();
+        for (new, entry) in std::iter::once((1, entry)).chain(prefill) {
+            sessions.push((new, session(model, entry, open)?));
+        }
+        let kv = &model.bundle.kv;
+        let decoder = FixedDecoder::new(sessions, entry, fixed.context, kv, model.variant.kv_dtype)?;
+        return Ok(Box::new(decoder));
+    }
     let session = session(model, entry, open)?;
     let decoder = KvDecoder::new(session, entry, &model.bundle.kv, model.variant.kv_dtype)?;
     Ok(Box::new(decoder))

@@ -224,11 +224,69 @@ pub trait EngineSession: Send {
     /// What the engine says, for example an element type that bundles do not have.
     fn download(&self, value: &Self::Value) -> Result<Tensor, BackendError>;
 
+    /// Writes positions of `new` `[1, heads, n, d]`, those from `from` on, into `cache` `[1, heads, c, d]` from position
+    /// `at` on.
+    ///
+    /// # Errors
+    /// Tensors that do not fit, or what the engine says.
+    fn store(
+        &self,
+        cache: &mut Self::Value,
+        at: usize,
+        new: &Self::Value,
+        from: usize,
+    ) -> Result<(), BackendError> {
+        let (mut tensor, new) = (self.download(cache)?, self.download(new)?);
+        let stored = match (&mut tensor, &new) {
+            (Tensor::F32 { shape, data }, Tensor::F32 { shape: of, data: new }) => {
+                store_positions((data, shape), at, (new, of), from)
+            }
+            (Tensor::F16 { shape, data }, Tensor::F16 { shape: of, data: new }) => {
+                store_positions((data, shape), at, (new, of), from)
+            }
+            _ => None,
+        };
+        stored.ok_or_else(|| BackendError::Run {
+            path: self.description().path.clone(),
+            reason: "new positions do not fit the cache".to_owned(),
+        })?;
+        *cache = self.upload(tensor)?;
+        Ok(())
+    }
+
     /// Computes every output, in the order of the description.
     ///
     /// # Errors
     /// What the engine says.
     fn compute(&mut self, inputs: &[(&str, &Self::Value)]) -> Result<Vec<Self::Value>, BackendError>;
+}
+
+/// Copies positions of `new`, of `[heads, n, d]` elements, from `from` on into `cache`, of `[heads, c, d]`, from `at` on.
+/// `None` where they do not fit.
+pub(crate) fn store_positions<T: Copy>(
+    cache: (&mut [T], &[usize]),
+    at: usize,
+    new: (&[T], &[usize]),
+    from: usize,
+) -> Option<()> {
+    let ((cache, cache_shape), (new, new_shape)) = (cache, new);
+    let ([1, heads, slots, width], [1, same_heads, count, same_width]) = (cache_shape, new_shape) else {
+        return None;
+    };
+    if heads != same_heads || width != same_width || *width == 0 {
+        return None;
+    }
+    let rows = cache
+        .chunks_exact_mut(slots * width)
+        .zip(new.chunks_exact(count * width));
+    for (cache, new) in rows {
+        let new = new.get(from * width..)?;
+        cache
+            .get_mut(at * width..)?
+            .get_mut(..new.len())?
+            .copy_from_slice(new);
+    }
+    Some(())
 }
 
 /// A graph prepared by an engine: named tensors in, named tensors out.
@@ -428,6 +486,25 @@ mod tests {
         assert_eq!(tensor.clone().keep(1, 3), tensor);
         assert_eq!(tensor.clone().keep(1, 0).len(), 0);
         assert_eq!(tensor.keep(0, 1).len(), 6);
+    }
+
+    #[test]
+    fn positions_of_every_head_are_stored() {
+        let mut cache = vec![0; 2 * 4 * 2];
+        let new: Vec<i32> = (1..=12).collect();
+        let shapes: (&[usize], &[usize]) = (&[1, 2, 4, 2], &[1, 2, 3, 2]);
+        assert_eq!(
+            store_positions((&mut cache, shapes.0), 1, (&new, shapes.1), 1),
+            Some(())
+        );
+        assert_eq!(cache, [0, 0, 3, 4, 5, 6, 0, 0, 0, 0, 9, 10, 11, 12, 0, 0]);
+        for (at, from) in [(3, 1), (4, 2), (9, 0), (0, 9)] {
+            let mut cache = cache.clone();
+            let fits = store_positions((&mut cache, shapes.0), at, (&new, shapes.1), from);
+            assert_eq!(fits, None, "{at} {from}");
+        }
+        let other: &[usize] = &[1, 3, 2, 2];
+        assert_eq!(store_positions((&mut cache, shapes.0), 0, (&new, other), 0), None);
     }
 
     #[test]

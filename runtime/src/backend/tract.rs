@@ -2,7 +2,7 @@
 
 mod operators;
 
-use super::session::{Description, EngineSession, Port, Session, Tensor};
+use super::session::{Description, EngineSession, Port, Session, Tensor, store_positions};
 use super::{Backend, Decoder, Model, Options, Provider, TokenEmbedder, VisionEncoder, catch, parts};
 use crate::error::BackendError;
 use crate::kernels::pool::Pool;
@@ -39,7 +39,7 @@ impl Backend for Tract {
     }
 
     fn targets(&self) -> &'static [&'static str] {
-        &["cpu", "portable"]
+        &["cpu", "portable", "coreml"]
     }
 
     fn vision_encoder(&self, model: &Model<'_>) -> Result<Box<dyn VisionEncoder>, BackendError> {
@@ -245,6 +245,40 @@ impl EngineSession for TractSession {
             other => return Err(self.failed(format!("an output is {other:?}, which no bundle has"))),
         };
         tensor.map_err(|error| self.failed(chain(&error)))
+    }
+
+    fn store(
+        &self,
+        cache: &mut Arc<TractTensor>,
+        at: usize,
+        new: &Arc<TractTensor>,
+        from: usize,
+    ) -> Result<(), BackendError> {
+        fn parts<T: Datum + Copy>(
+            cache: &mut TractTensor,
+            at: usize,
+            new: &TractTensor,
+            from: usize,
+        ) -> TractResult<Option<()>> {
+            let shape = cache.shape().to_vec();
+            let data = new.try_as_plain_ram()?;
+            let mut cache = cache.try_as_plain_ram_mut()?;
+            let cache = (cache.as_slice_mut::<T>()?, &*shape);
+            Ok(store_positions(
+                cache,
+                at,
+                (data.as_slice::<T>()?, new.shape()),
+                from,
+            ))
+        }
+        // Nobody else holds the cache between two computations.
+        let cache = Arc::make_mut(cache);
+        let stored = match cache.datum_type() {
+            DatumType::F16 => parts::<f16>(cache, at, new, from),
+            _ => parts::<f32>(cache, at, new, from),
+        };
+        let stored = stored.map_err(|error| self.failed(chain(&error)))?;
+        stored.ok_or_else(|| self.failed("new positions do not fit the cache".to_owned()))
     }
 
     fn compute(
