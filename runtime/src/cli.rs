@@ -1,6 +1,7 @@
 //! Which flags are there? Only the flags: what they mean together is decided in `plan`.
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+use runtime::backend::{CoreMlFormat, CoreMlOptions, CoreMlUnits};
 use runtime::{DEFAULT_MAX_TOKENS, DEFAULT_PROMPT, Provider};
 use std::path::PathBuf;
 
@@ -56,6 +57,26 @@ pub(crate) struct Cli {
     /// Threads that compute [default: the physical cores]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) threads: Option<usize>,
+
+    /// What Core ML may compute on
+    #[arg(long, value_name = "UNITS", value_enum, default_value_t = Units::All)]
+    pub(crate) coreml_units: Units,
+
+    /// In which format Core ML is given the graphs
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::MlProgram)]
+    pub(crate) coreml_format: Format,
+
+    /// Let Core ML prepare for the fastest answers: a longer first start, more disk
+    #[arg(long)]
+    pub(crate) coreml_fast_prediction: bool,
+
+    /// Keep models that Core ML has compiled here, so that the next start does not compile them again
+    #[arg(long, value_name = "DIR")]
+    pub(crate) coreml_cache: Option<PathBuf>,
+
+    /// Let nodes of target coreml stay on the CPU, instead of failing
+    #[arg(long)]
+    pub(crate) coreml_partial: bool,
 
     /// The question [default: "Describe the image."]
     #[arg(long, short, value_name = "TEXT")]
@@ -116,6 +137,49 @@ pub(crate) struct Cli {
     /// Largest image, in megapixels
     #[arg(long, value_name = "MP", default_value_t = 100, allow_negative_numbers = true)]
     pub(crate) max_pixels: u64,
+}
+
+/// What Core ML may compute on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Units {
+    /// Whatever is best
+    All,
+    /// The CPU and the Neural Engine
+    CpuAndNe,
+    /// The CPU and the GPU
+    CpuAndGpu,
+    /// The CPU
+    Cpu,
+}
+
+/// In which format Core ML is given the graphs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// What our graphs are written for
+    MlProgram,
+    /// The older one, which knows fewer operators
+    NeuralNetwork,
+}
+
+impl Cli {
+    /// What the flags about Core ML mean.
+    pub(crate) fn coreml(&self) -> CoreMlOptions {
+        CoreMlOptions {
+            units: match self.coreml_units {
+                Units::All => CoreMlUnits::All,
+                Units::CpuAndNe => CoreMlUnits::CpuAndNe,
+                Units::CpuAndGpu => CoreMlUnits::CpuAndGpu,
+                Units::Cpu => CoreMlUnits::Cpu,
+            },
+            format: match self.coreml_format {
+                Format::MlProgram => CoreMlFormat::MlProgram,
+                Format::NeuralNetwork => CoreMlFormat::NeuralNetwork,
+            },
+            fast_prediction: self.coreml_fast_prediction,
+            cache: self.coreml_cache.clone(),
+            partial: self.coreml_partial,
+        }
+    }
 }
 
 /// The default question, which `--help` names.

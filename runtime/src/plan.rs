@@ -114,6 +114,7 @@ impl Plan {
         {
             problems.push("--prompt is empty, expected a question".to_owned());
         }
+        let coreml = cli.coreml();
         let images: Vec<Source> = cli
             .images
             .into_iter()
@@ -168,6 +169,7 @@ impl Plan {
                 image_size,
                 onnxruntime,
                 threads,
+                coreml,
             },
             request: Request {
                 sampling,

@@ -391,10 +391,10 @@ mod tests {
         let all = numbers(1..20);
         let mut decoder = decoder(12);
         decoder.feed(&all[..4]).unwrap();
-        decoder.graphs[1].fail = true;
+        decoder.graphs[1].session.fail = true;
         assert!(decoder.feed(&all[4..12]).is_err());
         assert_eq!(decoder.len(), 4);
-        decoder.graphs[1].fail = false;
+        decoder.graphs[1].session.fail = false;
         assert_eq!(decoder.feed(&all[4..12]).unwrap(), expected(&all[..12]));
         let error = decoder.feed(&all[12..13]).unwrap_err().to_string();
         assert!(error.contains("--max-context"), "{error}");

@@ -94,6 +94,48 @@ pub struct Options {
     pub onnxruntime: Option<PathBuf>,
     /// Threads that compute; as many as there are physical cores when not given.
     pub threads: Option<usize>,
+    /// How the provider `coreml` works.
+    pub coreml: CoreMlOptions,
+}
+
+/// How ONNX Runtime's CoreML provider is asked to work.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CoreMlOptions {
+    /// What Core ML may compute on.
+    pub units: CoreMlUnits,
+    /// In which format it is given the graphs.
+    pub format: CoreMlFormat,
+    /// Whether it shall prepare for the fastest predictions, at the cost of a longer first start and more disk.
+    pub fast_prediction: bool,
+    /// A directory for compiled models, so that a later start does not compile them again; made where it is missing.
+    pub cache: Option<PathBuf>,
+    /// Whether nodes of target `coreml` may stay on the CPU. Otherwise that is an error, for its graphs are written to be
+    /// taken whole.
+    pub partial: bool,
+}
+
+/// What Core ML may compute on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CoreMlUnits {
+    /// Whatever is best.
+    #[default]
+    All,
+    /// The CPU and the Neural Engine.
+    CpuAndNe,
+    /// The CPU and the GPU.
+    CpuAndGpu,
+    /// The CPU.
+    Cpu,
+}
+
+/// In which format Core ML is given a graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CoreMlFormat {
+    /// ML Program: what our graphs are written for.
+    #[default]
+    MlProgram,
+    /// The older one, which knows fewer operators.
+    NeuralNetwork,
 }
 
 impl Default for Options {
@@ -106,6 +148,7 @@ impl Default for Options {
             image_size: None,
             onnxruntime: None,
             threads: None,
+            coreml: CoreMlOptions::default(),
         }
     }
 }

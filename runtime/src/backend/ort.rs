@@ -6,12 +6,16 @@
 mod operators;
 
 use super::session::{Description, EngineSession, Placement, Port, Session, Tensor, store_positions};
-use super::{Backend, Decoder, Model, Options, Provider, TokenEmbedder, VisionEncoder, parts};
+use super::{
+    Backend, CoreMlFormat, CoreMlOptions, CoreMlUnits, Decoder, Model, Options, Provider, TokenEmbedder,
+    VisionEncoder, parts,
+};
 use crate::error::BackendError;
 use crate::library;
 use models::dtype::DType;
 use ort::environment::GlobalThreadPoolOptions;
-use ort::ep::{CoreML, ExecutionProvider, coreml::ModelFormat};
+use ort::ep::coreml::{ComputeUnits, ModelFormat, SpecializationStrategy};
+use ort::ep::{CoreML, ExecutionProvider};
 use ort::logging::LogLevel;
 use ort::memory::Allocator;
 use ort::session::builder::GraphOptimizationLevel;
@@ -54,6 +58,7 @@ impl Backend for OnnxRuntime {
         let manner = Manner {
             packed: true,
             fused: false,
+            whole: false,
         };
         Ok(Box::new(OrtSession::open(
             self.provider,
@@ -95,7 +100,22 @@ impl OnnxRuntime {
             // Packed copies of float32 weights cost as much memory and more time than they save until the first words.
             packed: model.variant.precision != "fp32",
             fused: model.variant.target == "cpu",
+            whole: model.variant.fixed.is_some(),
         };
+        // The embedding of fixed lengths is looked up outside: its length varies.
+        let outside = self.provider == Provider::CoreMl
+            && manner.whole
+            && path == model.directory.join(&model.variant.embed_tokens.path);
+        if outside {
+            let session = OrtSession::open(Provider::Cpu, path, fixed, manner, model.options)?;
+            return Ok(OrtSession {
+                placement: Some(Placement {
+                    accelerated: 0,
+                    nodes: 0,
+                }),
+                ..session
+            });
+        }
         OrtSession::open(self.provider, path, fixed, manner, model.options)
     }
 }
@@ -109,6 +129,8 @@ struct Manner {
     /// Whether all that takes time are our kernels, which bring their own threads: ONNX Runtime's would only wait for
     /// work, awake, on the same cores.
     fused: bool,
+    /// Whether an accelerator is to take the graph whole: all lengths are fixed.
+    whole: bool,
 }
 
 /// The library of this process and its environment.
@@ -274,9 +296,8 @@ impl OrtSession {
                     },
                 ))
                 .map_err(|error| refuse(line(&error)))?;
-            let coreml = CoreML::default()
-                .with_model_format(ModelFormat::MLProgram)
-                .with_static_input_shapes(false)
+            let coreml = coreml(&options.coreml, manner.whole)
+                .map_err(|reason| BackendError::Unavailable { provider, reason })?
                 .build()
                 .error_on_failure();
             // Not the graph's fault: another provider can still run it.
@@ -301,6 +322,15 @@ impl OrtSession {
             outputs: ports(graph.outputs()),
         };
         let placement = *placed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Placement { accelerated, nodes }) = placement
+            && manner.whole
+            && accelerated < nodes
+            && !options.coreml.partial
+        {
+            return Err(refuse(format!(
+                "Core ML takes {accelerated} of its {nodes} nodes, expected all; --coreml-partial allows the rest on the CPU"
+            )));
+        }
         Ok(OrtSession {
             description,
             graph,
@@ -314,6 +344,33 @@ impl OrtSession {
             reason: line(reason),
         }
     }
+}
+
+/// The provider as asked for. `whole`: all lengths are fixed, so that it need not look at others.
+fn coreml(options: &CoreMlOptions, whole: bool) -> Result<CoreML, String> {
+    let provider = CoreML::default()
+        .with_static_input_shapes(whole)
+        .with_compute_units(match options.units {
+            CoreMlUnits::All => ComputeUnits::All,
+            CoreMlUnits::CpuAndNe => ComputeUnits::CPUAndNeuralEngine,
+            CoreMlUnits::CpuAndGpu => ComputeUnits::CPUAndGPU,
+            CoreMlUnits::Cpu => ComputeUnits::CPUOnly,
+        })
+        .with_model_format(match options.format {
+            CoreMlFormat::MlProgram => ModelFormat::MLProgram,
+            CoreMlFormat::NeuralNetwork => ModelFormat::NeuralNetwork,
+        })
+        .with_specialization_strategy(if options.fast_prediction {
+            SpecializationStrategy::FastPrediction
+        } else {
+            SpecializationStrategy::Default
+        });
+    let Some(cache) = &options.cache else {
+        return Ok(provider);
+    };
+    std::fs::create_dir_all(cache)
+        .map_err(|error| format!("the cache of compiled models, {}: {error}", cache.display()))?;
+    Ok(provider.with_model_cache_dir(cache.display()))
 }
 
 /// What the CoreML provider logs about a graph: `... number of nodes in the graph: 450 number of nodes supported by
