@@ -59,6 +59,9 @@ pub struct Left {
     pub first: Vec<String>,
 }
 
+/// Longest protobuf message.
+const MOST_BYTES: u64 = 2 << 30;
+
 /// Names that are kept of the nodes that stay on the CPU for one reason.
 const NAMES: usize = 5;
 
@@ -177,11 +180,22 @@ pub fn check(model: &ModelProto, name: &str, fixed: bool) -> Verdict {
 /// # Errors
 /// A file that cannot be read or is no ONNX model.
 pub fn check_file(path: &Path, fixed: bool) -> Result<Verdict, ExportError> {
-    let bytes = std::fs::read(path).map_err(ExportError::io("read", path))?;
     let malformed = |problem: String| ExportError::NotAModel {
         path: path.to_owned(),
         problem,
     };
+    let file = std::fs::metadata(path).map_err(ExportError::io("read", path))?;
+    if !file.is_file() || file.len() > MOST_BYTES {
+        let found = if file.is_file() {
+            format!("it has {} bytes", file.len())
+        } else {
+            "it is not a file".to_owned()
+        };
+        return Err(malformed(format!(
+            "{found}, expected a file of at most {MOST_BYTES} bytes, as protobuf has"
+        )));
+    }
+    let bytes = std::fs::read(path).map_err(ExportError::io("read", path))?;
     let model = ModelProto::decode(bytes.as_slice()).map_err(|error| malformed(error.to_string()))?;
     if model.graph.as_ref().is_none_or(|graph| graph.node.is_empty()) {
         return Err(malformed("it has no nodes".to_owned()));

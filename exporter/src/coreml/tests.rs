@@ -726,4 +726,6 @@ fn a_file_is_read_or_refused() {
         );
     }
     assert!(check_file(&directory.path().join("none.onnx"), true).is_err());
+    let message = check_file(directory.path(), true).unwrap_err().to_string();
+    assert!(message.contains("it is not a file"), "{message}");
 }
