@@ -115,13 +115,31 @@ impl fmt::Display for Verdict {
 pub fn check(model: &ModelProto, name: &str, fixed: bool) -> Verdict {
     let graph = model.graph.clone().unwrap_or_default();
     let view = View::new(model, &graph);
-    let refusals: Vec<Option<String>> = view
+    let mut refusals: Vec<Option<String>> = view
         .nodes
         .iter()
         .map(|node| rules::refuses(&view, node, fixed))
         .collect();
     let claimed: Vec<bool> = refusals.iter().map(Option::is_none).collect();
-    let partitions = partition::groups(&view.nodes, &claimed).len();
+    let mut partitions = 0;
+    for group in partition::groups(&view.nodes, &claimed) {
+        let trivial = |index: &usize| {
+            let node = view.nodes.get(*index);
+            node.is_some_and(|node| rules::TRIVIAL.contains(&operator(node)))
+        };
+        if !group.iter().all(trivial) {
+            partitions += 1;
+            continue;
+        }
+        for index in group {
+            if let Some(refusal) = refusals.get_mut(index) {
+                *refusal = Some(
+                    "only moves data, like all of its partition, which the provider then drops".to_owned(),
+                );
+            }
+        }
+    }
+    let claimed: Vec<bool> = refusals.iter().map(Option::is_none).collect();
 
     let mut left: BTreeMap<(&str, String), Vec<String>> = BTreeMap::new();
     for (node, refusal) in view.nodes.iter().zip(refusals) {

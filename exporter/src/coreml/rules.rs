@@ -167,6 +167,20 @@ pub const RULES: &[Rule] = &[
         &[(0, &[BOOL]), (1, FLOATS), (2, FLOATS)]),
 ];
 
+/// Operators that are not worth a partition of their own (`IOpBuilder::IsTrivial`): `CoreMLExecutionProvider::GetCapability`
+/// drops a group of nothing else. As the release's library for macOS has them.
+pub(super) const TRIVIAL: &[&str] = &[
+    "Cast",
+    "Ceil",
+    "Flatten",
+    "Identity",
+    "Reshape",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+];
+
 /// Why the provider would leave a node to the CPU. `fixed`: whether every input must have a static shape
 /// (`RequireStaticInputShapes`).
 pub(super) fn refuses(view: &View<'_>, node: &NodeProto, fixed: bool) -> Option<String> {

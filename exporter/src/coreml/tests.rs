@@ -296,7 +296,15 @@ fn every_rule_has_a_form_that_is_claimed() {
     for one in accepted() {
         let name = one.node.op_type.clone().unwrap();
         let verdict = one.verdict(true);
-        assert!(verdict.whole(), "{verdict}");
+        if rules::TRIVIAL.contains(&name.as_str()) {
+            // Claimed, and alone, which is not worth a partition.
+            let [left] = &verdict.left[..] else {
+                panic!("{verdict}")
+            };
+            assert!(left.reason.starts_with("only moves data"), "{verdict}");
+        } else {
+            assert!(verdict.whole(), "{verdict}");
+        }
         seen.insert(name);
     }
     let rules: BTreeSet<String> = RULES.iter().map(|rule| rule.operator.to_owned()).collect();
@@ -728,4 +736,33 @@ fn a_file_is_read_or_refused() {
     assert!(check_file(&directory.path().join("none.onnx"), true).is_err());
     let message = check_file(directory.path(), true).unwrap_err().to_string();
     assert!(message.contains("it is not a file"), "{message}");
+}
+
+/// A partition of nodes that only move data is dropped; one node that computes keeps it whole.
+#[test]
+fn partitions_that_compute_nothing_are_dropped() {
+    let chain = |operators: [&str; 3]| {
+        let mut model = broken_chain();
+        let nodes = &mut model.graph.as_mut().unwrap().node;
+        for (node, operator) in nodes.iter_mut().zip(operators) {
+            node.op_type = Some(operator.to_owned());
+            node.input.truncate(1);
+        }
+        check(&model, "chain", true)
+    };
+    for (operators, partitions, claimed) in [
+        (["Identity", "Ceil", "Identity"], 0, 0),
+        (["Identity", "Sqrt", "Identity"], 1, 3),
+        (["Identity", "Neg", "Sqrt"], 1, 1),
+        (["Sqrt", "Neg", "Identity"], 1, 1),
+    ] {
+        let verdict = chain(operators);
+        let found = (verdict.partitions, verdict.claimed);
+        assert_eq!(found, (partitions, claimed), "{operators:?}: {verdict}");
+    }
+    let verdict = chain(["Identity", "Ceil", "Identity"]);
+    assert!(
+        !verdict.whole() && verdict.to_string().contains("only moves data"),
+        "{verdict}"
+    );
 }
