@@ -192,6 +192,8 @@ pub(crate) trait Parts {
     fn embedder(&mut self) -> Result<&mut dyn TokenEmbedder, EngineError>;
     /// The sequence.
     fn decoder(&mut self) -> Result<&mut dyn Decoder, EngineError>;
+    /// Longest sequence that the decoder takes; waits for the choice, not for the decoder.
+    fn context(&mut self) -> Result<usize, EngineError>;
 }
 
 impl Parts for Opening {
@@ -205,6 +207,11 @@ impl Parts for Opening {
 
     fn decoder(&mut self) -> Result<&mut dyn Decoder, EngineError> {
         Ok(&mut **self.part(|roles| roles.decoder.get())?)
+    }
+
+    fn context(&mut self) -> Result<usize, EngineError> {
+        let source = Arc::clone(&self.source);
+        Ok(source.bundle.context(&self.roles()?.variant))
     }
 }
 

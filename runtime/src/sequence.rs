@@ -24,7 +24,7 @@ pub(crate) struct Geometry {
     pub(crate) hidden: usize,
     /// Positions of an image.
     pub(crate) image_tokens: usize,
-    /// Positions that the model can hold.
+    /// Positions that the model can hold, or fewer where its graphs cannot.
     pub(crate) max_context: usize,
 }
 
@@ -104,7 +104,12 @@ impl<P: Parts> Sequence<P> {
         if positions.is_empty() {
             return Err(EngineError::EmptyPrompt);
         }
-        self.check_room(&positions)?;
+        // An engine may be replaced by one with other graphs, and these may have less room than the model.
+        self.geometry.max_context = self.parts.context()?;
+        if positions.len() >= self.geometry.max_context {
+            let (found, expected) = (positions.len(), self.geometry.max_context);
+            return Err(EngineError::TooLong { found, expected });
+        }
         // The last position is always fed: its logits are what we are after.
         let reused = common_prefix(&self.fed, &positions).min(positions.len() - 1);
         self.truncate(reused)?;
@@ -130,10 +135,6 @@ impl<P: Parts> Sequence<P> {
         }
         let embeds = splice(&spans, &text, &features, self.geometry.hidden)?;
         let embed = begun.elapsed();
-        let capacity = self.parts.decoder()?.capacity();
-        let context = &mut self.geometry.max_context;
-        *context = capacity.unwrap_or(*context).min(*context);
-        self.check_room(&positions)?;
         let decoder = self.parts.decoder()?;
         let begun = Instant::now();
         let logits = decoder.feed(&embeds)?;
@@ -147,15 +148,6 @@ impl<P: Parts> Sequence<P> {
             encode,
             prefill: embed + end.duration_since(begun),
         })
-    }
-
-    /// Whether there is room for an answer behind these positions.
-    fn check_room(&self, positions: &[Position]) -> Result<(), EngineError> {
-        let (found, expected) = (positions.len(), self.geometry.max_context);
-        if found >= expected {
-            return Err(EngineError::TooLong { found, expected });
-        }
-        Ok(())
     }
 
     /// Encodes those of `images` that were not; says how many, and how long that took.
@@ -270,6 +262,10 @@ mod tests {
 
         fn decoder(&mut self) -> Result<&mut dyn Decoder, EngineError> {
             Ok(&mut self.decoder)
+        }
+
+        fn context(&mut self) -> Result<usize, EngineError> {
+            Ok(12)
         }
     }
 

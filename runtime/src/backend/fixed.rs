@@ -231,10 +231,6 @@ impl<S: EngineSession> Decoder for FixedDecoder<S> {
         self.len
     }
 
-    fn capacity(&self) -> Option<usize> {
-        Some(self.context)
-    }
-
     fn truncate(&mut self, len: usize) -> Result<(), BackendError> {
         self.len = self.len.min(len);
         Ok(())

@@ -205,11 +205,6 @@ pub trait Decoder: Send {
         self.len() == 0
     }
 
-    /// The longest sequence that it takes; `None` where only the model's context limits it.
-    fn capacity(&self) -> Option<usize> {
-        None
-    }
-
     /// Forgets all positions from `len` on.
     ///
     /// # Errors
