@@ -2,130 +2,54 @@
 //! front, and their new keys and values are written into a cache of fixed length.
 
 use super::Decoder;
+use super::kv::{Ports, given};
 use super::session::{EngineSession, Placement, Tensor};
 use crate::error::BackendError;
-use half::f16;
-use models::bundle::{GraphEntry, HIDDEN, IoDim, KvSpec};
+use models::bundle::{GraphEntry, HIDDEN, KvSpec};
 use models::dtype::DType;
 
 /// Decoders of fixed lengths with their cache.
 #[derive(Debug)]
 pub struct FixedDecoder<S: EngineSession> {
-    /// Ascending by the number of new positions.
-    graphs: Vec<Graph<S>>,
-    hidden: usize,
+    /// For one new position.
+    step: Graph<S>,
+    /// For more, ascending.
+    prefill: Vec<Graph<S>>,
     context: usize,
-    /// `past_key_values.*`
-    names: Vec<String>,
-    /// In the order of `names`: `[1, kv_heads, context, head_dim]`, of which positions from `len` on are anything.
+    /// In the order of the ports: `[1, kv_heads, context, head_dim]`, of which positions from `len` on are anything.
     cache: Vec<S::Value>,
     len: usize,
 }
 
 /// A decoder of a fixed number of new positions.
 #[derive(Debug)]
-struct Graph<S> {
+pub struct Graph<S> {
     new: usize,
     session: S,
-    logits: usize,
-    /// For each of [`FixedDecoder::names`]: which output has its new positions.
-    added: Vec<usize>,
+    ports: Ports,
 }
 
-impl<S: EngineSession> FixedDecoder<S> {
-    /// A decoder that has seen nothing. `sessions`: the graphs with their numbers of new positions, ascending, the first
-    /// of 1; `entry`: the contract of the first. All keep their contracts.
+impl<S: EngineSession> Graph<S> {
+    /// A graph that keeps its contract `entry`.
     ///
     /// # Errors
-    /// A contract without the inputs and outputs of such a decoder, or what the engine says about the cache.
-    pub fn new(
-        sessions: Vec<(usize, S)>,
-        entry: &GraphEntry,
-        context: usize,
-        kv: &KvSpec,
-        dtype: DType,
-    ) -> Result<FixedDecoder<S>, BackendError> {
-        let parts = || (0..kv.layers).flat_map(|layer| ["key", "value"].map(|part| (layer, part)));
-        let mut graphs = Vec::new();
-        for (new, session) in sessions {
-            let output = |name: &str| {
-                let ports = &session.description().outputs;
-                let found = ports.iter().position(|port| port.name == name);
-                found.ok_or_else(|| broken(&session, format!("output `{name}` is missing")))
-            };
-            let added = parts().map(|(layer, part)| output(&format!("present.{layer}.{part}")));
-            let added = added.collect::<Result<_, _>>()?;
-            let logits = output("logits")?;
-            graphs.push(Graph {
-                new,
-                session,
-                logits,
-                added,
-            });
-        }
-        let Some(Graph { session, .. }) = graphs.first() else {
-            let problems = vec!["there is no decoder".to_owned()];
-            return Err(BackendError::Contract {
-                path: entry.path.clone().into(),
-                problems,
-            });
-        };
-        let embeds = entry.inputs.iter().find(|io| io.name == "inputs_embeds");
-        let hidden = embeds
-            .and_then(|io| match io.dims.last() {
-                Some(IoDim::Fixed(hidden)) => usize::try_from(*hidden).ok(),
-                _ => None,
-            })
-            .filter(|&hidden| hidden > 0)
-            .ok_or_else(|| {
-                broken(
-                    session,
-                    "input `inputs_embeds` has no fixed last dimension".to_owned(),
-                )
-            })?;
-        let names: Vec<String> = parts()
-            .map(|(layer, part)| format!("past_key_values.{layer}.{part}"))
-            .collect();
-        let shape = vec![1, kv.kv_heads, context, kv.head_dim];
-        let length = shape.iter().product();
-        let mut cache = Vec::with_capacity(names.len());
-        for _ in &names {
-            let shape = shape.clone();
-            cache.push(session.upload(match dtype {
-                DType::Float32 => Tensor::F32 {
-                    shape,
-                    data: vec![0.0; length],
-                },
-                DType::Float16 => Tensor::F16 {
-                    shape,
-                    data: vec![f16::ZERO; length],
-                },
-                other => {
-                    let problem = format!("the cache is {other}, expected float32 or float16");
-                    return Err(broken(session, problem));
-                }
-            })?);
-        }
-        Ok(FixedDecoder {
-            graphs,
-            hidden,
-            context,
-            names,
-            cache,
-            len: 0,
-        })
+    /// A contract without the inputs and outputs of such a decoder.
+    pub fn new(new: usize, session: S, entry: &GraphEntry, kv: &KvSpec) -> Result<Graph<S>, BackendError> {
+        let ports = Ports::of(&session, entry, kv)?;
+        Ok(Graph { new, session, ports })
     }
 
-    /// Feeds as many positions as one graph takes, to the cache's positions from `len` on.
-    fn piece(&mut self, embeds: &[f32], len: usize, index: usize) -> Result<Vec<f32>, BackendError> {
-        let (hidden, context) = (self.hidden, self.context);
-        let count = embeds.len() / hidden;
-        let Some(graph) = self.graphs.get_mut(index) else {
-            return Ok(Vec::new());
-        };
-        let new = graph.new;
-        let pad = new - count;
-        let session = &graph.session;
+    /// Feeds at most `new` positions, to the cache's positions from `len` on; returns the logits of the last.
+    fn feed(
+        &mut self,
+        embeds: &[f32],
+        cache: &mut [S::Value],
+        len: usize,
+        context: usize,
+    ) -> Result<Vec<f32>, BackendError> {
+        let Graph { new, session, ports } = self;
+        let (new, hidden) = (*new, ports.hidden);
+        let pad = new - embeds.len() / hidden;
         let mut padded = vec![0.0; pad * hidden];
         padded.extend_from_slice(embeds);
         let padded = session.upload(Tensor::F32 {
@@ -141,16 +65,12 @@ impl<S: EngineSession> FixedDecoder<S> {
         let mut bias = vec![HIDDEN; new * (context + new)];
         for (row, bias) in bias.chunks_exact_mut(context + new).enumerate() {
             let (past, fresh) = bias.split_at_mut(context);
-            // What stands in front sees itself: nobody reads it, and no sum is empty.
-            let first = if row < pad { row } else { pad };
             if row >= pad {
                 past.iter_mut().take(len).for_each(|slot| *slot = 0.0);
             }
-            fresh
-                .iter_mut()
-                .take(row + 1)
-                .skip(first)
-                .for_each(|slot| *slot = 0.0);
+            // What stands in front sees itself: nobody reads it, and no sum is empty.
+            let seen = fresh.iter_mut().take(row + 1).skip(row.min(pad));
+            seen.for_each(|slot| *slot = 0.0);
         }
         let bias = session.upload(Tensor::F32 {
             shape: vec![1, 1, new, context + new],
@@ -161,66 +81,66 @@ impl<S: EngineSession> FixedDecoder<S> {
             ("positions", &positions),
             ("attention_bias", &bias),
         ];
-        inputs.extend(self.names.iter().map(String::as_str).zip(&self.cache));
-        let outputs = graph.session.compute(&inputs)?;
-        let session = &graph.session;
-        let missing = || BackendError::Run {
-            path: session.description().path.clone(),
-            reason: "the engine gave too few outputs".to_owned(),
-        };
-        for (cache, index) in self.cache.iter_mut().zip(&graph.added) {
-            let added = outputs.get(*index).ok_or_else(missing)?;
-            session.store(cache, len, added, pad)?;
+        inputs.extend(ports.past.iter().map(String::as_str).zip(&*cache));
+        let outputs = session.compute(&inputs)?;
+        for (cache, index) in cache.iter_mut().zip(&ports.present) {
+            session.store(cache, len, given(session, &outputs, *index)?, pad)?;
         }
-        let logits = session.download(outputs.get(graph.logits).ok_or_else(missing)?)?;
-        let found = logits.dtype();
-        logits.into_f32().ok_or_else(|| BackendError::Run {
-            path: session.description().path.clone(),
-            reason: format!("`logits` is {found}, expected real numbers"),
-        })
+        ports.logits(session, &outputs)
     }
 }
 
-fn broken<S: EngineSession>(session: &S, problem: String) -> BackendError {
-    BackendError::Contract {
-        path: session.description().path.clone(),
-        problems: vec![problem],
+impl<S: EngineSession> FixedDecoder<S> {
+    /// A decoder that has seen nothing: a graph for one new position, and graphs for more, ascending.
+    ///
+    /// # Errors
+    /// What the engine says about the cache.
+    pub fn new(
+        step: Graph<S>,
+        prefill: Vec<Graph<S>>,
+        context: usize,
+        kv: &KvSpec,
+        dtype: DType,
+    ) -> Result<FixedDecoder<S>, BackendError> {
+        let shape = [1, kv.kv_heads, context, kv.head_dim];
+        let cache = step.ports.cache(&step.session, dtype, &shape)?;
+        Ok(FixedDecoder {
+            step,
+            prefill,
+            context,
+            cache,
+            len: 0,
+        })
     }
 }
 
 impl<S: EngineSession> Decoder for FixedDecoder<S> {
     fn feed(&mut self, embeds: &[f32]) -> Result<Vec<f32>, BackendError> {
-        let refuse = |problem: String| BackendError::Inputs {
-            path: self
-                .graphs
-                .first()
-                .map(|graph| graph.session.description().path.clone())
-                .unwrap_or_default(),
-            problems: vec![problem],
-        };
-        let count = embeds.len() / self.hidden;
-        if count == 0 || count * self.hidden != embeds.len() {
-            return Err(refuse(format!(
-                "`inputs_embeds` has {} values, expected a multiple of {}, at least once",
-                embeds.len(),
-                self.hidden
-            )));
-        }
+        let Graph { session, ports, .. } = &self.step;
+        let (count, hidden) = (ports.positions(session, embeds)?, ports.hidden);
         if count > self.context - self.len {
-            return Err(refuse(format!(
-                "{count} more positions after {} are more than the cache's {}; fvlm-export --max-context makes room",
-                self.len, self.context
-            )));
+            return Err(BackendError::Inputs {
+                path: session.description().path.clone(),
+                problems: vec![format!(
+                    "{count} more positions after {} are more than the cache's {}; fvlm-export --max-context makes room",
+                    self.len, self.context
+                )],
+            });
         }
         let (mut rest, mut len, mut logits) = (embeds, self.len, Vec::new());
         while !rest.is_empty() {
-            let left = rest.len() / self.hidden;
-            let fits = self.graphs.iter().position(|graph| graph.new >= left);
-            let index = fits.unwrap_or(self.graphs.len() - 1);
-            let taken = self.graphs.get(index).map_or(left, |graph| graph.new.min(left));
-            let (piece, after) = rest.split_at(taken * self.hidden);
-            logits = self.piece(piece, len, index)?;
-            (rest, len) = (after, len + taken);
+            let left = rest.len() / hidden;
+            // The shortest that takes all that is left, or else the longest.
+            let fits = self.prefill.iter().position(|graph| graph.new >= left);
+            let graph = match fits.or(self.prefill.len().checked_sub(1)) {
+                Some(index) if left > 1 => self.prefill.get_mut(index),
+                _ => None,
+            };
+            let graph = graph.unwrap_or(&mut self.step);
+            let (piece, after) = rest.split_at(graph.new.min(left) * hidden);
+            logits = graph.feed(piece, &mut self.cache, len, self.context)?;
+            len += piece.len() / hidden;
+            rest = after;
         }
         // Only now: a piece that failed leaves the sequence as it was, for nobody looks beyond its length.
         self.len = len;
@@ -237,11 +157,8 @@ impl<S: EngineSession> Decoder for FixedDecoder<S> {
     }
 
     fn placement(&self) -> Option<Placement> {
-        let parts: Vec<Option<Placement>> = self
-            .graphs
-            .iter()
-            .map(|graph| graph.session.placement())
-            .collect();
+        let graphs = std::iter::once(&self.step).chain(&self.prefill);
+        let parts: Vec<Option<Placement>> = graphs.map(|graph| graph.session.placement()).collect();
         Placement::sum(&parts)
     }
 }
@@ -251,7 +168,7 @@ impl<S: EngineSession> Decoder for FixedDecoder<S> {
 mod tests {
     use super::*;
     use crate::backend::session::{Description, Port};
-    use models::bundle::Io;
+    use models::bundle::{Io, IoDim};
     use std::path::PathBuf;
 
     /// An engine whose decoder keeps embeddings of one number as keys and values, and whose logits are the sum of
@@ -347,8 +264,8 @@ mod tests {
             head_dim: 1,
             max_context: 100,
         };
-        let sessions = vec![(1, session()), (3, session()), (5, session())];
-        FixedDecoder::new(sessions, &entry, context, &kv, DType::Float32).unwrap()
+        let graph = |new| Graph::new(new, session(), &entry, &kv).unwrap();
+        FixedDecoder::new(graph(1), vec![graph(3), graph(5)], context, &kv, DType::Float32).unwrap()
     }
 
     fn numbers(range: std::ops::Range<u8>) -> Vec<f32> {
@@ -387,10 +304,10 @@ mod tests {
         let all = numbers(1..20);
         let mut decoder = decoder(12);
         decoder.feed(&all[..4]).unwrap();
-        decoder.graphs[1].session.fail = true;
+        decoder.prefill[0].session.fail = true;
         assert!(decoder.feed(&all[4..12]).is_err());
         assert_eq!(decoder.len(), 4);
-        decoder.graphs[1].session.fail = false;
+        decoder.prefill[0].session.fail = false;
         assert_eq!(decoder.feed(&all[4..12]).unwrap(), expected(&all[..12]));
         let error = decoder.feed(&all[12..13]).unwrap_err().to_string();
         assert!(error.contains("--max-context"), "{error}");

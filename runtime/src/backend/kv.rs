@@ -9,19 +9,145 @@ use models::dtype::DType;
 /// The axis of a cache tensor `[batch, kv_heads, past, head_dim]` along which positions follow each other.
 const POSITIONS: usize = 2;
 
+/// What the inputs and outputs of a decoder's graph are.
+#[derive(Debug)]
+pub(super) struct Ports {
+    /// Length of an embedding.
+    pub(super) hidden: usize,
+    /// Names of the inputs `past_key_values.*`.
+    pub(super) past: Vec<String>,
+    /// For each of them: which output, `present.*`, has what was computed of the new positions.
+    pub(super) present: Vec<usize>,
+    /// Which output has the logits.
+    logits: usize,
+}
+
+impl Ports {
+    /// Of a graph that keeps its contract `entry`.
+    ///
+    /// # Errors
+    /// A contract without the inputs and outputs of a decoder with a cache.
+    pub(super) fn of(
+        session: &impl EngineSession,
+        entry: &GraphEntry,
+        kv: &KvSpec,
+    ) -> Result<Ports, BackendError> {
+        let output = |name: &str| {
+            let mut ports = session.description().outputs.iter();
+            let found = ports.position(|port| port.name == name);
+            found.ok_or_else(|| broken(session, format!("output `{name}` is missing")))
+        };
+        let (mut past, mut present) = (Vec::new(), Vec::new());
+        for layer in 0..kv.layers {
+            for part in ["key", "value"] {
+                past.push(format!("past_key_values.{layer}.{part}"));
+                present.push(output(&format!("present.{layer}.{part}"))?);
+            }
+        }
+        let embeds = entry.inputs.iter().find(|io| io.name == "inputs_embeds");
+        let hidden = embeds.and_then(|io| match io.dims.last() {
+            Some(IoDim::Fixed(hidden)) => usize::try_from(*hidden).ok(),
+            _ => None,
+        });
+        let nameless = || {
+            broken(
+                session,
+                "input `inputs_embeds` has no fixed last dimension".to_owned(),
+            )
+        };
+        Ok(Ports {
+            logits: output("logits")?,
+            hidden: hidden.filter(|&hidden| hidden > 0).ok_or_else(nameless)?,
+            past,
+            present,
+        })
+    }
+
+    /// How many positions `embeds` are: at least one.
+    pub(super) fn positions(
+        &self,
+        session: &impl EngineSession,
+        embeds: &[f32],
+    ) -> Result<usize, BackendError> {
+        let count = embeds.len() / self.hidden;
+        if count > 0 && count * self.hidden == embeds.len() {
+            return Ok(count);
+        }
+        Err(BackendError::Inputs {
+            path: session.description().path.clone(),
+            problems: vec![format!(
+                "`inputs_embeds` has {} values, expected a multiple of {}, at least once",
+                embeds.len(),
+                self.hidden
+            )],
+        })
+    }
+
+    /// The logits among the outputs.
+    pub(super) fn logits<S: EngineSession>(
+        &self,
+        session: &S,
+        outputs: &[S::Value],
+    ) -> Result<Vec<f32>, BackendError> {
+        let logits = session.download(given(session, outputs, self.logits)?)?;
+        let found = logits.dtype();
+        logits.into_f32().ok_or_else(|| BackendError::Run {
+            path: session.description().path.clone(),
+            reason: format!("`logits` is {found}, expected real numbers"),
+        })
+    }
+
+    /// A cache tensor of this shape for each of the names.
+    pub(super) fn cache<S: EngineSession>(
+        &self,
+        session: &S,
+        dtype: DType,
+        shape: &[usize],
+    ) -> Result<Vec<S::Value>, BackendError> {
+        let fresh = || {
+            let found = Tensor::zeros(dtype, shape.to_vec());
+            found.ok_or_else(|| {
+                broken(
+                    session,
+                    format!("the cache is {dtype}, expected float32 or float16"),
+                )
+            })
+        };
+        self.past.iter().map(|_| session.upload(fresh()?)).collect()
+    }
+}
+
+/// An output by its number.
+pub(super) fn given<'o, S: EngineSession>(
+    session: &S,
+    outputs: &'o [S::Value],
+    index: usize,
+) -> Result<&'o S::Value, BackendError> {
+    outputs.get(index).ok_or_else(|| BackendError::Run {
+        path: session.description().path.clone(),
+        reason: format!(
+            "the engine gave {} outputs, expected more than {index}",
+            outputs.len()
+        ),
+    })
+}
+
+fn broken(session: &impl EngineSession, problem: String) -> BackendError {
+    BackendError::Contract {
+        path: session.description().path.clone(),
+        problems: vec![problem],
+    }
+}
+
 /// A decoder over a session: the outputs `present.*` of a step are the inputs `past_key_values.*` of the next, and stay
 /// in the engine's own form.
 #[derive(Debug)]
 pub struct KvDecoder<S: EngineSession> {
     session: S,
-    hidden: usize,
-    names: Vec<String>,
+    ports: Ports,
     dtype: DType,
-    empty_shape: Vec<usize>,
-    /// For each of `names`: which output of the graph is its next value.
-    presents: Vec<usize>,
-    logits: usize,
-    /// In the order of `names`; empty while nothing was fed.
+    empty_shape: [usize; 4],
+    /// In the order of the ports; empty while nothing was fed.
     cache: Vec<S::Value>,
     len: usize,
 }
@@ -37,79 +163,23 @@ impl<S: EngineSession> KvDecoder<S> {
         kv: &KvSpec,
         dtype: DType,
     ) -> Result<KvDecoder<S>, BackendError> {
-        let path = session.description().path.clone();
-        let contract = |problem: String| BackendError::Contract {
-            path: path.clone(),
-            problems: vec![problem],
-        };
-        let output = |name: &str| {
-            session
-                .description()
-                .outputs
-                .iter()
-                .position(|port| port.name == name)
-                .ok_or_else(|| contract(format!("output `{name}` is missing")))
-        };
-        let mut names = Vec::new();
-        let mut presents = Vec::new();
-        for layer in 0..kv.layers {
-            for part in ["key", "value"] {
-                names.push(format!("past_key_values.{layer}.{part}"));
-                presents.push(output(&format!("present.{layer}.{part}"))?);
-            }
-        }
-        let logits = output("logits")?;
-        let embeds = entry.inputs.iter().find(|io| io.name == "inputs_embeds");
-        let hidden = embeds
-            .and_then(|io| match io.dims.last() {
-                Some(IoDim::Fixed(hidden)) => usize::try_from(*hidden).ok(),
-                _ => None,
-            })
-            .filter(|&hidden| hidden > 0)
-            .ok_or_else(|| contract("input `inputs_embeds` has no fixed last dimension".to_owned()))?;
-        let empty_shape = vec![1, kv.kv_heads, 0, kv.head_dim];
+        let ports = Ports::of(&session, entry, kv)?;
         Ok(KvDecoder {
             session,
-            hidden,
-            names,
+            ports,
             dtype,
-            empty_shape,
-            presents,
-            logits,
+            empty_shape: [1, kv.kv_heads, 0, kv.head_dim],
             cache: Vec::new(),
             len: 0,
         })
-    }
-
-    fn empty_cache(&self) -> Result<Vec<S::Value>, BackendError> {
-        let fresh = || {
-            Tensor::empty(self.dtype, self.empty_shape.clone()).ok_or_else(|| BackendError::Contract {
-                path: self.session.description().path.clone(),
-                problems: vec![format!(
-                    "the cache is {}, expected float32 or float16",
-                    self.dtype
-                )],
-            })
-        };
-        self.names.iter().map(|_| self.session.upload(fresh()?)).collect()
     }
 }
 
 impl<S: EngineSession> Decoder for KvDecoder<S> {
     fn feed(&mut self, embeds: &[f32]) -> Result<Vec<f32>, BackendError> {
-        let new = embeds.len() / self.hidden;
-        if new == 0 || new * self.hidden != embeds.len() {
-            return Err(BackendError::Inputs {
-                path: self.session.description().path.clone(),
-                problems: vec![format!(
-                    "`inputs_embeds` has {} values, expected a multiple of {}, at least once",
-                    embeds.len(),
-                    self.hidden
-                )],
-            });
-        }
+        let new = self.ports.positions(&self.session, embeds)?;
         if self.cache.is_empty() {
-            self.cache = self.empty_cache()?;
+            self.cache = self.ports.cache(&self.session, self.dtype, &self.empty_shape)?;
         }
         let total = self.len + new;
         let positions = (self.len..total)
@@ -117,7 +187,7 @@ impl<S: EngineSession> Decoder for KvDecoder<S> {
             .collect();
         let upload = |tensor| self.session.upload(tensor);
         let embeds = upload(Tensor::F32 {
-            shape: vec![1, new, self.hidden],
+            shape: vec![1, new, self.ports.hidden],
             data: embeds.to_vec(),
         })?;
         let mask = upload(Tensor::I64 {
@@ -133,29 +203,18 @@ impl<S: EngineSession> Decoder for KvDecoder<S> {
             ("attention_mask", &mask),
             ("position_ids", &positions),
         ];
-        inputs.extend(self.names.iter().map(String::as_str).zip(&self.cache));
+        inputs.extend(self.ports.past.iter().map(String::as_str).zip(&self.cache));
         let outputs = self.session.compute(&inputs)?;
+        let logits = self.ports.logits(&self.session, &outputs)?;
         let mut outputs: Vec<Option<S::Value>> = outputs.into_iter().map(Some).collect();
-        let mut take = |index: usize, name: &str| {
-            outputs
-                .get_mut(index)
-                .and_then(Option::take)
-                .ok_or_else(|| BackendError::Run {
-                    path: self.session.description().path.clone(),
-                    reason: format!("the engine gave no `{name}`"),
-                })
-        };
-        let logits = take(self.logits, "logits")?;
-        let mut cache = Vec::with_capacity(self.presents.len());
-        for (&index, name) in self.presents.iter().zip(&self.names) {
-            cache.push(take(index, name)?);
+        let mut cache = Vec::with_capacity(self.cache.len());
+        for (&index, name) in self.ports.present.iter().zip(&self.ports.past) {
+            let value = outputs.get_mut(index).and_then(Option::take);
+            cache.push(value.ok_or_else(|| BackendError::Run {
+                path: self.session.description().path.clone(),
+                reason: format!("the engine gave no `{name}`"),
+            })?);
         }
-        let logits = self.session.download(&logits)?;
-        let found = logits.dtype();
-        let logits = logits.into_f32().ok_or_else(|| BackendError::Run {
-            path: self.session.description().path.clone(),
-            reason: format!("`logits` is {found}, expected real numbers"),
-        })?;
         // Only now: a step that failed leaves the state as it was.
         self.cache = cache;
         self.len = total;

@@ -1,6 +1,6 @@
 //! How do sessions become the roles of a model?
 
-use super::fixed::FixedDecoder;
+use super::fixed::{FixedDecoder, Graph};
 use super::kv::KvDecoder;
 use super::session::{EngineSession, check_contract};
 use super::stateless::{SessionEmbedder, SessionEncoder};
@@ -40,13 +40,15 @@ pub(super) fn decoder<S: EngineSession + 'static>(
 ) -> Result<Box<dyn Decoder>, BackendError> {
     let entry = &model.variant.decoder;
     if let Some(fixed) = &model.variant.fixed {
-        let prefill = fixed.prefill.iter().map(|prefill| (prefill.new, &prefill.graph));
-        let mut sessions = Vec::new();
-        for (new, entry) in std::iter::once((1, entry)).chain(prefill) {
-            sessions.push((new, session(model, entry, open)?));
-        }
         let kv = &model.bundle.kv;
-        let decoder = FixedDecoder::new(sessions, entry, fixed.context, kv, model.variant.kv_dtype)?;
+        let graph = |new, entry| Graph::new(new, session(model, entry, open)?, entry, kv);
+        let step = graph(1, entry)?;
+        let prefill = fixed
+            .prefill
+            .iter()
+            .map(|prefill| graph(prefill.new, &prefill.graph));
+        let prefill = prefill.collect::<Result<_, _>>()?;
+        let decoder = FixedDecoder::new(step, prefill, fixed.context, kv, model.variant.kv_dtype)?;
         return Ok(Box::new(decoder));
     }
     let session = session(model, entry, open)?;

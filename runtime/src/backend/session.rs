@@ -86,24 +86,25 @@ impl Tensor {
         }
     }
 
-    /// An empty tensor of a shape that has a 0; `None` for a type that no graph here has.
-    pub fn empty(dtype: DType, shape: Vec<usize>) -> Option<Tensor> {
+    /// A tensor of zeros; `None` for a type that no graph here has.
+    pub fn zeros(dtype: DType, shape: Vec<usize>) -> Option<Tensor> {
+        let length = shape.iter().product();
         match dtype {
             DType::Float32 => Some(Tensor::F32 {
+                data: vec![0.0; length],
                 shape,
-                data: Vec::new(),
             }),
             DType::Float16 => Some(Tensor::F16 {
+                data: vec![f16::ZERO; length],
                 shape,
-                data: Vec::new(),
             }),
             DType::Int64 => Some(Tensor::I64 {
+                data: vec![0; length],
                 shape,
-                data: Vec::new(),
             }),
             DType::Bool => Some(Tensor::Bool {
+                data: vec![false; length],
                 shape,
-                data: Vec::new(),
             }),
             DType::BFloat16 | DType::UInt8 => None,
         }
