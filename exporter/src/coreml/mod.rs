@@ -15,7 +15,7 @@ mod view;
 pub use rules::{RULES, Rule, SOURCE, VERSION};
 
 use crate::error::ExportError;
-use crate::onnx::proto::ModelProto;
+use crate::onnx::proto::{GraphProto, ModelProto};
 use prost::Message as _;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -113,8 +113,8 @@ impl fmt::Display for Verdict {
 /// Applies the rules to a model. `fixed`: refuse inputs whose shape is not fixed, as the provider does with
 /// `RequireStaticInputShapes`.
 pub fn check(model: &ModelProto, name: &str, fixed: bool) -> Verdict {
-    let graph = model.graph.clone().unwrap_or_default();
-    let view = View::new(model, &graph);
+    let nothing = GraphProto::default();
+    let view = View::new(model, model.graph.as_ref().unwrap_or(&nothing));
     let mut refusals: Vec<Option<String>> = view
         .nodes
         .iter()

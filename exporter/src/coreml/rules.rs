@@ -6,7 +6,7 @@
 //! name file and function), the builders' text in the public repository, and its list of ML Program operators. Where a
 //! published text of a builder was older than the release, the release's words won.
 
-use super::view::{Shape, View, operator};
+use super::view::{BOOL, F16, F32, I32, I64, Shape, View, operator};
 use crate::onnx::proto::{AttributeProto, DataType, NodeProto};
 
 /// The release of ONNX Runtime whose rules these are.
@@ -23,12 +23,6 @@ const RANK: usize = 5;
 
 /// Longest side of a convolution's tensors (`CheckShapeForConvMemoryLimit`, `builders/helper.cc`).
 const CONVOLUTION: i64 = 16384;
-
-const F32: i32 = 1;
-const I32: i32 = 6;
-const I64: i32 = 7;
-const BOOL: i32 = 9;
-const F16: i32 = 10;
 
 /// `BaseOpBuilder::IsInputDtypeSupport` for ML Programs.
 const COMMON: &[i32] = &[F32, F16, I64];

@@ -1,5 +1,6 @@
 //! A case for each rule: a form that is claimed, and forms that break one thing each.
 
+use super::view::{BOOL, F16, F32, I32, I64};
 use super::*;
 use crate::onnx::proto::{
     AttributeProto, DimensionProto, GraphProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto,
@@ -7,11 +8,6 @@ use crate::onnx::proto::{
 };
 use std::collections::BTreeSet;
 
-const F32: i32 = 1;
-const I32: i32 = 6;
-const I64: i32 = 7;
-const BOOL: i32 = 9;
-const F16: i32 = 10;
 const BF16: i32 = 16;
 
 /// A model of one node, `y = OP(in0, in1, ..)`.

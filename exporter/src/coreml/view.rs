@@ -4,6 +4,13 @@
 use crate::onnx::proto::{DataType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto};
 use std::collections::BTreeMap;
 
+/// Element types, as `TensorProto.DataType` numbers them.
+pub(super) const F32: i32 = 1;
+pub(super) const I32: i32 = 6;
+pub(super) const I64: i32 = 7;
+pub(super) const BOOL: i32 = 9;
+pub(super) const F16: i32 = 10;
+
 /// A shape as far as the file states it: `None` for a dimension that varies.
 pub(super) type Shape = Vec<Option<i64>>;
 
@@ -74,7 +81,7 @@ impl<'m> View<'m> {
                     integers(attribute.ints.clone(), vec![Some(length)])
                 }
                 Some(attribute) if attribute.name.as_deref() == Some("value_float") => Info {
-                    dtype: Some(FLOAT),
+                    dtype: Some(F32),
                     shape: Some(Vec::new()),
                     constant: true,
                     ints: None,
@@ -134,9 +141,6 @@ pub(super) fn operator(node: &NodeProto) -> &str {
     node.op_type.as_deref().unwrap_or_default()
 }
 
-const FLOAT: i32 = 1;
-const INT64: i32 = 7;
-
 fn tensor_type(found: &TypeProto) -> (Option<i32>, Option<Shape>) {
     let Some(tensor) = &found.tensor_type else {
         return (None, None);
@@ -150,7 +154,7 @@ fn tensor_type(found: &TypeProto) -> (Option<i32>, Option<Shape>) {
 
 fn integers(values: Vec<i64>, shape: Shape) -> Info {
     Info {
-        dtype: Some(INT64),
+        dtype: Some(I64),
         shape: Some(shape),
         constant: true,
         ints: Some(values),

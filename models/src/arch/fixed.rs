@@ -191,8 +191,9 @@ fn self_attention(
     let value = b.dense("v_proj", x, width, kv_heads * length, true); // [n,k*d]
     let q = b.reshape(q, &[n, k * g, d]); // [n,k*g,d]
     let key = b.reshape(key, &[n, k, d]); // [n,k,d]
-    let q = rotate(&mut b.scope("q_rotary"), q, length, shared); // [n,k*g,d]
-    let key = rotate(&mut b.scope("k_rotary"), key, length, shared); // [n,k,d]
+    let angles = [shared.cos, shared.sin];
+    let q = qwen2::rotate(&mut b.scope("q_rotary"), q, length, angles); // [n,k*g,d]
+    let key = qwen2::rotate(&mut b.scope("k_rotary"), key, length, angles); // [n,k,d]
     let new_key = per_head(b, key, [n, k, d]); // [1,k,n,d]
     let new_value = per_head(b, value, [n, k, d]); // [1,k,n,d]
     let key = b.concat(&[past_key, new_key], 2); // [1,k,t,d]
@@ -222,18 +223,6 @@ fn self_attention(
 fn per_head(b: &mut Builder, x: ValueId, [n, k, d]: [i64; 3]) -> ValueId {
     let x = b.reshape(x, &[1, n, k, d]); // [1,n,k,d]
     b.transpose(x, &[0, 2, 1, 3]) // [1,k,n,d]
-}
-
-/// `x * cos + rotate_half(x) * sin`, written out over the two halves of a head.
-fn rotate(b: &mut Builder, x: ValueId, length: u64, shared: &Shared) -> ValueId {
-    let b = &mut b.full();
-    let half = length / 2;
-    let [low, high] = b.split(x, -1, [half, half]); // [n,h,d/2] each
-    let (a, c) = (b.mul(low, shared.cos), b.mul(high, shared.sin));
-    let new_low = b.sub(a, c);
-    let (a, c) = (b.mul(high, shared.cos), b.mul(low, shared.sin));
-    let new_high = b.add(a, c);
-    b.concat(&[new_low, new_high], -1) // [n,h,d]
 }
 
 /// `down(silu(gate(x)) * up(x))`

@@ -224,8 +224,8 @@ pub(super) fn attend(
     let q = b.reshape(q, &[0, 0, signed(heads.query), signed(length)]); // [B,n,k*g,d]
     let k = b.reshape(k, &[0, 0, signed(kv_heads), signed(length)]); // [B,n,k,d]
     let v = b.reshape(v, &[0, 0, signed(kv_heads), signed(length)]); // [B,n,k,d]
-    let q = rotate(&mut b.scope("q_rotary"), q, length, shared); // [B,n,k*g,d]
-    let k = rotate(&mut b.scope("k_rotary"), k, length, shared); // [B,n,k,d]
+    let q = rotate(&mut b.scope("q_rotary"), q, length, [shared.cos, shared.sin]); // [B,n,k*g,d]
+    let k = rotate(&mut b.scope("k_rotary"), k, length, [shared.cos, shared.sin]); // [B,n,k,d]
 
     let k = b.transpose(k, &[0, 2, 1, 3]); // [B,k,n,d]
     let v = b.transpose(v, &[0, 2, 1, 3]); // [B,k,n,d]
@@ -251,13 +251,13 @@ pub(super) fn attend(
 }
 
 /// `x * cos + rotate_half(x) * sin`, written out over the two halves of a head.
-fn rotate(b: &mut Builder, x: ValueId, length: u64, shared: &Shared) -> ValueId {
+pub(super) fn rotate(b: &mut Builder, x: ValueId, length: u64, [cos, sin]: [ValueId; 2]) -> ValueId {
     let b = &mut b.full();
     let half = length / 2;
     let [low, high] = b.split(x, -1, [half, half]); // [B,n,h,d/2] each
-    let (a, c) = (b.mul(low, shared.cos), b.mul(high, shared.sin));
+    let (a, c) = (b.mul(low, cos), b.mul(high, sin));
     let new_low = b.sub(a, c);
-    let (a, c) = (b.mul(high, shared.cos), b.mul(low, shared.sin));
+    let (a, c) = (b.mul(high, cos), b.mul(low, sin));
     let new_high = b.add(a, c);
     b.concat(&[new_low, new_high], -1) // [B,n,h,d]
 }

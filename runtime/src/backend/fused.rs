@@ -214,7 +214,11 @@ pub(super) enum Step {
         depthwise_kernel: usize,
         depthwise_stride: usize,
     },
-    DepthwiseConv(Window),
+    DepthwiseConv {
+        kernel: usize,
+        stride: usize,
+        gelu: bool,
+    },
     Linear {
         inputs: usize,
         outputs: usize,
@@ -250,25 +254,10 @@ pub(super) enum Step {
     Logits(TableForm),
 }
 
-/// Parameters of a convolution.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Window {
-    pub(super) kernel: usize,
-    pub(super) stride: usize,
-    pub(super) gelu: bool,
-}
-
 impl Step {
     /// Reads a node's parameters.
     pub(super) fn new(kind: Kind, attributes: &dyn Attributes) -> Result<Step, String> {
         let attributes = Read(attributes);
-        let window = || {
-            Ok::<_, String>(Window {
-                kernel: attributes.size("kernel")?,
-                stride: attributes.size("stride")?,
-                gelu: attributes.flag("gelu")?,
-            })
-        };
         Ok(match kind {
             Kind::Stem => Step::Stem {
                 kernel: attributes.size("kernel")?,
@@ -276,7 +265,11 @@ impl Step {
                 depthwise_kernel: attributes.size("depthwise_kernel")?,
                 depthwise_stride: attributes.size("depthwise_stride")?,
             },
-            Kind::DepthwiseConv => Step::DepthwiseConv(window()?),
+            Kind::DepthwiseConv => Step::DepthwiseConv {
+                kernel: attributes.size("kernel")?,
+                stride: attributes.size("stride")?,
+                gelu: attributes.flag("gelu")?,
+            },
             Kind::Linear => Step::Linear {
                 inputs: attributes.size("inputs")?,
                 outputs: attributes.size("outputs")?,
@@ -312,9 +305,7 @@ impl Step {
             Kind::Logits => Step::Logits(attributes.table()?),
         })
     }
-}
 
-impl Step {
     /// Computes the node. What does not fit together is an error, not a panic.
     pub(super) fn run(
         self,
@@ -370,7 +361,7 @@ impl Step {
                 let out = one(made, &[batch, rows, columns, bias.len()])?;
                 stem(isa, pool, &conv, &then, x, out);
             }
-            Step::DepthwiseConv(Window { kernel, stride, gelu }) => {
+            Step::DepthwiseConv { kernel, stride, gelu } => {
                 let (shape, x) = inputs.next::<f32>()?;
                 let [batch, height, width, channels] = rank(&shape)?;
                 let (_, taps) = inputs.next::<f32>()?;

@@ -81,7 +81,22 @@ impl Backend for OnnxRuntime {
     }
 
     fn embedder(&self, model: &Model<'_>) -> Result<Box<dyn TokenEmbedder>, BackendError> {
-        parts::embedder(model, &|path, fixed| self.open_part(model, path, fixed))
+        if self.provider != Provider::CoreMl || model.variant.fixed.is_none() {
+            return parts::embedder(model, &|path, fixed| self.open_part(model, path, fixed));
+        }
+        // The embedding of fixed lengths is looked up outside: its length varies.
+        let outside = OnnxRuntime {
+            provider: Provider::Cpu,
+        };
+        parts::embedder(model, &|path, fixed| {
+            Ok(OrtSession {
+                placement: Some(Placement {
+                    accelerated: 0,
+                    nodes: 0,
+                }),
+                ..outside.open_part(model, path, fixed)?
+            })
+        })
     }
 
     fn decoder(&self, model: &Model<'_>) -> Result<Box<dyn Decoder>, BackendError> {
@@ -102,20 +117,6 @@ impl OnnxRuntime {
             fused: model.variant.target == "cpu",
             whole: model.variant.fixed.is_some(),
         };
-        // The embedding of fixed lengths is looked up outside: its length varies.
-        let outside = self.provider == Provider::CoreMl
-            && manner.whole
-            && path == model.directory.join(&model.variant.embed_tokens.path);
-        if outside {
-            let session = OrtSession::open(Provider::Cpu, path, fixed, manner, model.options)?;
-            return Ok(OrtSession {
-                placement: Some(Placement {
-                    accelerated: 0,
-                    nodes: 0,
-                }),
-                ..session
-            });
-        }
         OrtSession::open(self.provider, path, fixed, manner, model.options)
     }
 }

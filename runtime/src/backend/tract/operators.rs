@@ -10,7 +10,7 @@ use std::fs::File;
 use std::path::{Component, Path};
 use std::sync::Arc;
 use tract_onnx::model::ParsingContext;
-use tract_onnx::pb::{ModelProto, NodeProto, TensorProto, tensor_proto};
+use tract_onnx::pb::{AttributeProto, ModelProto, NodeProto, TensorProto, tensor_proto};
 use tract_onnx::prelude::f16;
 use tract_onnx::tract_hir::internal::*;
 
@@ -43,9 +43,9 @@ pub(super) fn complete(
         let Some(fused) = expansion.as_any_mut().downcast_mut::<Fused>() else {
             continue;
         };
-        fused.slots = weights
-            .remove(&name)
-            .with_context(|| format!("two nodes have the name `{name}`"))?;
+        fused.slots = weights.remove(&name).with_context(|| {
+            format!("node `{name}` is not one of the graph's own, or has no name in the file")
+        })?;
         fused.pool = Some(Arc::clone(pool));
     }
     Ok(())
@@ -214,15 +214,19 @@ fn take_weights(proto: &mut ModelProto, directory: &Path) -> TractResult<Weights
 /// The attributes of a node.
 struct OfNode<'a>(&'a NodeProto);
 
+impl OfNode<'_> {
+    fn find(&self, name: &str) -> Option<&AttributeProto> {
+        self.0.attribute.iter().find(|attribute| attribute.name == name)
+    }
+}
+
 impl Attributes for OfNode<'_> {
     fn int(&self, name: &str) -> Option<i64> {
-        let found = self.0.attribute.iter().find(|attribute| attribute.name == name);
-        found.map(|attribute| attribute.i)
+        self.find(name).map(|attribute| attribute.i)
     }
 
     fn float(&self, name: &str) -> Option<f32> {
-        let found = self.0.attribute.iter().find(|attribute| attribute.name == name);
-        found.map(|attribute| attribute.f)
+        self.find(name).map(|attribute| attribute.f)
     }
 }
 
@@ -362,10 +366,10 @@ impl TypedOp for Fused {
                 let side = |axis| Ok::<_, TractError>(strided(axis, stride)?.divceil(depthwise_stride));
                 tvec![tvec![dim(0, 0)?, side(2)?, side(3)?, dim(2, 0)?]]
             }
-            Step::DepthwiseConv(window) => tvec![tvec![
+            Step::DepthwiseConv { stride, .. } => tvec![tvec![
                 dim(0, 0)?,
-                strided(1, window.stride)?,
-                strided(2, window.stride)?,
+                strided(1, stride)?,
+                strided(2, stride)?,
                 dim(2, 0)?
             ]],
             Step::Linear { outputs, .. } | Step::FeedForward { outputs, .. } => tvec![with_last(outputs)],
@@ -459,7 +463,7 @@ impl Outputs for OfCall {
 mod tests {
     use super::*;
     use tract_onnx::pb::{
-        AttributeProto, GraphProto, OperatorSetIdProto, StringStringEntryProto, TypeProto, ValueInfoProto,
+        GraphProto, OperatorSetIdProto, StringStringEntryProto, TypeProto, ValueInfoProto,
         tensor_shape_proto, type_proto,
     };
 
