@@ -606,12 +606,13 @@ unsafe fn copy_row<V: Lanes>(
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::kernels::parallel::Serial;
     use crate::kernels::testing::{Backwards, gelu, noise};
 
-    fn naive(conv: &DepthwiseConv<'_>, x: &[f32]) -> Vec<f64> {
+    /// By the definition.
+    pub(in crate::kernels) fn naive(conv: &DepthwiseConv<'_>, x: &[f64]) -> Vec<f64> {
         let (rows, columns) = conv.output_size();
         let pad = conv.kernel_size / 2;
         let outputs = conv.channels * conv.multiplier;
@@ -626,7 +627,7 @@ mod tests {
                             let z = column * conv.stride + tap % conv.kernel_size;
                             if (pad..pad + conv.height).contains(&y) && (pad..pad + conv.width).contains(&z) {
                                 let at = (image * conv.height + y - pad) * conv.width + z - pad;
-                                sum += f64::from(x[at * conv.channels + c / conv.multiplier])
+                                sum += x[at * conv.channels + c / conv.multiplier]
                                     * f64::from(conv.kernel[tap * outputs + c]);
                             }
                         }
@@ -682,7 +683,8 @@ mod tests {
                     bias: &bias,
                     gelu,
                 };
-                let expected = naive(&conv, &x);
+                let wide: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+                let expected = naive(&conv, &wide);
                 for isa in Isa::available() {
                     let mut out = vec![f32::NAN; expected.len()];
                     depthwise(isa, &Serial, &conv, &x, &mut out);

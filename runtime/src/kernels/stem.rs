@@ -359,6 +359,7 @@ unsafe fn one_tile<V: Lanes, const P: usize, const N: usize>(
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
+    use crate::kernels::depthwise;
     use crate::kernels::testing::{Backwards, gelu, noise};
 
     fn naive(conv: &StemConv<'_>, x: &[f32]) -> Vec<f64> {
@@ -381,30 +382,6 @@ mod tests {
                         }
                         out.push(gelu(sum));
                     }
-                }
-            }
-        }
-        out
-    }
-
-    /// The depthwise convolution of what the first one gives, by the definition.
-    fn naive_depthwise(conv: &DepthwiseConv<'_>, x: &[f64]) -> Vec<f64> {
-        let (rows, columns) = conv.output_size();
-        let (size, pad) = (conv.kernel_size, conv.kernel_size / 2);
-        let mut out = Vec::new();
-        for x in x.chunks(conv.height * conv.width * conv.channels) {
-            for (row, column) in (0..rows * columns).map(|i| (i / columns, i % columns)) {
-                for c in 0..conv.channels {
-                    let mut sum = f64::from(conv.bias[c]);
-                    for tap in 0..size * size {
-                        let (y, z) = (row * conv.stride + tap / size, column * conv.stride + tap % size);
-                        if (pad..pad + conv.height).contains(&y) && (pad..pad + conv.width).contains(&z) {
-                            let at = (y - pad) * conv.width + z - pad;
-                            sum +=
-                                x[at * conv.channels + c] * f64::from(conv.kernel[tap * conv.channels + c]);
-                        }
-                    }
-                    out.push(gelu(sum));
                 }
             }
         }
@@ -445,7 +422,12 @@ mod tests {
                 kernel: &taps,
                 bias: &bias,
             };
-            let expected = naive_depthwise(&then.over(&first), &naive(&first, &x));
+            // As one convolution of all images.
+            let of_all = DepthwiseConv {
+                batch,
+                ..then.over(&first)
+            };
+            let expected = depthwise::tests::naive(&of_all, &naive(&first, &x));
             for isa in Isa::available() {
                 let mut bits: Option<Vec<f32>> = None;
                 for threads in [1, 2, 16] {
