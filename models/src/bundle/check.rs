@@ -1,0 +1,371 @@
+//! Is a bundle what its contract says? Numbers, files, and the inputs and outputs of every graph.
+
+#![deny(clippy::as_conversions)]
+
+use super::{
+    BLOCK, Bundle, FixedDecoder, ImageSpec, Io, IoDim, KvSpec, MAX_LAYERS, MAX_SIDE, SizedEncoder, Variant,
+};
+use crate::dtype::DType;
+use crate::error::BundleError;
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Component, Path, PathBuf};
+
+impl Bundle {
+    /// Whether the contract is sound and the files in `directory` have the lengths that it states. Contents are not
+    /// hashed: [`Bundle::verify_hashes`] does that.
+    ///
+    /// # Errors
+    /// Everything that is wrong, in one error.
+    pub fn check(&self, directory: &Path) -> Result<(), BundleError> {
+        let mut problems = Vec::new();
+        self.check_numbers(&mut problems);
+        self.check_files(directory, &mut problems);
+        if problems.is_empty() {
+            for variant in &self.variants {
+                self.check_variant(variant, &mut problems);
+            }
+        }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(BundleError::Broken {
+                path: directory.to_owned(),
+                problems,
+            })
+        }
+    }
+
+    /// Reads every file of the bundle and compares its SHA-256 with the contract. `progress` is told of bytes read.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or all files whose contents are not those of the contract.
+    pub fn verify_hashes(&self, directory: &Path, progress: &mut dyn FnMut(u64)) -> Result<(), BundleError> {
+        let mut problems = Vec::new();
+        let mut block = vec![0; BLOCK];
+        for entry in &self.files {
+            let path = directory.join(&entry.path);
+            let io = |source| BundleError::Io {
+                path: path.clone(),
+                source,
+            };
+            let mut file = File::open(&path).map_err(io)?;
+            let mut hash = Sha256::new();
+            loop {
+                let count = file.read(&mut block).map_err(io)?;
+                if count == 0 {
+                    break;
+                }
+                hash.update(block.get(..count).unwrap_or_default());
+                progress(u64::try_from(count).unwrap_or(0));
+            }
+            let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+            if found != entry.sha256 {
+                problems.push(format!(
+                    "`{}` has SHA-256 {found}, expected {}",
+                    entry.path, entry.sha256
+                ));
+            }
+        }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(BundleError::Broken {
+                path: directory.to_owned(),
+                problems,
+            })
+        }
+    }
+
+    fn check_numbers(&self, problems: &mut Vec<String>) {
+        let mut expect = |holds: bool, problem: String| {
+            if !holds {
+                problems.push(problem);
+            }
+        };
+        let KvSpec {
+            layers,
+            kv_heads,
+            head_dim,
+            max_context,
+        } = self.kv;
+        let kv = (1..=MAX_LAYERS).contains(&layers) && kv_heads > 0 && head_dim > 0 && max_context > 0;
+        expect(
+            kv,
+            format!(
+                "`kv` is {:?}, expected numbers above 0 and at most {MAX_LAYERS} layers",
+                self.kv
+            ),
+        );
+        let image = &self.image;
+        let mut sizes = BTreeMap::from([((image.height, image.width), image.clone())]);
+        for encoder in self.variants.iter().flat_map(|variant| &variant.further_encoders) {
+            let of_size = image.of(encoder);
+            let known = sizes
+                .entry((encoder.height, encoder.width))
+                .or_insert_with(|| of_size.clone());
+            expect(
+                *known == of_size,
+                format!(
+                    "images of {} x {} have shortest edge {} and {} tokens in one encoder, {} and {} in another",
+                    encoder.width,
+                    encoder.height,
+                    known.shortest_edge,
+                    known.tokens,
+                    of_size.shortest_edge,
+                    of_size.tokens
+                ),
+            );
+        }
+        let side = |length: u32| (1..=MAX_SIDE).contains(&length);
+        for image in sizes.values() {
+            expect(
+                side(image.height) && side(image.width) && side(image.shortest_edge) && image.tokens > 0,
+                format!(
+                    "`image` is {} x {} with shortest edge {} and {} tokens, expected sides from 1 to {MAX_SIDE}",
+                    image.width, image.height, image.shortest_edge, image.tokens
+                ),
+            );
+        }
+        let normal = |number: &f64| number.is_finite();
+        expect(
+            normal(&image.rescale)
+                && image.mean.iter().all(normal)
+                && image.std.iter().all(|std| std.is_finite() && *std != 0.0),
+            "`image` has a scale, mean or deviation that cannot be divided by".to_owned(),
+        );
+        let prompt = &self.prompt;
+        expect(
+            prompt.vocab_size > 0 && prompt.hidden_size > 0,
+            format!(
+                "`prompt` has {} tokens of length {}",
+                prompt.vocab_size, prompt.hidden_size
+            ),
+        );
+        let known = |id: &i64| usize::try_from(*id).is_ok_and(|id| id < prompt.vocab_size);
+        expect(
+            prompt.stop_ids.iter().all(known) && prompt.image_token_id.as_ref().is_none_or(known),
+            format!(
+                "`prompt` names ids beyond its vocabulary of {}",
+                prompt.vocab_size
+            ),
+        );
+        expect(!self.variants.is_empty(), "there is no variant".to_owned());
+        let mut seen = BTreeSet::new();
+        for Variant {
+            target,
+            precision,
+            further_encoders,
+            fixed,
+            ..
+        } in &self.variants
+        {
+            if let Some(FixedDecoder { context, prefill }) = fixed {
+                let lengths: Vec<usize> = prefill.iter().map(|one| one.new).collect();
+                let ascending = lengths.windows(2).all(|two| two.first() < two.last());
+                let inside = lengths.iter().all(|new| (2..=*context).contains(new));
+                expect(
+                    (1..=max_context).contains(context) && ascending && inside,
+                    format!(
+                        "variant {target} {precision} has a cache of {context} slots and graphs for {lengths:?} new ones, \
+                         expected up to {max_context} slots and ascending lengths from 2 to those"
+                    ),
+                );
+            }
+            expect(
+                seen.insert((target, precision)),
+                format!("variant {target} {precision} stands there twice"),
+            );
+            let mut sizes = BTreeSet::from([(image.height, image.width)]);
+            for SizedEncoder { height, width, .. } in further_encoders {
+                expect(
+                    sizes.insert((*height, *width)),
+                    format!("variant {target} {precision} has two encoders of images of {width} x {height}"),
+                );
+            }
+        }
+    }
+
+    fn check_files(&self, directory: &Path, problems: &mut Vec<String>) {
+        let mut listed = BTreeSet::new();
+        for entry in &self.files {
+            let Some(relative) = inside(&entry.path) else {
+                problems.push(format!("`{}` is not a plain relative path", entry.path));
+                continue;
+            };
+            if !listed.insert(entry.path.as_str()) {
+                problems.push(format!("`{}` is listed twice", entry.path));
+            }
+            match std::fs::metadata(directory.join(relative)) {
+                Ok(found) if !found.is_file() => problems.push(format!("`{}` is not a file", entry.path)),
+                Ok(found) if found.len() != entry.bytes => {
+                    let (found, expected) = (found.len(), entry.bytes);
+                    problems.push(format!("`{}` has {found} bytes, expected {expected}", entry.path));
+                }
+                Ok(_) => {}
+                Err(error) => problems.push(format!("`{}`: {error}", entry.path)),
+            }
+        }
+        let graphs = self.variants.iter().flat_map(|variant| {
+            let further = variant.further_encoders.iter().map(|encoder| &encoder.graph);
+            let prefill = variant.fixed.iter().flat_map(|fixed| &fixed.prefill);
+            [&variant.vision_encoder, &variant.embed_tokens, &variant.decoder]
+                .into_iter()
+                .chain(further)
+                .chain(prefill.map(|prefill| &prefill.graph))
+                .flat_map(|graph| std::iter::once(&graph.path).chain(&graph.data))
+        });
+        let used: BTreeSet<&str> = graphs
+            .chain([&self.prompt.tokenizer, &self.prompt.chat_template])
+            .map(String::as_str)
+            .collect();
+        for path in used.difference(&listed) {
+            problems.push(format!("`{path}` is used and not listed in `files`"));
+        }
+    }
+
+    fn check_variant(&self, variant: &Variant, problems: &mut Vec<String>) {
+        use DType::{Float32, Int64};
+        let (kv, prompt) = (&self.kv, &self.prompt);
+        let name = format!("{} {}", variant.target, variant.precision);
+        if !variant.kv_dtype.is_float() {
+            problems.push(format!("variant {name} keeps its cache in {}", variant.kv_dtype));
+        }
+        let fixed = |length: usize| IoDim::Fixed(u64::try_from(length).unwrap_or(u64::MAX));
+        let symbol = |name: &str| IoDim::Symbol(name.to_owned());
+        let images = if variant.fixed.is_some() {
+            fixed(1)
+        } else {
+            symbol("batch")
+        };
+        let io = |name: String, dtype, dims: Vec<IoDim>| Io { name, dtype, dims };
+        let hidden = fixed(prompt.hidden_size);
+        let sequence = || vec![symbol("batch"), symbol("new")];
+        let embeds = || {
+            io(
+                "inputs_embeds".to_owned(),
+                Float32,
+                vec![symbol("batch"), symbol("new"), hidden.clone()],
+            )
+        };
+        let cache = |prefix: &str, length: IoDim| -> Vec<Io> {
+            (0..kv.layers)
+                .flat_map(|layer| ["key", "value"].map(|part| format!("{prefix}.{layer}.{part}")))
+                .map(|name| {
+                    let dims = vec![
+                        images.clone(),
+                        fixed(kv.kv_heads),
+                        length.clone(),
+                        fixed(kv.head_dim),
+                    ];
+                    io(name, variant.kv_dtype, dims)
+                })
+                .collect()
+        };
+        let pixels = |image: &ImageSpec| {
+            let sides = [3, image.height, image.width].map(|side| IoDim::Fixed(side.into()));
+            vec![io(
+                "pixel_values".to_owned(),
+                Float32,
+                std::iter::once(images.clone()).chain(sides).collect(),
+            )]
+        };
+        let features = |image: &ImageSpec| {
+            let dims = vec![images.clone(), fixed(image.tokens), hidden.clone()];
+            vec![io("image_features".to_owned(), Float32, dims)]
+        };
+        let further = variant.further_encoders.iter().map(|encoder| {
+            let image = self.image.of(encoder);
+            (&encoder.graph, pixels(&image), features(&image))
+        });
+        let real = |name: &str, dims| io(name.to_owned(), Float32, dims);
+        let decoder = |new: usize| -> (Vec<Io>, Vec<Io>) {
+            let (mut inputs, past, present) = match &variant.fixed {
+                None => {
+                    let mask = vec![symbol("batch"), symbol("total")];
+                    let inputs = vec![
+                        embeds(),
+                        io("attention_mask".to_owned(), Int64, mask),
+                        io("position_ids".to_owned(), Int64, sequence()),
+                    ];
+                    (inputs, symbol("past"), symbol("total"))
+                }
+                Some(lengths) => {
+                    let slots = fixed(lengths.context.saturating_add(new));
+                    let inputs = vec![
+                        real("inputs_embeds", vec![fixed(1), fixed(new), hidden.clone()]),
+                        real("attention_bias", vec![fixed(1), fixed(1), fixed(new), slots]),
+                        real("positions", vec![fixed(1), fixed(new)]),
+                    ];
+                    (inputs, fixed(lengths.context), fixed(new))
+                }
+            };
+            inputs.extend(cache("past_key_values", past));
+            let logits = vec![images.clone(), IoDim::Fixed(1), fixed(prompt.vocab_size)];
+            let mut outputs = vec![real("logits", logits)];
+            outputs.extend(cache("present", present));
+            (inputs, outputs)
+        };
+        let (decoder_inputs, decoder_outputs) = decoder(1);
+        let prefill = variant
+            .fixed
+            .iter()
+            .flat_map(|fixed| &fixed.prefill)
+            .map(|prefill| {
+                let (inputs, outputs) = decoder(prefill.new);
+                (&prefill.graph, inputs, outputs)
+            });
+        for (graph, inputs, outputs) in [
+            (
+                &variant.vision_encoder,
+                pixels(&self.image),
+                features(&self.image),
+            ),
+            (
+                &variant.embed_tokens,
+                vec![io("input_ids".to_owned(), Int64, sequence())],
+                vec![embeds()],
+            ),
+            (&variant.decoder, decoder_inputs, decoder_outputs),
+        ]
+        .into_iter()
+        .chain(further)
+        .chain(prefill)
+        {
+            compare(&graph.path, "input", &graph.inputs, &inputs, problems);
+            compare(&graph.path, "output", &graph.outputs, &outputs, problems);
+        }
+    }
+}
+
+/// The path, if it stays inside the bundle on every system.
+fn inside(path: &str) -> Option<PathBuf> {
+    let plain = !path.is_empty() && !path.contains(['\\', ':', '\0']) && !path.split('/').any(str::is_empty);
+    let relative = Path::new(path);
+    let normal = relative
+        .components()
+        .all(|part| matches!(part, Component::Normal(_)));
+    // Components swallow a `.` in the middle; the text must not have it either.
+    let dots = path.split('/').any(|part| part == "." || part == "..");
+    (plain && normal && !dots).then(|| relative.to_owned())
+}
+
+/// Compares the inputs or outputs of a graph with what the rest of the contract implies; the first difference.
+fn compare(graph: &str, kind: &str, found: &[Io], expected: &[Io], problems: &mut Vec<String>) {
+    if found.len() != expected.len() {
+        problems.push(format!(
+            "`{graph}` has {} {kind}s, expected {}",
+            found.len(),
+            expected.len()
+        ));
+    }
+    if let Some((found, expected)) = found
+        .iter()
+        .zip(expected)
+        .find(|(found, expected)| found != expected)
+    {
+        problems.push(format!("`{graph}` has the {kind} {found}, expected {expected}"));
+    }
+}
