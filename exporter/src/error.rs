@@ -28,6 +28,16 @@ pub enum ExportError {
         /// The largest.
         largest: u64,
     },
+    /// A network uses an operator that the form has no word for.
+    #[error("node `{node}`: {op} has no {form} form")]
+    NoForm {
+        /// The node.
+        node: String,
+        /// Its operator.
+        op: &'static str,
+        /// `ONNX` or `Core ML`.
+        form: &'static str,
+    },
     /// The operating system refused.
     #[error("cannot {action} `{}`: {source}", path.display())]
     Io {

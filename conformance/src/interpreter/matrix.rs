@@ -1,6 +1,7 @@
 //! Products, norms and reductions: everything that sums along an axis.
 
-use super::elementwise::{broadcast_shape, broadcast_strides};
+use super::elementwise::{self, broadcast_shape, broadcast_strides};
+use super::movement;
 use crate::tensor::{Tensor, index_of};
 use rayon::prelude::*;
 
@@ -108,6 +109,25 @@ pub(super) fn softmax(x: &Tensor, axis: i64) -> Result<Tensor, String> {
         }
     }
     Ok(Tensor::float(&x.shape, data))
+}
+
+/// `softmax(query key^T / sqrt(E) + bias) value`
+pub(super) fn attention(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Tensor, String> {
+    let rank = key.shape.len();
+    let mut perm: Vec<usize> = (0..rank).collect();
+    perm.swap(rank.saturating_sub(1), rank.saturating_sub(2));
+    let width = query.shape.last().copied().unwrap_or(1) as f64;
+    let query = elementwise::map(query, |x| x / width.sqrt())?;
+    let mut scores = matmul(&query, &movement::transpose(key, &perm)?)?;
+    if let Some(bias) = bias {
+        scores = elementwise::arithmetic(&scores, bias, |a, b| a + b, i64::wrapping_add)?;
+    }
+    matmul(&softmax(&scores, -1)?, value)
 }
 
 /// Mean over axes.

@@ -205,7 +205,11 @@ impl<'a> Interpreter<'a> {
             | WeightForm::PanelScales(..)
             | WeightForm::Bytes
             | WeightForm::Plane(_)
-            | WeightForm::ByteScales => {
+            | WeightForm::ByteScales
+            | WeightForm::Signed8
+            | WeightForm::Signed8Scales
+            | WeightForm::Signed4
+            | WeightForm::Signed4Scales => {
                 let bytes = pack::bytes(weight, self.weights).map_err(|error| refuse(error.to_string()))?;
                 elements(&shape, value.dtype, &bytes)
             }
@@ -324,6 +328,8 @@ fn evaluate(op: &Op, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
         Op::LessOrEqual => one(elementwise::less_or_equal(a()?, b()?)),
         Op::And => one(elementwise::and(a()?, b()?)),
         Op::Where => one(elementwise::select(a()?, b()?, c()?)),
+        Op::SliceUpdate => one(movement::slice_update(a()?, b()?, c()?)),
+        Op::ScaledDotProductAttention => one(matrix::attention(a()?, b()?, c()?, inputs.get(3).copied())),
         Op::Fused(fused) => Err(format!("{} is computed by its body", fused.name())),
     }
 }

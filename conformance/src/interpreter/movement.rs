@@ -157,6 +157,29 @@ pub(super) fn split(x: &Tensor, axis: i64, sizes: &[u64]) -> Result<Vec<Tensor>,
         .collect())
 }
 
+/// `data` with `update` written at `begin`, one index for each axis.
+pub(super) fn slice_update(data: &Tensor, update: &Tensor, begin: &Tensor) -> Result<Tensor, String> {
+    let begin = begin.as_int().ok_or("the indices are not integers")?;
+    let (to, from) = (strides_of(&data.shape), strides_of(&update.shape));
+    let mut out = data.clone();
+    let (Data::Float(target), Some(source)) = (&mut out.data, update.as_float()) else {
+        return Err("only real numbers are updated".to_owned());
+    };
+    for (index, value) in source.iter().enumerate() {
+        let mut place = 0;
+        for (axis, stride) in from.iter().enumerate() {
+            let within = index / stride % update.shape[axis];
+            let start = usize::try_from(begin[axis]).map_err(|_| "a negative index")?;
+            if start + update.shape[axis] > data.shape[axis] {
+                return Err(format!("axis {axis} ends before {}", start + update.shape[axis]));
+            }
+            place += (start + within) * to[axis];
+        }
+        target[place] = *value;
+    }
+    Ok(out)
+}
+
 /// New shape: 0 copies, one -1 is computed.
 pub(super) fn reshape(x: &Tensor, target: &[i64]) -> Result<Tensor, String> {
     let problem = || format!("shape {:?} cannot become {target:?}", x.shape);

@@ -268,6 +268,13 @@ fn lower_node(
             lowered.attribute.push(int("end", *end));
         }
         Op::Fused(fused) => lowered.attribute = fused_attributes(fused)?,
+        Op::SliceUpdate | Op::ScaledDotProductAttention => {
+            return Err(ExportError::NoForm {
+                node: node.name.clone(),
+                op: node.op.name(),
+                form: "ONNX",
+            });
+        }
     }
     Ok(lowered)
 }

@@ -1,5 +1,5 @@
-//! What do the forms of target `cpu` hold, byte for byte? Panels, bytes and nibbles, quantised here, a few rows at a
-//! time. The layouts are described in [`models::graph::fused`].
+//! What do quantised forms hold, byte for byte? Those of target `cpu` are panels, bytes and nibbles, described in
+//! [`models::graph::fused`]; those of Core ML packages are rows. They are made here, a few rows at a time.
 
 use crate::error::ExportError;
 use half::f16;
@@ -32,7 +32,11 @@ pub fn is_packed(weight: &WeightRef) -> bool {
         | WeightForm::PanelScales(..)
         | WeightForm::Bytes
         | WeightForm::Plane(_)
-        | WeightForm::ByteScales => true,
+        | WeightForm::ByteScales
+        | WeightForm::Signed8
+        | WeightForm::Signed8Scales
+        | WeightForm::Signed4
+        | WeightForm::Signed4Scales => true,
     }
 }
 
@@ -64,6 +68,23 @@ pub fn pack<E: From<ExportError>>(
             weight,
             weights,
             &|row| byte_scale(row).to_le_bytes().to_vec(),
+            emit,
+        ),
+        WeightForm::Signed8 => table(weight, weights, &signed_bytes, emit),
+        WeightForm::Signed8Scales => table(
+            weight,
+            weights,
+            &|row| half_scale(row).to_le_bytes().to_vec(),
+            emit,
+        ),
+        WeightForm::Signed4 => table(weight, weights, &signed_nibbles, emit),
+        WeightForm::Signed4Scales => table(
+            weight,
+            weights,
+            &|row| {
+                let scales = row.chunks(WIDTH).map(|block| nibble_block(&padded(block)).0);
+                scales.flat_map(f16::to_le_bytes).collect()
+            },
             emit,
         ),
         WeightForm::Stored | WeightForm::Transposed => Err(E::from(ExportError::Internal {
@@ -278,11 +299,7 @@ fn nibble_panel(rows: &[&[f32]], scales: bool) -> Vec<u8> {
     let mut factors = vec![f16::ZERO; blocks * LANES];
     for (lane, row) in rows.iter().enumerate() {
         for (index, values) in row.chunks(WIDTH).enumerate() {
-            let mut block = [0.0; WIDTH];
-            for (to, from) in block.iter_mut().zip(values) {
-                *to = *from;
-            }
-            let (scale, codes) = nibble_block(&block);
+            let (scale, codes) = nibble_block(&padded(values));
             if let Some(factor) = factors.get_mut(index * LANES + lane) {
                 *factor = scale;
             }
@@ -364,6 +381,40 @@ fn table<E: From<ExportError>>(
 fn bytes_of(row: &[f32]) -> Vec<u8> {
     let inverse = inverse(byte_scale(row));
     row.iter().map(|value| byte_of(*value, inverse)).collect()
+}
+
+/// The scale of a row of bytes as Core ML has it: what is rounded by it is multiplied by the same number again.
+fn half_scale(row: &[f32]) -> f16 {
+    f16::from_f32(byte_scale(row))
+}
+
+/// `[K]`, two's complement.
+fn signed_bytes(row: &[f32]) -> Vec<u8> {
+    let inverse = inverse(half_scale(row).to_f32());
+    let signed = |value: &f32| byte_of(*value, inverse).wrapping_sub(128);
+    row.iter().map(signed).collect()
+}
+
+/// `[K/2]`, two's complement, the lower nibble first. `K` is a multiple of [`BLOCK`].
+fn signed_nibbles(row: &[f32]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(row.len() / 2);
+    for block in row.chunks(WIDTH) {
+        let (_, codes) = nibble_block(&padded(block));
+        // 8 stands for 0: with the highest bit turned over it is two's complement.
+        let signed = codes.map(|code| code ^ 8);
+        let pairs = signed.as_chunks::<2>().0.iter();
+        out.extend(pairs.map(|[low, high]| low | high << 4));
+    }
+    out
+}
+
+/// A block, filled up with 0.
+fn padded(values: &[f32]) -> [f32; WIDTH] {
+    let mut block = [0.0; WIDTH];
+    for (to, from) in block.iter_mut().zip(values) {
+        *to = *from;
+    }
+    block
 }
 
 /// `[D/128,64]`

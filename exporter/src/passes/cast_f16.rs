@@ -355,7 +355,8 @@ fn compute(node: &Node) -> Compute {
         | Op::Split { .. }
         | Op::Unsqueeze { .. }
         | Op::Squeeze { .. }
-        | Op::Gather { .. } => Compute::AsGiven,
+        | Op::Gather { .. }
+        | Op::SliceUpdate => Compute::AsGiven,
         Op::Shape { .. } => Compute::Any,
         Op::Cast { to } if !to.is_float() => Compute::Any,
         Op::Cast { .. } => Compute::In(storage(node.precision)),
@@ -380,7 +381,8 @@ fn compute(node: &Node) -> Compute {
         | Op::Range { .. }
         | Op::LessOrEqual
         | Op::And
-        | Op::Where => Compute::In(storage(node.precision)),
+        | Op::Where
+        | Op::ScaledDotProductAttention => Compute::In(storage(node.precision)),
         // No variant has both; if one ever does, they compute in float32.
         Op::Fused(_) => Compute::In(DType::Float32),
     }

@@ -10,12 +10,30 @@ use super::fixed;
 use crate::config::{TokenMixer, VisionConfig};
 use crate::graph::{Builder, Conv, Dim, ValueId};
 
+/// How attention is written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Attention {
+    /// Products and a softmax.
+    Products,
+    /// One operator.
+    Whole,
+}
+
 /// `pixels [B,3,S,S] -> tokens [B,N,F]`, row by row.
 pub(super) fn fastvithd(b: &mut Builder, config: &VisionConfig, pixels: ValueId) -> ValueId {
+    tower(b, config, Attention::Products, pixels)
+}
+
+/// The same for one image, attention in one operator: `pixels [1,3,S,S] -> tokens [1,N,F]`.
+pub(super) fn fastvithd_of_one(b: &mut Builder, config: &VisionConfig, pixels: ValueId) -> ValueId {
+    tower(b, config, Attention::Whole, pixels)
+}
+
+fn tower(b: &mut Builder, config: &VisionConfig, attention: Attention, pixels: ValueId) -> ValueId {
     let b = &mut b.scope("vision_tower");
     let mut x = stem(b, config, pixels); // [B,C0,S/4,S/4]
     for index in 0..config.embed_dims.len() {
-        x = stage(b, config, index, x); // [B,C,H,W]
+        x = stage(b, config, attention, index, x); // [B,C,H,W]
     }
     let x = final_conv(b, config, x); // [B,F,H,W]
     tokens_of(b, x) // [B,N,F]
@@ -64,7 +82,7 @@ fn stem(b: &mut Builder, config: &VisionConfig, pixels: ValueId) -> ValueId {
     x
 }
 
-fn stage(b: &mut Builder, config: &VisionConfig, index: usize, x: ValueId) -> ValueId {
+fn stage(b: &mut Builder, config: &VisionConfig, attention: Attention, index: usize, x: ValueId) -> ValueId {
     let width = config.embed_dims[index];
     let b = &mut b.scope(format!("stages.{index}"));
     let mut x = if config.downsamples(index) {
@@ -89,7 +107,7 @@ fn stage(b: &mut Builder, config: &VisionConfig, index: usize, x: ValueId) -> Va
         let b = &mut b.scope(format!("blocks.{block}"));
         x = match config.token_mixers[index] {
             TokenMixer::RepMixer => repmixer_block(b, config, index, x), // [B,C,H,W]
-            TokenMixer::Attention => attention_block(b, config, index, x), // [B,C,H,W]
+            TokenMixer::Attention => attention_block(b, config, attention, index, x), // [B,C,H,W]
         };
     }
     x
@@ -145,7 +163,13 @@ fn repmixer_block(b: &mut Builder, config: &VisionConfig, index: usize, x: Value
 }
 
 /// `x + scale * attention(norm(x))`, then `x + scale * ffn(x)`. timm `AttentionBlock`.
-fn attention_block(b: &mut Builder, config: &VisionConfig, index: usize, x: ValueId) -> ValueId {
+fn attention_block(
+    b: &mut Builder,
+    config: &VisionConfig,
+    attention: Attention,
+    index: usize,
+    x: ValueId,
+) -> ValueId {
     let width = config.embed_dims[index];
     let (height, breadth) = match *b.shape_of(x) {
         [_, _, Dim::Fixed(height), Dim::Fixed(breadth)] => (height, breadth),
@@ -155,8 +179,11 @@ fn attention_block(b: &mut Builder, config: &VisionConfig, index: usize, x: Valu
     let tokens = tokens_of(b, x); // [B,N,C]
     let normed = b.layer_norm("norm", tokens, width, config.norm_epsilon); // [B,N,C]
     let attended = match *b.shape_of(x) {
-        // Target `coreml`: one image, rank 4.
-        [Dim::Fixed(1), ..] => fixed::image_attention(b, config.head_dim, width, height * breadth, normed), // [1,N,C]
+        // For Core ML: one image, rank 4.
+        [Dim::Fixed(1), ..] => {
+            let whole = attention == Attention::Whole;
+            fixed::image_attention(b, config.head_dim, width, height * breadth, whole, normed) // [1,N,C]
+        }
         _ => self_attention(b, config, width, normed), // [B,N,C]
     };
     let columns = b.transpose(attended, &[0, 2, 1]); // [B,C,N]

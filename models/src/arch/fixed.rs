@@ -220,13 +220,13 @@ fn self_attention(
 }
 
 /// `[n,k,d]`, or `[n,k*d]` in memory alike, as `[1,k,n,d]`.
-fn per_head(b: &mut Builder, x: ValueId, [n, k, d]: [i64; 3]) -> ValueId {
+pub(super) fn per_head(b: &mut Builder, x: ValueId, [n, k, d]: [i64; 3]) -> ValueId {
     let x = b.reshape(x, &[1, n, k, d]); // [1,n,k,d]
     b.transpose(x, &[0, 2, 1, 3]) // [1,k,n,d]
 }
 
 /// `down(silu(gate(x)) * up(x))`
-fn mlp(b: &mut Builder, config: &DecoderConfig, x: ValueId) -> ValueId {
+pub(super) fn mlp(b: &mut Builder, config: &DecoderConfig, x: ValueId) -> ValueId {
     let (width, wide) = (config.hidden_size, config.intermediate_size);
     let b = &mut b.scope("mlp");
     let gate = b.dense("gate_proj", x, width, wide, false); // [n,I]
@@ -239,8 +239,15 @@ fn mlp(b: &mut Builder, config: &DecoderConfig, x: ValueId) -> ValueId {
     b.dense("down_proj", product, wide, width, false) // [n,D]
 }
 
-/// The encoder's attention for one image: `[1,N,C] -> [1,N,C]`. The scope is the block's.
-pub(super) fn image_attention(b: &mut Builder, length: u64, width: u64, tokens: u64, x: ValueId) -> ValueId {
+/// The encoder's attention for one image, in one operator if `whole`: `[1,N,C] -> [1,N,C]`. The scope is the block's.
+pub(super) fn image_attention(
+    b: &mut Builder,
+    length: u64,
+    width: u64,
+    tokens: u64,
+    whole: bool,
+    x: ValueId,
+) -> ValueId {
     let heads = width / length.max(1);
     let (n, h, d) = (signed(tokens), signed(heads), signed(length));
     let b = &mut b.scope("token_mixer");
@@ -248,15 +255,19 @@ pub(super) fn image_attention(b: &mut Builder, length: u64, width: u64, tokens: 
     let qkv = b.dense("qkv", x, width, 3 * width, false); // [N,3C]
     let parts = b.split(qkv, 1, [width, width, width]); // [N,C] each
     let [q, k, v] = parts.map(|part| per_head(b, part, [n, h, d])); // [1,h,N,d] each
-    let weights = {
-        let b = &mut b.full();
-        let scale = b.constant_f32(&[], vec![qwen2::scale(length)]);
-        let q = b.mul(q, scale); // [1,h,N,d]
-        let k = b.transpose(k, &[0, 1, 3, 2]); // [1,h,d,N]
-        let scores = b.matmul(q, k); // [1,h,N,N]
-        b.softmax(scores) // [1,h,N,N]
+    let mixed = if whole {
+        b.full().attention([q, k, v], None) // [1,h,N,d]
+    } else {
+        let weights = {
+            let b = &mut b.full();
+            let scale = b.constant_f32(&[], vec![qwen2::scale(length)]);
+            let q = b.mul(q, scale); // [1,h,N,d]
+            let k = b.transpose(k, &[0, 1, 3, 2]); // [1,h,d,N]
+            let scores = b.matmul(q, k); // [1,h,N,N]
+            b.softmax(scores) // [1,h,N,N]
+        };
+        b.matmul(weights, v) // [1,h,N,d]
     };
-    let mixed = b.matmul(weights, v); // [1,h,N,d]
     let mixed = b.transpose(mixed, &[0, 2, 1, 3]); // [1,N,h,d]
     let mixed = b.reshape(mixed, &[n, signed(width)]); // [N,C]
     let mixed = b.dense("proj", mixed, width, width, true); // [N,C]
@@ -264,7 +275,7 @@ pub(super) fn image_attention(b: &mut Builder, length: u64, width: u64, tokens: 
 }
 
 /// Query heads for each head of keys and values.
-fn groups(config: &DecoderConfig) -> u64 {
+pub(super) fn groups(config: &DecoderConfig) -> u64 {
     config.heads / config.kv_heads.max(1)
 }
 

@@ -5,6 +5,7 @@ pub mod fixed;
 pub mod fused;
 mod projector;
 mod qwen2;
+pub mod stateful;
 
 use crate::config::ModelConfig;
 use crate::dtype::DType;

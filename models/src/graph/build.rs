@@ -359,6 +359,17 @@ impl Builder {
         self.node(Op::Where, &[condition, a, b])
     }
 
+    /// `data` with `update` written at `begin`, one index for each axis.
+    pub fn slice_update(&mut self, data: ValueId, update: ValueId, begin: ValueId) -> ValueId {
+        self.node(Op::SliceUpdate, &[data, update, begin])
+    }
+
+    /// `softmax(query key^T / sqrt(E) + bias) value`
+    pub fn attention(&mut self, [query, key, value]: [ValueId; 3], bias: Option<ValueId>) -> ValueId {
+        let inputs: Vec<ValueId> = [query, key, value].into_iter().chain(bias).collect();
+        self.node(Op::ScaledDotProductAttention, &inputs)
+    }
+
     /// `x W^T (+ b)` with the weights of scope `name`: `weight [out, in]` and, if `bias`, `bias [out]`.
     pub fn linear(&mut self, name: &str, x: ValueId, input: u64, output: u64, bias: bool) -> ValueId {
         let b = &mut self.scope(name);

@@ -111,6 +111,14 @@ pub enum WeightForm {
     Plane(Nibble),
     /// The scales of those rows.
     ByteScales,
+    /// A matrix of signed bytes, row by row: `round(w / scale[row])`, for Core ML.
+    Signed8,
+    /// The scales of those rows, float16.
+    Signed8Scales,
+    /// A matrix of signed nibbles, row by row, the lower one first: `round(w / scale[row, column / 32])`, for Core ML.
+    Signed4,
+    /// The scales of those blocks, float16.
+    Signed4Scales,
 }
 
 /// Which half of a byte.
@@ -142,7 +150,11 @@ impl WeightRef {
             | WeightForm::Transposed
             | WeightForm::Bytes
             | WeightForm::Plane(_)
-            | WeightForm::ByteScales => None,
+            | WeightForm::ByteScales
+            | WeightForm::Signed8
+            | WeightForm::Signed8Scales
+            | WeightForm::Signed4
+            | WeightForm::Signed4Scales => None,
         };
         let more = rows
             .into_iter()

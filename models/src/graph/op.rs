@@ -1,4 +1,5 @@
-//! The only list of operators: names and semantics are ONNX's at opset [`OPSET`].
+//! The only list of operators: names and semantics are ONNX's at opset [`OPSET`], but for two that only Core ML's
+//! form has.
 //!
 //! What ONNX passes as small constant tensors (axes, shapes, sizes, bounds) is an attribute here; the ONNX
 //! writer turns it back into a constant.
@@ -139,12 +140,18 @@ pub enum Op {
     And,
     /// `condition ? a : b`, broadcasting.
     Where,
+    /// `data, update, begin`: `data` with `update` written at `begin` (int64, one index for each axis). Core ML's
+    /// `slice_update`.
+    SliceUpdate,
+    /// `query [..,L,E], key [..,S,E], value [..,S,E], bias` (broadcast to `[..,L,S]`; it may be absent):
+    /// `softmax(query key^T / sqrt(E) + bias) value`. Core ML's `scaled_dot_product_attention`.
+    ScaledDotProductAttention,
     /// An operator of target `cpu`, whose meaning is a graph of the others.
     Fused(Fused),
 }
 
 impl Op {
-    /// The operator's ONNX name.
+    /// The operator's name: ONNX's, where ONNX has it.
     pub const fn name(&self) -> &'static str {
         match self {
             Op::Add => "Add",
@@ -178,6 +185,8 @@ impl Op {
             Op::LessOrEqual => "LessOrEqual",
             Op::And => "And",
             Op::Where => "Where",
+            Op::SliceUpdate => "SliceUpdate",
+            Op::ScaledDotProductAttention => "ScaledDotProductAttention",
             Op::Fused(fused) => fused.name(),
         }
     }

@@ -141,8 +141,49 @@ pub(super) fn infer(op: &Op, inputs: &[&Value]) -> Result<Outputs, String> {
             let branches = broadcast(&inputs[1].shape, &inputs[2].shape)?;
             one(dtype, broadcast(&inputs[0].shape, &branches)?)
         }
+        Op::SliceUpdate => {
+            let (data, update) = (&inputs[0].shape, &inputs[1].shape);
+            expect_dtype(inputs[1], inputs[0].dtype)?;
+            expect_dtype(inputs[2], DType::Int64)?;
+            let rank = u64::try_from(data.len()).unwrap_or(u64::MAX);
+            let fits = |(whole, part): (&Dim, &Dim)| {
+                whole.fixed().zip(part.fixed()).is_some_and(|(whole, part)| part <= whole)
+            };
+            let inside = data.len() == update.len() && data.iter().zip(update).all(fits);
+            if !inside || inputs[2].shape != [Dim::Fixed(rank)] {
+                return Err(format!(
+                    "writes {} into {} at {} indices",
+                    show(update),
+                    show(data),
+                    show(&inputs[2].shape)
+                ));
+            }
+            one(inputs[0].dtype, data.clone())
+        }
+        Op::ScaledDotProductAttention => one(same_dtype(inputs)?, attention(inputs)?),
         Op::Fused(fused) => fused.infer(inputs),
     }
+}
+
+/// `[..,L,E], [..,S,E], [..,S,E] -> [..,L,E]`, with a bias that can be broadcast to `[..,L,S]`.
+fn attention(inputs: &[&Value]) -> Result<Vec<Dim>, String> {
+    let [query, key, value] = [0, 1, 2].map(|index: usize| &inputs[index].shape[..]);
+    let turned = |shape: &[Dim]| match shape {
+        [batch @ .., length, width] => [batch, &[*width, *length]].concat(),
+        _ => shape.to_vec(),
+    };
+    let scores = matmul(query, &turned(key))?;
+    if let Some(bias) = inputs.get(3)
+        && broadcast(&scores, &bias.shape)? != scores
+    {
+        return Err(format!(
+            "adds `{}` of shape {} to scores of shape {}",
+            bias.name,
+            show(&bias.shape),
+            show(&scores)
+        ));
+    }
+    matmul(&scores, value)
 }
 
 /// `[batch, new, 896]`
@@ -185,7 +226,8 @@ fn arity(op: &Op, found: usize) -> Result<(), String> {
         | Op::Squeeze { .. }
         | Op::Shape { .. } => 1..=1,
         Op::Conv { .. } | Op::Gemm { .. } => 2..=3,
-        Op::LayerNormalization { .. } | Op::Range { .. } | Op::Where => 3..=3,
+        Op::LayerNormalization { .. } | Op::Range { .. } | Op::Where | Op::SliceUpdate => 3..=3,
+        Op::ScaledDotProductAttention => 3..=4,
         Op::Concat { .. } => 1..=usize::MAX,
         Op::Fused(fused) => fused.inputs()..=fused.inputs(),
     };
@@ -886,6 +928,40 @@ mod tests {
                 Op::Where,
                 &[(Bool, &[N, T]), (F, &[]), (F, &[])],
                 Ok(&[(F, &[N, T])]),
+            ),
+            case(
+                "slice update",
+                Op::SliceUpdate,
+                &[(F, &[f(3), f(4)]), (F, &[f(1), f(2)]), (I, &[f(2)])],
+                Ok(&[(F, &[f(3), f(4)])]),
+            ),
+            case(
+                "slice update beyond the end",
+                Op::SliceUpdate,
+                &[(F, &[f(3), f(4)]), (F, &[f(4), f(2)]), (I, &[f(2)])],
+                Err("writes [4, 2] into [3, 4]"),
+            ),
+            case(
+                "attention",
+                Op::ScaledDotProductAttention,
+                &[
+                    (F, &[f(2), f(6), f(8)]),
+                    (F, &[f(2), f(5), f(8)]),
+                    (F, &[f(2), f(5), f(8)]),
+                    (F, &[f(6), f(5)]),
+                ],
+                Ok(&[(F, &[f(2), f(6), f(8)])]),
+            ),
+            case(
+                "attention bias",
+                Op::ScaledDotProductAttention,
+                &[
+                    (F, &[f(2), f(6), f(8)]),
+                    (F, &[f(2), f(5), f(8)]),
+                    (F, &[f(2), f(5), f(8)]),
+                    (F, &[f(3), f(6), f(5), f(5)]),
+                ],
+                Err("broadcast"),
             ),
         ];
         let mut failures = Vec::new();
