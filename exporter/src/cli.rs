@@ -29,9 +29,13 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "DIR|demo|ORG/NAME", default_value = "demo")]
     pub(crate) model: String,
 
-    /// The form to write
+    /// The form to write; can be given several times
     #[arg(long, value_enum, value_name = "FORM", default_value = "onnx")]
     pub(crate) to: Vec<Form>,
+
+    /// Beside the packages of --to coreml, which need iOS 18 or macOS 15, an encoder for iOS 16 and macOS 13
+    #[arg(long)]
+    pub(crate) ios16_encoder: bool,
 
     /// For which engines; can be given several times [default: portable, or cpu for int8 and q4]
     #[arg(long, value_enum, value_name = "TARGET")]
@@ -98,7 +102,11 @@ pub(crate) struct Cli {
 /// What is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Form {
+    /// Graphs for ONNX Runtime and every other engine that reads ONNX
     Onnx,
+    /// Packages for Core ML itself, the cache as its state: fp16, fp32, int8, q4
+    #[value(name = "coreml")]
+    CoreMl,
 }
 
 /// Whose rules are checked.
@@ -149,10 +157,20 @@ impl Cli {
     /// # Errors
     /// A target that has none of the precisions, or the other way round.
     pub(crate) fn plan(&self) -> Result<ExportPlan, String> {
+        let onnx = self.to.contains(&Form::Onnx);
+        let packages = self.packages();
+        if self.ios16_encoder && packages.is_empty() {
+            return Err("--ios16-encoder is a package of --to coreml, found --to onnx".to_owned());
+        }
+        if !onnx && (!self.target.is_empty() || !self.image_size.is_empty() || self.check.is_some()) {
+            return Err("--target, --image-size and --check are about --to onnx, found --to coreml".to_owned());
+        }
         Ok(ExportPlan {
             source: source(&self.model),
             output: self.output.clone(),
-            variants: self.variants()?,
+            variants: if onnx { self.variants()? } else { Vec::new() },
+            packages,
+            older_encoder: self.ios16_encoder,
             image_sizes: self.image_size.clone(),
             max_context: self.max_context,
             prefill: if self.prefill.is_empty() {
@@ -168,6 +186,23 @@ impl Cli {
             overwrite: self.overwrite,
             dry_run: self.dry_run,
         })
+    }
+
+    /// Precisions of Core ML packages, each once.
+    fn packages(&self) -> Vec<Precision> {
+        if !self.to.contains(&Form::CoreMl) {
+            return Vec::new();
+        }
+        let mut precisions: Vec<Precision> = Vec::new();
+        for precision in self.precision.iter().map(|flag| flag.precision()) {
+            if !precisions.contains(&precision) {
+                precisions.push(precision);
+            }
+        }
+        if precisions.is_empty() {
+            precisions.push(Precision::Fp16);
+        }
+        precisions
     }
 
     /// Each precision for each target that has it.

@@ -5,6 +5,7 @@ pub mod coreml;
 pub mod demo;
 mod error;
 pub mod files;
+pub mod mlpackage;
 pub mod onnx;
 pub mod passes;
 pub mod plan;
@@ -18,10 +19,11 @@ pub use report::{Report, Silent};
 pub use summary::{GraphSummary, Summary, VariantSummary};
 
 use files::Staging;
+use mlpackage::Packages;
 use models::arch::fixed::{self, Lengths};
 use models::arch::{self, Network};
 use models::bundle::{
-    self, Bundle, FILE_NAME, FileEntry, FixedDecoder, GraphEntry, ImageSpec, Io, IoDim, KvSpec, ModelInfo,
+    self, Bundle, CoreMlPackages, EmbeddingRows, FILE_NAME, FileEntry, FixedDecoder, GraphEntry, ImageSpec, Io, IoDim, KvSpec, ModelInfo,
     Parameters, Prefill, SCHEMA, SizedEncoder,
 };
 use models::checkpoint::{self, Accounting, Assets, Canonical, Checkpoint};
@@ -37,6 +39,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The directory of the graphs inside a bundle.
 const ONNX: &str = "onnx";
+
+/// The directory of Core ML packages inside a bundle.
+const COREML: &str = "coreml";
 
 /// Carries out an export: a bundle appears at the plan's output, whole, or nothing does.
 ///
@@ -54,11 +59,16 @@ pub fn export(plan: &ExportPlan, report: &mut dyn Report) -> Result<Summary, Exp
         variants.push(Lowered::new(&opened, variant)?);
     }
     let info = opened.info(source.name);
-    let mut summary = Summary::new(&opened, info, &variants);
+    let mut packages = Vec::with_capacity(plan.packages.len());
+    for &precision in &plan.packages {
+        packages.push(opened.packages(precision, plan.older_encoder, &info.name)?);
+    }
+    let forms = Forms { variants, packages };
+    let mut summary = Summary::new(&opened, info, &forms);
     if plan.dry_run {
         return Ok(summary);
     }
-    let bundle = write(plan, &opened, &summary, &variants, report)?;
+    let bundle = write(plan, &opened, &summary, &forms, report)?;
     summary.output = Some(plan.output.clone());
     summary.bytes = bundle.files.iter().map(|file| file.bytes).sum();
     let not_finite = opened.weights.non_finite();
@@ -177,6 +187,18 @@ impl Opened {
         self.further.iter().map(encoder).collect()
     }
 
+    /// The networks in Core ML's own form.
+    fn packages(&self, precision: Precision, older: bool, name: &str) -> Result<Packages, ExportError> {
+        mlpackage::prepare(mlpackage::Recipe {
+            config: self.weights.config(),
+            precision,
+            context: self.context,
+            prefill: &self.prefill,
+            older,
+            name,
+        })
+    }
+
     fn info(&self, name: String) -> ModelInfo {
         ModelInfo {
             name,
@@ -293,23 +315,37 @@ impl Lowered {
     }
 }
 
+/// Everything that a plan asks for, ready to be written.
+struct Forms {
+    variants: Vec<Lowered>,
+    packages: Vec<Packages>,
+}
+
+impl Forms {
+    fn data_bytes(&self) -> u64 {
+        let graphs: u64 = self.variants.iter().map(Lowered::data_bytes).sum();
+        let packages = self.packages.iter().flat_map(|packages| &packages.all);
+        graphs + packages.map(|package| package.data.length).sum::<u64>()
+    }
+}
+
 /// Writes everything into a sibling directory, reads it back, and makes it the target.
 fn write(
     plan: &ExportPlan,
     opened: &Opened,
     summary: &Summary,
-    variants: &[Lowered],
+    forms: &Forms,
     report: &mut dyn Report,
 ) -> Result<Bundle, ExportError> {
     let staging = Staging::create(&plan.output, plan.overwrite)?;
     staging.check_space(summary.bytes)?;
-    report.start(variants.iter().map(Lowered::data_bytes).sum());
+    report.start(forms.data_bytes());
 
     let stop = AtomicBool::new(false);
     let (written, hashed) = std::thread::scope(|scope| {
         // Beside the writing, so that a second core does it while the pages are in memory anyway.
         let hashing = scope.spawn(|| hash_source(&opened.checkpoint, &|| stop.load(Ordering::Relaxed)));
-        let written = write_files(opened, variants, &staging, report);
+        let written = write_files(opened, forms, &staging, report);
         stop.store(written.is_err(), Ordering::Relaxed);
         while !hashing.is_finished() {
             if report.interrupted() {
@@ -325,7 +361,7 @@ fn write(
         (written, hashing.join().unwrap_or_else(panicked))
     });
     let files = written?;
-    let bundle = contract(opened, summary, variants, hashed?, files);
+    let bundle = contract(opened, summary, forms, hashed?, files);
     files::write(staging.path(), FILE_NAME, bundle.to_json().as_bytes())?;
     read_back(staging.path(), &bundle)?;
     if report.interrupted() {
@@ -337,7 +373,7 @@ fn write(
 
 fn write_files(
     opened: &Opened,
-    variants: &[Lowered],
+    forms: &Forms,
     staging: &Staging,
     report: &mut dyn Report,
 ) -> Result<Vec<FileEntry>, ExportError> {
@@ -346,8 +382,10 @@ fn write_files(
         files.push(files::write(staging.path(), &asset.path, &asset.contents)?);
     }
     let directory = staging.path().join(ONNX);
-    std::fs::create_dir(&directory).map_err(ExportError::io("create", &directory))?;
-    for variant in variants {
+    if !forms.variants.is_empty() {
+        std::fs::create_dir(&directory).map_err(ExportError::io("create", &directory))?;
+    }
+    for variant in &forms.variants {
         for graph in variant.all() {
             let written = onnx::write(graph, &opened.weights, &variant.pool, &directory, report)?;
             files.extend(written.into_iter().map(|file| FileEntry {
@@ -355,6 +393,14 @@ fn write_files(
                 ..file
             }));
         }
+    }
+    let directory = staging.path().join(COREML);
+    for package in forms.packages.iter().flat_map(|packages| &packages.all) {
+        let written = mlpackage::write(package, &opened.weights, &directory, report)?;
+        files.extend(written.into_iter().map(|file| FileEntry {
+            path: in_coreml(&file.path),
+            ..file
+        }));
     }
     files.sort();
     Ok(files)
@@ -392,14 +438,15 @@ fn read_back(directory: &Path, bundle: &Bundle) -> Result<(), ExportError> {
         }
         .into());
     }
-    found.files.retain(|file| !file.path.ends_with(".onnx_data"));
+    let data = |path: &str| path.ends_with(".onnx_data") || path.ends_with(mlpackage::WEIGHT_FILE);
+    found.files.retain(|file| !data(&file.path));
     Ok(found.verify_hashes(directory, &mut |_| {})?)
 }
 
 fn contract(
     opened: &Opened,
     summary: &Summary,
-    variants: &[Lowered],
+    forms: &Forms,
     source: Vec<FileEntry>,
     files: Vec<FileEntry>,
 ) -> Bundle {
@@ -418,9 +465,15 @@ fn contract(
         },
         image: opened.assets.image.clone(),
         prompt: opened.assets.prompt.clone(),
-        variants: variants
+        variants: forms
+            .variants
             .iter()
             .map(|variant| variant_entry(opened, variant))
+            .collect(),
+        packages: forms
+            .packages
+            .iter()
+            .map(|packages| packages_entry(opened, packages))
             .collect(),
         files,
     }
@@ -441,6 +494,23 @@ fn variant_entry(opened: &Opened, lowered: &Lowered) -> bundle::Variant {
         embed_tokens,
         decoder,
         fixed: (lowered.variant.target() == Target::CoreMl).then(|| fixed_decoder(opened, lowered)),
+    }
+}
+
+fn packages_entry(opened: &Opened, packages: &Packages) -> CoreMlPackages {
+    let whole = |length: u64| usize::try_from(length).unwrap_or(usize::MAX);
+    let mut names = packages.all.iter().map(|package| in_coreml(&package.file_name));
+    CoreMlPackages {
+        precision: packages.precision.name().to_owned(),
+        vision_encoder: names.next().unwrap_or_default(),
+        decoder: names.next().unwrap_or_default(),
+        vision_encoder_ios16: names.next(),
+        context: whole(opened.context),
+        prefill: opened.prefill.iter().map(|new| whole(*new)).collect(),
+        embedding: EmbeddingRows {
+            path: in_coreml(&packages.embedding.path),
+            ..packages.embedding.clone()
+        },
     }
 }
 
@@ -501,6 +571,10 @@ fn graph_entry(graph: &Prepared) -> GraphEntry {
 
 fn in_onnx(name: &str) -> String {
     format!("{ONNX}/{name}")
+}
+
+fn in_coreml(name: &str) -> String {
+    format!("{COREML}/{name}")
 }
 
 /// Elements of the canonical weights, by network.

@@ -113,6 +113,7 @@ pub(crate) fn result(summary: &Summary) -> String {
         .variants
         .iter()
         .map(|variant| variant.precision.as_str())
+        .chain(summary.packages.iter().map(|package| package.precision.as_str()))
         .collect();
     precisions.dedup();
     let output = summary.output.as_deref().unwrap_or_else(|| "".as_ref());
@@ -196,6 +197,16 @@ fn lines(text: &mut String, summary: &Summary) -> std::fmt::Result {
                 }
             }
         }
+    }
+    for package in &summary.packages {
+        writeln!(
+            text,
+            "\n{}, {}: functions {}, {} of weights",
+            package.path,
+            package.precision,
+            package.functions.join(", "),
+            HumanBytes(package.data_bytes)
+        )?;
     }
     writeln!(
         text,

@@ -21,6 +21,10 @@ pub struct ExportPlan {
     pub max_context: u64,
     /// New positions of the prefill graphs of target `coreml`, any order. What is longer than the cache is cut to it.
     pub prefill: Vec<u64>,
+    /// Precisions of Core ML packages, each once.
+    pub packages: Vec<Precision>,
+    /// Whether there is a package of the encoder for iOS 16 and macOS 13 too.
+    pub older_encoder: bool,
     /// The checkpoint's layout, where it must not be detected.
     pub layout: Option<Layout>,
     /// Whether an existing bundle is replaced. Anything else that exists is never touched.
@@ -45,6 +49,8 @@ impl ExportPlan {
             image_sizes: Vec::new(),
             max_context: ExportPlan::MAX_CONTEXT,
             prefill: ExportPlan::PREFILL.to_vec(),
+            packages: Vec::new(),
+            older_encoder: false,
             layout: None,
             overwrite: false,
             dry_run: false,

@@ -1,6 +1,7 @@
 //! What does an export hold? The account that `--dry-run`, `--json` and the last lines of a run are made from.
 
-use crate::{Lowered, Opened, graph_entry};
+use crate::mlpackage::{Package, Packages};
+use crate::{Forms, Lowered, Opened, graph_entry};
 use models::bundle::{GraphEntry, ModelInfo};
 use models::checkpoint::Accounting;
 use serde::Serialize;
@@ -17,6 +18,8 @@ pub struct Summary {
     pub model: ModelInfo,
     /// The exported forms.
     pub variants: Vec<VariantSummary>,
+    /// Core ML packages.
+    pub packages: Vec<PackageSummary>,
     /// What became of every tensor of the checkpoint.
     pub accounting: Accounting,
     /// What the user should know.
@@ -49,15 +52,28 @@ pub struct GraphSummary {
     pub data_bytes: u64,
 }
 
+/// One Core ML package.
+#[derive(Debug, Clone, Serialize)]
+pub struct PackageSummary {
+    /// Directory of the package in the bundle.
+    pub path: String,
+    /// `fp32`, `fp16`, `int8` or `q4`.
+    pub precision: String,
+    /// Names of its functions.
+    pub functions: Vec<String>,
+    /// Bytes of its weight file.
+    pub data_bytes: u64,
+}
+
 impl Summary {
-    pub(crate) fn new(opened: &Opened, model: ModelInfo, variants: &[Lowered]) -> Self {
+    pub(crate) fn new(opened: &Opened, model: ModelInfo, forms: &Forms) -> Self {
         let assets: usize = opened.assets.files.iter().map(|asset| asset.contents.len()).sum();
-        let data: u64 = variants.iter().map(Lowered::data_bytes).sum();
         Summary {
             output: None,
-            bytes: data + u64::try_from(assets).unwrap_or(u64::MAX),
+            bytes: forms.data_bytes() + u64::try_from(assets).unwrap_or(u64::MAX),
             model,
-            variants: variants.iter().map(variant).collect(),
+            variants: forms.variants.iter().map(variant).collect(),
+            packages: forms.packages.iter().flat_map(packages).collect(),
             accounting: opened.accounting.clone(),
             warnings: opened.accounting.warnings.clone(),
         }
@@ -76,4 +92,14 @@ fn variant(lowered: &Lowered) -> VariantSummary {
         opset: models::graph::OPSET,
         graphs: graphs.collect(),
     }
+}
+
+fn packages(packages: &Packages) -> Vec<PackageSummary> {
+    let one = |package: &Package| PackageSummary {
+        path: crate::in_coreml(&package.file_name),
+        precision: packages.precision.name().to_owned(),
+        functions: package.functions.clone(),
+        data_bytes: package.data.length,
+    };
+    packages.all.iter().map(one).collect()
 }

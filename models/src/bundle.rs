@@ -48,8 +48,12 @@ pub struct Bundle {
     pub image: ImageSpec,
     /// From messages to token ids, and when to stop.
     pub prompt: PromptSpec,
-    /// The exported forms of the networks; at least one.
+    /// The exported forms of the networks; at least one here or in `packages`.
     pub variants: Vec<Variant>,
+    /// The networks in Core ML's own form. Left out of the text where there are none; a reader that does not know the field
+    /// refuses a bundle that has it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub packages: Vec<CoreMlPackages>,
     /// Every other file of the bundle, sorted by path, with length and SHA-256.
     pub files: Vec<FileEntry>,
 }
@@ -250,6 +254,58 @@ pub struct Prefill {
     pub new: usize,
     /// The graph.
     pub graph: GraphEntry,
+}
+
+/// The networks as Core ML packages: directories that are opened whole.
+///
+/// The encoder has one function, `pixel_values [1,3,H,W] -> image_features [1,tokens,hidden]`, float32. The decoder has a function
+/// `step` for one new position and `prefill_N` for `N`, which share their weights and two states, `key_cache` and `value_cache`
+/// `[layers,kv_heads,context,head_dim]`, float16: `inputs_embeds [1,N,hidden]` (float32), `position [1]` (int32: how many slots are
+/// filled) and, for more than one position, `last [1]` (int32: the row of the last real one) `-> logits [1,1,vocab]` (float32).
+/// Fewer positions than `N` are padded behind, where `position + N` must not be above `context`; what padding wrote is not
+/// looked at, and written over by the next call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CoreMlPackages {
+    /// `fp32`, `fp16`, `int8` or `q4`.
+    pub precision: String,
+    /// Directory of the encoder's package in the bundle.
+    pub vision_encoder: String,
+    /// The same for iOS 16 and macOS 13, where it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vision_encoder_ios16: Option<String>,
+    /// Directory of the decoder's package, for iOS 18 and macOS 15.
+    pub decoder: String,
+    /// Slots of the cache: at most [`KvSpec::max_context`].
+    pub context: usize,
+    /// New positions of the prefill functions, ascending: at least 2 each.
+    pub prefill: Vec<usize>,
+    /// The table that token ids are looked up in.
+    pub embedding: EmbeddingRows,
+}
+
+impl CoreMlPackages {
+    /// The directories of its packages.
+    pub fn directories(&self) -> impl Iterator<Item = &String> {
+        [&self.vision_encoder, &self.decoder]
+            .into_iter()
+            .chain(&self.vision_encoder_ios16)
+    }
+}
+
+/// Rows of a table `[vocab, hidden]` in a file, to be read one at a time where they lie.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EmbeddingRows {
+    /// The file.
+    pub path: String,
+    /// Element type of a row, and of the scales where there are some.
+    pub dtype: DType,
+    /// First byte of the rows.
+    pub offset: u64,
+    /// First byte of a scale for each row: the rows are then signed bytes, to be multiplied by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scales: Option<u64>,
 }
 
 /// A vision encoder for another image size than the one that [`ImageSpec`] states, and what it changes there.
@@ -517,6 +573,7 @@ mod tests {
                 },
             },
             source: Vec::new(),
+            packages: Vec::new(),
             kv: KvSpec {
                 layers: 1,
                 kv_heads: 2,

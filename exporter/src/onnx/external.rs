@@ -73,6 +73,8 @@ pub struct Tensor {
     pub offset: u64,
     /// Length in bytes.
     pub bytes: u64,
+    /// What stands right before it, where that is not zeros: records of a Core ML package.
+    pub before: Vec<u8>,
 }
 
 /// The weights placed so far; graphs that read the same weight in the same form share its bytes.
@@ -108,6 +110,7 @@ impl Pool {
                 dtype: value.dtype,
                 offset,
                 bytes,
+                before: Vec::new(),
             });
             self.places.insert(
                 key,
@@ -279,7 +282,9 @@ impl Reader<'_> {
         for tensor in &file.tensors {
             let padding = usize::try_from(tensor.offset - position).unwrap_or(0);
             if padding > 0 {
-                self.send(Block::Bytes(vec![0; padding]))?;
+                let mut bytes = vec![0; padding.saturating_sub(tensor.before.len())];
+                bytes.extend(&tensor.before);
+                self.send(Block::Bytes(bytes))?;
             }
             position = tensor.offset + tensor.bytes;
             if pack::is_packed(&tensor.weight) {

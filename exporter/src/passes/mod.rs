@@ -10,6 +10,18 @@ use crate::error::ExportError;
 use crate::plan::{Precision, Variant};
 use models::graph::Graph;
 
+/// The graph as a Core ML package of a precision has it: whatever weights are stored as, products are in half
+/// precision, or all is in float32.
+///
+/// # Errors
+/// A graph that a pass cannot rewrite.
+pub fn stored_as(graph: Graph, precision: Precision) -> Result<Graph, ExportError> {
+    match precision {
+        Precision::Fp32 => Ok(graph),
+        Precision::Fp16 | Precision::Int8 | Precision::Q4 => cast_f16::cast_f16(&graph),
+    }
+}
+
 /// Applies the passes of a variant.
 ///
 /// # Errors

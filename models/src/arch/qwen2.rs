@@ -17,7 +17,7 @@ use crate::dtype::DType;
 use crate::graph::{Builder, Dim, ValueId};
 
 /// Canonical name of the embedding table, which a tied head reads as well.
-pub(super) const EMBED_TOKENS: &str = "language_model.embed_tokens.weight";
+pub const EMBED_TOKENS: &str = "language_model.embed_tokens.weight";
 
 /// What every layer needs and no layer owns.
 pub(super) struct Shared {

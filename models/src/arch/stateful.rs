@@ -18,6 +18,8 @@ use crate::config::{DecoderConfig, ModelConfig};
 use crate::dtype::DType;
 use crate::graph::{Builder, Dim, Graph, GraphError, ValueId};
 
+pub use super::qwen2::EMBED_TOKENS;
+
 /// Names of the states of keys and values, as inputs.
 pub const CACHES: [&str; 2] = ["key_cache", "value_cache"];
 

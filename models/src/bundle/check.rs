@@ -3,7 +3,7 @@
 #![deny(clippy::as_conversions)]
 
 use super::{
-    BLOCK, Bundle, FixedDecoder, ImageSpec, Io, IoDim, KvSpec, MAX_LAYERS, MAX_SIDE, SizedEncoder, Variant,
+    BLOCK, Bundle, CoreMlPackages, EmbeddingRows, FixedDecoder, ImageSpec, Io, IoDim, KvSpec, MAX_LAYERS, MAX_SIDE, SizedEncoder, Variant,
 };
 use crate::dtype::DType;
 use crate::error::BundleError;
@@ -152,7 +152,34 @@ impl Bundle {
                 prompt.vocab_size
             ),
         );
-        expect(!self.variants.is_empty(), "there is no variant".to_owned());
+        expect(
+            !(self.variants.is_empty() && self.packages.is_empty()),
+            "there is neither a variant nor a package".to_owned(),
+        );
+        let mut stored = BTreeSet::new();
+        for packages in &self.packages {
+            let CoreMlPackages {
+                precision,
+                context,
+                prefill,
+                ..
+            } = packages;
+            expect(
+                stored.insert(precision),
+                format!("packages of precision {precision} stand there twice"),
+            );
+            expect(
+                lengths_fit(*context, prefill, max_context),
+                format!(
+                    "packages of precision {precision} have a cache of {context} slots and functions for {prefill:?} new \
+                     ones, expected up to {max_context} slots and ascending lengths from 2 to those"
+                ),
+            );
+            expect(
+                self.embedding_fits(&packages.embedding),
+                format!("the embedding of precision {precision} lies beyond the end of its file"),
+            );
+        }
         let mut seen = BTreeSet::new();
         for Variant {
             target,
@@ -164,10 +191,8 @@ impl Bundle {
         {
             if let Some(FixedDecoder { context, prefill }) = fixed {
                 let lengths: Vec<usize> = prefill.iter().map(|one| one.new).collect();
-                let ascending = lengths.windows(2).all(|two| two.first() < two.last());
-                let inside = lengths.iter().all(|new| (2..=*context).contains(new));
                 expect(
-                    (1..=max_context).contains(context) && ascending && inside,
+                    lengths_fit(*context, &lengths, max_context),
                     format!(
                         "variant {target} {precision} has a cache of {context} slots and graphs for {lengths:?} new ones, \
                          expected up to {max_context} slots and ascending lengths from 2 to those"
@@ -186,6 +211,29 @@ impl Bundle {
                 );
             }
         }
+    }
+
+    /// Whether the rows, and their scales, end inside their file.
+    fn embedding_fits(&self, embedding: &EmbeddingRows) -> bool {
+        let EmbeddingRows {
+            path,
+            dtype,
+            offset,
+            scales,
+        } = embedding;
+        let whole = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+        let (rows, width) = (whole(self.prompt.vocab_size), whole(self.prompt.hidden_size));
+        let element = if scales.is_some() { 1 } else { whole(dtype.size()) };
+        let end = |offset: u64, count: u64, size: u64| {
+            count
+                .checked_mul(size)
+                .and_then(|bytes| bytes.checked_add(offset))
+        };
+        let file = self.files.iter().find(|file| file.path == *path);
+        let inside = |end: Option<u64>| file.zip(end).is_some_and(|(file, end)| end <= file.bytes);
+        dtype.is_float()
+            && inside(rows.checked_mul(width).and_then(|count| end(*offset, count, element)))
+            && scales.is_none_or(|scales| inside(end(scales, rows, whole(dtype.size()))))
     }
 
     fn check_files(&self, directory: &Path, problems: &mut Vec<String>) {
@@ -221,6 +269,14 @@ impl Bundle {
             .chain([&self.prompt.tokenizer, &self.prompt.chat_template])
             .map(String::as_str)
             .collect();
+        for directory in self.packages.iter().flat_map(CoreMlPackages::directories) {
+            for part in PACKAGE {
+                let path = format!("{directory}/{part}");
+                if !listed.contains(path.as_str()) {
+                    problems.push(format!("`{path}` is used and not listed in `files`"));
+                }
+            }
+        }
         for path in used.difference(&listed) {
             problems.push(format!("`{path}` is used and not listed in `files`"));
         }
@@ -338,6 +394,20 @@ impl Bundle {
             compare(&graph.path, "output", &graph.outputs, &outputs, problems);
         }
     }
+}
+
+/// Files without which a directory is no package.
+const PACKAGE: [&str; 3] = [
+    "Manifest.json",
+    "Data/com.apple.CoreML/model.mlmodel",
+    "Data/com.apple.CoreML/weights/weight.bin",
+];
+
+/// Whether a cache has a length that the model knows, and prefill lengths ascend inside it.
+fn lengths_fit(context: usize, prefill: &[usize], max_context: usize) -> bool {
+    let ascending = prefill.windows(2).all(|two| two.first() < two.last());
+    let inside = prefill.iter().all(|new| (2..=context).contains(new));
+    (1..=max_context).contains(&context) && ascending && inside
 }
 
 /// The path, if it stays inside the bundle on every system.
