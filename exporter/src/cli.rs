@@ -163,7 +163,9 @@ impl Cli {
             return Err("--ios16-encoder is a package of --to coreml, found --to onnx".to_owned());
         }
         if !onnx && (!self.target.is_empty() || !self.image_size.is_empty() || self.check.is_some()) {
-            return Err("--target, --image-size and --check are about --to onnx, found --to coreml".to_owned());
+            return Err(
+                "--target, --image-size and --check are about --to onnx, found --to coreml".to_owned(),
+            );
         }
         Ok(ExportPlan {
             source: source(&self.model),

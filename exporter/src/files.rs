@@ -79,7 +79,11 @@ impl Staging {
     /// # Errors
     /// A rename that is refused; the target is then as it was.
     pub fn publish(self) -> Result<(), ExportError> {
-        for directory in [self.path(), &self.path().join("onnx"), &self.path().join("coreml")] {
+        for directory in [
+            self.path(),
+            &self.path().join("onnx"),
+            &self.path().join("coreml"),
+        ] {
             sync_directory(directory);
         }
         // Looked at again: minutes have passed since the first time.

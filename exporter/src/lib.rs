@@ -23,8 +23,8 @@ use mlpackage::Packages;
 use models::arch::fixed::{self, Lengths};
 use models::arch::{self, Network};
 use models::bundle::{
-    self, Bundle, CoreMlPackages, EmbeddingRows, FILE_NAME, FileEntry, FixedDecoder, GraphEntry, ImageSpec, Io, IoDim, KvSpec, ModelInfo,
-    Parameters, Prefill, SCHEMA, SizedEncoder,
+    self, Bundle, CoreMlPackages, EmbeddingRows, FILE_NAME, FileEntry, FixedDecoder, GraphEntry, ImageSpec,
+    Io, IoDim, KvSpec, ModelInfo, Parameters, Prefill, SCHEMA, SizedEncoder,
 };
 use models::checkpoint::{self, Accounting, Assets, Canonical, Checkpoint};
 use models::config::ModelConfig;

@@ -8,9 +8,10 @@
 
 use super::blob::Blob;
 use super::proto::{
-    Argument, Binding, BlobFileValue, Block, ConstantDimension, DataType, Dimension, Function, ImmediateValue,
-    NamedValueType, Operation, RepeatedBools, RepeatedBytes, RepeatedFloats, RepeatedInts, RepeatedStrings,
-    StateType, TensorType, TensorValue, Value, ValueType, binding, tensor_value, value, value_type,
+    Argument, Binding, BlobFileValue, Block, ConstantDimension, DataType, Dimension, Function,
+    ImmediateValue, NamedValueType, Operation, RepeatedBools, RepeatedBytes, RepeatedFloats, RepeatedInts,
+    RepeatedStrings, StateType, TensorType, TensorValue, Value, ValueType, binding, tensor_value, value,
+    value_type,
 };
 use super::{Deployment, Storage, WEIGHT_FILE};
 use crate::error::ExportError;
@@ -53,12 +54,20 @@ pub fn lower(
         let state = is_state(id);
         inputs.push(NamedValueType {
             name: name.clone(),
-            r#type: Some(if state { state_type(tensor.clone()) } else { tensor.clone() }),
+            r#type: Some(if state {
+                state_type(tensor.clone())
+            } else {
+                tensor.clone()
+            }),
         });
         if state {
             lowering.held.insert(*id, name.clone());
             let read = lowering.name(&format!("{name}_read"));
-            lowering.push("read_state", vec![("input", by_name(&name))], vec![(read.clone(), tensor)]);
+            lowering.push(
+                "read_state",
+                vec![("input", by_name(&name))],
+                vec![(read.clone(), tensor)],
+            );
             lowering.names.insert(*id, read);
         } else {
             lowering.names.insert(*id, name);
@@ -139,10 +148,15 @@ impl Lowering<'_> {
         let given = |names: &[&'static str]| -> Vec<(&'static str, Argument)> {
             names.iter().copied().zip(inputs.iter().cloned()).collect()
         };
-        let shape_in = node.inputs.first().map(|id| shape(self.graph.value(*id))).transpose()?;
+        let shape_in = node
+            .inputs
+            .first()
+            .map(|id| shape(self.graph.value(*id)))
+            .transpose()?;
         let rank = shape_in.as_ref().map_or(0, Vec::len);
         let float = first.dtype;
-        let (operator, mut arguments, constants): (&str, Vec<_>, Vec<(&'static str, Value)>) = match &node.op {
+        let (operator, mut arguments, constants): (&str, Vec<_>, Vec<(&'static str, Value)>) = match &node.op
+        {
             Op::Add => ("add", given(&["x", "y"]), vec![]),
             Op::Sub => ("sub", given(&["x", "y"]), vec![]),
             Op::Mul => ("mul", given(&["x", "y"]), vec![]),
@@ -226,7 +240,11 @@ impl Lowering<'_> {
                 given(&["x"]),
                 vec![("split_sizes", lengths(sizes)?), ("axis", integer(*axis)?)],
             ),
-            Op::Reshape { .. } => ("reshape", given(&["x"]), vec![("shape", lengths(&shape(first)?)?)]),
+            Op::Reshape { .. } => (
+                "reshape",
+                given(&["x"]),
+                vec![("shape", lengths(&shape(first)?)?)],
+            ),
             Op::Transpose { perm } => ("transpose", given(&["x"]), vec![("perm", lengths(perm)?)]),
             Op::Unsqueeze { axes } => ("expand_dims", given(&["x"]), vec![("axes", integers(axes)?)]),
             Op::Squeeze { axes } => ("squeeze", given(&["x"]), vec![("axes", integers(axes)?)]),
@@ -299,7 +317,11 @@ impl Lowering<'_> {
         self.push("write_state", arguments, vec![]);
         let read = self.name(&format!("{updated}_read"));
         let kind = tensor_type(self.graph.value(id))?;
-        self.push("read_state", vec![("input", by_name(&state))], vec![(read.clone(), kind)]);
+        self.push(
+            "read_state",
+            vec![("input", by_name(&state))],
+            vec![(read.clone(), kind)],
+        );
         self.held.insert(id, state);
         self.names.insert(id, read);
         Ok(())
@@ -386,7 +408,10 @@ impl Lowering<'_> {
                 values: float_bytes(constant, dtype),
             }),
             (Constant::Int64(values), _) => tensor_value::Value::Ints(RepeatedInts {
-                values: values.iter().map(|value| int32(*value)).collect::<Result<_, _>>()?,
+                values: values
+                    .iter()
+                    .map(|value| int32(*value))
+                    .collect::<Result<_, _>>()?,
             }),
         };
         Ok(immediate(kind, elements))
@@ -419,7 +444,9 @@ impl Lowering<'_> {
         let inputs = arguments.into_iter();
         self.operations.push(Operation {
             r#type: operator.to_owned(),
-            inputs: inputs.map(|(name, argument)| (name.to_owned(), argument)).collect(),
+            inputs: inputs
+                .map(|(name, argument)| (name.to_owned(), argument))
+                .collect(),
             outputs: outputs
                 .into_iter()
                 .map(|(name, kind)| NamedValueType {
@@ -477,11 +504,7 @@ fn cast_name(dtype: DType) -> Result<&'static str, ExportError> {
         DataType::Float16 => "fp16",
         DataType::Int32 => "int32",
         DataType::Bool => "bool",
-        DataType::Float32
-        | DataType::Unused
-        | DataType::String
-        | DataType::Int8
-        | DataType::Int4 => "fp32",
+        DataType::Float32 | DataType::Unused | DataType::String | DataType::Int8 | DataType::Int4 => "fp32",
     })
 }
 
@@ -598,7 +621,10 @@ fn scalar(number: f32, dtype: DType) -> Result<Value, ExportError> {
 fn integer(number: i64) -> Result<Value, ExportError> {
     let values = vec![int32(number)?];
     let kind = tensor_of(DataType::Int32, &[]);
-    Ok(immediate(kind, tensor_value::Value::Ints(RepeatedInts { values })))
+    Ok(immediate(
+        kind,
+        tensor_value::Value::Ints(RepeatedInts { values }),
+    ))
 }
 
 fn whole(number: u64) -> Result<Value, ExportError> {
@@ -606,13 +632,25 @@ fn whole(number: u64) -> Result<Value, ExportError> {
 }
 
 fn integers(numbers: &[i64]) -> Result<Value, ExportError> {
-    let values: Vec<i32> = numbers.iter().map(|number| int32(*number)).collect::<Result<_, _>>()?;
-    let kind = tensor_of(DataType::Int32, &[u64::try_from(values.len()).unwrap_or(u64::MAX)]);
-    Ok(immediate(kind, tensor_value::Value::Ints(RepeatedInts { values })))
+    let values: Vec<i32> = numbers
+        .iter()
+        .map(|number| int32(*number))
+        .collect::<Result<_, _>>()?;
+    let kind = tensor_of(
+        DataType::Int32,
+        &[u64::try_from(values.len()).unwrap_or(u64::MAX)],
+    );
+    Ok(immediate(
+        kind,
+        tensor_value::Value::Ints(RepeatedInts { values }),
+    ))
 }
 
 fn lengths(numbers: &[u64]) -> Result<Value, ExportError> {
-    let signed: Vec<i64> = numbers.iter().map(|number| i64::try_from(*number).unwrap_or(i64::MAX)).collect();
+    let signed: Vec<i64> = numbers
+        .iter()
+        .map(|number| i64::try_from(*number).unwrap_or(i64::MAX))
+        .collect();
     integers(&signed)
 }
 
@@ -624,9 +662,10 @@ fn int32(number: i64) -> Result<i32, ExportError> {
 
 fn float_bytes(constant: &Constant, dtype: DType) -> Vec<u8> {
     match constant {
-        Constant::Float32(values) if dtype == DType::Float16 => {
-            values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect()
-        }
+        Constant::Float32(values) if dtype == DType::Float16 => values
+            .iter()
+            .flat_map(|value| f16::from_f32(*value).to_le_bytes())
+            .collect(),
         Constant::Float32(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
         Constant::Int64(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
     }
@@ -657,10 +696,22 @@ impl Storage {
         };
         let (data, scales, kind, blocks, bytes) = match self {
             Storage::Plain => return None,
-            Storage::Int8 => (WeightForm::Signed8, WeightForm::Signed8Scales, DataType::Int8, 1, count),
+            Storage::Int8 => (
+                WeightForm::Signed8,
+                WeightForm::Signed8Scales,
+                DataType::Int8,
+                1,
+                count,
+            ),
             Storage::Int4 => {
                 let blocks = columns / graph::fused::BLOCK;
-                (WeightForm::Signed4, WeightForm::Signed4Scales, DataType::Int4, blocks, count / 2)
+                (
+                    WeightForm::Signed4,
+                    WeightForm::Signed4Scales,
+                    DataType::Int4,
+                    blocks,
+                    count / 2,
+                )
             }
         };
         let mut scale_shape = vec![1; shape.len()];

@@ -32,8 +32,8 @@ use models::graph::{Graph, Op, Source, ValueId, WeightForm, WeightRef};
 use models::weights::Weights;
 use prost::Message as _;
 use proto::{
-    ArrayDataType, ArrayFeatureType, DataType, FeatureDescription, FeatureType, FunctionDescription, Metadata,
-    Model, ModelDescription, Program, StateFeatureType, feature_type,
+    ArrayDataType, ArrayFeatureType, DataType, FeatureDescription, FeatureType, FunctionDescription,
+    Metadata, Model, ModelDescription, Program, StateFeatureType, feature_type,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -144,7 +144,11 @@ pub fn prepare(recipe: Recipe<'_>) -> Result<Packages, ExportError> {
     let about = format!("the image encoder of {}", recipe.name);
     let encoder = |graph: Graph, deployment, stem: &str| {
         let mut plan = Plan::new(format!("{stem}{suffix}.mlpackage"), about.clone(), deployment);
-        plan.add("main", passes::stored_as(graph, recipe.precision)?, recipe.precision)?;
+        plan.add(
+            "main",
+            passes::stored_as(graph, recipe.precision)?,
+            recipe.precision,
+        )?;
         plan.finish(&[])
     };
     let mut all = vec![encoder(
@@ -308,7 +312,11 @@ impl Plan {
     }
 
     /// The embedding is looked up outside, a row for a token: it lies in the file whether the head reads it or not.
-    fn embedding(&mut self, config: &ModelConfig, precision: Precision) -> Result<EmbeddingRows, ExportError> {
+    fn embedding(
+        &mut self,
+        config: &ModelConfig,
+        precision: Precision,
+    ) -> Result<EmbeddingRows, ExportError> {
         let weight = WeightRef {
             name: stateful::EMBED_TOKENS.to_owned(),
             form: WeightForm::Stored,
@@ -323,9 +331,11 @@ impl Plan {
         let record = |weight: &WeightRef, dtype| {
             let record = self.blob.weight_record(weight, dtype);
             // The data lies behind its record.
-            record.map(|record| record + 64).ok_or_else(|| ExportError::Internal {
-                what: format!("weight `{}` was not placed", weight.name),
-            })
+            record
+                .map(|record| record + 64)
+                .ok_or_else(|| ExportError::Internal {
+                    what: format!("weight `{}` was not placed", weight.name),
+                })
         };
         let parts = storage.parts(&weight, &shape);
         let (offset, scales) = match &parts {
@@ -360,7 +370,8 @@ impl Plan {
                 ("fvlm.systems".to_owned(), self.deployment.systems().to_owned()),
                 (
                     "fvlm.device_class".to_owned(),
-                    "made for the Neural Engine and the GPU of Apple silicon; placement is Core ML's".to_owned(),
+                    "made for the Neural Engine and the GPU of Apple silicon; placement is Core ML's"
+                        .to_owned(),
                 ),
             ]),
         };
@@ -373,8 +384,10 @@ impl Plan {
             description.input = std::mem::take(&mut only.input);
             description.output = std::mem::take(&mut only.output);
         } else {
-            description.default_function_name =
-                described.first().map(|function| function.name.clone()).unwrap_or_default();
+            description.default_function_name = described
+                .first()
+                .map(|function| function.name.clone())
+                .unwrap_or_default();
             description.functions = described;
         }
         let model = Model {
@@ -417,7 +430,9 @@ fn compressed(weight: &WeightRef, shape: &[u64], precision: Precision) -> Storag
     match precision {
         _ if small => Storage::Plain,
         Precision::Fp32 | Precision::Fp16 => Storage::Plain,
-        Precision::Q4 if weight.name.starts_with("language_model.layers.") && columns.is_multiple_of(BLOCK) => {
+        Precision::Q4
+            if weight.name.starts_with("language_model.layers.") && columns.is_multiple_of(BLOCK) =>
+        {
             Storage::Int4
         }
         Precision::Int8 | Precision::Q4 => Storage::Int8,
@@ -440,7 +455,9 @@ fn describe(name: &str, graph: &Graph, states: &[(&str, &str)]) -> Result<Functi
             let kind = feature_type::Type::State(state);
             function.state.push(feature(&value.name, kind));
         } else {
-            function.input.push(feature(&value.name, feature_type::Type::MultiArray(array)));
+            function
+                .input
+                .push(feature(&value.name, feature_type::Type::MultiArray(array)));
         }
     }
     for id in &graph.outputs {
@@ -482,7 +499,9 @@ fn array(value: &models::graph::Value) -> Result<ArrayFeatureType, ExportError> 
     };
     let shape = lower::shape(value)?.into_iter();
     Ok(ArrayFeatureType {
-        shape: shape.map(|length| i64::try_from(length).unwrap_or(i64::MAX)).collect(),
+        shape: shape
+            .map(|length| i64::try_from(length).unwrap_or(i64::MAX))
+            .collect(),
         data_type: i32::from(kind),
     })
 }

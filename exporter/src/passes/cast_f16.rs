@@ -41,20 +41,17 @@ pub(super) fn cast_f16(graph: &Graph) -> Result<Graph, ExportError> {
     }
     for &id in &graph.outputs {
         let value = graph.value(id);
-        let wanted = if value.dtype == DType::Float32 {
-            output_dtype(&value.name)
-        } else {
-            value.dtype
-        };
-        let new = pass.read(id, wanted)?;
+        let new = pass.read(id, output_dtype(value))?;
         pass.out.outputs.push(new);
     }
     Ok(pass.out)
 }
 
 /// The cache is float16 so that a program can feed `present.*` back as `past_key_values.*`.
-fn output_dtype(name: &str) -> DType {
-    if name.starts_with("present.") {
+fn output_dtype(value: &Value) -> DType {
+    if value.dtype != DType::Float32 {
+        value.dtype
+    } else if value.name.starts_with("present.") {
         DType::Float16
     } else {
         DType::Float32
@@ -171,7 +168,7 @@ impl<'g> Pass<'g> {
             };
             let public = self.graph.outputs.contains(&id)
                 && value.dtype.is_float()
-                && (scaled || output_dtype(&value.name) != dtype);
+                && (scaled || output_dtype(value) != dtype);
             let name = if public || scaled {
                 typed_name(&value.name, dtype)
             } else {
@@ -207,7 +204,7 @@ impl<'g> Pass<'g> {
     fn scale_up(&mut self, node: &Node, old: ValueId, new: ValueId) -> Result<ValueId, ExportError> {
         let wide = self.cast(new, DType::Float32);
         let value = self.graph.value(old);
-        let half_output = self.graph.outputs.contains(&old) && output_dtype(&value.name) == DType::Float16;
+        let half_output = self.graph.outputs.contains(&old) && output_dtype(value) == DType::Float16;
         let name = if half_output {
             typed_name(&value.name, DType::Float32)
         } else {
@@ -289,7 +286,7 @@ impl<'g> Pass<'g> {
             return Ok(cast);
         }
         // A public output keeps its name in its public type: its internal twin was named otherwise.
-        let public = self.graph.outputs.contains(&id) && output_dtype(&value.name) == wanted;
+        let public = self.graph.outputs.contains(&id) && output_dtype(value) == wanted;
         let name = if public {
             value.name.clone()
         } else {

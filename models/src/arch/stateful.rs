@@ -26,8 +26,8 @@ pub const CACHES: [&str; 2] = ["key_cache", "value_cache"];
 /// Names of the same states after a call, as outputs.
 pub const UPDATED: [&str; 2] = ["key_cache_updated", "value_cache_updated"];
 
-/// What is added to the score of a slot that is not to be seen: float16 holds it, and a score beside it vanishes.
-const HIDDEN: f32 = -40000.0;
+/// What is taken from the score of a slot that is not to be seen: float16 holds it, and a score beside it vanishes.
+const HIDDEN: f32 = 40000.0;
 
 /// `pixel_values [1,3,H,W] -> image_features [1,tokens,hidden]`, attention in one operator.
 ///
@@ -114,8 +114,11 @@ fn shared(b: &mut Builder, config: &DecoderConfig, lengths: Lengths, position: V
         let slots = b.constant_i64(&[1, context], (0..signed(context)).collect());
         let rows = b.unsqueeze(positions, &[1]); // [n,1]
         let visible = b.less_or_equal(slots, rows); // [n,c]
-        let [zero, hidden] = [0.0, HIDDEN].map(|value| b.constant_f32(&[], vec![value]));
-        let bias = b.select(visible, zero, hidden); // [n,c]
+        // 1 or 0, then 0 or -1: coremltools gives a selection the shape of its branches, not of its condition.
+        let visible = b.cast(visible, DType::Float32); // [n,c]
+        let [one, hidden] = [1.0, HIDDEN].map(|value| b.constant_f32(&[], vec![value]));
+        let bias = b.sub(visible, one); // [n,c]
+        let bias = b.mul(bias, hidden); // [n,c]
         match usize::try_from(fixed::groups(config)) {
             Ok(groups) if groups > 1 => b.concat(&vec![bias; groups], 0), // [g*n,c]
             _ => bias,

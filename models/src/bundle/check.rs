@@ -3,7 +3,8 @@
 #![deny(clippy::as_conversions)]
 
 use super::{
-    BLOCK, Bundle, CoreMlPackages, EmbeddingRows, FixedDecoder, ImageSpec, Io, IoDim, KvSpec, MAX_LAYERS, MAX_SIDE, SizedEncoder, Variant,
+    BLOCK, Bundle, CoreMlPackages, EmbeddingRows, FixedDecoder, ImageSpec, Io, IoDim, KvSpec, MAX_LAYERS,
+    MAX_SIDE, SizedEncoder, Variant,
 };
 use crate::dtype::DType;
 use crate::error::BundleError;
@@ -232,7 +233,10 @@ impl Bundle {
         let file = self.files.iter().find(|file| file.path == *path);
         let inside = |end: Option<u64>| file.zip(end).is_some_and(|(file, end)| end <= file.bytes);
         dtype.is_float()
-            && inside(rows.checked_mul(width).and_then(|count| end(*offset, count, element)))
+            && inside(
+                rows.checked_mul(width)
+                    .and_then(|count| end(*offset, count, element)),
+            )
             && scales.is_none_or(|scales| inside(end(scales, rows, whole(dtype.size()))))
     }
 

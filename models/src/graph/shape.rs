@@ -147,7 +147,10 @@ pub(super) fn infer(op: &Op, inputs: &[&Value]) -> Result<Outputs, String> {
             expect_dtype(inputs[2], DType::Int64)?;
             let rank = u64::try_from(data.len()).unwrap_or(u64::MAX);
             let fits = |(whole, part): (&Dim, &Dim)| {
-                whole.fixed().zip(part.fixed()).is_some_and(|(whole, part)| part <= whole)
+                whole
+                    .fixed()
+                    .zip(part.fixed())
+                    .is_some_and(|(whole, part)| part <= whole)
             };
             let inside = data.len() == update.len() && data.iter().zip(update).all(fits);
             if !inside || inputs[2].shape != [Dim::Fixed(rank)] {
