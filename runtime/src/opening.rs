@@ -49,7 +49,7 @@ impl Roles {
         } = &**source;
         let Choice { backend, notice } =
             timeline.measure("load library", || choose(bundle, options, failed))?;
-        let variant = backend::variant(backend, bundle, options)?.clone();
+        let variant = backend::variant(backend, bundle, options)?;
         let open = Open {
             source: Arc::clone(source),
             backend,

@@ -7,6 +7,8 @@ pub mod fixed;
 #[cfg(any(feature = "ort", feature = "tract"))]
 mod fused;
 pub mod kv;
+#[cfg(feature = "coreml-native")]
+mod native;
 #[cfg(feature = "ort")]
 mod ort;
 #[cfg(any(feature = "ort", feature = "tract"))]
@@ -32,6 +34,10 @@ pub enum Provider {
     Auto,
     /// ONNX Runtime with its CoreML execution provider.
     CoreMl,
+    /// Core ML itself, on the packages of `fvlm-export --to coreml`; on macOS, where it was built in. Never run by its authors.
+    #[value(name = "coreml-native")]
+    #[serde(rename = "coreml-native")]
+    CoreMlNative,
     /// ONNX Runtime on the CPU.
     Cpu,
     /// tract: pure Rust, no shared library.
@@ -44,6 +50,7 @@ impl Provider {
         match self {
             Provider::Auto => "auto",
             Provider::CoreMl => "coreml",
+            Provider::CoreMlNative => "coreml-native",
             Provider::Cpu => "cpu",
             Provider::Tract => "tract",
         }
@@ -64,6 +71,12 @@ impl Provider {
     const fn order(self) -> &'static [Provider] {
         match self {
             Provider::Auto | Provider::CoreMl => &[Provider::CoreMl, Provider::Cpu, Provider::Tract],
+            Provider::CoreMlNative => &[
+                Provider::CoreMlNative,
+                Provider::CoreMl,
+                Provider::Cpu,
+                Provider::Tract,
+            ],
             Provider::Cpu => &[Provider::Cpu, Provider::Tract],
             Provider::Tract => &[Provider::Tract, Provider::Cpu],
         }
@@ -356,6 +369,8 @@ pub fn backends() -> &'static [&'static dyn Backend] {
         },
         #[cfg(feature = "tract")]
         &tract::Tract,
+        #[cfg(feature = "coreml-native")]
+        &native::CoreMl,
     ]
 }
 
@@ -371,6 +386,10 @@ fn backend(provider: Provider) -> Result<&'static dyn Backend, BackendError> {
         Provider::Tract => BackendError::NotCompiled {
             provider,
             feature: "tract",
+        },
+        Provider::CoreMlNative => BackendError::NotCompiled {
+            provider,
+            feature: "coreml-native",
         },
     })
 }
@@ -464,20 +483,25 @@ fn choose_among(
 
 /// The variant of `bundle` that `backend` is to run: of the best target that it takes and the bundle has in the
 /// precision that is asked for, the first.
-pub(crate) fn variant<'a>(
+pub(crate) fn variant(
     backend: &dyn Backend,
-    bundle: &'a Bundle,
+    bundle: &Bundle,
     options: &Options,
-) -> Result<&'a Variant, BackendError> {
+) -> Result<Variant, BackendError> {
     let asked = |target: &&&str| options.target.as_ref().is_none_or(|asked| asked == **target);
-    let wanted = |variant: &&Variant| {
+    let wanted = |variant: &Variant| {
         let asked = options.precision.as_ref();
         asked.is_none_or(|precision| *precision == variant.precision)
     };
     let mut targets = backend.targets().iter().filter(asked);
     targets
         .find_map(|target| {
-            let mut variants = bundle.variants.iter().filter(wanted);
+            let mut variants = bundle
+                .variants
+                .iter()
+                .cloned()
+                .chain(packages(bundle))
+                .filter(wanted);
             variants.find(|variant| variant.target == *target)
         })
         .ok_or_else(|| BackendError::NoGraphs {
@@ -485,6 +509,17 @@ pub(crate) fn variant<'a>(
             asked: asked_for(options),
             takes: backend.targets(),
         })
+}
+
+/// The Core ML packages of a bundle as variants, where this program could use them.
+fn packages(bundle: &Bundle) -> Vec<Variant> {
+    #[cfg(feature = "coreml-native")]
+    return native::variants(bundle).collect();
+    #[cfg(not(feature = "coreml-native"))]
+    {
+        let _ = bundle;
+        Vec::new()
+    }
 }
 
 /// Whether `bundle` has what is asked for at all: a variant for any provider that may be taken.
@@ -502,13 +537,14 @@ pub(crate) fn check_variants(bundle: &Bundle, options: &Options) -> Result<(), E
     if built.peek().is_none() || built.any(|backend| variant(backend, bundle, options).is_ok()) {
         return Ok(());
     }
-    let found = bundle.variants.iter();
+    let variants = bundle.variants.iter();
+    let variants = variants.map(|variant| format!("{} `{}`", variant.target, variant.precision));
+    let packages = bundle.packages.iter();
+    let packages = packages.map(|packages| format!("coreml-native `{}`", packages.precision));
     Err(EngineError::NoVariant {
         asked: asked_for(options),
         provider: options.provider,
-        found: found
-            .map(|variant| format!("{} `{}`", variant.target, variant.precision))
-            .collect(),
+        found: variants.chain(packages).collect(),
     })
 }
 
@@ -686,7 +722,10 @@ mod tests {
                 ..Options::default()
             };
             let found = variant(backend(case.provider).unwrap(), &bundle, &options);
-            let found = found.ok().map(|found| (&*found.target, &*found.precision));
+            let found = found
+                .as_ref()
+                .ok()
+                .map(|found| (&*found.target, &*found.precision));
             assert_eq!(
                 found, case.expected,
                 "{} {:?} {:?}",

@@ -1,0 +1,353 @@
+//! Core ML through its Objective-C interface: loading, state, prediction. No one of us could run this; it is kept small, and its
+//! types are checked on every change (`scripts/check`). `scripts/mac_check` runs it on a Mac.
+//!
+//! Every call is unsafe because the bindings cannot know Objective-C's rules; each block says which one it relies on.
+
+#![expect(unsafe_code, reason = "Objective-C: the bindings mark every method unsafe")]
+
+use super::{StatefulDecoder, StatefulModel, packages};
+use crate::backend::{CoreMlUnits, Decoder, Model, Provider, VisionEncoder};
+use crate::error::BackendError;
+use models::bundle::Bundle;
+use objc2::AnyThread as _;
+use objc2::rc::{Retained, autoreleasepool};
+use objc2::runtime::{AnyObject, ProtocolObject};
+use objc2_core_ml::{
+    MLComputeUnits, MLDictionaryFeatureProvider, MLFeatureProvider, MLFeatureValue, MLModel,
+    MLModelConfiguration, MLMultiArray, MLMultiArrayDataType, MLState,
+};
+use objc2_foundation::{NSArray, NSDictionary, NSError, NSNumber, NSString, NSURL};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The image encoder of a model's packages.
+pub(super) fn vision_encoder(model: &Model<'_>) -> Result<Box<dyn VisionEncoder>, BackendError> {
+    let package = Package::open(model, &packages(model)?.vision_encoder)?;
+    Ok(Box::new(Encoder {
+        function: package.function(None)?,
+    }))
+}
+
+/// The decoder of a model's packages, which has seen nothing.
+pub(super) fn decoder(model: &Model<'_>) -> Result<Box<dyn Decoder>, BackendError> {
+    let packages = packages(model)?;
+    let package = Package::open(model, &packages.decoder)?;
+    let mut functions = BTreeMap::from([(1, package.function(Some("step"))?)]);
+    for new in &packages.prefill {
+        functions.insert(*new, package.function(Some(&format!("prefill_{new}")))?);
+    }
+    let Some(step) = functions.get(&1) else {
+        return Err(package.refuse("it has no function `step`".to_owned()));
+    };
+    // SAFETY: a plain message to a loaded model.
+    let state = unsafe { step.model.newState() };
+    let hidden = model.bundle.prompt.hidden_size;
+    let path = package.path.clone();
+    let stateful = Stateful { functions, state };
+    Ok(Box::new(StatefulDecoder::new(stateful, path, packages, hidden)))
+}
+
+/// A compiled package.
+struct Package {
+    /// The package in the bundle, for messages.
+    path: PathBuf,
+    /// The compiled model.
+    compiled: Retained<NSURL>,
+    units: MLComputeUnits,
+}
+
+impl Package {
+    /// Compiles a package, unless the cache has it compiled.
+    fn open(model: &Model<'_>, package: &str) -> Result<Package, BackendError> {
+        let path = model.directory.join(package);
+        let options = &model.options.coreml;
+        let units = match options.units {
+            CoreMlUnits::All => MLComputeUnits::All,
+            CoreMlUnits::CpuAndNe => MLComputeUnits::CPUAndNeuralEngine,
+            CoreMlUnits::CpuAndGpu => MLComputeUnits::CPUAndGPU,
+            CoreMlUnits::Cpu => MLComputeUnits::CPUOnly,
+        };
+        let cached = options
+            .cache
+            .as_ref()
+            .map(|cache| cache.join(cache_name(model.bundle, package)));
+        let compiled = match &cached {
+            Some(cached) if cached.is_dir() => url(cached),
+            _absent => compile(&path, cached.as_deref())?,
+        };
+        Ok(Package {
+            path,
+            compiled,
+            units,
+        })
+    }
+
+    /// Loads one of its functions, or its only one.
+    fn function(&self, name: Option<&str>) -> Result<Function, BackendError> {
+        // SAFETY: plain messages to an object that was just made; the name is copied.
+        let configuration = unsafe {
+            let configuration = MLModelConfiguration::new();
+            configuration.setComputeUnits(self.units);
+            if let Some(name) = name {
+                configuration.setFunctionName(Some(&NSString::from_str(name)));
+            }
+            configuration
+        };
+        // SAFETY: both arguments live until it returns.
+        let model =
+            unsafe { MLModel::modelWithContentsOfURL_configuration_error(&self.compiled, &configuration) };
+        let model = model.map_err(|error| {
+            let function = name
+                .map(|name| format!("function `{name}`: "))
+                .unwrap_or_default();
+            self.refuse(format!("{function}{}", words(&error)))
+        })?;
+        Ok(Function {
+            path: self.path.clone(),
+            model,
+        })
+    }
+
+    fn refuse(&self, reason: String) -> BackendError {
+        refused(&self.path, reason)
+    }
+}
+
+fn refused(path: &Path, reason: String) -> BackendError {
+    BackendError::Graph {
+        provider: Provider::CoreMlNative,
+        path: path.to_owned(),
+        reason,
+    }
+}
+
+/// Compiles a package into a temporary directory, and moves the result to where a cache wants it.
+fn compile(path: &Path, cached: Option<&Path>) -> Result<Retained<NSURL>, BackendError> {
+    // SAFETY: the argument lives until it returns.
+    #[expect(
+        deprecated,
+        reason = "the other one wants a block and a thread that waits for it"
+    )]
+    let compiled = unsafe { MLModel::compileModelAtURL_error(&url(path)) };
+    let compiled = compiled.map_err(|error| refused(path, words(&error)))?;
+    let (Some(cached), Some(temporary)) = (cached, compiled.path()) else {
+        return Ok(compiled);
+    };
+    let temporary = PathBuf::from(temporary.to_string());
+    let parent = cached.parent().map_or(Ok(()), std::fs::create_dir_all);
+    // On another volume, or where another process was first: the temporary one does as well.
+    match parent.and_then(|()| std::fs::rename(&temporary, cached)) {
+        Ok(()) => Ok(url(cached)),
+        Err(_) => Ok(compiled),
+    }
+}
+
+/// A name that no other package has: its files' hashes are in the contract.
+fn cache_name(bundle: &Bundle, package: &str) -> String {
+    let stem = Path::new(package)
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    let files = bundle.files.iter().filter(|file| {
+        file.path
+            .strip_prefix(package)
+            .is_some_and(|rest| rest.starts_with('/') && !rest.ends_with("Manifest.json"))
+    });
+    let hashes: Vec<&str> = files
+        .map(|file| file.sha256.get(..16).unwrap_or_default())
+        .collect();
+    format!("{stem}-{}.mlmodelc", hashes.join("-"))
+}
+
+fn url(path: &Path) -> Retained<NSURL> {
+    let path = NSString::from_str(&path.to_string_lossy());
+    NSURL::fileURLWithPath(&path)
+}
+
+fn words(error: &NSError) -> String {
+    error.localizedDescription().to_string()
+}
+
+/// A loaded function.
+struct Function {
+    path: PathBuf,
+    model: Retained<MLModel>,
+}
+
+/// An input's elements.
+enum Elements<'a> {
+    Float32(&'a [f32]),
+    Int32(i32),
+}
+
+impl Function {
+    /// One prediction; the elements of one output.
+    fn predict(
+        &self,
+        inputs: &[(&str, Elements<'_>, &[usize])],
+        output: &str,
+        state: Option<&MLState>,
+    ) -> Result<Vec<f32>, BackendError> {
+        // What Core ML makes on the way is freed when this ends, not when the thread does.
+        autoreleasepool(|_| {
+            self.predict_in_pool(inputs, output, state)
+                .map_err(|reason| self.failed(reason))
+        })
+    }
+
+    fn predict_in_pool(
+        &self,
+        inputs: &[(&str, Elements<'_>, &[usize])],
+        output: &str,
+        state: Option<&MLState>,
+    ) -> Result<Vec<f32>, String> {
+        let mut names = Vec::with_capacity(inputs.len());
+        let mut values: Vec<Retained<AnyObject>> = Vec::with_capacity(inputs.len());
+        for (name, elements, shape) in inputs {
+            let array = match elements {
+                Elements::Float32(floats) => filled(floats, shape, MLMultiArrayDataType::Float32)?,
+                Elements::Int32(number) => filled(&[*number], shape, MLMultiArrayDataType::Int32)?,
+            };
+            names.push(NSString::from_str(name));
+            // SAFETY: a plain message; the value keeps the array.
+            let value = unsafe { MLFeatureValue::featureValueWithMultiArray(&array) };
+            values.push(Retained::into_super(Retained::into_super(value)));
+        }
+        let names: Vec<&NSString> = names.iter().map(|name| &**name).collect();
+        let dictionary = NSDictionary::from_retained_objects(&names, &values);
+        // SAFETY: keys are strings and values are feature values, as the method wants.
+        let features = unsafe {
+            MLDictionaryFeatureProvider::initWithDictionary_error(
+                MLDictionaryFeatureProvider::alloc(),
+                &dictionary,
+            )
+        };
+        let features = features.map_err(|error| words(&error))?;
+        let features: &ProtocolObject<dyn MLFeatureProvider> = ProtocolObject::from_ref(&*features);
+        // SAFETY: arguments live until it returns; a state is used by one thread, for `&mut self` is above this.
+        let outputs = unsafe {
+            match state {
+                Some(state) => self
+                    .model
+                    .predictionFromFeatures_usingState_error(features, state),
+                None => self.model.predictionFromFeatures_error(features),
+            }
+        };
+        let outputs = outputs.map_err(|error| words(&error))?;
+        // SAFETY: plain messages.
+        let value = unsafe { outputs.featureValueForName(&NSString::from_str(output)) };
+        let array = value.and_then(|value| unsafe { value.multiArrayValue() });
+        read(&*array.ok_or_else(|| format!("there is no array `{output}` among the outputs"))?)
+    }
+
+    fn failed(&self, reason: String) -> BackendError {
+        BackendError::Run {
+            path: self.path.clone(),
+            reason,
+        }
+    }
+}
+
+/// A new array, rows without gaps.
+fn array(shape: &NSArray<NSNumber>, kind: MLMultiArrayDataType) -> Result<Retained<MLMultiArray>, String> {
+    // SAFETY: the shape lives until it returns. The contents are not initialised: the callers write all of them.
+    let array = unsafe { MLMultiArray::initWithShape_dataType_error(MLMultiArray::alloc(), shape, kind) };
+    array.map_err(|error| words(&error))
+}
+
+fn filled<T: Copy>(
+    elements: &[T],
+    shape: &[usize],
+    kind: MLMultiArrayDataType,
+) -> Result<Retained<MLMultiArray>, String> {
+    if shape.iter().product::<usize>() != elements.len() {
+        return Err(format!(
+            "{} elements for an array of shape {shape:?}",
+            elements.len()
+        ));
+    }
+    let lengths: Vec<Retained<NSNumber>> = shape.iter().map(|length| NSNumber::new_usize(*length)).collect();
+    let array = array(&NSArray::from_retained_slice(&lengths), kind)?;
+    // SAFETY: the array is new, contiguous, of `elements.len()` elements of `T`, and nobody else has it.
+    unsafe {
+        #[expect(deprecated, reason = "the other one wants a block")]
+        let data = array.dataPointer().cast::<T>();
+        std::ptr::copy_nonoverlapping(elements.as_ptr(), data.as_ptr(), elements.len());
+    }
+    Ok(array)
+}
+
+/// The elements of a float32 array, whatever gaps it has.
+fn read(from: &MLMultiArray) -> Result<Vec<f32>, String> {
+    // SAFETY: plain messages; the copy has the same shape and no gaps, and `count` elements of float32 in the end.
+    unsafe {
+        if from.dataType() != MLMultiArrayDataType::Float32 {
+            return Err(format!(
+                "an output has elements of type {:?}, expected float32",
+                from.dataType()
+            ));
+        }
+        let plain = array(&from.shape(), MLMultiArrayDataType::Float32)?;
+        from.transferToMultiArray(&plain);
+        let count = usize::try_from(plain.count()).map_err(|_| "an output of negative length".to_owned())?;
+        #[expect(deprecated, reason = "the other one wants a block")]
+        let data = plain.dataPointer().cast::<f32>();
+        Ok(std::slice::from_raw_parts(data.as_ptr(), count).to_vec())
+    }
+}
+
+struct Encoder {
+    function: Function,
+}
+
+// SAFETY: Core ML lets any thread use a model, one at a time; whoever has `&mut` is the only one.
+unsafe impl Send for Encoder {}
+
+impl VisionEncoder for Encoder {
+    fn encode(&mut self, pixels: &[f32], height: usize, width: usize) -> Result<Vec<f32>, BackendError> {
+        let shape = [1, 3, height, width];
+        let input = ("pixel_values", Elements::Float32(pixels), &shape[..]);
+        self.function.predict(&[input], "image_features", None)
+    }
+}
+
+/// The functions of a decoder, and the state that they share.
+struct Stateful {
+    functions: BTreeMap<usize, Function>,
+    state: Retained<MLState>,
+}
+
+// SAFETY: as for `Encoder`; the state is used together with the functions only.
+unsafe impl Send for Stateful {}
+
+impl StatefulModel for Stateful {
+    fn run(
+        &mut self,
+        new: usize,
+        embeds: &[f32],
+        position: usize,
+        last: usize,
+    ) -> Result<Vec<f32>, BackendError> {
+        let Some(function) = self.functions.get(&new) else {
+            let any = self.functions.values().next();
+            return Err(refused(
+                any.map_or(Path::new(""), |function| &function.path),
+                format!("it has no function for {new} new positions"),
+            ));
+        };
+        let whole = |number: usize| {
+            let number = i32::try_from(number);
+            number.map_err(|_| function.failed("a position beyond int32".to_owned()))
+        };
+        let shape = [1, new, embeds.len() / new.max(1)];
+        let mut inputs = vec![
+            ("inputs_embeds", Elements::Float32(embeds), &shape[..]),
+            ("position", Elements::Int32(whole(position)?), &[1][..]),
+        ];
+        if new > 1 {
+            inputs.push(("last", Elements::Int32(whole(last)?), &[1][..]));
+        }
+        function.predict(&inputs, "logits", Some(&self.state))
+    }
+}
