@@ -1,6 +1,6 @@
 """What an export costs: peak of anonymous memory (RssAnon), and its time as a ratio to cp of the same bytes.
 
-    python3 scripts/measure_export.py target/release --size 7b [--precision fp32] [--keep DIR]
+    python3 scripts/measure_export.py target/release --size 7b [--precision fp32] [--to onnx] [--keep DIR]
 
 Synthesises a bf16 checkpoint, exports it, copies the bundle with cp, in one run; Linux only.
 """
@@ -37,6 +37,7 @@ def main():
     parser.add_argument("binaries", type=pathlib.Path)
     parser.add_argument("--size", default="7b")
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--to", default="onnx")
     parser.add_argument("--keep", type=pathlib.Path, help="directory for the checkpoint, reused where it exists")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fvlm-measure-") as work:
@@ -50,8 +51,8 @@ def main():
         os.sync()  # both measurements begin with nothing left to write
         start = time.monotonic()
         peak = peak_anonymous(subprocess.Popen(
-            [arguments.binaries / "fvlm-export", "--model", checkpoint, "--precision", arguments.precision, "-o", bundle,
-             "--quiet"]))
+            [arguments.binaries / "fvlm-export", "--model", checkpoint, "--precision", arguments.precision, "--to", arguments.to,
+             "-o", bundle, "--quiet"]))
         exported = time.monotonic() - start
         written = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
         os.sync()
@@ -60,7 +61,7 @@ def main():
         os.sync()  # an export syncs what it writes
         copied = time.monotonic() - start
         shutil.rmtree(work / "copy")
-        print(f"checkpoint {stored / 1e9:.2f} GB, bundle {written / 1e9:.2f} GB ({arguments.precision})")
+        print(f"checkpoint {stored / 1e9:.2f} GB, bundle {written / 1e9:.2f} GB ({arguments.to}, {arguments.precision})")
         print(f"peak of anonymous memory {peak / 1e6:.0f} MB")
         print(f"export {exported:.1f} s, cp of the bundle {copied:.1f} s, ratio {exported / copied:.2f}")
 

@@ -399,6 +399,9 @@ def main():
             print(f"{precision}: {package.path.name} and decoder evaluated, relative L2 at most {shown}", flush=True)
         if not options.no_pieces:
             check_pieces(Model(options.bundle, contract, packages, encoder[0], decoder), precision, cases[0], tally)
+    for file in contract["files"]:
+        found = hashlib.sha256((options.bundle / file["path"]).read_bytes()).hexdigest()
+        tally.check(found == file["sha256"], f"`{file['path']}` was changed by reading it")
     print(f"{tally.passed} passed, {tally.failed} failed")
     return 1 if tally.failed else 0
 

@@ -268,6 +268,89 @@ fn image_sizes_share_the_weights() {
 }
 
 #[test]
+fn packages_for_core_ml() {
+    let world = World::new();
+    let flags = [
+        "--to",
+        "coreml",
+        "--precision",
+        "fp16",
+        "--precision",
+        "q4",
+        "--ios16-encoder",
+        "--prefill",
+        "16",
+    ];
+    for output in ["a", "b"] {
+        let ran = world.run(&[&flags[..], &["--max-context", "64", "-o", output]].concat());
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), ""), "{}", ran.stderr);
+    }
+    let (a, b) = (world.path("a"), world.path("b"));
+    assert!(
+        relative(tree(&a), &a) == relative(tree(&b), &b),
+        "two exports differ"
+    );
+    let bundle = models::bundle::Bundle::open(&a).unwrap();
+    assert!(bundle.variants.is_empty());
+    let named: Vec<(&str, &str)> = bundle
+        .packages
+        .iter()
+        .map(|packages| (&*packages.precision, &*packages.decoder))
+        .collect();
+    assert_eq!(
+        named,
+        [
+            ("fp16", "coreml/decoder.mlpackage"),
+            ("q4", "coreml/decoder_q4.mlpackage")
+        ]
+    );
+    let packages = &bundle.packages[0];
+    assert_eq!((packages.context, &packages.prefill[..]), (64, &[16][..]));
+    let older = packages.vision_encoder_ios16.as_deref();
+    assert_eq!(older, Some("coreml/vision_encoder_ios16.mlpackage"));
+    let bytes = |packages: &models::bundle::CoreMlPackages| {
+        fs::metadata(a.join(&packages.embedding.path)).unwrap().len()
+    };
+    assert!(
+        2 * bytes(&bundle.packages[1]) < bytes(packages),
+        "nibbles are as long as halves"
+    );
+    // What is missing is named before anybody opens it.
+    fs::remove_file(a.join("coreml/decoder.mlpackage/Manifest.json")).unwrap();
+    let error = models::bundle::Bundle::open(&a).unwrap_err().to_string();
+    assert!(
+        error.contains("coreml/decoder.mlpackage/Manifest.json"),
+        "{error}"
+    );
+    // Both forms, and a bundle that is replaced leaves nothing of the other.
+    assert_eq!(
+        world
+            .run(&["--to", "onnx", "--to", "coreml", "-o", "b", "--overwrite"])
+            .code,
+        Some(0)
+    );
+    assert!(!b.join("coreml/decoder_q4.mlpackage").exists());
+    let dry = world.run(&["--to", "coreml", "--dry-run"]);
+    assert!(
+        dry.stdout.contains("functions step, prefill_64, prefill_320"),
+        "{}",
+        dry.stdout
+    );
+    world.refused(
+        &["--to", "coreml", "--target", "cpu", "-o", "c"],
+        &["--target", "--to coreml"],
+    );
+    world.refused(
+        &["--ios16-encoder", "-o", "c"],
+        &["--ios16-encoder", "--to coreml"],
+    );
+    world.refused(
+        &["--to", "coreml", "--max-context", "0", "-o", "c"],
+        &["a cache of 0 slots"],
+    );
+}
+
+#[test]
 fn targets_that_exist() {
     let world = World::new();
     assert_eq!(world.run(&["-o", "b"]).code, Some(0));

@@ -736,6 +736,55 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wrong_with_packages_is_named() {
+        type Change = fn(&mut CoreMlPackages);
+        let cases: [(Change, &str); 6] = [
+            (
+                |_| {},
+                "the embedding of precision fp16 lies beyond the end of its file",
+            ),
+            (
+                |p| p.embedding.offset = u64::MAX,
+                "the embedding of precision fp16 lies beyond the end of its file",
+            ),
+            (
+                |p| p.context = 101,
+                "a cache of 101 slots and functions for [4] new ones",
+            ),
+            (|p| p.prefill = vec![4, 2], "functions for [4, 2] new ones"),
+            (
+                |p| p.decoder = "coreml/other.mlpackage".to_owned(),
+                "`coreml/other.mlpackage/Manifest.json` is used and not listed",
+            ),
+            (
+                |p| p.vision_encoder_ios16 = Some("../e".to_owned()),
+                "`../e/Data/com.apple.CoreML/weights/weight.bin` is used and not listed",
+            ),
+        ];
+        for (change, expected) in cases {
+            let mut bundle = bundle();
+            let mut packages = CoreMlPackages {
+                precision: "fp16".to_owned(),
+                vision_encoder: "coreml/vision_encoder.mlpackage".to_owned(),
+                vision_encoder_ios16: None,
+                decoder: "coreml/decoder.mlpackage".to_owned(),
+                context: 8,
+                prefill: vec![4],
+                embedding: EmbeddingRows {
+                    path: "onnx/w.onnx_data".to_owned(),
+                    dtype: DType::Float16,
+                    offset: 64,
+                    scales: None,
+                },
+            };
+            change(&mut packages);
+            bundle.packages.push(packages);
+            let message = Bundle::open(on_disk(&bundle).path()).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}, expected {expected}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_with_a_size_is_named() {
         type Change = fn(&mut Bundle);
         let cases: [(Change, &str); 6] = [
@@ -856,7 +905,7 @@ mod tests {
             },
             Case {
                 change: |b| b.variants.clear(),
-                expected: "there is no variant",
+                expected: "there is neither a variant nor a package",
             },
             Case {
                 change: |b| b.variants.push(b.variants[0].clone()),

@@ -175,6 +175,11 @@ pub(crate) fn hint(error: &EngineError, model: &std::path::Path) -> Option<Strin
                     .to_owned(),
             )
         }
+        EngineError::NoVariant { found, .. } if found.iter().all(|one| one.starts_with("coreml-native ")) => {
+            let way = "packages are for --provider coreml-native, on a Mac, in a program that was built with `--features \
+                       coreml-native`; `fvlm-export --to onnx --to coreml` writes graphs for everyone beside them";
+            Some(way.to_owned())
+        }
         EngineError::NoVariant { .. } => {
             let way = "leave --precision and --target out, or export what is missing: `fvlm-export --precision ...`";
             Some(way.to_owned())

@@ -230,7 +230,8 @@ pub fn write(
     Ok(written)
 }
 
-/// Which file is what. The identifiers name entries of this file only.
+/// Which file is what, spelled as coremltools spells it: it writes this file anew whenever it opens a package, and the
+/// bundle's hash of it is to stay true. The identifiers name entries of this file only.
 fn manifest() -> String {
     const MODEL: &str = "8C1F6C2E-6B5E-4E0C-9C3B-5A0F6D1B7A01";
     const WEIGHTS: &str = "8C1F6C2E-6B5E-4E0C-9C3B-5A0F6D1B7A02";
@@ -250,7 +251,15 @@ fn manifest() -> String {
         },
         "rootModelIdentifier": MODEL,
     });
-    format!("{manifest:#}\n")
+    // Two spaces a level to four.
+    let lines = format!("{manifest:#}\n");
+    lines
+        .lines()
+        .map(|line| {
+            let indent = line.len() - line.trim_start().len();
+            format!("{}{line}\n", " ".repeat(indent))
+        })
+        .collect()
 }
 
 /// A package while its functions are gathered.
@@ -504,4 +513,145 @@ fn array(value: &models::graph::Value) -> Result<ArrayFeatureType, ExportError> 
             .collect(),
         data_type: i32::from(kind),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::external::tests::Memory;
+    use crate::report::Silent;
+    use models::graph::{Builder, Dim};
+
+    fn tiny() -> Graph {
+        let mut b = Builder::new("tiny");
+        let x = b.input("x", DType::Float32, &[Dim::Fixed(2), Dim::Fixed(64)]);
+        let begin = b.input("begin", DType::Int64, &[Dim::Fixed(2)]);
+        let held = b.input("held", DType::Float32, &[Dim::Fixed(4), Dim::Fixed(64)]);
+        let (y, held) = {
+            let b = &mut b.scope("model.layers.0");
+            let y = b.dense("up", x, 64, 64, true);
+            let y = b.gelu(y);
+            let held = b.slice_update(held, y, begin);
+            (b.slice(held, 0, -1, i64::MAX), held)
+        };
+        b.output("y", y);
+        b.output("held_after", held);
+        b.finish().unwrap()
+    }
+
+    fn package(precision: Precision) -> Package {
+        let mut plan = Plan::new(
+            "tiny.mlpackage".to_owned(),
+            "a test".to_owned(),
+            Deployment::Ios18,
+        );
+        let graph = passes::stored_as(tiny(), precision).unwrap();
+        plan.add("main", graph, precision).unwrap();
+        plan.finish(&[("held", "held_after")]).unwrap()
+    }
+
+    fn operations(package: &Package) -> Vec<&proto::Operation> {
+        let program = package.model.ml_program.as_ref().unwrap();
+        program.functions["main"].block_specializations["CoreML8"]
+            .operations
+            .iter()
+            .collect()
+    }
+
+    /// What is updated is written to its state, read again, and what reads the value reads that.
+    #[test]
+    fn a_state_is_written_and_read_again() {
+        let package = package(Precision::Fp32);
+        let operations = operations(&package);
+        let kinds: Vec<&str> = operations
+            .iter()
+            .map(|operation| operation.r#type.as_str())
+            .filter(|kind| *kind != "const")
+            .collect();
+        assert_eq!(
+            kinds,
+            [
+                "read_state",
+                "linear",
+                "gelu",
+                "add",
+                "slice_update",
+                "write_state",
+                "read_state",
+                "slice_by_index"
+            ]
+        );
+        let description = package.model.description.as_ref().unwrap();
+        assert_eq!(description.input.len(), 2);
+        let outputs: Vec<&str> = description.output.iter().map(|output| &*output.name).collect();
+        assert_eq!(outputs, ["y"]);
+        let names: Vec<&str> = operations
+            .iter()
+            .flat_map(|operation| &operation.outputs)
+            .map(|output| &*output.name)
+            .collect();
+        let unique: std::collections::BTreeSet<&&str> = names.iter().collect();
+        assert_eq!(unique.len(), names.len());
+        let legal = |name: &&str| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        assert!(names.iter().all(legal), "{names:?}");
+    }
+
+    /// The layout of the weight file, byte for byte: the table in `blob.rs`.
+    #[test]
+    fn records_of_the_weight_file() {
+        let package = package(Precision::Int8);
+        let weights = Memory::new(&[
+            ("model.layers.0.up.weight", &[64, 64]),
+            ("model.layers.0.up.bias", &[64]),
+        ]);
+        let directory = tempfile::tempdir().unwrap();
+        let files = write(&package, &weights, directory.path(), &mut Silent).unwrap();
+        let paths: Vec<&str> = files.iter().map(|file| &*file.path).collect();
+        assert_eq!(
+            paths,
+            [
+                "tiny.mlpackage/Data/com.apple.CoreML/weights/weight.bin",
+                "tiny.mlpackage/Data/com.apple.CoreML/model.mlmodel",
+                "tiny.mlpackage/Manifest.json"
+            ]
+        );
+        let bytes = std::fs::read(directory.path().join(paths[0])).unwrap();
+        let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+        let long = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+        assert_eq!((word(0), word(4), long(8)), (3, 2, 0));
+        // Bytes of the matrix, its scales, the bias: type, length, offset.
+        let mut at = 64;
+        for (kind, length) in [(4, 64 * 64), (1, 2 * 64), (1, 2 * 64)] {
+            assert_eq!((word(at), word(at + 4)), (0xDEAD_BEEF, kind));
+            assert_eq!(
+                (long(at + 8), long(at + 16)),
+                (length, u64::try_from(at).unwrap() + 64)
+            );
+            assert!(bytes[at + 24..at + 64].iter().all(|byte| *byte == 0));
+            at = (at + 64 + usize::try_from(length).unwrap()).next_multiple_of(64);
+        }
+        assert_eq!(bytes.len(), at);
+    }
+
+    #[test]
+    fn what_has_no_form_is_named() {
+        let mut b = Builder::new("tiny");
+        let x = b.input(
+            "x",
+            DType::Float32,
+            &[Dim::Fixed(1), Dim::Fixed(4), Dim::Fixed(8)],
+        );
+        let y = b.scope("block").attention([x, x, x], None);
+        b.output("y", y);
+        let graph = b.finish().unwrap();
+        let lowered = |deployment| {
+            lower::lower(&graph, &[], &BTreeMap::new(), &Blob::default(), deployment).map(|_| ())
+        };
+        lowered(Deployment::Ios18).unwrap();
+        let error = lowered(Deployment::Ios16).unwrap_err().to_string();
+        assert!(
+            error.contains("/block/ScaledDotProductAttention") && error.contains("no Core ML form"),
+            "{error}"
+        );
+    }
 }
