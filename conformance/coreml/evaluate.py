@@ -158,7 +158,7 @@ def attention(a):
 def conv(a):
     if a["pad_type"] != "custom" or list(a["dilations"]) != [1, 1]:
         raise ValueError("the interpreter has only convolutions with given padding and no dilation")
-    x, weight, bias = wide(a["x"]), wide(a["weight"]), wide(a["bias"])
+    x, weight = wide(a["x"]), wide(a["weight"])
     (top, bottom, left, right), (down, across), groups = a["pad"], a["strides"], int(a["groups"])
     outputs, per_group, height, width = weight.shape
     x = np.pad(x[0], ((0, 0), (top, bottom), (left, right)))
@@ -176,7 +176,8 @@ def conv(a):
             else:
                 flat = np.ascontiguousarray(part).reshape(groups, per_group, rows * columns)
                 out += (tap @ flat).reshape(out.shape)
-    return (out.reshape(outputs, rows, columns) + bias[:, None, None])[None]
+    out = out.reshape(1, outputs, rows, columns)
+    return out if a.get("bias") is None else out + wide(a["bias"])[:, None, None]
 
 
 def layer_norm(a):

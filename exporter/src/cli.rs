@@ -37,6 +37,10 @@ pub(crate) struct Cli {
     #[arg(long)]
     pub(crate) ios16_encoder: bool,
 
+    /// The encoder's packages as Apple asks for the Neural Engine: linear layers as convolutions, float16 throughout
+    #[arg(long)]
+    pub(crate) neural_engine: bool,
+
     /// For which engines; can be given several times [default: portable, or cpu for int8 and q4]
     #[arg(long, value_enum, value_name = "TARGET")]
     pub(crate) target: Vec<TargetFlag>,
@@ -159,8 +163,16 @@ impl Cli {
     pub(crate) fn plan(&self) -> Result<ExportPlan, String> {
         let onnx = self.to.contains(&Form::Onnx);
         let packages = self.packages();
-        if self.ios16_encoder && packages.is_empty() {
-            return Err("--ios16-encoder is a package of --to coreml, found --to onnx".to_owned());
+        for (given, flag) in [
+            (self.ios16_encoder, "--ios16-encoder"),
+            (self.neural_engine, "--neural-engine"),
+        ] {
+            if given && packages.is_empty() {
+                return Err(format!("{flag} is about --to coreml, found --to onnx"));
+            }
+        }
+        if self.neural_engine && packages.contains(&Precision::Fp32) {
+            return Err("--neural-engine is float16 throughout, found --precision fp32".to_owned());
         }
         if !onnx && (!self.target.is_empty() || !self.image_size.is_empty() || self.check.is_some()) {
             return Err(
@@ -173,6 +185,7 @@ impl Cli {
             variants: if onnx { self.variants()? } else { Vec::new() },
             packages,
             older_encoder: self.ios16_encoder,
+            neural_engine: self.neural_engine,
             image_sizes: self.image_size.clone(),
             max_context: self.max_context,
             prefill: if self.prefill.is_empty() {

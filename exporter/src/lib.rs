@@ -61,7 +61,7 @@ pub fn export(plan: &ExportPlan, report: &mut dyn Report) -> Result<Summary, Exp
     let info = opened.info(source.name);
     let mut packages = Vec::with_capacity(plan.packages.len());
     for &precision in &plan.packages {
-        packages.push(opened.packages(precision, plan.older_encoder, &info.name)?);
+        packages.push(opened.packages(precision, plan, &info.name)?);
     }
     let forms = Forms { variants, packages };
     let mut summary = Summary::new(&opened, info, &forms);
@@ -188,13 +188,14 @@ impl Opened {
     }
 
     /// The networks in Core ML's own form.
-    fn packages(&self, precision: Precision, older: bool, name: &str) -> Result<Packages, ExportError> {
+    fn packages(&self, precision: Precision, plan: &ExportPlan, name: &str) -> Result<Packages, ExportError> {
         mlpackage::prepare(mlpackage::Recipe {
             config: self.weights.config(),
             precision,
             context: self.context,
             prefill: &self.prefill,
-            older,
+            older: plan.older_encoder,
+            neural_engine: plan.neural_engine,
             name,
         })
     }

@@ -25,6 +25,8 @@ pub struct ExportPlan {
     pub packages: Vec<Precision>,
     /// Whether there is a package of the encoder for iOS 16 and macOS 13 too.
     pub older_encoder: bool,
+    /// Whether packages of the encoder are laid out for the Neural Engine.
+    pub neural_engine: bool,
     /// The checkpoint's layout, where it must not be detected.
     pub layout: Option<Layout>,
     /// Whether an existing bundle is replaced. Anything else that exists is never touched.
@@ -51,6 +53,7 @@ impl ExportPlan {
             prefill: ExportPlan::PREFILL.to_vec(),
             packages: Vec::new(),
             older_encoder: false,
+            neural_engine: false,
             layout: None,
             overwrite: false,
             dry_run: false,

@@ -345,6 +345,20 @@ fn packages_for_core_ml() {
         &["--ios16-encoder", "--to coreml"],
     );
     world.refused(
+        &["--neural-engine", "-o", "c"],
+        &["--neural-engine", "--to coreml"],
+    );
+    let fp32 = [
+        "--to",
+        "coreml",
+        "--neural-engine",
+        "--precision",
+        "fp32",
+        "-o",
+        "c",
+    ];
+    world.refused(&fp32, &["--neural-engine", "fp32"]);
+    world.refused(
         &["--to", "coreml", "--max-context", "0", "-o", "c"],
         &["a cache of 0 slots"],
     );

@@ -104,6 +104,8 @@ pub struct Recipe<'a> {
     pub prefill: &'a [u64],
     /// Whether there is an encoder for iOS 16 too.
     pub older: bool,
+    /// Whether the encoders are laid out for the Neural Engine.
+    pub neural_engine: bool,
     /// The model's name, for people.
     pub name: &'a str,
 }
@@ -141,18 +143,21 @@ pub fn prepare(recipe: Recipe<'_>) -> Result<Packages, ExportError> {
         Precision::Fp16 => String::new(),
         other => format!("_{}", other.name()),
     };
-    let about = format!("the image encoder of {}", recipe.name);
-    let encoder = |graph: Graph, deployment, stem: &str| {
-        let mut plan = Plan::new(format!("{stem}{suffix}.mlpackage"), about.clone(), deployment);
-        plan.add(
-            "main",
-            passes::stored_as(graph, recipe.precision)?,
-            recipe.precision,
-        )?;
+    let encoder = |graph: Graph, precision: Precision, deployment: Deployment, stem: &str| {
+        let about = format!("the image encoder of {}", recipe.name);
+        let mut plan = Plan::new(format!("{stem}{suffix}.mlpackage"), about, deployment);
+        let graph = if recipe.neural_engine {
+            passes::for_neural_engine(&graph, precision)?
+        } else {
+            passes::stored_as(graph, precision)?
+        };
+        plan.add("main", graph, precision)?;
         plan.finish(&[])
     };
+    let graph = stateful::vision_encoder(recipe.config)?;
     let mut all = vec![encoder(
-        stateful::vision_encoder(recipe.config)?,
+        graph,
+        recipe.precision,
         Deployment::Ios18,
         "vision_encoder",
     )?];
@@ -177,12 +182,13 @@ pub fn prepare(recipe: Recipe<'_>) -> Result<Packages, ExportError> {
             Precision::Fp32 => Precision::Fp32,
             Precision::Fp16 | Precision::Int8 | Precision::Q4 => Precision::Fp16,
         };
-        let graph = passes::stored_as(fixed::vision_encoder(recipe.config)?, precision)?;
-        let about = format!("the image encoder of {}", recipe.name);
-        let name = format!("vision_encoder_ios16{suffix}.mlpackage");
-        let mut plan = Plan::new(name, about, Deployment::Ios16);
-        plan.add("main", graph, precision)?;
-        all.push(plan.finish(&[])?);
+        let graph = fixed::vision_encoder(recipe.config)?;
+        all.push(encoder(
+            graph,
+            precision,
+            Deployment::Ios16,
+            "vision_encoder_ios16",
+        )?);
     }
     Ok(Packages {
         precision: recipe.precision,

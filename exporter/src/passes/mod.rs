@@ -1,8 +1,10 @@
 //! Which rewrites happen between a network and its file, and in which order? This list.
 //!
-//! 1. `cast_f16`, for fp16 exports only: it decides element types, so everything that looks at them comes after.
+//! 1. `convolutions`, for the Neural Engine only: it takes marks away that the next pass reads.
+//! 2. `cast_f16`, for fp16 exports only: it decides element types, so everything that looks at them comes after.
 
 mod cast_f16;
+mod convolutions;
 
 pub use cast_f16::PRODUCT_SCALE;
 
@@ -20,6 +22,14 @@ pub fn stored_as(graph: Graph, precision: Precision) -> Result<Graph, ExportErro
         Precision::Fp32 => Ok(graph),
         Precision::Fp16 | Precision::Int8 | Precision::Q4 => cast_f16::cast_f16(&graph),
     }
+}
+
+/// The same for the Neural Engine: linear layers are convolutions, and nothing is in float32 but inputs and outputs.
+///
+/// # Errors
+/// As [`stored_as`].
+pub fn for_neural_engine(graph: &Graph, precision: Precision) -> Result<Graph, ExportError> {
+    stored_as(convolutions::convolutions(graph), precision)
 }
 
 /// Applies the passes of a variant.
