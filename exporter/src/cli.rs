@@ -174,10 +174,15 @@ impl Cli {
         if self.neural_engine && packages.contains(&Precision::Fp32) {
             return Err("--neural-engine is float16 throughout, found --precision fp32".to_owned());
         }
-        if !onnx && (!self.target.is_empty() || !self.image_size.is_empty() || self.check.is_some()) {
-            return Err(
-                "--target, --image-size and --check are about --to onnx, found --to coreml".to_owned(),
-            );
+        for (given, flag) in [
+            (!self.target.is_empty(), "--target"),
+            (!self.image_size.is_empty(), "--image-size"),
+            (self.check.is_some(), "--check"),
+            (self.dump, "--dump"),
+        ] {
+            if given && !onnx {
+                return Err(format!("{flag} is about --to onnx, found --to coreml"));
+            }
         }
         Ok(ExportPlan {
             source: source(&self.model),

@@ -378,7 +378,8 @@ fn split(target: &Path) -> Result<(&Path, String), ExportError> {
     }
 }
 
-fn sync_directory(directory: &Path) {
+/// Makes what a directory names survive a crash, where the system can.
+pub(crate) fn sync_directory(directory: &Path) {
     // Not every system can sync a directory; the files themselves are synced.
     if let Ok(file) = File::open(directory) {
         drop(file.sync_all());

@@ -233,6 +233,9 @@ pub fn write(
     let bytes = package.model.encode_to_vec();
     add(&folder, files::write(&model, "model.mlmodel", &bytes)?);
     add("", files::write(&root, "Manifest.json", manifest().as_bytes())?);
+    for directory in [&data, &model, &root.join("Data"), &root] {
+        files::sync_directory(directory);
+    }
     Ok(written)
 }
 

@@ -15,7 +15,7 @@
 
 use super::qwen2;
 use super::{fastvithd, projector};
-use crate::config::{DecoderConfig, ModelConfig};
+use crate::config::{DecoderConfig, ModelConfig, VisionConfig};
 use crate::dtype::DType;
 use crate::graph::{Builder, Dim, Graph, GraphError, ValueId};
 
@@ -43,6 +43,14 @@ impl Lengths {
 /// # Errors
 /// As [`super::build`].
 pub fn vision_encoder(config: &ModelConfig) -> Result<Graph, GraphError> {
+    encoder(config, fastvithd::fastvithd)
+}
+
+/// The encoder of one image around a tower `pixels [1,3,S,S] -> tokens [1,N,F]`.
+pub(super) fn encoder(
+    config: &ModelConfig,
+    tower: fn(&mut Builder, &VisionConfig, ValueId) -> ValueId,
+) -> Result<Graph, GraphError> {
     let mut b = Builder::new(super::Network::VisionEncoder.name());
     let side = Dim::Fixed(config.vision.image_size);
     let pixels = b.input(
@@ -50,7 +58,7 @@ pub fn vision_encoder(config: &ModelConfig) -> Result<Graph, GraphError> {
         DType::Float32,
         &[Dim::Fixed(1), Dim::Fixed(3), side, side],
     );
-    let tokens = fastvithd::fastvithd(&mut b, &config.vision, pixels);
+    let tokens = tower(&mut b, &config.vision, pixels);
     let features = projector::projector_of_one(&mut b, &config.projector, tokens);
     b.output("image_features", features);
     b.finish()
@@ -182,18 +190,10 @@ fn self_attention(
     [past_key, past_value]: [ValueId; 2],
     shared: &Shared,
 ) -> (ValueId, [ValueId; 2]) {
-    let (width, length) = (config.hidden_size, config.head_dim);
-    let (heads, kv_heads, groups) = (config.heads, config.kv_heads, groups(config));
-    let (n, k, g, d) = (signed(new), signed(kv_heads), signed(groups), signed(length));
+    let length = config.head_dim;
+    let [n, k, g, d] = lengths(config, new);
     let b = &mut b.scope("self_attn");
-    let q = b.dense("q_proj", x, width, heads * length, true); // [n,k*g*d]
-    let key = b.dense("k_proj", x, width, kv_heads * length, true); // [n,k*d]
-    let value = b.dense("v_proj", x, width, kv_heads * length, true); // [n,k*d]
-    let q = b.reshape(q, &[n, k * g, d]); // [n,k*g,d]
-    let key = b.reshape(key, &[n, k, d]); // [n,k,d]
-    let angles = [shared.cos, shared.sin];
-    let q = qwen2::rotate(&mut b.scope("q_rotary"), q, length, angles); // [n,k*g,d]
-    let key = qwen2::rotate(&mut b.scope("k_rotary"), key, length, angles); // [n,k,d]
+    let [q, key, value] = projections(b, config, new, x, [shared.cos, shared.sin]);
     let new_key = per_head(b, key, [n, k, d]); // [1,k,n,d]
     let new_value = per_head(b, value, [n, k, d]); // [1,k,n,d]
     let key = b.concat(&[past_key, new_key], 2); // [1,k,t,d]
@@ -203,20 +203,62 @@ fn self_attention(
         let b = &mut b.full();
         let scale = b.constant_f32(&[], vec![qwen2::scale(length)]);
         let q = b.mul(q, scale); // [n,k*g,d]
-        let q = b.reshape(q, &[n, k, g, d]); // [n,k,g,d]
-        let q = b.transpose(q, &[1, 2, 0, 3]); // [k,g,n,d]
-        let q = b.reshape(q, &[1, k, g * n, d]); // [1,k,g*n,d]
+        let q = in_groups(b, q, [n, k, g, d]); // [1,k,g*n,d]
         let key = b.transpose(key, &[0, 1, 3, 2]); // [1,k,d,t]
         let scores = b.matmul(q, key); // [1,k,g*n,t]
         let scores = b.add(scores, shared.bias); // [1,k,g*n,t]
         b.softmax(scores) // [1,k,g*n,t]
     };
     let mixed = b.matmul(weights, value); // [1,k,g*n,d]
+    let projected = output_projection(b, config, new, mixed); // [n,D]
+    (projected, [new_key, new_value])
+}
+
+/// New slots, kv heads, query heads for each of them, and the length of a head.
+pub(super) fn lengths(config: &DecoderConfig, new: u64) -> [i64; 4] {
+    [new, config.kv_heads, groups(config), config.head_dim].map(signed)
+}
+
+/// Queries `[n,k*g,d]` and keys `[n,k,d]`, both rotated, and values `[n,k*d]`. The scope is the attention's.
+pub(super) fn projections(
+    b: &mut Builder,
+    config: &DecoderConfig,
+    new: u64,
+    x: ValueId,
+    angles: [ValueId; 2],
+) -> [ValueId; 3] {
+    let (width, length) = (config.hidden_size, config.head_dim);
+    let [n, k, g, d] = lengths(config, new);
+    let q = b.dense("q_proj", x, width, config.heads * length, true); // [n,k*g*d]
+    let key = b.dense("k_proj", x, width, config.kv_heads * length, true); // [n,k*d]
+    let value = b.dense("v_proj", x, width, config.kv_heads * length, true); // [n,k*d]
+    let q = b.reshape(q, &[n, k * g, d]); // [n,k*g,d]
+    let key = b.reshape(key, &[n, k, d]); // [n,k,d]
+    let q = qwen2::rotate(&mut b.scope("q_rotary"), q, length, angles); // [n,k*g,d]
+    let key = qwen2::rotate(&mut b.scope("k_rotary"), key, length, angles); // [n,k,d]
+    [q, key, value]
+}
+
+/// The queries of a group one below the other: `[n,k*g,d] -> [1,k,g*n,d]`.
+pub(super) fn in_groups(b: &mut Builder, q: ValueId, [n, k, g, d]: [i64; 4]) -> ValueId {
+    let q = b.reshape(q, &[n, k, g, d]); // [n,k,g,d]
+    let q = b.transpose(q, &[1, 2, 0, 3]); // [k,g,n,d]
+    b.reshape(q, &[1, k, g * n, d]) // [1,k,g*n,d]
+}
+
+/// What the heads found, mixed: `[1,k,g*n,d] -> [n,D]`.
+pub(super) fn output_projection(
+    b: &mut Builder,
+    config: &DecoderConfig,
+    new: u64,
+    mixed: ValueId,
+) -> ValueId {
+    let [n, k, g, d] = lengths(config, new);
     let mixed = b.reshape(mixed, &[k, g, n, d]); // [k,g,n,d]
     let mixed = b.transpose(mixed, &[2, 0, 1, 3]); // [n,k,g,d]
     let mixed = b.reshape(mixed, &[n, k * g * d]); // [n,k*g*d]
-    let projected = b.dense("o_proj", mixed, heads * length, width, false); // [n,D]
-    (projected, [new_key, new_value])
+    let width = config.heads * config.head_dim;
+    b.dense("o_proj", mixed, width, config.hidden_size, false) // [n,D]
 }
 
 /// `[n,k,d]`, or `[n,k*d]` in memory alike, as `[1,k,n,d]`.

@@ -11,9 +11,9 @@
 //! Letters: `n` new, `c` slots, `L` layers, `D` hidden, `k` kv heads, `g` query heads per kv head, `d` head length,
 //! `V` vocabulary.
 
+use super::fastvithd;
 use super::fixed::{self, Lengths};
 use super::qwen2;
-use super::{Network, fastvithd, projector};
 use crate::config::{DecoderConfig, ModelConfig};
 use crate::dtype::DType;
 use crate::graph::{Builder, Dim, Graph, GraphError, ValueId};
@@ -34,14 +34,7 @@ const HIDDEN: f32 = 40000.0;
 /// # Errors
 /// As [`super::build`].
 pub fn vision_encoder(config: &ModelConfig) -> Result<Graph, GraphError> {
-    let mut b = Builder::new(Network::VisionEncoder.name());
-    let side = Dim::Fixed(config.vision.image_size);
-    let shape = [Dim::Fixed(1), Dim::Fixed(3), side, side];
-    let pixels = b.input("pixel_values", DType::Float32, &shape);
-    let tokens = fastvithd::fastvithd_of_one(&mut b, &config.vision, pixels);
-    let features = projector::projector_of_one(&mut b, &config.projector, tokens);
-    b.output("image_features", features);
-    b.finish()
+    fixed::encoder(config, fastvithd::fastvithd_of_one)
 }
 
 /// `inputs_embeds [1,n,D], position [1], last [1] (where n > 1), key_cache, value_cache [L,k,c,d] -> logits [1,1,V]`,
@@ -177,18 +170,9 @@ fn self_attention(
     caches: [ValueId; 2],
     shared: &Shared,
 ) -> (ValueId, [ValueId; 2]) {
-    let (width, length) = (config.hidden_size, config.head_dim);
-    let (heads, kv_heads) = (config.heads, config.kv_heads);
-    let [n, k, g, d] = [new, kv_heads, fixed::groups(config), length].map(signed);
+    let [n, k, g, d] = fixed::lengths(config, new);
     let b = &mut b.scope("self_attn");
-    let q = b.dense("q_proj", x, width, heads * length, true); // [n,k*g*d]
-    let key = b.dense("k_proj", x, width, kv_heads * length, true); // [n,k*d]
-    let value = b.dense("v_proj", x, width, kv_heads * length, true); // [n,k*d]
-    let q = b.reshape(q, &[n, k * g, d]); // [n,k*g,d]
-    let key = b.reshape(key, &[n, k, d]); // [n,k,d]
-    let angles = [shared.cos, shared.sin];
-    let q = qwen2::rotate(&mut b.scope("q_rotary"), q, length, angles); // [n,k*g,d]
-    let key = qwen2::rotate(&mut b.scope("k_rotary"), key, length, angles); // [n,k,d]
+    let [q, key, value] = fixed::projections(b, config, new, x, [shared.cos, shared.sin]);
     let mut caches = caches;
     let [key, value] = {
         let b = &mut b.scope("cache");
@@ -207,15 +191,10 @@ fn self_attention(
     };
     let mixed = {
         let b = &mut b.full();
-        let q = b.reshape(q, &[n, k, g, d]); // [n,k,g,d]
-        let q = b.transpose(q, &[1, 2, 0, 3]); // [k,g,n,d]
-        let q = b.reshape(q, &[1, k, g * n, d]); // [1,k,g*n,d]
+        let q = fixed::in_groups(b, q, [n, k, g, d]); // [1,k,g*n,d]
         b.attention([q, key, value], Some(shared.bias)) // [1,k,g*n,d]
     };
-    let mixed = b.reshape(mixed, &[k, g, n, d]); // [k,g,n,d]
-    let mixed = b.transpose(mixed, &[2, 0, 1, 3]); // [n,k,g,d]
-    let mixed = b.reshape(mixed, &[n, k * g * d]); // [n,k*g*d]
-    (b.dense("o_proj", mixed, heads * length, width, false), caches) // [n,D]
+    (fixed::output_projection(b, config, new, mixed), caches) // [n,D]
 }
 
 fn signed(length: u64) -> i64 {

@@ -7,6 +7,7 @@ use super::session::{EngineSession, Placement, Tensor};
 use crate::error::BackendError;
 use models::bundle::{GraphEntry, HIDDEN, KvSpec};
 use models::dtype::DType;
+use std::path::Path;
 
 /// Decoders of fixed lengths with their cache.
 #[derive(Debug)]
@@ -114,19 +115,24 @@ impl<S: EngineSession> FixedDecoder<S> {
     }
 }
 
+/// Whether `count` more positions after `len` fit into a cache of `context` slots.
+pub(super) fn check_room(path: &Path, count: usize, len: usize, context: usize) -> Result<(), BackendError> {
+    if count <= context.saturating_sub(len) {
+        return Ok(());
+    }
+    Err(BackendError::Inputs {
+        path: path.to_owned(),
+        problems: vec![format!(
+            "{count} more positions after {len} are more than the cache's {context}; fvlm-export --max-context makes room"
+        )],
+    })
+}
+
 impl<S: EngineSession> Decoder for FixedDecoder<S> {
     fn feed(&mut self, embeds: &[f32]) -> Result<Vec<f32>, BackendError> {
         let Graph { session, ports, .. } = &self.step;
         let (count, hidden) = (ports.positions(session, embeds)?, ports.hidden);
-        if count > self.context - self.len {
-            return Err(BackendError::Inputs {
-                path: session.description().path.clone(),
-                problems: vec![format!(
-                    "{count} more positions after {} are more than the cache's {}; fvlm-export --max-context makes room",
-                    self.len, self.context
-                )],
-            });
-        }
+        check_room(&session.description().path, count, self.len, self.context)?;
         let (mut rest, mut len, mut logits) = (embeds, self.len, Vec::new());
         while !rest.is_empty() {
             let left = rest.len() / hidden;

@@ -4,6 +4,8 @@
 #[cfg(any(target_os = "macos", fvlm_type_check))]
 mod coreml;
 
+#[cfg(any(test, target_os = "macos", fvlm_type_check))]
+use super::fixed::check_room;
 use super::session::Session;
 use super::{Backend, Decoder, Model, Options, Provider, TokenEmbedder, VisionEncoder};
 use crate::error::BackendError;
@@ -176,22 +178,16 @@ impl<M: StatefulModel> Decoder for StatefulDecoder<M> {
     fn feed(&mut self, embeds: &[f32]) -> Result<Vec<f32>, BackendError> {
         let hidden = self.hidden;
         let count = embeds.len() / hidden;
-        let wrong = |problem: String| BackendError::Inputs {
-            path: self.path.clone(),
-            problems: vec![problem],
-        };
         if count == 0 || count * hidden != embeds.len() {
-            return Err(wrong(format!(
-                "`inputs_embeds` has {} values, expected a multiple of {hidden}, at least once",
-                embeds.len()
-            )));
+            let found = embeds.len();
+            return Err(BackendError::Inputs {
+                path: self.path.clone(),
+                problems: vec![format!(
+                    "`inputs_embeds` has {found} values, expected a multiple of {hidden}, at least once"
+                )],
+            });
         }
-        if count > self.context - self.len {
-            return Err(wrong(format!(
-                "{count} more positions after {} are more than the cache's {}; fvlm-export --max-context makes room",
-                self.len, self.context
-            )));
-        }
+        check_room(&self.path, count, self.len, self.context)?;
         let (mut rest, mut len, mut logits) = (embeds, self.len, Vec::new());
         while !rest.is_empty() {
             let new = self.function(rest.len() / hidden, len);
