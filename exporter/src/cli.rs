@@ -174,9 +174,13 @@ impl Cli {
         if self.neural_engine && packages.contains(&Precision::Fp32) {
             return Err("--neural-engine is float16 throughout, found --precision fp32".to_owned());
         }
+        if !self.image_size.is_empty() && !packages.is_empty() {
+            return Err(
+                "--image-size is about --to onnx alone: packages have the model's own size".to_owned(),
+            );
+        }
         for (given, flag) in [
             (!self.target.is_empty(), "--target"),
-            (!self.image_size.is_empty(), "--image-size"),
             (self.check.is_some(), "--check"),
             (self.dump, "--dump"),
         ] {

@@ -336,6 +336,8 @@ fn packages_for_core_ml() {
         "{}",
         dry.stdout
     );
+    let sizes = ["--to", "onnx", "--to", "coreml", "--image-size", "128", "-o", "c"];
+    world.refused(&sizes, &["--image-size", "own size"]);
     world.refused(
         &["--to", "coreml", "--target", "cpu", "-o", "c"],
         &["--target", "--to coreml"],
