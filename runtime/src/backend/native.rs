@@ -29,10 +29,10 @@ impl Backend for CoreMl {
     }
 
     fn check(&self, _options: &Options) -> Result<(), BackendError> {
-        if cfg!(target_os = "macos") {
-            return Ok(());
-        }
-        Err(unavailable("Core ML is part of macOS"))
+        #[cfg(any(target_os = "macos", fvlm_type_check))]
+        return coreml::check();
+        #[cfg(not(any(target_os = "macos", fvlm_type_check)))]
+        return Err(unavailable("Core ML is part of macOS"));
     }
 
     fn open_session(&self, _path: &Path, _options: &Options) -> Result<Box<dyn Session>, BackendError> {

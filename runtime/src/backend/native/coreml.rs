@@ -5,11 +5,12 @@
 
 #![expect(unsafe_code, reason = "Objective-C: the bindings mark every method unsafe")]
 
-use super::{StatefulDecoder, StatefulModel, packages};
+use super::{StatefulDecoder, StatefulModel, packages, unavailable};
 use crate::backend::{CoreMlUnits, Decoder, Model, Provider, VisionEncoder};
 use crate::error::BackendError;
 use models::bundle::Bundle;
 use objc2::AnyThread as _;
+use objc2::available;
 use objc2::rc::{Retained, autoreleasepool};
 use objc2::runtime::{AnyObject, ProtocolObject};
 use objc2_core_ml::{
@@ -19,6 +20,15 @@ use objc2_core_ml::{
 use objc2_foundation::{NSArray, NSDictionary, NSError, NSNumber, NSString, NSURL};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+/// Whether this system has what packages need: older ones do not know the messages below.
+pub(super) fn check() -> Result<(), BackendError> {
+    if available!(macos = 15.0) {
+        Ok(())
+    } else {
+        Err(unavailable("Core ML has states and functions since macOS 15"))
+    }
+}
 
 /// The image encoder of a model's packages.
 pub(super) fn vision_encoder(model: &Model<'_>) -> Result<Box<dyn VisionEncoder>, BackendError> {
