@@ -1,0 +1,12 @@
+"""Every case through `onnxruntime_plain.FastVlm`; one line of JSON with the tokens of each.    plain.py BUNDLE DTYPE CASES.json"""
+
+import json
+import sys
+
+from onnxruntime_plain import FastVlm
+from PIL import Image
+
+bundle, dtype, cases = sys.argv[1:]
+model = FastVlm(bundle, "" if dtype == "fp32" else f"_{dtype}")
+for case in json.load(open(cases)):
+    print(json.dumps({"tokens": model.ask(Image.open(case["image"]), case["question"])}), flush=True)
