@@ -104,8 +104,9 @@ pub fn decoder(config: &ModelConfig, lengths: Lengths) -> Result<Graph, GraphErr
         let shared = shared(b, config, new, bias, positions);
         let mut x = b.reshape(embeds, &[signed(new), signed(config.hidden_size)]); // [n,D]
         let mut present = Vec::with_capacity(past.len());
-        for (layer, past) in past.into_iter().enumerate() {
-            let (next, cache) = decoder_layer(b, config, new, layer, x, past, &shared);
+        for (layer, past) in (0..).zip(past) {
+            let attend = |b: &mut Builder, x| self_attention(b, config, new, x, past, &shared);
+            let (next, cache) = decoder_layer(b, config, layer, x, attend);
             x = next; // [n,D]
             present.push(cache);
         }
@@ -162,23 +163,22 @@ fn shared(b: &mut Builder, config: &DecoderConfig, new: u64, bias: ValueId, posi
     }
 }
 
-fn decoder_layer(
+/// A layer around an attention `[n,D] -> [n,D]`, which also gives what it has to say of the cache.
+pub(super) fn decoder_layer<C>(
     b: &mut Builder,
     config: &DecoderConfig,
-    new: u64,
-    layer: usize,
+    layer: u64,
     x: ValueId,
-    past: [ValueId; 2],
-    shared: &Shared,
-) -> (ValueId, [ValueId; 2]) {
+    attend: impl FnOnce(&mut Builder, ValueId) -> (ValueId, C),
+) -> (ValueId, C) {
     let (width, epsilon) = (config.hidden_size, config.rms_norm_epsilon);
     let b = &mut b.scope(format!("layers.{layer}"));
     let normed = b.rms_norm("input_layernorm", x, width, epsilon); // [n,D]
-    let (attended, present) = self_attention(b, config, new, normed, past, shared); // [n,D]
+    let (attended, cache) = attend(b, normed); // [n,D]
     let x = b.full().add(x, attended); // [n,D]
     let normed = b.rms_norm("post_attention_layernorm", x, width, epsilon); // [n,D]
     let mixed = mlp(b, config, normed); // [n,D]
-    (b.full().add(x, mixed), present) // [n,D]
+    (b.full().add(x, mixed), cache) // [n,D]
 }
 
 /// Grouped-query attention: the query heads of a group lie one below the other in one matrix.
@@ -268,7 +268,7 @@ pub(super) fn per_head(b: &mut Builder, x: ValueId, [n, k, d]: [i64; 3]) -> Valu
 }
 
 /// `down(silu(gate(x)) * up(x))`
-pub(super) fn mlp(b: &mut Builder, config: &DecoderConfig, x: ValueId) -> ValueId {
+fn mlp(b: &mut Builder, config: &DecoderConfig, x: ValueId) -> ValueId {
     let (width, wide) = (config.hidden_size, config.intermediate_size);
     let b = &mut b.scope("mlp");
     let gate = b.dense("gate_proj", x, width, wide, false); // [n,I]

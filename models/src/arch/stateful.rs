@@ -63,7 +63,8 @@ pub fn decoder(config: &ModelConfig, lengths: Lengths) -> Result<Graph, GraphErr
         let shared = shared(b, config, lengths, position);
         let mut x = b.reshape(embeds, &[signed(new), signed(config.hidden_size)]); // [n,D]
         for layer in 0..config.layers {
-            (x, caches) = decoder_layer(b, config, new, layer, x, caches, &shared); // [n,D]
+            let attend = |b: &mut Builder, x| self_attention(b, config, new, layer, x, caches, &shared);
+            (x, caches) = fixed::decoder_layer(b, config, layer, x, attend); // [n,D]
         }
         let x = match last {
             Some(last) => b.gather(x, last), // [1,D]
@@ -139,25 +140,6 @@ fn angles(config: &DecoderConfig, context: u64, function: fn(f64) -> f64) -> Vec
         .flat_map(|slot| frequencies.iter().map(move |frequency| slot as f32 * frequency))
         .map(|angle| function(f64::from(angle)) as f32)
         .collect()
-}
-
-fn decoder_layer(
-    b: &mut Builder,
-    config: &DecoderConfig,
-    new: u64,
-    layer: u64,
-    x: ValueId,
-    caches: [ValueId; 2],
-    shared: &Shared,
-) -> (ValueId, [ValueId; 2]) {
-    let (width, epsilon) = (config.hidden_size, config.rms_norm_epsilon);
-    let b = &mut b.scope(format!("layers.{layer}"));
-    let normed = b.rms_norm("input_layernorm", x, width, epsilon); // [n,D]
-    let (attended, caches) = self_attention(b, config, new, layer, normed, caches, shared); // [n,D]
-    let x = b.full().add(x, attended); // [n,D]
-    let normed = b.rms_norm("post_attention_layernorm", x, width, epsilon); // [n,D]
-    let mixed = fixed::mlp(b, config, normed); // [n,D]
-    (b.full().add(x, mixed), caches) // [n,D]
 }
 
 /// Grouped-query attention: the query heads of a group lie one below the other in one matrix.
