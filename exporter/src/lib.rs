@@ -325,7 +325,7 @@ struct Forms {
 impl Forms {
     fn data_bytes(&self) -> u64 {
         let graphs: u64 = self.variants.iter().map(Lowered::data_bytes).sum();
-        let packages = self.packages.iter().flat_map(|packages| &packages.all);
+        let packages = self.packages.iter().flat_map(Packages::all);
         graphs + packages.map(|package| package.data.length).sum::<u64>()
     }
 }
@@ -396,7 +396,7 @@ fn write_files(
         }
     }
     let directory = staging.path().join(COREML);
-    for package in forms.packages.iter().flat_map(|packages| &packages.all) {
+    for package in forms.packages.iter().flat_map(Packages::all) {
         let written = mlpackage::write(package, &opened.weights, &directory, report)?;
         files.extend(written.into_iter().map(|file| FileEntry {
             path: in_coreml(&file.path),
@@ -500,12 +500,12 @@ fn variant_entry(opened: &Opened, lowered: &Lowered) -> bundle::Variant {
 
 fn packages_entry(opened: &Opened, packages: &Packages) -> CoreMlPackages {
     let whole = |length: u64| usize::try_from(length).unwrap_or(usize::MAX);
-    let mut names = packages.all.iter().map(|package| in_coreml(&package.file_name));
+    let name = |package: &mlpackage::Package| in_coreml(&package.file_name);
     CoreMlPackages {
         precision: packages.precision.name().to_owned(),
-        vision_encoder: names.next().unwrap_or_default(),
-        decoder: names.next().unwrap_or_default(),
-        vision_encoder_ios16: names.next(),
+        vision_encoder: name(&packages.vision_encoder),
+        decoder: name(&packages.decoder),
+        vision_encoder_ios16: packages.vision_encoder_ios16.as_ref().map(name),
         context: whole(opened.context),
         prefill: opened.prefill.iter().map(|new| whole(*new)).collect(),
         embedding: EmbeddingRows {

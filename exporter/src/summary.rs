@@ -101,5 +101,5 @@ fn packages(packages: &Packages) -> Vec<PackageSummary> {
         functions: package.functions.clone(),
         data_bytes: package.data.length,
     };
-    packages.all.iter().map(one).collect()
+    packages.all().map(one).collect()
 }

@@ -77,13 +77,33 @@ impl Blob {
     }
 
     /// Where the record of a weight begins.
-    pub fn weight_record(&self, weight: &WeightRef, dtype: DType) -> Option<u64> {
-        self.weights.get(&(weight.clone(), dtype)).copied()
+    ///
+    /// # Errors
+    /// A weight that was not placed.
+    pub fn weight_record(&self, weight: &WeightRef, dtype: DType) -> Result<u64, ExportError> {
+        let record = self.weights.get(&(weight.clone(), dtype)).copied();
+        record.ok_or_else(|| ExportError::Internal {
+            what: format!("weight `{}` was not placed", weight.name),
+        })
+    }
+
+    /// Where the elements of a weight begin: behind its record.
+    ///
+    /// # Errors
+    /// A weight that was not placed.
+    pub fn weight_data(&self, weight: &WeightRef, dtype: DType) -> Result<u64, ExportError> {
+        Ok(self.weight_record(weight, dtype)? + UNIT)
     }
 
     /// Where the record of a literal begins.
-    pub fn literal_record(&self, dtype: DType, bytes: &[u8]) -> Option<u64> {
-        self.literals.get(&(dtype, bytes.to_vec())).copied()
+    ///
+    /// # Errors
+    /// A literal that was not placed.
+    pub fn literal_record(&self, dtype: DType, bytes: &[u8]) -> Result<u64, ExportError> {
+        let record = self.literals.get(&(dtype, bytes.to_vec())).copied();
+        record.ok_or_else(|| ExportError::Internal {
+            what: format!("a {dtype} literal of {} bytes was not placed", bytes.len()),
+        })
     }
 
     /// The file, once everything has its place. What was placed last must be a weight.

@@ -366,13 +366,13 @@ impl Lowering<'_> {
         let shape = shape(value)?;
         let storage = self.storage.get(&id).copied().unwrap_or(Storage::Plain);
         let Some((data, scales)) = storage.parts(weight, &shape) else {
-            let place = self.place(weight, value.dtype)?;
+            let place = self.blob.weight_record(weight, value.dtype)?;
             self.constant(name, in_file(tensor_type(value)?, place));
             return Ok(());
         };
         let mut arguments = Vec::new();
         for (parameter, part) in [("data", &data), ("scale", &scales)] {
-            let place = self.place(&part.weight, part.dtype)?;
+            let place = self.blob.weight_record(&part.weight, part.dtype)?;
             let literal = in_file(tensor_of(part.kind, &part.shape), place);
             arguments.push((parameter, by_value(literal)));
         }
@@ -381,38 +381,14 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn place(&self, weight: &WeightRef, dtype: DType) -> Result<u64, ExportError> {
-        let place = self.blob.weight_record(weight, dtype);
-        place.ok_or_else(|| ExportError::Internal {
-            what: format!("weight `{}` was not placed", weight.name),
-        })
-    }
-
     fn literal(&self, value: &graph::Value, constant: &Constant) -> Result<Value, ExportError> {
-        let kind = tensor_type(value)?;
-        if is_long(constant) {
-            let bytes = float_bytes(constant, value.dtype);
-            let place = self.blob.literal_record(value.dtype, &bytes);
-            let place = place.ok_or_else(|| ExportError::Internal {
-                what: format!("literal `{}` was not placed", value.name),
-            })?;
-            return Ok(in_file(kind, place));
+        let shape = shape(value)?;
+        if !is_long(constant) {
+            return literal(constant, value.dtype, &shape);
         }
-        let elements = match (constant, value.dtype) {
-            (Constant::Float32(values), DType::Float32) => tensor_value::Value::Floats(RepeatedFloats {
-                values: values.clone(),
-            }),
-            (Constant::Float32(_), dtype) => tensor_value::Value::Bytes(RepeatedBytes {
-                values: float_bytes(constant, dtype),
-            }),
-            (Constant::Int64(values), _) => tensor_value::Value::Ints(RepeatedInts {
-                values: values
-                    .iter()
-                    .map(|value| int32(*value))
-                    .collect::<Result<_, _>>()?,
-            }),
-        };
-        Ok(immediate(kind, elements))
+        let bytes = float_bytes(constant, value.dtype);
+        let place = self.blob.literal_record(value.dtype, &bytes)?;
+        Ok(in_file(tensor_of(data_type(value.dtype)?, &shape), place))
     }
 
     fn constant(&mut self, name: &str, literal: Value) {
@@ -605,24 +581,31 @@ fn truth(truth: bool) -> Value {
     )
 }
 
-fn scalar(number: f32, dtype: DType) -> Result<Value, ExportError> {
-    let kind = tensor_of(data_type(dtype)?, &[]);
-    let elements = if dtype == DType::Float32 {
-        tensor_value::Value::Floats(RepeatedFloats { values: vec![number] })
-    } else {
-        let values = f16::from_f32(number).to_le_bytes().to_vec();
-        tensor_value::Value::Bytes(RepeatedBytes { values })
+/// A literal that stands in the program.
+fn literal(constant: &Constant, dtype: DType, shape: &[u64]) -> Result<Value, ExportError> {
+    let elements = match (constant, dtype) {
+        (Constant::Float32(values), DType::Float32) => tensor_value::Value::Floats(RepeatedFloats {
+            values: values.clone(),
+        }),
+        (Constant::Float32(_), dtype) => tensor_value::Value::Bytes(RepeatedBytes {
+            values: float_bytes(constant, dtype),
+        }),
+        (Constant::Int64(values), _) => tensor_value::Value::Ints(RepeatedInts {
+            values: values
+                .iter()
+                .map(|value| int32(*value))
+                .collect::<Result<_, _>>()?,
+        }),
     };
-    Ok(immediate(kind, elements))
+    Ok(immediate(tensor_of(data_type(dtype)?, shape), elements))
+}
+
+fn scalar(number: f32, dtype: DType) -> Result<Value, ExportError> {
+    literal(&Constant::Float32(vec![number]), dtype, &[])
 }
 
 fn integer(number: i64) -> Result<Value, ExportError> {
-    let values = vec![int32(number)?];
-    let kind = tensor_of(DataType::Int32, &[]);
-    Ok(immediate(
-        kind,
-        tensor_value::Value::Ints(RepeatedInts { values }),
-    ))
+    literal(&Constant::Int64(vec![number]), DType::Int64, &[])
 }
 
 fn whole(number: u64) -> Result<Value, ExportError> {
@@ -630,18 +613,8 @@ fn whole(number: u64) -> Result<Value, ExportError> {
 }
 
 fn integers(numbers: &[i64]) -> Result<Value, ExportError> {
-    let values: Vec<i32> = numbers
-        .iter()
-        .map(|number| int32(*number))
-        .collect::<Result<_, _>>()?;
-    let kind = tensor_of(
-        DataType::Int32,
-        &[u64::try_from(values.len()).unwrap_or(u64::MAX)],
-    );
-    Ok(immediate(
-        kind,
-        tensor_value::Value::Ints(RepeatedInts { values }),
-    ))
+    let length = u64::try_from(numbers.len()).unwrap_or(u64::MAX);
+    literal(&Constant::Int64(numbers.to_vec()), DType::Int64, &[length])
 }
 
 fn lengths(numbers: &[u64]) -> Result<Value, ExportError> {

@@ -115,10 +115,23 @@ pub struct Recipe<'a> {
 pub struct Packages {
     /// How weights are stored.
     pub precision: Precision,
-    /// The image encoder, the decoder, and the encoder for iOS 16 where there is one.
-    pub all: Vec<Package>,
+    /// The image encoder.
+    pub vision_encoder: Package,
+    /// The decoder.
+    pub decoder: Package,
+    /// The image encoder for iOS 16, where it was asked for.
+    pub vision_encoder_ios16: Option<Package>,
     /// The embedding's rows in the decoder's weight file; the path is relative to the directory of the packages.
     pub embedding: EmbeddingRows,
+}
+
+impl Packages {
+    /// All of them, in the order in which they are written.
+    pub fn all(&self) -> impl Iterator<Item = &Package> {
+        [&self.vision_encoder, &self.decoder]
+            .into_iter()
+            .chain(&self.vision_encoder_ios16)
+    }
 }
 
 /// A package on its way into a directory.
@@ -155,12 +168,7 @@ pub fn prepare(recipe: Recipe<'_>) -> Result<Packages, ExportError> {
         plan.finish(&[])
     };
     let graph = stateful::vision_encoder(recipe.config)?;
-    let mut all = vec![encoder(
-        graph,
-        recipe.precision,
-        Deployment::Ios18,
-        "vision_encoder",
-    )?];
+    let vision_encoder = encoder(graph, recipe.precision, Deployment::Ios18, "vision_encoder")?;
 
     let about = format!("the language model of {}; its cache is a state", recipe.name);
     let mut plan = Plan::new(format!("decoder{suffix}.mlpackage"), about, Deployment::Ios18);
@@ -174,25 +182,22 @@ pub fn prepare(recipe: Recipe<'_>) -> Result<Packages, ExportError> {
     }
     let embedding = plan.embedding(recipe.config, recipe.precision)?;
     let states = stateful::CACHES.into_iter().zip(stateful::UPDATED);
-    all.push(plan.finish(&states.collect::<Vec<_>>())?);
+    let decoder = plan.finish(&states.collect::<Vec<_>>())?;
 
-    if recipe.older {
+    let older = || {
         // Its operator set has no attention and no compression in blocks: products, in the type of the rest.
         let precision = match recipe.precision {
             Precision::Fp32 => Precision::Fp32,
             Precision::Fp16 | Precision::Int8 | Precision::Q4 => Precision::Fp16,
         };
         let graph = fixed::vision_encoder(recipe.config)?;
-        all.push(encoder(
-            graph,
-            precision,
-            Deployment::Ios16,
-            "vision_encoder_ios16",
-        )?);
-    }
+        encoder(graph, precision, Deployment::Ios16, "vision_encoder_ios16")
+    };
     Ok(Packages {
         precision: recipe.precision,
-        all,
+        vision_encoder,
+        decoder,
+        vision_encoder_ios16: recipe.older.then(older).transpose()?,
         embedding,
     })
 }
@@ -346,21 +351,11 @@ impl Plan {
             Precision::Int8 | Precision::Q4 => (DType::Float16, compressed(&weight, &shape, precision)),
         };
         self.place(&weight, dtype, &shape, storage)?;
-        let record = |weight: &WeightRef, dtype| {
-            let record = self.blob.weight_record(weight, dtype);
-            // The data lies behind its record.
-            record
-                .map(|record| record + 64)
-                .ok_or_else(|| ExportError::Internal {
-                    what: format!("weight `{}` was not placed", weight.name),
-                })
-        };
-        let parts = storage.parts(&weight, &shape);
-        let (offset, scales) = match &parts {
-            None => (record(&weight, dtype)?, None),
+        let (offset, scales) = match storage.parts(&weight, &shape) {
+            None => (self.blob.weight_data(&weight, dtype)?, None),
             Some((data, scales)) => (
-                record(&data.weight, data.dtype)?,
-                Some(record(&scales.weight, scales.dtype)?),
+                self.blob.weight_data(&data.weight, data.dtype)?,
+                Some(self.blob.weight_data(&scales.weight, scales.dtype)?),
             ),
         };
         Ok(EmbeddingRows {

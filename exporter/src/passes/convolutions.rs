@@ -37,13 +37,8 @@ fn convolution(graph: &mut Graph, node: &Node, [x, weight, y]: [ValueId; 3]) {
     };
     let ([n, k], [outputs, _]) = (dims(graph, x), dims(graph, weight));
     let one = Dim::Fixed(1);
-    let kernel = if let Some(shape) = graph.values.get_mut(weight.0).map(|value| &mut value.shape) {
-        // Each matrix of the encoder is read once: the value itself changes, its elements stay where they are.
-        *shape = vec![outputs, k, one, one];
-        weight
-    } else {
-        return;
-    };
+    // Each matrix of the encoder is read once: the value itself changes, its elements stay where they are.
+    graph.values[weight.0].shape = vec![outputs, k, one, one];
     let add = |graph: &mut Graph, step: &str, op: Op, inputs: Vec<ValueId>, shape: Vec<Dim>| {
         let name = format!("{}/{step}", node.name);
         graph.values.push(Value {
@@ -71,7 +66,7 @@ fn convolution(graph: &mut Graph, node: &Node, [x, weight, y]: [ValueId; 3]) {
         strides: [1, 1],
         pads: [0; 4],
     };
-    let inputs = [map, kernel].into_iter().chain(node.inputs.get(2).copied());
+    let inputs = [map, weight].into_iter().chain(node.inputs.get(2).copied());
     let map = add(graph, "conv", conv, inputs.collect(), vec![one, outputs, one, n]);
     let axes = Op::Squeeze { axes: vec![0, 2] };
     let columns = add(graph, "rows", axes, vec![map], vec![outputs, n]);
