@@ -5,6 +5,7 @@ use super::session::{EngineSession, Placement, Tensor};
 use crate::error::BackendError;
 use models::bundle::{GraphEntry, IoDim, KvSpec};
 use models::dtype::DType;
+use std::path::Path;
 
 /// The axis of a cache tensor `[batch, kv_heads, past, head_dim]` along which positions follow each other.
 const POSITIONS: usize = 2;
@@ -69,18 +70,7 @@ impl Ports {
         session: &impl EngineSession,
         embeds: &[f32],
     ) -> Result<usize, BackendError> {
-        let count = embeds.len() / self.hidden;
-        if count > 0 && count * self.hidden == embeds.len() {
-            return Ok(count);
-        }
-        Err(BackendError::Inputs {
-            path: session.description().path.clone(),
-            problems: vec![format!(
-                "`inputs_embeds` has {} values, expected a multiple of {}, at least once",
-                embeds.len(),
-                self.hidden
-            )],
-        })
+        count_positions(&session.description().path, embeds, self.hidden)
     }
 
     /// The logits among the outputs.
@@ -115,6 +105,21 @@ impl Ports {
         };
         self.past.iter().map(|_| session.upload(fresh()?)).collect()
     }
+}
+
+/// How many positions of length `hidden` `embeds` are: at least one. `path` is for the error.
+pub(super) fn count_positions(path: &Path, embeds: &[f32], hidden: usize) -> Result<usize, BackendError> {
+    let count = embeds.len() / hidden;
+    if count > 0 && count * hidden == embeds.len() {
+        return Ok(count);
+    }
+    Err(BackendError::Inputs {
+        path: path.to_owned(),
+        problems: vec![format!(
+            "`inputs_embeds` has {} values, expected a multiple of {hidden}, at least once",
+            embeds.len()
+        )],
+    })
 }
 
 /// An output by its number.

@@ -489,20 +489,16 @@ pub(crate) fn variant(
     options: &Options,
 ) -> Result<Variant, BackendError> {
     let asked = |target: &&&str| options.target.as_ref().is_none_or(|asked| asked == **target);
-    let wanted = |variant: &Variant| {
+    let wanted = |variant: &&Variant| {
         let asked = options.precision.as_ref();
         asked.is_none_or(|precision| *precision == variant.precision)
     };
     let mut targets = backend.targets().iter().filter(asked);
+    let packages = packages(bundle);
     targets
         .find_map(|target| {
-            let mut variants = bundle
-                .variants
-                .iter()
-                .cloned()
-                .chain(packages(bundle))
-                .filter(wanted);
-            variants.find(|variant| variant.target == *target)
+            let mut variants = bundle.variants.iter().chain(&packages).filter(wanted);
+            variants.find(|variant| variant.target == *target).cloned()
         })
         .ok_or_else(|| BackendError::NoGraphs {
             provider: backend.provider(),

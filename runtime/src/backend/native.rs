@@ -4,8 +4,28 @@
 #[cfg(any(target_os = "macos", fvlm_type_check))]
 mod coreml;
 
+/// Where there is none.
+#[cfg(not(any(target_os = "macos", fvlm_type_check)))]
+mod coreml {
+    use super::{BackendError, Decoder, Model, VisionEncoder, unavailable};
+
+    pub(super) fn check() -> Result<(), BackendError> {
+        Err(unavailable("Core ML is part of macOS"))
+    }
+
+    pub(super) fn vision_encoder(_model: &Model<'_>) -> Result<Box<dyn VisionEncoder>, BackendError> {
+        Err(unavailable("Core ML is part of macOS"))
+    }
+
+    pub(super) fn decoder(_model: &Model<'_>) -> Result<Box<dyn Decoder>, BackendError> {
+        Err(unavailable("Core ML is part of macOS"))
+    }
+}
+
 #[cfg(any(test, target_os = "macos", fvlm_type_check))]
 use super::fixed::check_room;
+#[cfg(any(test, target_os = "macos", fvlm_type_check))]
+use super::kv::count_positions;
 use super::session::Session;
 use super::{Backend, Decoder, Model, Options, Provider, TokenEmbedder, VisionEncoder};
 use crate::error::BackendError;
@@ -29,10 +49,7 @@ impl Backend for CoreMl {
     }
 
     fn check(&self, _options: &Options) -> Result<(), BackendError> {
-        #[cfg(any(target_os = "macos", fvlm_type_check))]
-        return coreml::check();
-        #[cfg(not(any(target_os = "macos", fvlm_type_check)))]
-        return Err(unavailable("Core ML is part of macOS"));
+        coreml::check()
     }
 
     fn open_session(&self, _path: &Path, _options: &Options) -> Result<Box<dyn Session>, BackendError> {
@@ -44,12 +61,7 @@ impl Backend for CoreMl {
     }
 
     fn vision_encoder(&self, model: &Model<'_>) -> Result<Box<dyn VisionEncoder>, BackendError> {
-        #[cfg(any(target_os = "macos", fvlm_type_check))]
-        return coreml::vision_encoder(model);
-        #[cfg(not(any(target_os = "macos", fvlm_type_check)))]
-        return self
-            .check(model.options)
-            .and(Err(unavailable("Core ML is part of macOS")));
+        coreml::vision_encoder(model)
     }
 
     fn embedder(&self, model: &Model<'_>) -> Result<Box<dyn TokenEmbedder>, BackendError> {
@@ -60,12 +72,7 @@ impl Backend for CoreMl {
     }
 
     fn decoder(&self, model: &Model<'_>) -> Result<Box<dyn Decoder>, BackendError> {
-        #[cfg(any(target_os = "macos", fvlm_type_check))]
-        return coreml::decoder(model);
-        #[cfg(not(any(target_os = "macos", fvlm_type_check)))]
-        return self
-            .check(model.options)
-            .and(Err(unavailable("Core ML is part of macOS")));
+        coreml::decoder(model)
     }
 }
 
@@ -177,16 +184,7 @@ impl<M: StatefulModel> StatefulDecoder<M> {
 impl<M: StatefulModel> Decoder for StatefulDecoder<M> {
     fn feed(&mut self, embeds: &[f32]) -> Result<Vec<f32>, BackendError> {
         let hidden = self.hidden;
-        let count = embeds.len() / hidden;
-        if count == 0 || count * hidden != embeds.len() {
-            let found = embeds.len();
-            return Err(BackendError::Inputs {
-                path: self.path.clone(),
-                problems: vec![format!(
-                    "`inputs_embeds` has {found} values, expected a multiple of {hidden}, at least once"
-                )],
-            });
-        }
+        let count = count_positions(&self.path, embeds, hidden)?;
         check_room(&self.path, count, self.len, self.context)?;
         let (mut rest, mut len, mut logits) = (embeds, self.len, Vec::new());
         while !rest.is_empty() {
