@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
     before_help = "\
 Examples:
   fvlm-export                                            the demo model, into ./fastvlm-bundle
+  fvlm-export --model apple/FastVLM-0.5B -o bundle       a model of the Hugging Face hub
   fvlm-export --model FastVLM-0.5B --precision fp16 -o b a checkpoint directory, half precision
   fvlm-export --model FastVLM-0.5B --precision q4 -o b   for the fastest first token on a CPU
   fvlm-export --model FastVLM-0.5B --image-size 512 -o b also for smaller images, a quarter of the work
@@ -25,7 +26,8 @@ A bundle appears whole or not at all. What exists is replaced only with --overwr
 Exit codes: 0 done, 1 a --check that fails, 2 an error, 130 after Ctrl-C."
 )]
 pub(crate) struct Cli {
-    /// A checkpoint directory, `demo`, or ORG/NAME, also ORG/NAME@REVISION, in the local Hugging Face cache
+    /// A checkpoint directory, `demo`, or a model of the Hugging Face hub: ORG/NAME, also ORG/NAME@REVISION. What the local
+    /// cache lacks of it is downloaded; HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE mean what they mean elsewhere
     #[arg(long, value_name = "DIR|demo|ORG/NAME", default_value = "demo")]
     pub(crate) model: String,
 
@@ -328,10 +330,12 @@ fn source(model: &str) -> Source {
         !text.is_empty() && !text.starts_with('.') && text.chars().all(legal)
     };
     match id.split_once('/') {
-        Some((organisation, name)) if word(organisation) && word(name) && word(revision) => Source::Hub {
-            id: id.to_owned(),
-            revision: revision.to_owned(),
-        },
+        Some((organisation, name)) if word(organisation) && word(name) && revision.split('/').all(word) => {
+            Source::Hub {
+                id: id.to_owned(),
+                revision: revision.to_owned(),
+            }
+        }
         _other => directory(),
     }
 }
@@ -356,6 +360,8 @@ mod tests {
             ("a/b/c", Source::Directory("a/b/c".into())),
             ("../b", Source::Directory("../b".into())),
             ("a/b@../c", Source::Directory("a/b@../c".into())),
+            ("a/b@refs/pr/1", hub("a/b", "refs/pr/1")),
+            ("a/b@v1/", Source::Directory("a/b@v1/".into())),
         ];
         for (model, expected) in cases {
             assert_eq!(source(model), expected, "{model}");

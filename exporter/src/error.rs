@@ -64,6 +64,44 @@ pub enum ExportError {
         /// The directory that was expected.
         looked: PathBuf,
     },
+    /// The hub did not give what was asked of it. What had arrived by then stays in the cache.
+    #[error("`{id}` at revision `{revision}`: {endpoint} {problem}")]
+    Hub {
+        /// `org/name`.
+        id: String,
+        /// The revision asked for.
+        revision: String,
+        /// Who was asked.
+        endpoint: String,
+        /// What it did instead.
+        problem: HubProblem,
+    },
+    /// A model that would have to be downloaded by something that only looks.
+    #[error("`{id}` is not in the local Hugging Face cache: {} to download, {bytes} bytes: {}", plural(files.len()), files.join(", "))]
+    NotDownloaded {
+        /// `org/name`.
+        id: String,
+        /// Bytes of the files, as far as the hub says.
+        bytes: u64,
+        /// What is missing.
+        files: Vec<String>,
+    },
+    /// A file of the cache that is not what its name says.
+    #[error("`{}` is damaged: its name states SHA-256 {stated}, found {found}", path.display())]
+    DamagedCache {
+        /// The blob.
+        path: PathBuf,
+        /// The hash in its name.
+        stated: String,
+        /// The hash of its contents.
+        found: String,
+    },
+    /// The caller asked to stop while a model was downloaded.
+    #[error("interrupted; what was downloaded stays in `{}`", cache.display())]
+    InterruptedDownload {
+        /// The cache.
+        cache: PathBuf,
+    },
     /// The target exists and is something else than a bundle.
     #[error("`{}` exists and is not a bundle: {found}", path.display())]
     NotABundle {
@@ -86,14 +124,14 @@ pub enum ExportError {
         /// The target.
         path: PathBuf,
     },
-    /// The bundle would not fit.
-    #[error("not enough space for `{}`: found {available} bytes free, the bundle needs {needed}", path.display())]
+    /// The bundle, or the download, would not fit.
+    #[error("not enough space for `{}`: found {available} bytes free, {needed} are needed", path.display())]
     NoSpace {
         /// The target.
         path: PathBuf,
         /// Bytes free for this user.
         available: u64,
-        /// Bytes of the bundle.
+        /// Bytes that are to be written.
         needed: u64,
     },
     /// Finite weights that float16 cannot hold, all of them.
@@ -144,6 +182,103 @@ pub enum ExportError {
         /// What does not fit.
         what: String,
     },
+}
+
+fn plural(files: usize) -> String {
+    if files == 1 {
+        "1 file".to_owned()
+    } else {
+        format!("{files} files")
+    }
+}
+
+/// What a hub did instead of giving a file; reads on after its address.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum HubProblem {
+    /// No connection.
+    #[error("cannot be reached: {reason}")]
+    Unreachable {
+        /// The last error.
+        reason: String,
+    },
+    /// Connections that break off, again and again.
+    #[error("breaks off: {reason}")]
+    BrokenOff {
+        /// The last error.
+        reason: String,
+    },
+    /// An HTTP status that is no success.
+    #[error("answers {code}, {}", meaning(*code, *token))]
+    Status {
+        /// The status.
+        code: u16,
+        /// Whether a token was sent.
+        token: bool,
+    },
+    /// A connection on which nothing arrives.
+    #[error("sent nothing of {what} for {seconds} seconds")]
+    Silent {
+        /// What was asked for.
+        what: String,
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// Two lengths for one file.
+    #[error("announces `{file}` with {announced} bytes and serves it with {found}")]
+    Size {
+        /// The file.
+        file: String,
+        /// In the list of files.
+        announced: u64,
+        /// In the answer for the file.
+        found: u64,
+    },
+    /// An answer that is not in the hub's protocol.
+    #[error("does not answer as a hub does: {what}")]
+    Protocol {
+        /// What is wrong.
+        what: String,
+    },
+    /// A repository without config or safetensors.
+    #[error("has no checkpoint there: expected config.json and model.safetensors or its index, found {}", found.join(", "))]
+    NoCheckpoint {
+        /// What it has.
+        found: Vec<String>,
+    },
+    /// Another program downloads the same file.
+    #[error("is being asked for the same file by another program, which holds `{}`", lock.display())]
+    Busy {
+        /// The lock.
+        lock: PathBuf,
+    },
+}
+
+impl HubProblem {
+    /// Whether the same question may get another answer a little later.
+    pub fn passing(&self) -> bool {
+        match self {
+            HubProblem::Unreachable { .. } | HubProblem::BrokenOff { .. } | HubProblem::Silent { .. } => true,
+            HubProblem::Status { code, .. } => *code == 429 || *code == 408 || *code >= 500,
+            HubProblem::Size { .. }
+            | HubProblem::Protocol { .. }
+            | HubProblem::NoCheckpoint { .. }
+            | HubProblem::Busy { .. } => false,
+        }
+    }
+}
+
+/// What a hub means by a status.
+fn meaning(code: u16, token: bool) -> &'static str {
+    match (code, token) {
+        (401, false) => "there is no such model, or it needs a token",
+        (401, true) => "there is no such model, or the token is not valid",
+        (403, _) => "the token does not give access to this model",
+        (404, _) => "there is no such model, revision or file",
+        (429, _) => "too many requests",
+        (500.., _) => "the server has a problem",
+        _other => "which was not expected",
+    }
 }
 
 impl ExportError {

@@ -64,14 +64,7 @@ impl Staging {
     /// # Errors
     /// [`ExportError::NoSpace`].
     pub fn check_space(&self, needed: u64) -> Result<(), ExportError> {
-        match available_space(self.path()) {
-            Some(available) if available < needed => Err(ExportError::NoSpace {
-                path: self.target.clone(),
-                available,
-                needed,
-            }),
-            _enough_or_unknown => Ok(()),
-        }
+        check_space(self.path(), &self.target, needed)
     }
 
     /// Makes the directory the target.
@@ -116,6 +109,21 @@ impl Staging {
         // After an exchange it is the old bundle that the temporary directory's drop removes.
         sync_directory(parent);
         Ok(())
+    }
+}
+
+/// Whether so many bytes fit where `directory` is; `named` is what they are for.
+///
+/// # Errors
+/// [`ExportError::NoSpace`].
+pub(crate) fn check_space(directory: &Path, named: &Path, needed: u64) -> Result<(), ExportError> {
+    match available_space(directory) {
+        Some(available) if available < needed => Err(ExportError::NoSpace {
+            path: named.to_owned(),
+            available,
+            needed,
+        }),
+        _enough_or_unknown => Ok(()),
     }
 }
 

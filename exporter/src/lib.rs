@@ -5,6 +5,7 @@ pub mod coreml;
 pub mod demo;
 mod error;
 pub mod files;
+mod hub;
 pub mod mlpackage;
 pub mod onnx;
 pub mod passes;
@@ -13,9 +14,9 @@ pub mod report;
 mod source;
 mod summary;
 
-pub use error::ExportError;
+pub use error::{ExportError, HubProblem};
 pub use plan::{ExportPlan, Precision, Source, Target, Variant};
-pub use report::{Report, Silent};
+pub use report::{Phase, Report, Silent};
 pub use summary::{GraphSummary, Summary, VariantSummary};
 
 use files::Staging;
@@ -52,7 +53,7 @@ pub fn export(plan: &ExportPlan, report: &mut dyn Report) -> Result<Summary, Exp
     if !plan.dry_run {
         files::check_target(&plan.output, plan.overwrite)?;
     }
-    let source = source::resolve(&plan.source)?;
+    let source = source::resolve(&plan.source, !plan.dry_run, report)?;
     let opened = Opened::open(source.directory(), plan)?;
     let mut variants = Vec::with_capacity(plan.variants.len());
     for &variant in &plan.variants {
@@ -65,6 +66,7 @@ pub fn export(plan: &ExportPlan, report: &mut dyn Report) -> Result<Summary, Exp
     }
     let forms = Forms { variants, packages };
     let mut summary = Summary::new(&opened, info, &forms);
+    summary.warnings.extend(source.warnings);
     if plan.dry_run {
         return Ok(summary);
     }
@@ -87,7 +89,7 @@ pub fn export(plan: &ExportPlan, report: &mut dyn Report) -> Result<Summary, Exp
 /// # Errors
 /// As [`export`], as far as it reads.
 pub fn dump(plan: &ExportPlan) -> Result<String, ExportError> {
-    let source = source::resolve(&plan.source)?;
+    let source = source::resolve(&plan.source, false, &mut Silent)?;
     let opened = Opened::open(source.directory(), plan)?;
     let mut text = String::new();
     for &variant in &plan.variants {
@@ -109,7 +111,7 @@ pub fn dump(plan: &ExportPlan) -> Result<String, ExportError> {
 /// # Errors
 /// As [`export`], as far as it reads.
 pub fn check_coreml(plan: &ExportPlan, fixed: bool) -> Result<Vec<coreml::Verdict>, ExportError> {
-    let source = source::resolve(&plan.source)?;
+    let source = source::resolve(&plan.source, false, &mut Silent)?;
     let opened = Opened::open(source.directory(), plan)?;
     let mut verdicts = Vec::new();
     for &variant in &plan.variants {
@@ -340,7 +342,7 @@ fn write(
 ) -> Result<Bundle, ExportError> {
     let staging = Staging::create(&plan.output, plan.overwrite)?;
     staging.check_space(summary.bytes)?;
-    report.start(forms.data_bytes());
+    report.start(Phase::Write, forms.data_bytes());
 
     let stop = AtomicBool::new(false);
     let (written, hashed) = std::thread::scope(|scope| {
@@ -411,6 +413,7 @@ fn hash_source(checkpoint: &Checkpoint, stop: &dyn Fn() -> bool) -> Result<Vec<F
     let mut entries = Vec::new();
     for file in checkpoint.files() {
         let (bytes, sha256) = files::hash_file(&file.path, stop)?;
+        hub::check_hash(&file.path, &sha256)?;
         let name = file
             .path
             .file_name()

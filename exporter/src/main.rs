@@ -31,13 +31,12 @@ fn main() -> ExitCode {
     match run(&cli, &plan) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
-        Err(ExportError::Interrupted) => {
-            output::complain(&ExportError::Interrupted);
-            ExitCode::from(130)
-        }
         Err(error) => {
             output::complain(&error);
-            ExitCode::from(2)
+            match error {
+                ExportError::Interrupted | ExportError::InterruptedDownload { .. } => ExitCode::from(130),
+                _other => ExitCode::from(2),
+            }
         }
     }
 }

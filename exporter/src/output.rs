@@ -1,6 +1,6 @@
 //! How does `fvlm-export` talk? Accounts on stdout, everything else on stderr.
 
-use exporter::{ExportError, Report, Summary};
+use exporter::{ExportError, HubProblem, Phase, Report, Summary};
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use models::error::CheckpointError;
 use std::collections::BTreeMap;
@@ -54,8 +54,14 @@ fn hint(error: &ExportError) -> Option<&'static str> {
             Some("--output names another directory; this one is left as it is")
         }
         ExportError::NotCached { .. } => {
-            Some("`hf download ORG/NAME` fetches a model; --model also takes a checkpoint directory")
+            Some("without HF_HUB_OFFLINE it is downloaded; --model also takes a checkpoint directory")
         }
+        ExportError::NotDownloaded { .. } => {
+            Some("only an export downloads: not --dry-run, --dump or --check")
+        }
+        ExportError::DamagedCache { .. } => Some("remove that file; the same command downloads it again"),
+        ExportError::InterruptedDownload { .. } => Some("the same command goes on from there"),
+        ExportError::Hub { problem, .. } => hub_hint(problem),
         ExportError::NoModel { .. } => Some("--model takes a directory, `demo`, or ORG/NAME"),
         ExportError::NoSpace { .. } => {
             Some("--output names a directory on another disk, --precision fp16 halves the bytes")
@@ -68,6 +74,30 @@ fn hint(error: &ExportError) -> Option<&'static str> {
         ExportError::Checkpoint(CheckpointError::Layout { .. } | CheckpointError::Weights { .. }) => {
             Some("--layout forces a layout; --dry-run shows the accounting of a checkpoint that loads")
         }
+        _other => None,
+    }
+}
+
+fn hub_hint(problem: &HubProblem) -> Option<&'static str> {
+    match problem {
+        HubProblem::Status {
+            code: 401,
+            token: false,
+        } => Some("`hf auth login`, or a token in HF_TOKEN; --model ORG/NAME@REVISION names a revision"),
+        HubProblem::Status { code: 401 | 403, .. } => {
+            Some("accept the model's terms on its page with the account of that token")
+        }
+        HubProblem::Status { code: 404, .. } => {
+            Some("--model ORG/NAME@REVISION names a branch, tag or commit")
+        }
+        HubProblem::Status { code: 429, .. } => {
+            Some("wait some minutes, or set HF_TOKEN; the same command goes on")
+        }
+        HubProblem::Unreachable { .. } | HubProblem::BrokenOff { .. } | HubProblem::Silent { .. } => Some(
+            "the same command goes on from where it was; HF_ENDPOINT names another hub, HTTPS_PROXY a proxy, \
+             and --model takes a directory",
+        ),
+        HubProblem::NoCheckpoint { .. } => Some("--model ORG/NAME@REVISION names another revision"),
         _other => None,
     }
 }
@@ -219,6 +249,8 @@ fn lines(text: &mut String, summary: &Summary) -> std::fmt::Result {
 /// A progress bar with bytes and time left, on a terminal only.
 pub(crate) struct Progress {
     bar: ProgressBar,
+    /// Before a file's name.
+    prefix: &'static str,
     interrupted: Arc<AtomicBool>,
 }
 
@@ -233,6 +265,7 @@ impl Progress {
         let bar = ProgressBar::with_draw_target(None, target);
         Progress {
             bar,
+            prefix: "",
             interrupted: Arc::new(AtomicBool::new(false)),
         }
     }
@@ -247,8 +280,13 @@ impl Progress {
 }
 
 impl Report for Progress {
-    fn start(&mut self, bytes: u64) {
+    fn start(&mut self, phase: Phase, bytes: u64) {
+        self.bar.reset();
         self.bar.set_length(bytes);
+        self.prefix = match phase {
+            Phase::Download => "downloading ",
+            Phase::Write => "",
+        };
         let template = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
         if let Ok(style) = ProgressStyle::with_template(template) {
             self.bar.set_style(style);
@@ -256,7 +294,7 @@ impl Report for Progress {
     }
 
     fn file(&mut self, name: &str) {
-        self.bar.set_message(name.to_owned());
+        self.bar.set_message(format!("{}{name}", self.prefix));
     }
 
     fn advance(&mut self, bytes: u64) {

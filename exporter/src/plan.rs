@@ -68,7 +68,7 @@ pub enum Source {
     Directory(PathBuf),
     /// The embedded demo model.
     Demo,
-    /// A model of the Hugging Face hub, read from the local cache.
+    /// A model of the Hugging Face hub. What the local cache lacks is downloaded, by an export only.
     Hub {
         /// `org/name`.
         id: String,

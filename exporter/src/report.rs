@@ -1,17 +1,26 @@
 //! Who is told how far an export is, and who may end it?
 
+/// What takes time in an export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Files of a model come from the hub.
+    Download,
+    /// Weights are written.
+    Write,
+}
+
 /// Listens to an export. All methods have defaults: implement what you need.
 pub trait Report {
-    /// Writing begins; this many bytes of weights are to come.
-    fn start(&mut self, _bytes: u64) {}
+    /// A phase begins; this many bytes are to come. A download has one for the small files and one for the weights.
+    fn start(&mut self, _phase: Phase, _bytes: u64) {}
 
-    /// The next data file is begun.
+    /// The next file is begun.
     fn file(&mut self, _name: &str) {}
 
-    /// So many more bytes of weights are on their way to the disk.
+    /// So many more bytes have arrived, or are on their way to the disk.
     fn advance(&mut self, _bytes: u64) {}
 
-    /// Whether the export should stop; it does so within a block of weights and leaves nothing behind.
+    /// Whether the export should stop; it does so within a block of weights and leaves no bundle behind.
     fn interrupted(&self) -> bool {
         false
     }

@@ -392,10 +392,6 @@ fn models_that_are_not_there() {
         &["--model", "nowhere"],
         &["no model directory `nowhere`", "hint:"],
     );
-    world.refused(
-        &["--model", "org/name-that-nobody-has"],
-        &["org/name-that-nobody-has", "cache", "hint:"],
-    );
     world.refused(&["--model", "."], &["config.json"]);
     world.refused(&["--model", "model/config.json"], &["config.json"]);
     world.refused(&["--precision", "fp12"], &["fp12", "fp16"]);

@@ -15,7 +15,7 @@ mod safetensors;
 
 pub use crate::config::Layout;
 pub use canonical::{Accounting, Canonical, Ignored, Used, canonical};
-pub use processing::{Asset, Assets};
+pub use processing::{Asset, Assets, SMALL_FILES, is_licence};
 
 use crate::config::ModelConfig;
 use crate::dtype::DType;

@@ -33,6 +33,36 @@ pub struct Asset {
     pub contents: Vec<u8>,
 }
 
+/// Names of the small files that are read where they exist; beside them, those that [`is_licence`] tells.
+pub const SMALL_FILES: [&str; 12] = [
+    "README.md",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+];
+
+/// Whether a file is called as terms of use are.
+pub fn is_licence(name: &str) -> bool {
+    let upper = name.to_ascii_uppercase();
+    let begins = [
+        "LICENSE",
+        "LICENCE",
+        "COPYING",
+        "NOTICE",
+        "ACKNOWLEDGEMENTS",
+        "ACKNOWLEDGMENTS",
+    ];
+    !name.contains(['/', '\\']) && begins.iter().any(|begin| upper.starts_with(begin))
+}
+
 /// Marks an image in a prompt, in both layouts.
 const IMAGE_TOKEN: &str = "<image>";
 /// Ends a turn; Apple's code stops there whatever the config says.

@@ -1,0 +1,169 @@
+//! Where do Hugging Face's own tools keep what they downloaded, and what do they believe about the hub?
+//!
+//! The variables are those of `huggingface_hub` (its documentation, "Environment variables").
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What the environment says about the hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Settings {
+    /// The directory with a `models--ORG--NAME` for each model.
+    pub(crate) cache: PathBuf,
+    /// `https://huggingface.co`, or whatever answers in its place; no slash at the end.
+    pub(crate) endpoint: String,
+    /// Sent as a bearer token.
+    pub(crate) token: Option<String>,
+    /// Only the cache is used.
+    pub(crate) offline: bool,
+    /// How long the hub may be silent.
+    pub(crate) patience: Duration,
+}
+
+/// How long the hub may be silent unless `HF_HUB_DOWNLOAD_TIMEOUT` says otherwise.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+impl Settings {
+    /// What the process's environment says.
+    pub(crate) fn from_env() -> Self {
+        Settings::of(|name| std::env::var_os(name))
+    }
+
+    fn of(variable: impl Fn(&str) -> Option<OsString>) -> Self {
+        let set = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let text = |name: &str| set(name).and_then(|value| value.into_string().ok());
+        let path = |name: &str| set(name).map(PathBuf::from);
+        let home = path("HF_HOME").unwrap_or_else(|| {
+            let cache = path("XDG_CACHE_HOME").unwrap_or_else(|| {
+                path("HOME")
+                    .or_else(|| path("USERPROFILE"))
+                    .unwrap_or_default()
+                    .join(".cache")
+            });
+            cache.join("huggingface")
+        });
+        let cache = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE"));
+        let token_file = path("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
+        let token = text("HF_TOKEN").or_else(|| std::fs::read_to_string(token_file).ok());
+        let token = token.map(|token| token.trim().to_owned());
+        let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
+        let seconds = text("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|seconds| seconds.parse::<u64>().ok());
+        let yes = |name: &str| {
+            let value = text(name).unwrap_or_default().to_ascii_uppercase();
+            matches!(value.as_str(), "1" | "ON" | "YES" | "TRUE")
+        };
+        Settings {
+            cache: cache.unwrap_or_else(|| home.join("hub")),
+            endpoint: endpoint.trim_end_matches('/').to_owned(),
+            token: token.filter(|token| !token.is_empty()),
+            offline: yes("HF_HUB_OFFLINE") || yes("TRANSFORMERS_OFFLINE"),
+            patience: seconds
+                .filter(|seconds| *seconds > 0)
+                .map_or(PATIENCE, Duration::from_secs),
+        }
+    }
+
+    /// The directory of a revision: a branch or tag by its entry in `refs`, or a commit.
+    pub(crate) fn snapshot(&self, id: &str, revision: &str) -> PathBuf {
+        let model = self.cache.join(format!("models--{}", id.replace('/', "--")));
+        let commit = match std::fs::read_to_string(model.join("refs").join(revision)) {
+            Ok(commit) => commit.trim().to_owned(),
+            Err(_) => revision.to_owned(),
+        };
+        model.join("snapshots").join(commit)
+    }
+}
+
+/// The SHA-256 that the cache's name of a file states: large files are links to blobs that are called by it.
+pub(crate) fn stated_sha256(path: &Path) -> Option<String> {
+    let blob = std::fs::read_link(path).ok()?;
+    let name = blob.file_name()?.to_str()?;
+    let hex = name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (hex && blob.parent()?.ends_with("blobs")).then(|| name.to_ascii_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(variables: &[(&str, &str)]) -> Settings {
+        Settings::of(|name| {
+            let found = variables.iter().find(|(key, _)| *key == name);
+            found.map(|(_, value)| value.into())
+        })
+    }
+
+    #[test]
+    fn cache_by_the_variables_of_the_hub() {
+        let cases: [(&[(&str, &str)], &str); 6] = [
+            (&[("HF_HUB_CACHE", "a"), ("HF_HOME", "b"), ("HOME", "c")], "a"),
+            (&[("HUGGINGFACE_HUB_CACHE", "a"), ("HF_HOME", "b")], "a"),
+            (&[("HF_HOME", "b"), ("HOME", "c")], "b/hub"),
+            (&[("XDG_CACHE_HOME", "d"), ("HOME", "c")], "d/huggingface/hub"),
+            (&[("HF_HOME", ""), ("HOME", "c")], "c/.cache/huggingface/hub"),
+            (&[("USERPROFILE", "u")], "u/.cache/huggingface/hub"),
+        ];
+        for (variables, expected) in cases {
+            assert_eq!(settings(variables).cache, Path::new(expected), "{variables:?}");
+        }
+    }
+
+    #[test]
+    fn the_other_variables() {
+        let found = settings(&[
+            ("HF_ENDPOINT", "http://mirror/"),
+            ("HF_TOKEN", " hf_x\n"),
+            ("HF_HUB_OFFLINE", "yes"),
+            ("HF_HUB_DOWNLOAD_TIMEOUT", "7"),
+        ]);
+        assert_eq!(found.endpoint, "http://mirror");
+        assert_eq!(found.token.as_deref(), Some("hf_x"));
+        assert!(found.offline);
+        assert_eq!(found.patience, Duration::from_secs(7));
+
+        let home = tempfile::tempdir().unwrap();
+        std::fs::write(home.path().join("token"), "hf_file\n").unwrap();
+        let found = settings(&[
+            ("HF_HOME", home.path().to_str().unwrap()),
+            ("HF_HUB_OFFLINE", "0"),
+        ]);
+        assert_eq!(found.endpoint, "https://huggingface.co");
+        assert_eq!(found.token.as_deref(), Some("hf_file"));
+        assert!(!found.offline);
+        assert_eq!(found.patience, PATIENCE);
+    }
+
+    #[test]
+    fn snapshots_by_branch_and_by_commit() {
+        let cache = tempfile::tempdir().unwrap();
+        let model = cache.path().join("models--org--name");
+        std::fs::create_dir_all(model.join("refs/refs/pr")).unwrap();
+        std::fs::write(model.join("refs/main"), "0123abc\n").unwrap();
+        std::fs::write(model.join("refs/refs/pr/1"), "0123abc").unwrap();
+        let settings = settings(&[("HF_HUB_CACHE", cache.path().to_str().unwrap())]);
+        for revision in ["main", "refs/pr/1", "0123abc"] {
+            let found = settings.snapshot("org/name", revision);
+            assert_eq!(found, model.join("snapshots/0123abc"));
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_blobs_state_a_hash() {
+        let directory = tempfile::tempdir().unwrap();
+        let link = |name: &str, target: &str| {
+            let path = directory.path().join(name);
+            std::os::unix::fs::symlink(target, &path).unwrap();
+            stated_sha256(&path)
+        };
+        let hash = "ab".repeat(32);
+        assert_eq!(link("a", &format!("../../blobs/{hash}")), Some(hash.clone()));
+        assert_eq!(link("b", &format!("../../files/{hash}")), None);
+        assert_eq!(
+            link("c", "../../blobs/0123456789012345678901234567890123456789"),
+            None
+        );
+        assert_eq!(stated_sha256(directory.path()), None);
+    }
+}

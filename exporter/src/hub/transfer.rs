@@ -1,0 +1,117 @@
+//! How does a request end when the network does not let it?
+//!
+//! `hf-hub` waits as long as the network does. So each of its calls has a thread of its own, which counts what arrives, and the
+//! caller watches the count: it passes it on, and it leaves when the user asks for that or when nothing arrives.
+
+use crate::report::Report;
+use hf_hub::api::Progress;
+use hf_hub::api::sync::ApiError;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+/// How often the watcher looks.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Why a call gave nothing.
+#[derive(Debug)]
+pub(crate) enum Trouble {
+    /// The report asked to stop.
+    Interrupted,
+    /// Nothing arrived for as long as patience lasts.
+    Silent,
+    /// The call's own error.
+    Failed(ApiError),
+    /// Its thread could not be started or panicked.
+    Lost,
+}
+
+/// Counts what arrives, and leaves when nobody waits for it any more.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Counter(Arc<Counted>);
+
+#[derive(Debug, Default)]
+struct Counted {
+    /// Bytes of the file that are here, those of earlier calls included.
+    here: AtomicU64,
+    abandoned: AtomicBool,
+}
+
+impl Progress for Counter {
+    fn init(&mut self, _size: usize, _filename: &str) {
+        self.0.here.store(0, Ordering::Relaxed);
+    }
+
+    fn update(&mut self, size: usize) {
+        if self.0.abandoned.load(Ordering::Relaxed) {
+            // The only way out of a transfer: it unwinds like a panic, without one's message. The part stays.
+            std::panic::resume_unwind(Box::new("abandoned"));
+        }
+        let size = u64::try_from(size).unwrap_or(u64::MAX);
+        self.0.here.fetch_add(size, Ordering::Relaxed);
+    }
+
+    fn finish(&mut self) {}
+}
+
+/// Makes a call in a thread of its own. `told` is how many bytes of its file `report` knows of, and is kept up to date.
+///
+/// # Errors
+/// The call's own, or that it was left alone; what it had written by then stays where it is.
+pub(crate) fn watched<T: Send + 'static>(
+    patience: Duration,
+    report: &mut dyn Report,
+    told: &mut u64,
+    call: impl FnOnce(Counter) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, Trouble> {
+    let counter = Counter::default();
+    let (sender, receiver) = mpsc::channel();
+    let inner = counter.clone();
+    let thread = std::thread::Builder::new()
+        .name("hub".to_owned())
+        .spawn(move || drop(sender.send(call(inner))));
+    if thread.is_err() {
+        return Err(Trouble::Lost);
+    }
+    let mut last = (0, Instant::now());
+    loop {
+        let answer = receiver.recv_timeout(TICK);
+        let here = counter.0.here.load(Ordering::Relaxed);
+        if here > *told {
+            report.advance(here - *told);
+            *told = here;
+        }
+        match answer {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(error)) => return Err(Trouble::Failed(error)),
+            Err(RecvTimeoutError::Disconnected) => return Err(Trouble::Lost),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        if here != last.0 {
+            last = (here, Instant::now());
+        }
+        let trouble = match (report.interrupted(), last.1.elapsed() > patience) {
+            (true, _) => Trouble::Interrupted,
+            (false, true) => Trouble::Silent,
+            (false, false) => continue,
+        };
+        counter.0.abandoned.store(true, Ordering::Relaxed);
+        return Err(trouble);
+    }
+}
+
+/// Sleeps, unless the report asks to stop.
+///
+/// # Errors
+/// [`Trouble::Interrupted`].
+pub(crate) fn pause(length: Duration, report: &dyn Report) -> Result<(), Trouble> {
+    let end = Instant::now() + length;
+    while Instant::now() < end {
+        if report.interrupted() {
+            return Err(Trouble::Interrupted);
+        }
+        std::thread::sleep(TICK.min(length));
+    }
+    Ok(())
+}

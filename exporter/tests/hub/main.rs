@@ -1,0 +1,491 @@
+//! Models of the hub, against one on the loopback device that keeps its promises and one that does not.
+
+#![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+mod server;
+
+use serde_json::Value;
+use server::{COMMIT, Hub, Kind};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+const WEIGHTS: &str = "model.safetensors";
+const CACHED: &str = "home/hub/models--org--name";
+
+/// A hub with the demo model and what else repositories have, and a home without anything.
+struct World {
+    directory: TempDir,
+    hub: Hub,
+}
+
+struct Ran {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl World {
+    fn new() -> World {
+        let mut files: BTreeMap<String, Vec<u8>> = exporter::demo::FILES
+            .iter()
+            .map(|(name, contents)| ((*name).to_owned(), contents.to_vec()))
+            .collect();
+        for name in [
+            "onnx/model.onnx",
+            "pytorch_model.bin",
+            "picture.png",
+            ".gitattributes",
+        ] {
+            files.insert(name.to_owned(), vec![7; 1000]);
+        }
+        World {
+            directory: tempfile::tempdir().unwrap(),
+            hub: Hub::start(files),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// A command that knows this hub, this home and no other.
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fvlm-export"));
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy().to_ascii_uppercase();
+            if text.starts_with("HF_") || text.starts_with("HUGGING") || text.ends_with("_PROXY") {
+                command.env_remove(name);
+            }
+        }
+        command
+            .current_dir(self.directory.path())
+            .env("HF_HOME", self.path("home"))
+            .env("HF_ENDPOINT", &self.hub.endpoint)
+            .args(arguments)
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, command: &mut Command) -> Ran {
+        let output = command.output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        let ran = Ran {
+            code: output.status.code(),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        };
+        assert!(!ran.stderr.contains("panicked"), "{}", ran.stderr);
+        ran
+    }
+
+    fn export(&self, model: &str) -> Ran {
+        self.run(&mut self.command(&["--model", model, "-o", "bundle", "--overwrite"]))
+    }
+
+    fn exported(&self, model: &str) {
+        let ran = self.export(model);
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    }
+
+    /// Runs and expects an error that says all of these, and no bundle.
+    fn refused(&self, command: &mut Command, says: &[&str]) {
+        let ran = self.run(command);
+        assert_eq!(ran.code, Some(2), "{}{}", ran.stdout, ran.stderr);
+        for text in says {
+            assert!(ran.stderr.contains(text), "should say `{text}`: {}", ran.stderr);
+        }
+        assert!(!self.path("bundle").exists());
+    }
+
+    fn cached(&self, name: &str) -> PathBuf {
+        self.path(CACHED).join(format!("snapshots/{COMMIT}")).join(name)
+    }
+
+    /// Length of the part of a file that is in the cache.
+    fn part(&self) -> Option<u64> {
+        let blobs = fs::read_dir(self.path(CACHED).join("blobs")).ok()?;
+        let part = blobs
+            .flatten()
+            .find(|entry| entry.path().extension().is_some_and(|end| end == "part"));
+        Some(part?.metadata().unwrap().len())
+    }
+
+    /// Starts an export and waits until a part of the weights is there.
+    fn begun(&self) -> Child {
+        let mut command = self.command(&["--model", "org/name", "-o", "bundle"]);
+        let child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let end = Instant::now() + Duration::from_secs(20);
+        while self.part().is_none_or(|length| length < 1_000_000) {
+            assert!(Instant::now() < end, "no part appeared");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        child
+    }
+
+    fn weights(&self) -> usize {
+        self.hub.with(|state| state.files[WEIGHTS].len())
+    }
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn what_is_needed_comes_once_and_lies_where_others_look() {
+    let world = World::new();
+    world.exported("org/name");
+    let mut names: Vec<String> = world.hub.bodies("").into_iter().map(|(name, _)| name).collect();
+    names.sort();
+    let mut demo: Vec<&str> = exporter::demo::FILES.iter().map(|(name, _)| *name).collect();
+    demo.sort_unstable();
+    assert_eq!(names, demo);
+    assert_eq!(
+        fs::read_to_string(world.path(CACHED).join("refs/main")).unwrap(),
+        COMMIT
+    );
+    assert!(fs::symlink_metadata(world.cached(WEIGHTS)).unwrap().is_symlink());
+    for (name, contents) in exporter::demo::FILES {
+        assert!(fs::read(world.cached(name)).unwrap() == *contents, "{name}");
+    }
+    // As from a directory, but for the name.
+    let demo = world.run(&mut world.command(&["-o", "demo"]));
+    assert_eq!(demo.code, Some(0), "{}", demo.stderr);
+    let (hub, demo) = (
+        json(&world.path("bundle/bundle.json")),
+        json(&world.path("demo/bundle.json")),
+    );
+    assert_eq!(hub["files"], demo["files"]);
+    assert_eq!(hub["source"], demo["source"]);
+    assert_eq!(hub["model"]["name"], "org/name");
+
+    for model in [
+        "org/name",
+        "org/name@v1",
+        &format!("org/name@{COMMIT}"),
+        "org/name@refs/pr/1",
+    ] {
+        world.exported(model);
+        assert_eq!(world.hub.bodies(""), [], "{model}");
+    }
+}
+
+#[test]
+fn broken_connections_go_on() {
+    let world = World::new();
+    world.hub.trick("cdn/model.safetensors", Kind::Drop(1_500_000), 2);
+    world.hub.trick("tokenizer.json", Kind::Drop(100), 1);
+    world.exported("org/name");
+    let bodies = world.hub.bodies("");
+    let begun = |name: &str| -> Vec<usize> {
+        let of = bodies.iter().filter(|(file, _)| file == name);
+        of.map(|(_, from)| *from).collect()
+    };
+    assert_eq!(begun(WEIGHTS), [0, 1_500_000, 3_000_000]);
+    assert_eq!(begun("tokenizer.json"), [0, 100]);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_download_resumes() {
+    for signal in ["-INT", "-KILL"] {
+        let world = World::new();
+        world
+            .hub
+            .trick("cdn/model.safetensors", Kind::Silence(2_000_000), 1);
+        let mut child = world.begun();
+        let id = child.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args([signal, &id])
+                .status()
+                .unwrap()
+                .success()
+        );
+        let status = child.wait().unwrap();
+        if signal == "-INT" {
+            assert_eq!(status.code(), Some(130));
+        }
+        assert!(!world.path("bundle").exists());
+        let part = world.part().unwrap();
+        assert!((1_000_000..=2_000_000).contains(&part), "{part}");
+        world.hub.bodies("");
+        world.hub.with(|state| state.tricks.clear());
+        world.exported("org/name");
+        let part = usize::try_from(part).unwrap();
+        assert_eq!(world.hub.bodies(""), [(WEIGHTS.to_owned(), part)]);
+        assert_eq!(fs::read(world.cached(WEIGHTS)).unwrap().len(), world.weights());
+    }
+}
+
+#[test]
+fn silence_is_not_waited_for_forever() {
+    let world = World::new();
+    world
+        .hub
+        .trick("cdn/model.safetensors", Kind::Silence(2_000_000), 1);
+    let mut command = world.command(&["--model", "org/name", "-o", "bundle"]);
+    command.env("HF_HUB_DOWNLOAD_TIMEOUT", "1");
+    let says = [
+        "sent nothing of model.safetensors for 1 seconds",
+        "the same command goes on",
+    ];
+    world.refused(&mut command, &says);
+    assert_eq!(world.part(), Some(2_000_000));
+}
+
+#[test]
+fn a_server_that_knows_no_ranges() {
+    let world = World::new();
+    world.hub.trick("cdn/model.safetensors", Kind::Drop(1_500_000), 1);
+    world.hub.trick("cdn/model.safetensors", Kind::IgnoreRange, 1);
+    world.exported("org/name");
+    // What comes whole behind a part is of no use; then from the start.
+    let begun: Vec<usize> = world
+        .hub
+        .bodies(WEIGHTS)
+        .into_iter()
+        .map(|(_, from)| from)
+        .collect();
+    assert_eq!(begun, [0, 1_500_000, 0]);
+}
+
+#[test]
+fn statuses_say_what_to_do() {
+    let world = World::new();
+    let export = || world.command(&["--model", "org/name", "-o", "bundle"]);
+    let cases: [(u16, [&str; 2]); 4] = [
+        (
+            401,
+            [
+                "answers 401, there is no such model, or it needs a token",
+                "HF_TOKEN",
+            ],
+        ),
+        (403, ["answers 403, the token does not give access", "terms"]),
+        (
+            404,
+            [
+                "answers 404, there is no such model, revision or file",
+                "REVISION",
+            ],
+        ),
+        (429, ["answers 429, too many requests", "wait some minutes"]),
+    ];
+    for (code, says) in cases {
+        world.hub.with(|state| state.tricks.clear());
+        world.hub.trick("/api/models/org/name", Kind::Status(code), 100);
+        world.refused(&mut export(), &says);
+        world.refused(
+            &mut export(),
+            &["`org/name` at revision `main`", &world.hub.endpoint],
+        );
+    }
+    world.hub.with(|state| state.tricks.clear());
+    let mut other = world.command(&["--model", "org/other", "-o", "bundle"]);
+    world.refused(&mut other, &["`org/other` at revision `main`", "answers 404"]);
+    // In the middle, as a token's scope would: nothing is lost.
+    world.hub.with(|state| state.tricks.clear());
+    world.hub.trick("resolve", Kind::Status(403), 100);
+    world.refused(&mut export(), &["answers 403"]);
+    // A moment later it is all right.
+    world.hub.with(|state| state.tricks.clear());
+    world.hub.trick("/api/models/org/name", Kind::Status(429), 2);
+    world.hub.trick("cdn", Kind::Status(503), 2);
+    world.exported("org/name");
+}
+
+#[test]
+fn tokens_are_sent() {
+    let world = World::new();
+    world.hub.with(|state| state.token = Some("hf_secret"));
+    let export = || world.command(&["--model", "org/name", "-o", "bundle"]);
+    world.refused(&mut export(), &["it needs a token", "HF_TOKEN"]);
+    world.refused(export().env("HF_TOKEN", "hf_old"), &["the token is not valid"]);
+    let ran = world.run(export().env("HF_TOKEN", "hf_secret"));
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(!ran.stderr.contains("hf_secret"));
+}
+
+#[test]
+fn lengths_that_do_not_agree() {
+    let world = World::new();
+    let length = world.weights();
+    let export = || world.command(&["--model", "org/name", "-o", "bundle"]);
+    // The list against the answer.
+    world
+        .hub
+        .with(|state| state.listed.insert(WEIGHTS.to_owned(), length + 5));
+    let says = format!(
+        "announces `{WEIGHTS}` with {} bytes and serves it with {length}",
+        length + 5
+    );
+    world.refused(&mut export(), &[&says]);
+    world.hub.with(|state| state.listed.clear());
+    // The answer against what comes: no whole file is made of a part.
+    world.hub.trick("cdn/model.safetensors", Kind::EndEarly(1000), 1);
+    world.hub.trick("cdn/model.safetensors", Kind::EndEarly(0), 100);
+    let says = format!("1000 bytes arrived, {length} were announced");
+    world.refused(&mut export(), &["breaks off", &says]);
+    assert!(!world.cached(WEIGHTS).exists());
+    assert_eq!(world.part(), Some(1000));
+    world.hub.with(|state| state.tricks.clear());
+    world.exported("org/name");
+}
+
+#[test]
+fn contents_that_are_not_what_they_are_called() {
+    let world = World::new();
+    let hash = Box::leak("ab".repeat(32).into_boxed_str());
+    world.hub.trick(
+        "resolve/0123456789abcdef0123456789abcdef01234567/model.safetensors",
+        Kind::Etag(hash),
+        100,
+    );
+    let says = [&format!("its name states SHA-256 {hash}"), "remove that file"];
+    world.refused(
+        &mut world.command(&["--model", "org/name", "-o", "bundle"]),
+        &says,
+    );
+}
+
+#[test]
+fn answers_that_would_write_elsewhere() {
+    let world = World::new();
+    let export = || world.command(&["--model", "org/name", "-o", "bundle"]);
+    world
+        .hub
+        .with(|state| state.commit = "../../../elsewhere".to_owned());
+    world.refused(
+        &mut export(),
+        &["does not answer as a hub does: `../../../elsewhere` is no commit"],
+    );
+    world.hub.with(|state| state.commit = COMMIT.to_owned());
+    world
+        .hub
+        .trick("/model.safetensors", Kind::Etag("../../../../elsewhere"), 100);
+    world.refused(
+        &mut export(),
+        &["does not answer as a hub does", "ETag `../../../../elsewhere`"],
+    );
+    let names: Vec<String> = fs::read_dir(world.directory.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(names, ["home"]);
+}
+
+#[test]
+fn without_a_network() {
+    let world = World::new();
+    // Nobody listens on the port of a server that was closed.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let nobody = format!("http://{nobody}");
+    let export = || world.command(&["--model", "org/name", "-o", "bundle", "--overwrite"]);
+    world.refused(
+        export().env("HF_ENDPOINT", &nobody),
+        &[&nobody, "cannot be reached", "hint: "],
+    );
+    let says = [
+        "`org/name` at revision `main` is not in the local Hugging Face cache",
+        "HF_HUB_OFFLINE",
+    ];
+    world.refused(export().env("HF_HUB_OFFLINE", "1"), &says);
+
+    world.exported("org/name");
+    world.hub.with(|state| state.requests.clear());
+    let ran = world.run(export().env("HF_HUB_OFFLINE", "1"));
+    assert_eq!(
+        (ran.code, ran.stderr.contains("warning")),
+        (Some(0), false),
+        "{}",
+        ran.stderr
+    );
+    assert!(world.hub.with(|state| state.requests.is_empty()));
+    let ran = world.run(export().env("HF_ENDPOINT", &nobody));
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("what the cache has is used"),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[test]
+fn what_only_looks_downloads_nothing() {
+    let world = World::new();
+    for looks in [&["--dry-run"][..], &["--dump"], &["--check", "coreml"]] {
+        let mut command = world.command(&["--model", "org/name"]);
+        let says = [
+            "`org/name` is not in the local Hugging Face cache: 8 files to download",
+            WEIGHTS,
+        ];
+        world.refused(command.args(looks), &says);
+    }
+    assert_eq!(world.hub.bodies(""), []);
+    assert!(!world.path("home").exists());
+    world.exported("org/name");
+    let ran = world.run(&mut world.command(&["--model", "org/name", "--dry-run"]));
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+}
+
+#[test]
+fn what_is_no_fastvlm_is_not_downloaded() {
+    let world = World::new();
+    let export = || world.command(&["--model", "org/name", "-o", "bundle"]);
+    world.hub.with(|state| {
+        state
+            .files
+            .insert("config.json".to_owned(), br#"{"model_type": "llama"}"#.to_vec())
+    });
+    world.refused(&mut export(), &["llama"]);
+    assert_eq!(world.hub.bodies(WEIGHTS), []);
+    world.hub.with(|state| state.files.remove(WEIGHTS));
+    world.refused(&mut export(), &["has no checkpoint there", "pytorch_model.bin"]);
+}
+
+#[test]
+fn shards_that_the_index_names() {
+    let world = World::new();
+    world.hub.with(|state| {
+        let weights = state.files.remove(WEIGHTS).unwrap();
+        let length = usize::try_from(u64::from_le_bytes(weights[..8].try_into().unwrap())).unwrap();
+        let header: Value = serde_json::from_slice(&weights[8..8 + length]).unwrap();
+        let tensors = header
+            .as_object()
+            .unwrap()
+            .keys()
+            .filter(|name| *name != "__metadata__");
+        let place: BTreeMap<&str, &str> = tensors
+            .map(|name| (name.as_str(), "model-00001-of-00001.safetensors"))
+            .collect();
+        let index = serde_json::json!({"metadata": {}, "weight_map": place}).to_string();
+        state
+            .files
+            .insert("model-00001-of-00001.safetensors".to_owned(), weights);
+        state
+            .files
+            .insert("consolidated.safetensors".to_owned(), vec![0; 100]);
+        state
+            .files
+            .insert("model.safetensors.index.json".to_owned(), index.into_bytes());
+    });
+    world.exported("org/name");
+    let names: Vec<String> = world
+        .hub
+        .bodies("safetensors")
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(
+        names,
+        ["model.safetensors.index.json", "model-00001-of-00001.safetensors"]
+    );
+}
