@@ -12,6 +12,7 @@ macro_rules! files {
 /// File names and contents of the checkpoint: transformers layout, train-time branches kept, float16.
 /// `models/demo/README.md` says how it was trained.
 pub const FILES: &[(&str, &[u8])] = files![
+    "LICENSE",
     "chat_template.jinja",
     "config.json",
     "generation_config.json",

@@ -17,7 +17,7 @@ mod summary;
 pub use error::{ExportError, HubProblem};
 pub use plan::{ExportPlan, Precision, Source, Target, Variant};
 pub use report::{Phase, Report, Silent};
-pub use summary::{GraphSummary, Summary, VariantSummary};
+pub use summary::{FileOrigin, FileSummary, GraphSummary, PackageSummary, Summary, VariantSummary};
 
 use files::Staging;
 use mlpackage::Packages;
@@ -208,6 +208,7 @@ impl Opened {
             layout: self.weights.layout().name().to_owned(),
             stored: self.checkpoint.stored(),
             parameters: parameters(&self.weights),
+            license: self.assets.license.clone(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! How does `fvlm-export` talk? Accounts on stdout, everything else on stderr.
 
-use exporter::{ExportError, HubProblem, Phase, Report, Summary};
+use exporter::{ExportError, FileOrigin, FileSummary, HubProblem, Phase, Report, Summary};
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use models::error::CheckpointError;
 use std::collections::BTreeMap;
@@ -137,7 +137,7 @@ pub(crate) fn write_json(account: &impl serde::Serialize) -> Result<(), ExportEr
     write(&(json + "\n"))
 }
 
-/// One line about a finished export.
+/// A finished export in a few lines: where it is, what the checkpoint lacked, under which terms it comes.
 pub(crate) fn result(summary: &Summary) -> String {
     let mut precisions: Vec<&str> = summary
         .variants
@@ -147,13 +147,27 @@ pub(crate) fn result(summary: &Summary) -> String {
         .collect();
     precisions.dedup();
     let output = summary.output.as_deref().unwrap_or_else(|| "".as_ref());
-    format!(
+    let mut text = String::new();
+    let derived: Vec<&FileSummary> = summary
+        .files
+        .iter()
+        .filter(|file| file.origin == FileOrigin::Derived)
+        .collect();
+    for file in &derived {
+        let _ = writeln!(text, "derived {}: {}", file.path, file.how);
+    }
+    if let Some(license) = &summary.model.license {
+        let _ = writeln!(text, "license {license}");
+    }
+    let _ = write!(
+        text,
         "{} ({}) is in {}, {}",
         summary.model.name,
         precisions.join(", "),
         output.display(),
         HumanBytes(summary.bytes)
-    )
+    );
+    text
 }
 
 /// A dry run for people.
@@ -206,6 +220,20 @@ fn lines(text: &mut String, summary: &Summary) -> std::fmt::Result {
     }
     for used in &accounting.used {
         writeln!(text, "  used      {} -> {}", used.tensor, used.weight)?;
+    }
+    writeln!(
+        text,
+        "license     {}",
+        model.license.as_deref().unwrap_or("not declared")
+    )?;
+    for file in &summary.files {
+        let origin = match file.origin {
+            FileOrigin::Kept => "kept",
+            FileOrigin::Adapted => "adapted",
+            FileOrigin::Derived => "derived",
+        };
+        let how = if file.how.is_empty() { "" } else { ": " };
+        writeln!(text, "  {origin:<9} {}{how}{}", file.path, file.how)?;
     }
     for variant in &summary.variants {
         writeln!(

@@ -3,7 +3,7 @@
 use crate::mlpackage::{Package, Packages};
 use crate::{Forms, Lowered, Opened, graph_entry};
 use models::bundle::{GraphEntry, ModelInfo};
-use models::checkpoint::Accounting;
+use models::checkpoint::{Accounting, Asset, Origin};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -20,6 +20,8 @@ pub struct Summary {
     pub variants: Vec<VariantSummary>,
     /// Core ML packages.
     pub packages: Vec<PackageSummary>,
+    /// The small files, terms of use among them.
+    pub files: Vec<FileSummary>,
     /// What became of every tensor of the checkpoint.
     pub accounting: Accounting,
     /// What the user should know.
@@ -65,6 +67,29 @@ pub struct PackageSummary {
     pub data_bytes: u64,
 }
 
+/// A small file that the networks' clients read.
+#[derive(Debug, Clone, Serialize)]
+pub struct FileSummary {
+    /// Path in the bundle.
+    pub path: String,
+    /// Whether the checkpoint has it.
+    pub origin: FileOrigin,
+    /// What was changed, or what it was derived from; empty for a file that is kept.
+    pub how: String,
+}
+
+/// Whether the checkpoint has a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileOrigin {
+    /// It has, and this is it.
+    Kept,
+    /// It has, and this is a changed form of it.
+    Adapted,
+    /// It has none: this one is derived from what else there is.
+    Derived,
+}
+
 impl Summary {
     pub(crate) fn new(opened: &Opened, model: ModelInfo, forms: &Forms) -> Self {
         let assets: usize = opened.assets.files.iter().map(|asset| asset.contents.len()).sum();
@@ -74,6 +99,7 @@ impl Summary {
             model,
             variants: forms.variants.iter().map(variant).collect(),
             packages: forms.packages.iter().flat_map(packages).collect(),
+            files: opened.assets.files.iter().map(file).collect(),
             accounting: opened.accounting.clone(),
             warnings: opened.accounting.warnings.clone(),
         }
@@ -91,6 +117,19 @@ fn variant(lowered: &Lowered) -> VariantSummary {
         precision: lowered.variant.precision().name().to_owned(),
         opset: models::graph::OPSET,
         graphs: graphs.collect(),
+    }
+}
+
+fn file(asset: &Asset) -> FileSummary {
+    let (origin, how) = match &asset.origin {
+        Origin::Kept => (FileOrigin::Kept, ""),
+        Origin::Adapted(how) => (FileOrigin::Adapted, how.as_str()),
+        Origin::Derived(how) => (FileOrigin::Derived, how.as_str()),
+    };
+    FileSummary {
+        path: asset.path.clone(),
+        origin,
+        how: how.to_owned(),
     }
 }
 

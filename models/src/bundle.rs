@@ -70,6 +70,9 @@ pub struct ModelInfo {
     pub stored: DType,
     /// Parameter counts of the canonical weights.
     pub parameters: Parameters,
+    /// What the checkpoint calls its terms of use, which lie in the bundle if it has them as files. `None` where it says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub license: Option<String>,
 }
 
 /// Parameter counts of the canonical (folded) weights; a tied table counts once, in `embed`.
@@ -571,6 +574,7 @@ mod tests {
                     embed: 1,
                     decoder: 1,
                 },
+                license: None,
             },
             source: Vec::new(),
             packages: Vec::new(),

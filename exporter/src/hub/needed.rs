@@ -21,7 +21,7 @@ pub(crate) fn small(siblings: &[Sibling]) -> Vec<&Sibling> {
             INDEX => sharded,
             // A tokenizer.json says the same in one file.
             "vocab.json" | "merges.txt" | "added_tokens.json" => !spelled,
-            name => checkpoint::SMALL_FILES.contains(&name) || checkpoint::is_licence(name),
+            name => checkpoint::SMALL_FILES.contains(&name) || checkpoint::is_license(name),
         })
         .collect();
     wanted.sort_by_key(|sibling| sibling.name != "config.json");

@@ -424,7 +424,7 @@ fn what_only_looks_downloads_nothing() {
     for looks in [&["--dry-run"][..], &["--dump"], &["--check", "coreml"]] {
         let mut command = world.command(&["--model", "org/name"]);
         let says = [
-            "`org/name` is not in the local Hugging Face cache: 8 files to download",
+            "`org/name` is not in the local Hugging Face cache: 9 files to download",
             WEIGHTS,
         ];
         world.refused(command.args(looks), &says);

@@ -8,6 +8,7 @@ mod branches;
 mod canonical;
 mod fold;
 mod layout;
+mod license;
 mod llava;
 mod mlx;
 mod processing;
@@ -15,7 +16,8 @@ mod safetensors;
 
 pub use crate::config::Layout;
 pub use canonical::{Accounting, Canonical, Ignored, Used, canonical};
-pub use processing::{Asset, Assets, SMALL_FILES, is_licence};
+pub use license::is_license;
+pub use processing::{Asset, Assets, Origin, SMALL_FILES};
 
 use crate::config::ModelConfig;
 use crate::dtype::DType;

@@ -6,6 +6,7 @@
 
 #![deny(clippy::as_conversions)]
 
+use super::license;
 use crate::bundle::{Aspect, Content, ImageSpec, PromptSpec, Resample};
 use crate::config::{Layout, ModelConfig};
 use crate::error::CheckpointError;
@@ -22,6 +23,8 @@ pub struct Assets {
     pub prompt: PromptSpec,
     /// The small files, sorted by path.
     pub files: Vec<Asset>,
+    /// What the checkpoint calls its terms of use: `apple-amlr`. `None` where it says nothing.
+    pub license: Option<String>,
 }
 
 /// A small file of the bundle.
@@ -31,9 +34,23 @@ pub struct Asset {
     pub path: String,
     /// All of it.
     pub contents: Vec<u8>,
+    /// Where it comes from.
+    pub origin: Origin,
 }
 
-/// Names of the small files that are read where they exist; beside them, those that [`is_licence`] tells.
+/// Where a small file of the bundle comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// The checkpoint's file of this name, byte for byte.
+    Kept,
+    /// The checkpoint's file of this name; what was changed.
+    Adapted(String),
+    /// The checkpoint has no file of this name; what it was derived from.
+    Derived(String),
+}
+
+/// Names of the small files that are read where they exist; beside them, those that
+/// [`is_license`](super::is_license) tells.
 pub const SMALL_FILES: [&str; 12] = [
     "README.md",
     "added_tokens.json",
@@ -48,20 +65,6 @@ pub const SMALL_FILES: [&str; 12] = [
     "tokenizer_config.json",
     "vocab.json",
 ];
-
-/// Whether a file is called as terms of use are.
-pub fn is_licence(name: &str) -> bool {
-    let upper = name.to_ascii_uppercase();
-    let begins = [
-        "LICENSE",
-        "LICENCE",
-        "COPYING",
-        "NOTICE",
-        "ACKNOWLEDGEMENTS",
-        "ACKNOWLEDGMENTS",
-    ];
-    !name.contains(['/', '\\']) && begins.iter().any(|begin| upper.starts_with(begin))
-}
 
 /// Marks an image in a prompt, in both layouts.
 const IMAGE_TOKEN: &str = "<image>";
@@ -98,6 +101,7 @@ pub(super) fn assets(
     };
     let tokenizer_config = files.json("tokenizer_config.json")?.unwrap_or_else(|| json!({}));
     let mut tokenizer = tokenizer(&files)?;
+    let named = Ids::of(&tokenizer).added.contains_key(IMAGE_TOKEN);
     let image_token_id = image_token(&files, &declared, config, layout, &mut tokenizer)?;
     let ids = Ids::of(&tokenizer);
     let generation = files.json("generation_config.json")?.unwrap_or_else(|| json!({}));
@@ -108,7 +112,7 @@ pub(super) fn assets(
         return Err(files.config("generation_config.json", problem));
     }
     let special_tokens = special_tokens(&tokenizer_config);
-    let template = template(&files, &tokenizer_config, layout)?;
+    let (template, template_origin) = template(&files, &tokenizer_config, layout)?;
     let prompt = PromptSpec {
         tokenizer: "tokenizer.json".to_owned(),
         chat_template: "chat_template.jinja".to_owned(),
@@ -134,35 +138,70 @@ pub(super) fn assets(
         "max_new_tokens": 256,
         "pad_token_id": pad.unwrap_or_else(|| json!(stop_ids.first())),
     });
-    let mut assets: Vec<Asset> = [
-        ("chat_template.jinja", template.clone().into_bytes()),
-        (
+    let small = |path: &str, contents: Vec<u8>, how: String| {
+        let given = files.path(path).exists();
+        Asset {
+            path: path.to_owned(),
+            contents,
+            origin: if given {
+                Origin::Adapted(how)
+            } else {
+                Origin::Derived(how)
+            },
+        }
+    };
+    let token_side = config.vision.token_side();
+    let (mut assets, license) = license::find(directory)?;
+    assets.extend([
+        Asset {
+            path: "chat_template.jinja".to_owned(),
+            contents: template.clone().into_bytes(),
+            origin: template_origin,
+        },
+        small(
             "config.json",
             pretty(&client_config(config, &declared, layout, &prompt)),
+            "in the dialect of transformers.js, `llava_qwen2`".to_owned(),
         ),
-        ("generation_config.json", pretty(&generation)),
-        ("preprocessor_config.json", pretty(&client_image(&image))),
-        (
+        small(
+            "generation_config.json",
+            pretty(&generation),
+            "greedy, with the model's stop ids".to_owned(),
+        ),
+        small(
+            "preprocessor_config.json",
+            pretty(&client_image(&image)),
+            match layout {
+                Layout::Llava => format!("the processor in Apple's code, at {} pixels", image.width),
+                Layout::Transformers => "all fields of CLIPImageProcessor, defaults included".to_owned(),
+            },
+        ),
+        small(
             "processor_config.json",
-            pretty(&client_processor(config.vision.token_side())),
+            pretty(&client_processor(token_side)),
+            format!("LlavaProcessor, {token_side} pixels a token"),
         ),
-        ("tokenizer.json", tokenizer.to_string().into_bytes()),
-        (
+        small(
+            "tokenizer.json",
+            tokenizer.to_string().into_bytes(),
+            match (files.path("tokenizer.json").exists(), image_token_id) {
+                (true, Some(id)) if !named => format!("with `{IMAGE_TOKEN}` as id {id}"),
+                (true, _) => "without white space".to_owned(),
+                (false, _) => "vocab.json, merges.txt and added_tokens.json".to_owned(),
+            },
+        ),
+        small(
             "tokenizer_config.json",
             pretty(&client_tokenizer(&tokenizer_config, &template)),
+            "with the chat template and LlavaProcessor".to_owned(),
         ),
-    ]
-    .into_iter()
-    .map(|(path, contents)| Asset {
-        path: path.to_owned(),
-        contents,
-    })
-    .collect();
+    ]);
     assets.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(Assets {
         image,
         prompt,
         files: assets,
+        license,
     })
 }
 
@@ -511,19 +550,24 @@ fn special_tokens(tokenizer_config: &Value) -> BTreeMap<String, String> {
 }
 
 /// The checkpoint's chat template, or the published one of its layout.
-fn template(files: &Files<'_>, tokenizer_config: &Value, layout: Layout) -> Result<String, CheckpointError> {
+fn template(
+    files: &Files<'_>,
+    tokenizer_config: &Value,
+    layout: Layout,
+) -> Result<(String, Origin), CheckpointError> {
     if let Some(text) = files.text("chat_template.jinja")? {
-        return Ok(text);
+        return Ok((text, Origin::Kept));
     }
+    let of = |text: &str, from: &str| Ok((text.to_owned(), Origin::Derived(from.to_owned())));
     if let Some(Value::String(text)) = files
         .json("chat_template.json")?
         .as_ref()
         .and_then(|v| v.get("chat_template"))
     {
-        return Ok(text.clone());
+        return of(text, "chat_template.json");
     }
     match tokenizer_config.get("chat_template") {
-        Some(Value::String(text)) => return Ok(text.clone()),
+        Some(Value::String(text)) => return of(text, "tokenizer_config.json"),
         Some(Value::Array(named)) => {
             let default = named
                 .iter()
@@ -532,15 +576,15 @@ fn template(files: &Files<'_>, tokenizer_config: &Value, layout: Layout) -> Resu
                 .and_then(|entry| entry.get("template"))
                 .and_then(Value::as_str)
             {
-                return Ok(text.to_owned());
+                return of(text, "tokenizer_config.json");
             }
         }
         _ => {}
     }
-    Ok(match layout {
-        Layout::Llava => TEXT_TEMPLATE.to_owned(),
-        Layout::Transformers => PARTS_TEMPLATE.to_owned(),
-    })
+    match layout {
+        Layout::Llava => of(TEXT_TEMPLATE, "the conversation `qwen_2` in Apple's code"),
+        Layout::Transformers => of(PARTS_TEMPLATE, "transformers' conversion script"),
+    }
 }
 
 // --- what the ecosystem's clients read --------------------------------------------------------------------------
@@ -683,6 +727,39 @@ mod tests {
         let tokenizer: Value = serde_json::from_slice(&assets.files[5].contents).unwrap();
         assert_eq!(tokenizer["added_tokens"][1]["content"], "<image>");
         assert_eq!(assets.files[0].contents, TEXT_TEMPLATE.as_bytes());
+        let origins: Vec<String> = assets
+            .files
+            .iter()
+            .map(|asset| format!("{:?}", asset.origin))
+            .collect();
+        assert_eq!(
+            origins,
+            [
+                "Derived(\"the conversation `qwen_2` in Apple's code\")",
+                "Adapted(\"in the dialect of transformers.js, `llava_qwen2`\")",
+                "Derived(\"greedy, with the model's stop ids\")",
+                "Derived(\"the processor in Apple's code, at 1024 pixels\")",
+                "Derived(\"LlavaProcessor, 64 pixels a token\")",
+                "Adapted(\"with `<image>` as id 5\")",
+                "Derived(\"with the chat template and LlavaProcessor\")",
+            ]
+        );
+    }
+
+    #[test]
+    fn terms_of_use_go_along() {
+        let assets = checkpoint(&[
+            ("LICENSE", "Apple's terms\n"),
+            ("README.md", "---\nlicense: apple-amlr\n---\n"),
+        ]);
+        let assets = assets.unwrap();
+        assert_eq!(assets.license.as_deref(), Some("apple-amlr"));
+        assert_eq!(assets.files[0].path, "LICENSE");
+        assert_eq!(
+            (&assets.files[0].contents[..], &assets.files[0].origin),
+            (&b"Apple's terms\n"[..], &Origin::Kept)
+        );
+        assert_eq!(assets.files.len(), 8);
     }
 
     #[test]
