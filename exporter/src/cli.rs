@@ -76,6 +76,10 @@ pub(crate) struct Cli {
     #[arg(long, requires = "check")]
     pub(crate) dynamic_shapes: bool,
 
+    /// A model card in the bundle, README.md: what, from where with hashes, precisions, how to run it, license
+    #[arg(long)]
+    pub(crate) card: bool,
+
     /// The bundle's directory
     #[arg(long, short, value_name = "BUNDLE", default_value = "fastvlm-bundle")]
     pub(crate) output: PathBuf,
@@ -197,6 +201,7 @@ impl Cli {
             packages,
             older_encoder: self.ios16_encoder,
             neural_engine: self.neural_engine,
+            card: self.card,
             image_sizes: self.image_size.clone(),
             max_context: self.max_context,
             prefill: if self.prefill.is_empty() {

@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
+mod card;
+mod clients;
 pub mod coreml;
 pub mod demo;
 mod error;
@@ -54,7 +56,7 @@ pub fn export(plan: &ExportPlan, report: &mut dyn Report) -> Result<Summary, Exp
         files::check_target(&plan.output, plan.overwrite)?;
     }
     let source = source::resolve(&plan.source, !plan.dry_run, report)?;
-    let opened = Opened::open(source.directory(), plan)?;
+    let mut opened = Opened::open(source.directory(), plan)?;
     let mut variants = Vec::with_capacity(plan.variants.len());
     for &variant in &plan.variants {
         variants.push(Lowered::new(&opened, variant)?);
@@ -65,6 +67,7 @@ pub fn export(plan: &ExportPlan, report: &mut dyn Report) -> Result<Summary, Exp
         packages.push(opened.packages(precision, plan, &info.name)?);
     }
     let forms = Forms { variants, packages };
+    opened.announce(&forms)?;
     let mut summary = Summary::new(&opened, info, &forms);
     summary.warnings.extend(source.warnings);
     if plan.dry_run {
@@ -200,6 +203,15 @@ impl Opened {
             neural_engine: plan.neural_engine,
             name,
         })
+    }
+
+    /// Says in the small files which forms there are.
+    fn announce(&mut self, forms: &Forms) -> Result<(), ExportError> {
+        let lowered = forms.variants.iter();
+        let variants: Vec<_> = lowered
+            .map(|lowered| (variant_entry(self, lowered), lowered))
+            .collect();
+        clients::announce(&mut self.assets, &variants)
     }
 
     fn info(&self, name: String) -> ModelInfo {
@@ -365,7 +377,17 @@ fn write(
         (written, hashing.join().unwrap_or_else(panicked))
     });
     let files = written?;
-    let bundle = contract(opened, summary, forms, hashed?, files);
+    let mut bundle = contract(opened, summary, forms, hashed?, files);
+    if plan.card {
+        let base = match &plan.source {
+            Source::Hub { id, .. } => Some(id.as_str()),
+            Source::Directory(_) | Source::Demo => None,
+        };
+        let text = card::render(&bundle, base, &summary.files);
+        let file = files::write(staging.path(), card::FILE_NAME, text.as_bytes())?;
+        bundle.files.push(file);
+        bundle.files.sort();
+    }
     files::write(staging.path(), FILE_NAME, bundle.to_json().as_bytes())?;
     read_back(staging.path(), &bundle)?;
     if report.interrupted() {

@@ -139,13 +139,14 @@ pub(crate) fn write_json(account: &impl serde::Serialize) -> Result<(), ExportEr
 
 /// A finished export in a few lines: where it is, what the checkpoint lacked, under which terms it comes.
 pub(crate) fn result(summary: &Summary) -> String {
-    let mut precisions: Vec<&str> = summary
-        .variants
-        .iter()
-        .map(|variant| variant.precision.as_str())
-        .chain(summary.packages.iter().map(|package| package.precision.as_str()))
-        .collect();
-    precisions.dedup();
+    let variants = summary.variants.iter().map(|variant| variant.precision.as_str());
+    let packages = summary.packages.iter().map(|package| package.precision.as_str());
+    let mut precisions: Vec<&str> = Vec::new();
+    for precision in variants.chain(packages) {
+        if !precisions.contains(&precision) {
+            precisions.push(precision);
+        }
+    }
     let output = summary.output.as_deref().unwrap_or_else(|| "".as_ref());
     let mut text = String::new();
     let derived: Vec<&FileSummary> = summary

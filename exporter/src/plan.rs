@@ -27,6 +27,8 @@ pub struct ExportPlan {
     pub older_encoder: bool,
     /// Whether packages of the encoder are laid out for the Neural Engine.
     pub neural_engine: bool,
+    /// Whether the bundle gets a model card, its README.md.
+    pub card: bool,
     /// The checkpoint's layout, where it must not be detected.
     pub layout: Option<Layout>,
     /// Whether an existing bundle is replaced. Anything else that exists is never touched.
@@ -54,6 +56,7 @@ impl ExportPlan {
             packages: Vec::new(),
             older_encoder: false,
             neural_engine: false,
+            card: false,
             layout: None,
             overwrite: false,
             dry_run: false,

@@ -72,6 +72,10 @@ impl World {
         );
     }
 
+    fn json(&self, name: &str) -> Value {
+        serde_json::from_slice(&fs::read(self.path(name)).unwrap()).unwrap()
+    }
+
     fn edit_config(&self, edit: impl FnOnce(&mut Value)) {
         let path = self.path("model/config.json");
         let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -612,4 +616,95 @@ fn a_full_disk_is_an_error() {
         "{stderr}"
     );
     assert!(tree(world.directory.path()) == before);
+}
+
+#[test]
+fn a_card_says_what_is_there() {
+    let world = World::new();
+    fs::write(world.path("model/README.md"), "---\nlicense: apple-amlr\n---\n").unwrap();
+    let flags = [
+        "--model", "model", "-o", "bundle", "--card", "--to", "onnx", "--to", "coreml",
+    ];
+    let ran = world.run(&[&flags[..], &["--precision", "fp16", "--precision", "q4"]].concat());
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(ran.stderr.contains("license apple-amlr"), "{}", ran.stderr);
+    let card = fs::read_to_string(world.path("bundle/README.md")).unwrap();
+    let contract = world.json("bundle/bundle.json");
+    let front = card
+        .strip_prefix("---\n")
+        .unwrap()
+        .split_once("\n---\n")
+        .unwrap()
+        .0;
+    for line in [
+        "license: apple-amlr",
+        "pipeline_tag: image-text-to-text",
+        "- onnx",
+        "- coreml",
+    ] {
+        assert!(front.lines().any(|found| found == line), "`{line}` in {front}");
+    }
+    for source in contract["source"].as_array().unwrap() {
+        let line = format!(
+            "| `{}` | {} | `{}` |",
+            source["path"].as_str().unwrap(),
+            source["bytes"],
+            source["sha256"].as_str().unwrap()
+        );
+        assert!(card.contains(&line), "`{line}` in {card}");
+    }
+    for row in [
+        "| ONNX, target `portable` | fp16 |",
+        "| ONNX, target `cpu` | q4 |",
+        "| Core ML | fp16 |",
+        "| Core ML | q4 |",
+    ] {
+        assert!(card.contains(row), "`{row}` in {card}");
+    }
+    // What it names is there.
+    for word in card
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|word| word.starts_with("onnx/") || word.starts_with("coreml/"))
+    {
+        assert!(world.path("bundle").join(word).exists(), "{word}");
+    }
+    // It is part of the bundle, which can be replaced as a whole.
+    assert!(
+        contract["files"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|file| file["path"] == "README.md")
+    );
+    let ran = world.run(&["--model", "model", "-o", "bundle", "--overwrite"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(!world.path("bundle/README.md").exists());
+}
+
+#[test]
+fn what_transformers_js_is_told() {
+    let world = World::new();
+    let config = |flags: &[&str]| {
+        let ran = world.run(&[&["--model", "model", "-o", "bundle", "--overwrite"], flags].concat());
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+        let config = world.json("bundle/config.json");
+        for name in config["transformers.js_config"]["use_external_data_format"]
+            .as_object()
+            .into_iter()
+            .flatten()
+        {
+            let data = world.path("bundle/onnx").join(format!("{}_data", name.0));
+            assert!(data.exists(), "{}", data.display());
+        }
+        config["transformers.js_config"].clone()
+    };
+    let told = config(&["--precision", "q4", "--precision", "fp16"]);
+    assert_eq!(told["dtype"], "q4");
+    assert_eq!(told["use_external_data_format"].as_object().unwrap().len(), 6);
+    // Graphs that it cannot open.
+    assert_eq!(config(&["--target", "coreml"]), Value::Null);
+    assert_eq!(config(&["--target", "cpu"]), Value::Null);
+    assert_eq!(config(&["--to", "coreml"]), Value::Null);
 }

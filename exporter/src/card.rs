@@ -1,0 +1,348 @@
+//! What does a bundle say about itself to people? A model card, ready for a hub: the README.md of the bundle.
+//!
+//! Everything in it is in the contract; nothing is claimed that was not read or written by this export.
+
+use crate::summary::{FileOrigin, FileSummary};
+use indicatif::HumanBytes;
+use models::bundle::{Bundle, CoreMlPackages, FileEntry, GraphEntry, Variant};
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+/// File name of the card in a bundle.
+pub(crate) const FILE_NAME: &str = "README.md";
+
+/// Licenses that the hub knows by these names; any other is `other` there.
+const KNOWN: [&str; 8] = [
+    "apache-2.0",
+    "apple-amlr",
+    "apple-ascl",
+    "bsd-3-clause",
+    "cc-by-4.0",
+    "cc-by-nc-4.0",
+    "mit",
+    "openrail",
+];
+
+/// The card of a bundle whose other files are listed in it already. `base` is the model of the hub that it was made from.
+pub(crate) fn render(bundle: &Bundle, base: Option<&str>, files: &[FileSummary]) -> String {
+    let mut text = String::new();
+    lines(&mut text, bundle, base, files).unwrap_or_default();
+    text
+}
+
+fn lines(text: &mut String, bundle: &Bundle, base: Option<&str>, files: &[FileSummary]) -> std::fmt::Result {
+    let name = plain(&bundle.model.name);
+    front_matter(text, bundle, base)?;
+    let forms: Vec<&str> = [
+        (!bundle.variants.is_empty()).then_some("ONNX"),
+        (!bundle.packages.is_empty()).then_some("Core ML"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let forms = forms.join(" and ");
+    writeln!(text, "# {name}, {forms}\n")?;
+    let count = &bundle.model.parameters;
+    let total = count.vision + count.projector + count.embed + count.decoder;
+    writeln!(
+        text,
+        "A derivative of {}: the same FastVLM (vision encoder FastViTHD, decoder Qwen2, {total} parameters) converted to {forms} by {}. \
+         Nothing was trained; what a precision below rounds is all that differs.\n",
+        base.map_or_else(
+            || format!("`{name}`"),
+            |base| format!("[{base}](https://huggingface.co/{base})")
+        ),
+        bundle.tool,
+    )?;
+    let image = &bundle.image;
+    writeln!(
+        text,
+        "Images of {} x {} pixels become {} tokens; the context has {} positions.\n",
+        image.width, image.height, image.tokens, bundle.kv.max_context
+    )?;
+    precisions(text, bundle)?;
+    clients(text, bundle)?;
+    source(text, bundle, files)?;
+    license(text, bundle)
+}
+
+fn front_matter(text: &mut String, bundle: &Bundle, base: Option<&str>) -> std::fmt::Result {
+    writeln!(text, "---")?;
+    let name = bundle.model.license.as_deref().unwrap_or_default();
+    if KNOWN.contains(&name) {
+        writeln!(text, "license: {name}")?;
+    } else if !name.is_empty() {
+        writeln!(text, "license: other\nlicense_name: {}", slug(name))?;
+    }
+    if let Some(file) = terms(bundle).next().filter(|_| !KNOWN.contains(&name)) {
+        writeln!(text, "license_link: {}", file.path)?;
+    }
+    if let Some(base) = base {
+        writeln!(text, "base_model: {base}")?;
+    }
+    writeln!(text, "pipeline_tag: image-text-to-text")?;
+    if bundle.variants.iter().any(|variant| dtype(variant).is_some()) {
+        writeln!(text, "library_name: transformers.js")?;
+    }
+    writeln!(text, "tags:\n- fastvlm")?;
+    for (there, tag) in [
+        (!bundle.variants.is_empty(), "onnx"),
+        (!bundle.packages.is_empty(), "coreml"),
+    ] {
+        if there {
+            writeln!(text, "- {tag}")?;
+        }
+    }
+    writeln!(text, "---\n")
+}
+
+/// The hub's name for one dtype of transformers.js, where it can open a variant.
+pub(crate) fn dtype(variant: &Variant) -> Option<&str> {
+    let ours = variant.target == "coreml" || (variant.target == "cpu" && variant.precision == "fp32");
+    (!ours).then_some(variant.precision.as_str())
+}
+
+fn precisions(text: &mut String, bundle: &Bundle) -> std::fmt::Result {
+    writeln!(
+        text,
+        "## Precisions\n\n| for | precision | weights | KV cache | vision encoder | embedding | decoder |\n|---|---|---|---|---|---|---|"
+    )?;
+    for variant in &bundle.variants {
+        let graphs = [&variant.vision_encoder, &variant.embed_tokens, &variant.decoder];
+        let [encoder, embedding, decoder] = graphs.map(|graph| HumanBytes(own_bytes(bundle, graph)));
+        writeln!(
+            text,
+            "| ONNX, target `{}` | {} | {} | {} | {encoder} | {embedding} | {decoder} |",
+            variant.target,
+            variant.precision,
+            stored(&variant.precision),
+            variant.kv_dtype.name(),
+        )?;
+    }
+    for packages in &bundle.packages {
+        let [encoder, decoder] =
+            [&packages.vision_encoder, &packages.decoder].map(|path| HumanBytes(bytes_below(bundle, path)));
+        writeln!(
+            text,
+            "| Core ML | {} | {} | float16 | {encoder} | in the decoder | {decoder} |",
+            packages.precision,
+            stored(&packages.precision),
+        )?;
+    }
+    writeln!(
+        text,
+        "\nA weight that two graphs read counts once, where it lies. What a precision loses on this model was not measured by the export: \
+         `fvlm-conform quality` does.\n"
+    )
+}
+
+fn stored(precision: &str) -> &'static str {
+    match precision {
+        "fp32" => "float32",
+        "fp16" => "float16",
+        "int8" => "8 bits, a scale for each output",
+        "q4" => "decoder 4 bits, a scale for each 32; the rest 8 bits",
+        _other => "",
+    }
+}
+
+/// Where a card says how to run the bundle: its own address, which only whoever uploads it knows.
+const ID: &str = "ORG/NAME";
+
+fn clients(text: &mut String, bundle: &Bundle) -> std::fmt::Result {
+    let id = ID;
+    writeln!(text, "## How to run it\n\n`{id}` is this repository.\n")?;
+    let name = directory(&bundle.model.name);
+    writeln!(
+        text,
+        "With `fvlm-run`, which needs no Python:\n\n```\nhf download {id} --local-dir {name}\nfvlm-run --model {name} --prompt \"Describe the image.\" image.png\n```\n"
+    )?;
+    if let Some(dtype) = bundle.variants.iter().find_map(dtype) {
+        let content = match bundle.prompt.content {
+            models::bundle::Content::Parts => {
+                "[{ type: 'image' }, { type: 'text', text: 'Describe the image.' }]"
+            }
+            models::bundle::Content::Text => "'<image>\\nDescribe the image.'",
+        };
+        writeln!(
+            text,
+            "With transformers.js:\n\n```js\n\
+             import {{ AutoModelForImageTextToText, AutoProcessor, RawImage }} from '@huggingface/transformers';\n\n\
+             const id = '{id}';\n\
+             const processor = await AutoProcessor.from_pretrained(id);\n\
+             const model = await AutoModelForImageTextToText.from_pretrained(id, {{ dtype: '{dtype}' }});\n\
+             const messages = [{{ role: 'user', content: {content} }}];\n\
+             const prompt = processor.apply_chat_template(messages, {{ add_generation_prompt: true }});\n\
+             const inputs = await processor(await RawImage.read('image.png'), prompt, {{ add_special_tokens: false }});\n\
+             const output = await model.generate({{ ...inputs, max_new_tokens: 128, do_sample: false }});\n\
+             const answer = output.slice(null, [inputs.input_ids.dims.at(-1), null]);\n\
+             console.log(processor.batch_decode(answer, {{ skip_special_tokens: true }})[0]);\n```\n"
+        )?;
+    }
+    if let Some(variant) = bundle.variants.iter().find(|variant| dtype(variant).is_some()) {
+        writeln!(
+            text,
+            "With ONNX Runtime in any language{}, three graphs: `{}` (`pixel_values` to `image_features`), `{}` (`input_ids` to \
+             `inputs_embeds`, into which the features go at the places of `{}`), and `{}`, which takes `past_key_values.*` and \
+             gives `logits` of the last position and `present.*`. `bundle.json` has every input and output.\n",
+            if variant.target == "portable" {
+                ", or OpenVINO"
+            } else {
+                ""
+            },
+            variant.vision_encoder.path,
+            variant.embed_tokens.path,
+            bundle.prompt.image_token,
+            variant.decoder.path,
+        )?;
+    }
+    if let Some(packages) = bundle.packages.first() {
+        core_ml(text, packages)?;
+    }
+    Ok(())
+}
+
+fn core_ml(text: &mut String, packages: &CoreMlPackages) -> std::fmt::Result {
+    let CoreMlPackages {
+        vision_encoder,
+        decoder,
+        context,
+        prefill,
+        ..
+    } = packages;
+    let functions: Vec<String> = prefill.iter().map(|new| format!("`prefill_{new}`")).collect();
+    writeln!(
+        text,
+        "With Core ML (iOS 18, macOS 15): `{vision_encoder}` and `{decoder}`, whose functions {} and `step` share the states `key_cache` and \
+         `value_cache` of {context} positions. Rows of the token embedding are read from the decoder's weight file, where `bundle.json` \
+         says.\n",
+        functions.join(", "),
+    )
+}
+
+fn source(text: &mut String, bundle: &Bundle, files: &[FileSummary]) -> std::fmt::Result {
+    writeln!(
+        text,
+        "## Where it comes from\n\nThe {} layout, weights stored as {}:\n\n| file | bytes | SHA-256 |\n|---|---|---|",
+        bundle.model.layout,
+        bundle.model.stored.name()
+    )?;
+    for file in &bundle.source {
+        writeln!(
+            text,
+            "| `{}` | {} | `{}` |",
+            plain(&file.path),
+            file.bytes,
+            file.sha256
+        )?;
+    }
+    let derived = files.iter().filter(|file| file.origin == FileOrigin::Derived);
+    let derived: Vec<String> = derived
+        .map(|file| format!("`{}` ({})", file.path, file.how))
+        .collect();
+    if !derived.is_empty() {
+        writeln!(
+            text,
+            "\nThe checkpoint has none of these, which were derived: {}.",
+            derived.join(", ")
+        )?;
+    }
+    writeln!(text)
+}
+
+fn license(text: &mut String, bundle: &Bundle) -> std::fmt::Result {
+    writeln!(text, "## License\n")?;
+    let name = bundle.model.license.as_deref().map(plain);
+    match &name {
+        Some(name) => write!(
+            text,
+            "The weights come under their license, {name}, and so does this derivative"
+        )?,
+        None => write!(
+            text,
+            "The checkpoint declares no license; that of the model it was made from holds for this derivative too"
+        )?,
+    }
+    let terms: Vec<String> = terms(bundle)
+        .map(|file| format!("[`{0}`]({0})", file.path))
+        .collect();
+    if terms.is_empty() {
+        writeln!(text, ".")
+    } else {
+        writeln!(text, ": {}.", terms.join(", "))
+    }
+}
+
+/// The files with terms of use.
+fn terms(bundle: &Bundle) -> impl Iterator<Item = &FileEntry> {
+    let files = bundle.files.iter();
+    files.filter(|file| models::checkpoint::is_license(&file.path))
+}
+
+/// Bytes of a graph and of the data file that is its own.
+fn own_bytes(bundle: &Bundle, graph: &GraphEntry) -> u64 {
+    let own: BTreeSet<String> = [graph.path.clone(), format!("{}_data", graph.path)].into();
+    let files = bundle.files.iter().filter(|file| own.contains(&file.path));
+    files.map(|file| file.bytes).sum()
+}
+
+fn bytes_below(bundle: &Bundle, directory: &str) -> u64 {
+    let below = |file: &&FileEntry| {
+        file.path
+            .strip_prefix(directory)
+            .is_some_and(|rest| rest.starts_with('/'))
+    };
+    bundle.files.iter().filter(below).map(|file| file.bytes).sum()
+}
+
+/// Names of others, without what would mean something in Markdown.
+fn plain(name: &str) -> String {
+    let quiet = |c: char| !c.is_control() && !matches!(c, '`' | '|' | '<' | '>' | '[' | ']' | '\\');
+    name.chars().filter(|c| quiet(*c)).collect()
+}
+
+/// A name as the hub wants it: lower case, digits, dots and dashes.
+fn slug(name: &str) -> String {
+    let dashed: String = name
+        .to_ascii_lowercase()
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || c == '.' {
+                c
+            } else {
+                '-'
+            }
+        })
+        .collect();
+    let words: Vec<&str> = dashed.split('-').filter(|word| !word.is_empty()).collect();
+    words.join("-")
+}
+
+/// The last part of a model's name, fit for a shell.
+fn directory(name: &str) -> String {
+    let last = name.rsplit('/').next().unwrap_or(name);
+    let fit: String = last
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
+        .collect();
+    if fit.is_empty() || fit.starts_with(['.', '-']) {
+        "bundle".to_owned()
+    } else {
+        fit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_others_are_harmless() {
+        assert_eq!(plain("a|b`[c](d)\n"), "abc(d)");
+        assert_eq!(slug("MIT OR Apache-2.0"), "mit-or-apache-2.0");
+        assert_eq!(slug("Apple: model \"x\"\n"), "apple-model-x");
+        assert_eq!(directory("apple/FastVLM-0.5B"), "FastVLM-0.5B");
+        assert_eq!(directory("a; rm -r ~"), "arm-r");
+        assert_eq!(directory("-rf"), "bundle");
+    }
+}
