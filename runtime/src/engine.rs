@@ -15,7 +15,7 @@ use crate::timeline::Timeline;
 use models::bundle::Bundle;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Tokens of an answer where nobody says how many.
@@ -33,8 +33,19 @@ pub struct Request {
     pub max_tokens: usize,
     /// Texts that end the answer and are not part of it.
     pub stops: Vec<String>,
-    /// Ends the answer as soon as somebody sets this.
+    /// Ends the answer as soon as somebody sets this, from whatever thread: between two tokens, or before the prompt is
+    /// read; the encoding of an image and the reading of a prompt are not broken off.
     pub cancel: Option<Arc<AtomicBool>>,
+}
+
+impl Request {
+    /// Whether somebody has ended it.
+    fn check(&self) -> Result<(), EngineError> {
+        match &self.cancel {
+            Some(flag) if flag.load(Ordering::Relaxed) => Err(EngineError::Cancelled),
+            _goes_on => Ok(()),
+        }
+    }
 }
 
 impl Default for Request {
@@ -78,6 +89,9 @@ pub struct ImageSize {
 
 /// A bundle that answers. It remembers one conversation: what the next prompt has in common with it is not computed
 /// again, and an image is encoded once.
+///
+/// An engine is used by one thread at a time and may move between threads (it is [`Send`]); several engines share
+/// nothing but ONNX Runtime's library and the threads that compute.
 ///
 /// ```no_run
 /// use runtime::{Engine, Message, Options, Request, image};
@@ -243,16 +257,32 @@ impl Engine {
         self.sequence.forget_images();
     }
 
+    /// The answer to one question about one image, whatever was asked before: an iterator as that of [`Engine::chat`].
+    ///
+    /// # Errors
+    /// As [`Engine::add_image`] and [`Engine::chat`].
+    pub fn describe(
+        &mut self,
+        picture: &Picture,
+        question: &str,
+        request: &Request,
+    ) -> Result<Answer<'_>, EngineError> {
+        self.forget_images();
+        let image = self.add_image(picture)?;
+        self.chat(&[Message::user([image], question)], request)
+    }
+
     /// The answer to `messages`, the whole conversation: an iterator that computes a token at a time.
     ///
     /// The prompt is read before this returns.
     ///
     /// # Errors
-    /// What cannot be opened, messages that make no prompt, an unknown image, a prompt that is too long, or what the
-    /// engine says.
+    /// What cannot be opened, messages that make no prompt, an unknown image, a prompt that is too long, what the engine
+    /// says, or [`EngineError::Cancelled`].
     pub fn chat(&mut self, messages: &[Message], request: &Request) -> Result<Answer<'_>, EngineError> {
         let begun = Instant::now();
         request.sampling.check()?;
+        request.check()?;
         // What to encode is known before the tokenizer is.
         let (mut encoded, mut encode) = (0, Duration::ZERO);
         if !self.prompter.is_ready() {
@@ -262,6 +292,7 @@ impl Engine {
         let prompter = self.prompter.get()?;
         let sampler = Sampler::new(request.sampling, prompter.tokenizer().vocabulary())?;
         let prompt = prompter.build(messages)?;
+        request.check()?;
         let prefill = self.sequence.prefill(&prompt)?;
         encoded += prefill.encoded;
         encode += prefill.encode;
@@ -345,6 +376,14 @@ pub struct Answer<'a> {
 }
 
 impl Answer<'_> {
+    /// The rest of it, computed to its end.
+    ///
+    /// # Errors
+    /// What the engine says; what came before is lost then, [`Answer::tokens`] still has its ids.
+    pub fn text(&mut self) -> Result<String, EngineError> {
+        self.map(|piece| piece.map(|piece| piece.text)).collect()
+    }
+
     /// Why it ended; `None` while it has not, or if it failed.
     pub fn finish(&self) -> Option<Finish> {
         self.generation.finish()
@@ -408,3 +447,11 @@ impl Iterator for Answer<'_> {
         piece
     }
 }
+
+/// An engine may move between threads: this does not compile otherwise.
+const _: () = {
+    const fn moves<T: Send>() {}
+    moves::<Engine>();
+    moves::<Answer<'_>>();
+    moves::<EngineError>();
+};

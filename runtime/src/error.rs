@@ -182,6 +182,9 @@ pub enum EngineError {
         /// `max_context` of the bundle.
         expected: usize,
     },
+    /// [`Request::cancel`](crate::Request::cancel) was set before the answer began; the conversation is as it was.
+    #[error("cancelled before the answer began")]
+    Cancelled,
     /// The prompt renders to nothing.
     #[error("the prompt is empty: the chat template renders nothing")]
     EmptyPrompt,

@@ -1,0 +1,194 @@
+//! The runtime as a library: what its documentation promises to those who build it in.
+
+#![allow(clippy::unwrap_used)]
+
+use exporter::{ExportPlan, Silent, Source};
+use runtime::image::{self, Picture};
+use runtime::{Engine, EngineError, Finish, Message, Options, Provider, Request};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+
+fn bundle() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = ExportPlan::new(Source::Demo, folder.path().join("bundle"));
+    exporter::export(&plan, &mut Silent).unwrap();
+    folder
+}
+
+fn engine(folder: &tempfile::TempDir) -> Engine {
+    Engine::open(&folder.path().join("bundle"), &Options::default()).unwrap()
+}
+
+fn scene(number: usize) -> Picture {
+    let path = format!("../models/demo/scenes/scene_{number}.png");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    image::open(&path, &image::Limits::default()).unwrap()
+}
+
+const QUESTION: &str = "Describe the image.";
+
+#[test]
+fn one_engine_after_another_thread() {
+    let folder = bundle();
+    let mut engine = engine(&folder);
+    let here = engine
+        .describe(&scene(1), QUESTION, &Request::default())
+        .unwrap()
+        .text()
+        .unwrap();
+    assert!(!here.is_empty());
+    let there = std::thread::spawn(move || {
+        let text = engine
+            .describe(&scene(1), QUESTION, &Request::default())
+            .unwrap()
+            .text();
+        (engine, text.unwrap())
+    });
+    let (mut engine, there) = there.join().unwrap();
+    assert_eq!(here, there);
+    let again = engine
+        .describe(&scene(1), QUESTION, &Request::default())
+        .unwrap()
+        .text();
+    assert_eq!(again.unwrap(), here);
+}
+
+#[test]
+fn engines_beside_each_other() {
+    let folder = bundle();
+    let alone: Vec<String> = (1..=3)
+        .map(|number| {
+            let mut engine = engine(&folder);
+            engine
+                .describe(&scene(number), QUESTION, &Request::default())
+                .unwrap()
+                .text()
+                .unwrap()
+        })
+        .collect();
+    let threads: Vec<_> = (1..=3)
+        .map(|number| {
+            let mut engine = engine(&folder);
+            std::thread::spawn(move || {
+                let picture = scene(number);
+                let mut answer = engine.describe(&picture, QUESTION, &Request::default()).unwrap();
+                answer.text().unwrap()
+            })
+        })
+        .collect();
+    let beside: Vec<String> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+    assert_eq!(beside, alone);
+}
+
+#[test]
+fn cancelled_from_another_thread() {
+    let folder = bundle();
+    let mut engine = engine(&folder);
+    let whole = {
+        let mut answer = engine.describe(&scene(1), QUESTION, &Request::default()).unwrap();
+        answer.text().unwrap();
+        answer.tokens().to_vec()
+    };
+    assert!(whole.len() > 4);
+    let cancel = Arc::new(AtomicBool::new(false));
+    let request = Request {
+        cancel: Some(Arc::clone(&cancel)),
+        ..Request::default()
+    };
+    // Another thread that is told of every token and has enough after three.
+    let (sender, receiver) = mpsc::channel::<mpsc::Sender<()>>();
+    let other = std::thread::spawn(move || {
+        for (count, done) in receiver.iter().enumerate() {
+            if count == 2 {
+                cancel.store(true, Ordering::Relaxed);
+            }
+            done.send(()).unwrap();
+        }
+        cancel
+    });
+    let picture = scene(1);
+    let mut answer = engine.describe(&picture, QUESTION, &request).unwrap();
+    for piece in answer.by_ref() {
+        piece.unwrap();
+        let (done, is_done) = mpsc::channel();
+        sender.send(done).unwrap();
+        is_done.recv().unwrap();
+    }
+    assert_eq!(answer.finish(), Some(Finish::Cancelled));
+    assert_eq!(answer.tokens(), &whole[..3]);
+    drop(answer);
+    drop(sender);
+    // Still set: the next answer does not begin, and the conversation is not harmed.
+    let cancel = other.join().unwrap();
+    let refused = engine.describe(&picture, QUESTION, &request).unwrap_err();
+    assert!(matches!(refused, EngineError::Cancelled), "{refused}");
+    cancel.store(false, Ordering::Relaxed);
+    let mut answer = engine.describe(&picture, QUESTION, &request).unwrap();
+    answer.text().unwrap();
+    assert_eq!(answer.tokens(), whole);
+}
+
+#[test]
+fn errors_are_types() {
+    let folder = bundle();
+    let open = |options: Options| Engine::open(&folder.path().join("bundle"), &options).unwrap_err();
+    let found = open(Options {
+        precision: Some("fp16".to_owned()),
+        ..Options::default()
+    });
+    assert!(matches!(found, EngineError::NoVariant { .. }), "{found}");
+    let found = open(Options {
+        image_size: Some(77),
+        ..Options::default()
+    });
+    assert!(
+        matches!(found, EngineError::NoImageSize { asked: 77, .. }),
+        "{found}"
+    );
+    let found = Engine::open(folder.path(), &Options::default()).unwrap_err();
+    assert!(matches!(found, EngineError::Bundle(_)), "{found}");
+
+    let mut engine = engine(&folder);
+    let image = engine.add_image(&scene(1)).unwrap();
+    engine.forget_images();
+    let request = Request::default();
+    let found = engine
+        .chat(&[Message::user([image], QUESTION)], &request)
+        .unwrap_err();
+    assert!(matches!(found, EngineError::UnknownImage), "{found}");
+    let found = engine
+        .chat(&[Message::user([], "long ".repeat(5000))], &request)
+        .unwrap_err();
+    assert!(matches!(found, EngineError::TooLong { .. }), "{found}");
+    // What failed left nothing behind.
+    let answer = engine
+        .describe(&scene(1), QUESTION, &request)
+        .unwrap()
+        .text()
+        .unwrap();
+    assert!(!answer.is_empty());
+}
+
+#[test]
+fn a_frame_is_as_good_as_a_file() {
+    let folder = bundle();
+    let file = scene(2);
+    let frame = Picture::new(file.width(), file.height(), file.pixels().to_vec()).unwrap();
+    let options = Options {
+        provider: Provider::Tract,
+        ..Options::default()
+    };
+    let mut engine = Engine::open(&folder.path().join("bundle"), &options).unwrap();
+    let (a, b) = (
+        engine.add_image(&file).unwrap(),
+        engine.add_image(&frame).unwrap(),
+    );
+    assert_eq!(a, b);
+    let answer = engine
+        .chat(&[Message::user([b], QUESTION)], &Request::default())
+        .unwrap()
+        .text();
+    assert!(!answer.unwrap().is_empty());
+}
