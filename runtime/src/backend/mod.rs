@@ -89,6 +89,22 @@ impl fmt::Display for Provider {
     }
 }
 
+impl std::str::FromStr for Provider {
+    type Err = String;
+
+    /// By its name on the command line.
+    fn from_str(name: &str) -> Result<Provider, String> {
+        let all = <Provider as clap::ValueEnum>::value_variants();
+        all.iter()
+            .copied()
+            .find(|provider| provider.name() == name)
+            .ok_or_else(|| {
+                let names: Vec<&str> = all.iter().map(|provider| provider.name()).collect();
+                format!("no provider `{name}`, expected one of {}", names.join(", "))
+            })
+    }
+}
+
 /// How engines are opened.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {

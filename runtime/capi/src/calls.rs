@@ -1,0 +1,484 @@
+//! The functions. Each checks its pointers, does one thing of the runtime's, and turns its error into a status and a text.
+
+use crate::types::{
+    ABI, Answer, Cancel, Engine, Failure, Finish, ImageId, Message, OnText, Options, Request, Role, Status,
+};
+use runtime::image::{self, Limits, Picture};
+use runtime::{Provider, Sampling};
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The number of this interface; compare with `FVLM_ABI` of the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn fvlm_abi() -> u32 {
+    ABI
+}
+
+/// The version of the library, for people.
+#[unsafe(no_mangle)]
+pub extern "C" fn fvlm_version() -> *const c_char {
+    const VERSION: &CStr =
+        match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
+            Ok(version) => version,
+            Err(_) => c"",
+        };
+    VERSION.as_ptr()
+}
+
+/// Opens the bundle in a directory; `options` may be null. It returns early: what cannot be opened is the error of the call that needs
+/// it, `fvlm_ready` waits for all of it. Close the engine with `fvlm_close`.
+///
+/// # Safety
+/// `bundle` is a text, `engine` a place to write to; all texts of `options` are texts or null. As everywhere here, `error` is null or a place for a
+/// text, which is written where the status is not `FVLM_STATUS_OK`; free it with `fvlm_string_free`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fvlm_open(
+    bundle: *const c_char,
+    options: *const Options,
+    engine: *mut *mut Engine,
+    error: *mut *mut c_char,
+) -> Status {
+    // SAFETY: as the caller promises, here and in all calls below.
+    unsafe {
+        guarded(error, || {
+            let bundle = required(bundle, "bundle")?;
+            let place = engine
+                .as_mut()
+                .ok_or_else(|| Failure::argument("`engine` is null"))?;
+            let options = match options.as_ref() {
+                None => runtime::Options::default(),
+                Some(options) => engine_options(options)?,
+            };
+            let opened = runtime::Engine::open(Path::new(bundle), &options)?;
+            *place = Box::into_raw(Box::new(Engine(opened)));
+            Ok(())
+        })
+    }
+}
+
+/// Waits until everything is open.
+///
+/// # Safety
+/// `engine` came from `fvlm_open` and is not closed, here and below.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fvlm_ready(engine: *mut Engine, error: *mut *mut c_char) -> Status {
+    unsafe { guarded(error, || Ok(open(engine)?.0.ready()?)) }
+}
+
+/// Who computes, and with which graphs, as JSON; waits for them. Free the text with `fvlm_string_free`.
+///
+/// # Safety
+/// `json` is a place to write to.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fvlm_provider(
+    engine: *mut Engine,
+    json: *mut *mut c_char,
+    error: *mut *mut c_char,
+) -> Status {
+    unsafe {
+        guarded(error, || {
+            let place = json.as_mut().ok_or_else(|| Failure::argument("`json` is null"))?;
+            let report = open(engine)?.0.provider()?;
+            let text = serde_json::to_string(&report).map_err(|error| internal(&error.to_string()))?;
+            *place = owned(text);
+            Ok(())
+        })
+    }
+}
+
+/// Closes an engine; null does nothing.
+///
+/// # Safety
+/// `engine` came from `fvlm_open`, is closed once and not used afterwards.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fvlm_close(engine: *mut Engine) {
+    if !engine.is_null() {
+        // A panic must not pass into C.
+        drop(catch_unwind(AssertUnwindSafe(|| {
+            drop(unsafe { Box::from_raw(engine) })
+        })));
+    }
+}
+
+/// Adds an image file (PNG, JPEG, WebP, GIF, BMP, TIFF), so that messages can show it. The same image is the same `image`.
+///
+/// # Safety
+/// `path` is a text, `image` a place to write to.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fvlm_add_image_file(
+    engine: *mut Engine,
+    path: *const c_char,
+    image: *mut ImageId,
+    error: *mut *mut c_char,
+) -> Status {
+    unsafe {
+        guarded(error, || {
+            let path = required(path, "path")?;
+            add(engine, image, || {
+                Ok(image::open(Path::new(path), &Limits::default())?)
+            })
+        })
+    }
+}
+
+/// Adds an image that is a file in memory.
+///
+/// # Safety
+/// `bytes` points to `length` bytes, `image` is a place to write to.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fvlm_add_image_bytes(
+    engine: *mut Engine,
+    bytes: *const u8,
+    length: usize,
+    image: *mut ImageId,
+    error: *mut *mut c_char,
+) -> Status {
+    unsafe {
+        guarded(error, || {
+            let bytes = slice(bytes, length, "bytes")?;
+            add(engine, image, || {
+                Ok(image::decode(bytes, "bytes", &Limits::default())?)
+            })
+        })
+    }
+}
+
+/// Adds a frame: rows from the top, `stride` bytes apart, three bytes (red, green, blue) a pixel.
+///
+/// # Safety
+/// `pixels` points to `height` rows, `image` is a place to write to.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fvlm_add_image_rgb(
+    engine: *mut Engine,
+    pixels: *const u8,
+    width: u32,
+    height: u32,
+    stride: usize,
+    image: *mut ImageId,
+    error: *mut *mut c_char,
+) -> Status {
+    unsafe {
+        guarded(error, || {
+            let size = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+            let row = size(width).saturating_mul(3);
+            if row == 0 || height == 0 || stride < row {
+                let found = format!("{width} x {height} pixels, rows {stride} bytes apart");
+                return Err(Failure::argument(format!(
+                    "a frame of {found}: expected at least one pixel and rows of 3 bytes a pixel"
+                )));
+            }
+            // The last row need not be padded.
+            let length = stride
+                .checked_mul(size(height) - 1)
+                .and_then(|rows| rows.checked_add(row));
+            let length =
+                length.ok_or_else(|| Failure::argument("the frame is larger than the address space"))?;
+            let pixels = slice(pixels, length, "pixels")?;
+            add(engine, image, || {
+                let rows = pixels.chunks(stride).flat_map(|line| &line[..row]);
+                let picture = Picture::new(width, height, rows.copied().collect());
+                picture.ok_or_else(|| internal("a frame of another length"))
+            })
+        })
+    }
+}
+
+/// Forgets all images, but not the conversation: what is computed stays useful.
+///
+/// # Safety
+/// As `fvlm_ready`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fvlm_forget_images(engine: *mut Engine, error: *mut *mut c_char) -> Status {
+    unsafe {
+        guarded(error, || {
+            open(engine)?.0.forget_images();
+            Ok(())
+        })
+    }
+}
+
+/// Forgets the conversation and all images.
+///
+/// # Safety
+/// As `fvlm_ready`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fvlm_reset(engine: *mut Engine, error: *mut *mut c_char) -> Status {
+    unsafe { guarded(error, || Ok(open(engine)?.0.reset()?)) }
+}
+
+/// The answer to `messages`, the whole conversation: what it has in common with the last one is not computed again. `request` may be
+/// null; `on_text` too, then the words are in `answer` only. `answer` may be null if `on_text` is enough; otherwise free it with `fvlm_answer_free`.
+///
+/// # Safety
+/// `messages` points to `message_count` messages, whose texts are texts and whose images are so many; all pointers of `request` are null or what
+/// its fields say. `on_text` does not use the engine.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fvlm_chat(
+    engine: *mut Engine,
+    messages: *const Message,
+    message_count: usize,
+    request: *const Request,
+    on_text: OnText,
+    user: *mut c_void,
+    answer: *mut Answer,
+    error: *mut *mut c_char,
+) -> Status {
+    unsafe {
+        guarded(error, || {
+            let engine = open(engine)?;
+            let turns = slice(messages, message_count, "messages")?;
+            let turns = turns
+                .iter()
+                .map(|turn| message(turn))
+                .collect::<Result<Vec<_>, _>>()?;
+            let request = match request.as_ref() {
+                None => runtime::Request::default(),
+                Some(request) => engine_request(request)?,
+            };
+            let mut found = engine.0.chat(&turns, &request)?;
+            let mut text = String::new();
+            let mut unwanted = false;
+            while !unwanted {
+                let Some(piece) = found.next().transpose()? else {
+                    break;
+                };
+                text.push_str(&piece.text);
+                if let Some(on_text) = on_text
+                    && !piece.text.is_empty()
+                {
+                    let length = piece.text.len();
+                    let words = CString::new(without_zeros(piece.text)).unwrap_or_default();
+                    unwanted = !on_text(words.as_ptr(), length, user);
+                }
+            }
+            let Some(place) = answer.as_mut() else {
+                return Ok(());
+            };
+            let stats = found.stats();
+            let tokens: Box<[i64]> = found.tokens().into();
+            *place = Answer {
+                text: owned(text),
+                token_count: tokens.len(),
+                tokens: Box::into_raw(tokens).cast(),
+                finish: found.finish().map_or(Finish::Cancelled, Finish::from),
+                prompt_positions: stats.prompt_positions,
+                reused_positions: stats.reused_positions,
+                time_to_first_token: stats.time_to_first_token.unwrap_or(0.0),
+                tokens_per_second: stats.tokens_per_second.unwrap_or(0.0),
+            };
+            Ok(())
+        })
+    }
+}
+
+/// Frees what an answer points to; null does nothing.
+///
+/// # Safety
+/// `answer` was written by `fvlm_chat`; it is empty afterwards.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fvlm_answer_free(answer: *mut Answer) {
+    let Some(answer) = (unsafe { answer.as_mut() }) else {
+        return;
+    };
+    unsafe { fvlm_string_free(answer.text) };
+    if !answer.tokens.is_null() {
+        let tokens = std::ptr::slice_from_raw_parts_mut(answer.tokens, answer.token_count);
+        drop(unsafe { Box::from_raw(tokens) });
+    }
+    answer.text = std::ptr::null_mut();
+    answer.tokens = std::ptr::null_mut();
+    answer.token_count = 0;
+}
+
+/// Frees a text of ours; null does nothing.
+///
+/// # Safety
+/// `text` came from this library and is freed once.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fvlm_string_free(text: *mut c_char) {
+    if !text.is_null() {
+        drop(unsafe { CString::from_raw(text) });
+    }
+}
+
+/// Something that ends answers; free it with `fvlm_cancel_free`.
+#[unsafe(no_mangle)]
+pub extern "C" fn fvlm_cancel_new() -> *mut Cancel {
+    Box::into_raw(Box::new(Cancel(Arc::new(AtomicBool::new(false)))))
+}
+
+/// Ends the answers that have it (true), or lets them go on (false): from any thread, at any time.
+///
+/// # Safety
+/// `cancel` came from `fvlm_cancel_new` and is not freed, or is null, which does nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fvlm_cancel_set(cancel: *const Cancel, cancelled: bool) {
+    if let Some(cancel) = unsafe { cancel.as_ref() } {
+        cancel.0.store(cancelled, Ordering::Relaxed);
+    }
+}
+
+/// Frees it; null does nothing.
+///
+/// # Safety
+/// `cancel` came from `fvlm_cancel_new` and is freed once, when no answer has it any more.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fvlm_cancel_free(cancel: *mut Cancel) {
+    if !cancel.is_null() {
+        drop(unsafe { Box::from_raw(cancel) });
+    }
+}
+
+/// Does the work of a call; no panic passes into C.
+///
+/// # Safety
+/// `error` is null or a place to write to.
+unsafe fn guarded(error: *mut *mut c_char, work: impl FnOnce() -> Result<(), Failure>) -> Status {
+    let failure = match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(())) => return Status::Ok,
+        Ok(Err(failure)) => failure,
+        Err(_panic) => internal("a panic, which was reported on stderr"),
+    };
+    if let Some(place) = unsafe { error.as_mut() } {
+        *place = owned(failure.message);
+    }
+    failure.status
+}
+
+fn internal(what: &str) -> Failure {
+    Failure {
+        status: Status::Internal,
+        message: format!("internal error: {what}"),
+    }
+}
+
+/// # Safety
+/// As `fvlm_ready`.
+unsafe fn open<'a>(engine: *mut Engine) -> Result<&'a mut Engine, Failure> {
+    unsafe { engine.as_mut() }.ok_or_else(|| Failure::argument("`engine` is null"))
+}
+
+/// # Safety
+/// As `fvlm_add_image_file`.
+unsafe fn add(
+    engine: *mut Engine,
+    image: *mut ImageId,
+    picture: impl FnOnce() -> Result<Picture, Failure>,
+) -> Result<(), Failure> {
+    let engine = unsafe { open(engine) }?;
+    let place = unsafe { image.as_mut() }.ok_or_else(|| Failure::argument("`image` is null"))?;
+    *place = engine.0.add_image(&picture()?)?.0;
+    Ok(())
+}
+
+/// A text for C; it has no zeros inside.
+fn owned(text: String) -> *mut c_char {
+    CString::new(without_zeros(text)).unwrap_or_default().into_raw()
+}
+
+/// C's texts end at the first zero; a model may say one.
+fn without_zeros(text: String) -> String {
+    if text.contains('\0') {
+        text.replace('\0', "\u{fffd}")
+    } else {
+        text
+    }
+}
+
+/// # Safety
+/// `text` is null or a text.
+unsafe fn optional<'a>(text: *const c_char, name: &str) -> Result<Option<&'a str>, Failure> {
+    if text.is_null() {
+        return Ok(None);
+    }
+    let text = unsafe { CStr::from_ptr(text) }.to_str();
+    text.map(Some)
+        .map_err(|_| Failure::argument(format!("`{name}` is not UTF-8")))
+}
+
+/// # Safety
+/// `text` is null or a text.
+unsafe fn required<'a>(text: *const c_char, name: &str) -> Result<&'a str, Failure> {
+    unsafe { optional(text, name) }?.ok_or_else(|| Failure::argument(format!("`{name}` is null")))
+}
+
+/// # Safety
+/// `values` points to `count` values, or is null.
+unsafe fn slice<'a, T>(values: *const T, count: usize, name: &str) -> Result<&'a [T], Failure> {
+    match (values.is_null(), count) {
+        (_, 0) => Ok(&[]),
+        (true, _) => Err(Failure::argument(format!(
+            "`{name}` is null, expected {count} of them"
+        ))),
+        (false, _) => Ok(unsafe { std::slice::from_raw_parts(values, count) }),
+    }
+}
+
+/// # Safety
+/// All texts are texts or null.
+unsafe fn engine_options(options: &Options) -> Result<runtime::Options, Failure> {
+    let text = |text, name| unsafe { optional(text, name) };
+    let count = |number: u32| (number > 0).then_some(number);
+    let mut found = runtime::Options::default();
+    if let Some(provider) = text(options.provider, "provider")? {
+        found.provider = provider.parse::<Provider>().map_err(Failure::argument)?;
+    }
+    found.fallback = !options.no_fallback;
+    found.precision = text(options.precision, "precision")?.map(str::to_owned);
+    found.target = text(options.target, "target")?.map(str::to_owned);
+    found.onnxruntime = text(options.onnxruntime, "onnxruntime")?.map(Into::into);
+    found.coreml.cache = text(options.coreml_cache, "coreml_cache")?.map(Into::into);
+    found.image_size = count(options.image_size);
+    found.threads = count(options.threads).and_then(|threads| usize::try_from(threads).ok());
+    Ok(found)
+}
+
+/// # Safety
+/// Pointers are null or what the fields say.
+unsafe fn engine_request(request: &Request) -> Result<runtime::Request, Failure> {
+    let or_one = |number: f32| if number == 0.0 { 1.0 } else { number };
+    let stops = unsafe { slice(request.stops, request.stop_count, "stops") }?;
+    let stops = stops
+        .iter()
+        .map(|stop| unsafe { required(*stop, "stops") }.map(str::to_owned));
+    let usual = runtime::Request::default();
+    Ok(runtime::Request {
+        sampling: Sampling {
+            temperature: request.temperature,
+            top_k: request.top_k,
+            top_p: or_one(request.top_p),
+            repetition_penalty: or_one(request.repetition_penalty),
+            seed: request.seed,
+        },
+        max_tokens: if request.max_tokens == 0 {
+            usual.max_tokens
+        } else {
+            request.max_tokens
+        },
+        stops: stops.collect::<Result<_, _>>()?,
+        cancel: unsafe { request.cancel.as_ref() }.map(|cancel| Arc::clone(&cancel.0)),
+    })
+}
+
+/// # Safety
+/// Its text is a text, its images are so many.
+unsafe fn message(turn: &Message) -> Result<runtime::Message, Failure> {
+    let role = match turn.role {
+        0 => Role::User,
+        1 => Role::Assistant,
+        2 => Role::System,
+        other => {
+            return Err(Failure::argument(format!(
+                "`role` is {other}, expected 0, 1 or 2"
+            )));
+        }
+    };
+    let text = unsafe { required(turn.text, "text") }?;
+    let images = unsafe { slice(turn.images, turn.image_count, "images") }?;
+    let mut found = runtime::Message::new(role.into(), text);
+    found.images = images.iter().map(|id| image::ImageId(*id)).collect();
+    Ok(found)
+}

@@ -1,0 +1,15 @@
+#![doc = include_str!("../README.md")]
+#![expect(unsafe_code, reason = "an interface for C is made of pointers")]
+#![deny(unsafe_op_in_unsafe_fn)]
+
+mod calls;
+mod types;
+
+pub use calls::{
+    fvlm_abi, fvlm_add_image_bytes, fvlm_add_image_file, fvlm_add_image_rgb, fvlm_answer_free,
+    fvlm_cancel_free, fvlm_cancel_new, fvlm_cancel_set, fvlm_chat, fvlm_close, fvlm_forget_images, fvlm_open,
+    fvlm_provider, fvlm_ready, fvlm_reset, fvlm_string_free, fvlm_version,
+};
+pub use types::{
+    ABI, Answer, Cancel, Engine, Finish, ImageId, Message, OnText, Options, Request, Role, Status,
+};

@@ -1,0 +1,206 @@
+// What fvlm.h promises, from C.    contract BUNDLE IMAGE PPM
+//
+// BUNDLE is of the demo model, PPM the image as raw bytes (P6). Says on stderr what is not kept; exit code 1 then.
+
+#include "fvlm.h"
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <threads.h>
+
+static int broken = 0;
+
+#define EXPECT(what)                                                                   \
+    do {                                                                               \
+        if (!(what)) {                                                                 \
+            fprintf(stderr, "%s:%d: not kept: %s\n", __FILE__, __LINE__, #what);       \
+            broken = 1;                                                                \
+        }                                                                              \
+    } while (0)
+
+// Expects a status other than OK, with a text that has `words` in it.
+#define REFUSED(call, expected, words)                                                 \
+    do {                                                                               \
+        char *error = NULL;                                                            \
+        fvlm_status status = (call);                                                   \
+        EXPECT(status == (expected));                                                  \
+        EXPECT(error != NULL && strstr(error, (words)) != NULL);                       \
+        if (error != NULL && strstr(error, (words)) == NULL) fprintf(stderr, "  it says: %s\n", error); \
+        fvlm_string_free(error);                                                       \
+    } while (0)
+
+static const char *const QUESTION = "Describe the image.";
+
+typedef struct {
+    char text[4096];
+    size_t length;
+    int calls, enough_after;
+    fvlm_cancel *cancel;
+} heard;
+
+static bool hear(const char *text, size_t length, void *user) {
+    heard *to = user;
+    EXPECT(strlen(text) == length);
+    if (to->length + length < sizeof to->text) {
+        memcpy(to->text + to->length, text, length + 1);
+        to->length += length;
+    }
+    to->calls += 1;
+    return to->enough_after == 0 || to->calls < to->enough_after;
+}
+
+// Another thread that ends the answer.
+static int end(void *cancel) {
+    fvlm_cancel_set(cancel, true);
+    return 0;
+}
+
+static bool hear_and_let_another_thread_end(const char *text, size_t length, void *user) {
+    heard *to = user;
+    thrd_t other;
+    EXPECT(thrd_create(&other, end, to->cancel) == thrd_success);
+    thrd_join(other, NULL);
+    return hear(text, length, user);
+}
+
+// Rows of `P6 width height 255`, with `padding` bytes after each.
+static unsigned char *read_ppm(const char *path, unsigned padding, uint32_t *width, uint32_t *height) {
+    FILE *file = fopen(path, "rb");
+    unsigned w = 0, h = 0;
+    if (file == NULL || fscanf(file, "P6 %u %u 255", &w, &h) != 2 || fgetc(file) == EOF) exit(2);
+    size_t row = (size_t)w * 3;
+    unsigned char *pixels = malloc((row + padding) * h);
+    for (unsigned line = 0; line < h; line += 1)
+        if (fread(pixels + line * (row + padding), 1, row, file) != row) exit(2);
+    fclose(file);
+    *width = w;
+    *height = h;
+    return pixels;
+}
+
+int main(int count, char **arguments) {
+    if (count != 5) return 2;
+    const char *bundle = arguments[1], *file = arguments[3];
+    fvlm_engine *engine = NULL;
+    EXPECT(fvlm_abi() == FVLM_ABI);
+    EXPECT(strlen(fvlm_version()) > 0);
+
+    // Arguments that mean nothing.
+    REFUSED(fvlm_open(NULL, NULL, &engine, &error), FVLM_STATUS_ARGUMENT, "`bundle` is null");
+    REFUSED(fvlm_open(bundle, NULL, NULL, &error), FVLM_STATUS_ARGUMENT, "`engine` is null");
+    REFUSED(fvlm_open("/nowhere", NULL, &engine, &error), FVLM_STATUS_BUNDLE, "/nowhere");
+    fvlm_options options = {.provider = "gpu"};
+    REFUSED(fvlm_open(bundle, &options, &engine, &error), FVLM_STATUS_ARGUMENT, "no provider `gpu`");
+    options = (fvlm_options){.precision = "fp12"};
+    REFUSED(fvlm_open(bundle, &options, &engine, &error), FVLM_STATUS_BUNDLE, "fp12");
+    options = (fvlm_options){.provider = "\xff"};
+    REFUSED(fvlm_open(bundle, &options, &engine, &error), FVLM_STATUS_ARGUMENT, "`provider` is not UTF-8");
+    EXPECT(fvlm_open(NULL, NULL, &engine, NULL) == FVLM_STATUS_ARGUMENT);
+    EXPECT(engine == NULL);
+
+    options = (fvlm_options){.provider = "auto", .threads = 1};
+    EXPECT(fvlm_open(bundle, &options, &engine, NULL) == FVLM_STATUS_OK);
+    if (engine == NULL) return 1;
+    EXPECT(fvlm_ready(engine, NULL) == FVLM_STATUS_OK);
+    char *json = NULL;
+    EXPECT(fvlm_provider(engine, &json, NULL) == FVLM_STATUS_OK);
+    EXPECT(json != NULL && strstr(json, "\"target\":\"portable\"") != NULL);
+    fvlm_string_free(json);
+
+    // One image, three ways.
+    fvlm_image image = 0, same = 0;
+    REFUSED(fvlm_add_image_file(engine, "/nowhere.png", &image, &error), FVLM_STATUS_IMAGE, "/nowhere.png");
+    REFUSED(fvlm_add_image_bytes(engine, (const uint8_t *)"GIF", 3, &image, &error), FVLM_STATUS_IMAGE, "bytes");
+    REFUSED(fvlm_add_image_bytes(engine, NULL, 3, &image, &error), FVLM_STATUS_ARGUMENT, "`bytes` is null");
+    EXPECT(fvlm_add_image_file(engine, file, &image, NULL) == FVLM_STATUS_OK);
+    FILE *opened = fopen(file, "rb");
+    static unsigned char bytes[1 << 22];
+    size_t length = opened == NULL ? 0 : fread(bytes, 1, sizeof bytes, opened);
+    if (opened != NULL) fclose(opened);
+    EXPECT(fvlm_add_image_bytes(engine, bytes, length, &same, NULL) == FVLM_STATUS_OK);
+    EXPECT(same == image);
+    for (unsigned padding = 0; padding <= 5; padding += 5) {
+        uint32_t width, height;
+        unsigned char *pixels = read_ppm(arguments[4], padding, &width, &height);
+        size_t stride = (size_t)width * 3 + padding;
+        same = 0;
+        EXPECT(fvlm_add_image_rgb(engine, pixels, width, height, stride, &same, NULL) == FVLM_STATUS_OK);
+        EXPECT(same == image);
+        REFUSED(fvlm_add_image_rgb(engine, pixels, width, height, 5, &same, &error), FVLM_STATUS_ARGUMENT, "a frame of");
+        REFUSED(fvlm_add_image_rgb(engine, pixels, 0, height, stride, &same, &error), FVLM_STATUS_ARGUMENT, "a frame of 0 x");
+        free(pixels);
+    }
+
+    EXPECT(fvlm_forget_images(engine, NULL) == FVLM_STATUS_OK);
+    EXPECT(fvlm_add_image_file(engine, arguments[2], &image, NULL) == FVLM_STATUS_OK);
+
+    // An answer, its words, its tokens; then a follow-up.
+    fvlm_message turns[3] = {{.role = FVLM_ROLE_USER, .text = QUESTION, .images = &image, .image_count = 1}};
+    fvlm_answer answer = {0}, again = {0};
+    heard words = {.calls = 0};
+    EXPECT(fvlm_chat(engine, turns, 1, NULL, hear, &words, &answer, NULL) == FVLM_STATUS_OK);
+    EXPECT(answer.text != NULL && strcmp(answer.text, words.text) == 0 && words.length > 10);
+    EXPECT(answer.finish == FVLM_FINISH_STOP && answer.token_count > 4 && answer.tokens[0] > 0);
+    EXPECT(answer.prompt_positions > 20 && answer.reused_positions == 0 && answer.time_to_first_token > 0);
+    turns[1] = (fvlm_message){.role = FVLM_ROLE_ASSISTANT, .text = answer.text};
+    turns[2] = (fvlm_message){.role = FVLM_ROLE_USER, .text = "What color is the background?"};
+    EXPECT(fvlm_chat(engine, turns, 3, NULL, NULL, NULL, &again, NULL) == FVLM_STATUS_OK);
+    EXPECT(again.reused_positions > answer.prompt_positions);
+    fvlm_answer_free(&again);
+    EXPECT(again.text == NULL && again.tokens == NULL && again.token_count == 0);
+
+    // Fewer tokens, other ends.
+    fvlm_request request = {.max_tokens = 3};
+    EXPECT(fvlm_chat(engine, turns, 1, &request, NULL, NULL, &again, NULL) == FVLM_STATUS_OK);
+    EXPECT(again.token_count == 3 && again.finish == FVLM_FINISH_MAX_TOKENS);
+    EXPECT(memcmp(again.tokens, answer.tokens, 3 * sizeof *again.tokens) == 0);
+    fvlm_answer_free(&again);
+    const char *stops[] = {" and"};
+    request = (fvlm_request){.stops = stops, .stop_count = 1};
+    EXPECT(fvlm_chat(engine, turns, 1, &request, NULL, NULL, &again, NULL) == FVLM_STATUS_OK);
+    EXPECT(again.finish == FVLM_FINISH_STOP_STRING && strstr(again.text, " and") == NULL);
+    fvlm_answer_free(&again);
+    heard few = {.enough_after = 2};
+    EXPECT(fvlm_chat(engine, turns, 1, NULL, hear, &few, &again, NULL) == FVLM_STATUS_OK);
+    EXPECT(few.calls == 2 && again.finish == FVLM_FINISH_CANCELLED && strcmp(few.text, again.text) == 0);
+    fvlm_answer_free(&again);
+    request = (fvlm_request){.temperature = -1};
+    REFUSED(fvlm_chat(engine, turns, 1, &request, NULL, NULL, NULL, &error), FVLM_STATUS_ARGUMENT, "temperature");
+
+    // Ended by another thread, and before it begins.
+    fvlm_cancel *cancel = fvlm_cancel_new();
+    request = (fvlm_request){.cancel = cancel};
+    heard ended = {.cancel = cancel};
+    EXPECT(fvlm_chat(engine, turns, 1, &request, hear_and_let_another_thread_end, &ended, &again, NULL) == FVLM_STATUS_OK);
+    EXPECT(ended.calls == 1 && again.finish == FVLM_FINISH_CANCELLED);
+    fvlm_answer_free(&again);
+    REFUSED(fvlm_chat(engine, turns, 1, &request, NULL, NULL, NULL, &error), FVLM_STATUS_CANCELLED, "cancelled");
+    fvlm_cancel_set(cancel, false);
+    EXPECT(fvlm_chat(engine, turns, 1, &request, NULL, NULL, &again, NULL) == FVLM_STATUS_OK);
+    EXPECT(strcmp(again.text, answer.text) == 0);
+    fvlm_answer_free(&again);
+    fvlm_cancel_free(cancel);
+
+    // Messages that make no prompt.
+    fvlm_message odd = {.role = 7, .text = "?"};
+    REFUSED(fvlm_chat(engine, &odd, 1, NULL, NULL, NULL, NULL, &error), FVLM_STATUS_ARGUMENT, "`role` is 7");
+    odd = (fvlm_message){.role = FVLM_ROLE_USER};
+    REFUSED(fvlm_chat(engine, &odd, 1, NULL, NULL, NULL, NULL, &error), FVLM_STATUS_ARGUMENT, "`text` is null");
+    REFUSED(fvlm_chat(engine, NULL, 1, NULL, NULL, NULL, NULL, &error), FVLM_STATUS_ARGUMENT, "`messages` is null");
+    // What is computed needs no image; a new conversation does.
+    EXPECT(fvlm_forget_images(engine, NULL) == FVLM_STATUS_OK);
+    EXPECT(fvlm_chat(engine, turns, 1, NULL, NULL, NULL, NULL, NULL) == FVLM_STATUS_OK);
+    EXPECT(fvlm_reset(engine, NULL) == FVLM_STATUS_OK);
+    REFUSED(fvlm_chat(engine, turns, 1, NULL, NULL, NULL, NULL, &error), FVLM_STATUS_PROMPT, "image that was not added");
+    REFUSED(fvlm_ready(NULL, &error), FVLM_STATUS_ARGUMENT, "`engine` is null");
+
+    fvlm_answer_free(&answer);
+    fvlm_answer_free(&answer);
+    fvlm_answer_free(NULL);
+    fvlm_string_free(NULL);
+    fvlm_cancel_free(NULL);
+    fvlm_close(NULL);
+    fvlm_close(engine);
+    return broken;
+}
