@@ -6,6 +6,7 @@ pub(crate) mod quality;
 use clap::{Args, Parser, Subcommand};
 use conformance::subject::{Precision, Provider};
 use conformance::synth;
+use runtime::manual::Generate;
 use std::path::PathBuf;
 
 /// Compares what runs here with what was published
@@ -41,6 +42,15 @@ pub(crate) enum Command {
     Quality(quality::Quality),
     /// Writes a synthetic checkpoint
     Synth(Synth),
+    /// Prints a manual page or completions for a shell
+    Generate(Manual),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Manual {
+    /// What to print
+    #[arg(value_enum, value_name = "KIND")]
+    pub(crate) kind: Generate,
 }
 
 #[derive(Debug, Args)]

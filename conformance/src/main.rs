@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Command::Bench(flags) => run::bench::bench(flags),
         Command::Quality(flags) => run::quality::quality(flags),
         Command::Synth(flags) => run::synth(flags),
+        Command::Generate(flags) => run::generate(flags),
     };
     result.unwrap_or_else(|complaint| {
         complaint.tell();

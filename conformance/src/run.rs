@@ -6,6 +6,7 @@ pub(crate) mod quality;
 use crate::cli;
 use crate::output::{self, Complaint};
 use crate::plan::Plan;
+use clap::CommandFactory as _;
 use conformance::case::{Leaf, Report, leaves};
 use conformance::report::{self, Columns, Totals};
 use conformance::status;
@@ -33,6 +34,12 @@ pub(crate) fn list(flags: &cli::List) -> Result<ExitCode, Complaint> {
         }
     }
     output::write(&report::plain(&text))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `fvlm-conform generate`
+pub(crate) fn generate(flags: &cli::Manual) -> Result<ExitCode, Complaint> {
+    output::write(&flags.kind.text(cli::Cli::command()))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -101,6 +101,23 @@ fn help_begins_with_an_example() {
 }
 
 #[test]
+fn manual_and_completions_come_from_the_flags() {
+    for kind in [
+        "man",
+        "complete-bash",
+        "complete-zsh",
+        "complete-fish",
+        "complete-powershell",
+    ] {
+        let ran = run(&["generate", kind]);
+        assert_eq!(ran.code, Some(0), "{kind}: {}", ran.stderr);
+        for word in ["list", "bench", "quality", "synth"] {
+            assert!(ran.stdout.contains(word), "`{word}` in {kind}");
+        }
+    }
+}
+
+#[test]
 fn list_names_suites_and_claims() {
     let list = run(&["list"]).code(0);
     for line in [

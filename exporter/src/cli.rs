@@ -1,5 +1,6 @@
 //! Which flags are there, and which export do they mean?
 
+use crate::manual::Generate;
 use clap::{Parser, ValueEnum};
 use exporter::{ExportPlan, Precision, Source, Target, Variant};
 use models::checkpoint::Layout;
@@ -107,6 +108,10 @@ pub(crate) struct Cli {
     /// Nothing on stderr but errors and warnings
     #[arg(long, short)]
     pub(crate) quiet: bool,
+
+    /// Print a manual page or completions for a shell, and do nothing else
+    #[arg(long, value_enum, value_name = "KIND", exclusive = true)]
+    pub(crate) generate: Option<Generate>,
 }
 
 /// What is written.

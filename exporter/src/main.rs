@@ -1,6 +1,7 @@
 //! `fvlm-export`: turns a FastVLM checkpoint into a bundle.
 
 mod cli;
+mod manual;
 mod output;
 
 use clap::error::ErrorKind;
@@ -20,6 +21,15 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
+    if let Some(kind) = cli.generate {
+        return match output::write(&kind.text(Cli::command())) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                output::complain(&error);
+                ExitCode::from(2)
+            }
+        };
+    }
     let plan = match cli.plan() {
         Ok(plan) => plan,
         Err(problem) => {

@@ -708,3 +708,41 @@ fn what_transformers_js_is_told() {
     assert_eq!(config(&["--target", "cpu"]), Value::Null);
     assert_eq!(config(&["--to", "coreml"]), Value::Null);
 }
+
+#[test]
+fn manual_and_completions_come_from_the_flags() {
+    let world = World::new();
+    let generate = |kind: &str| {
+        let ran = world.run(&["--generate", kind]);
+        assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{kind}");
+        ran.stdout
+    };
+    let help = world.run(&["--help"]).stdout;
+    let flags: Vec<&str> = help
+        .split_whitespace()
+        .filter_map(|word| word.strip_prefix("--"))
+        .map(|word| word.trim_end_matches(|c: char| !c.is_ascii_alphanumeric()))
+        .collect();
+    assert!(flags.len() > 10, "{flags:?}");
+    for kind in [
+        "man",
+        "complete-bash",
+        "complete-zsh",
+        "complete-fish",
+        "complete-powershell",
+    ] {
+        // A page writes dashes as `\\-`, fish leaves them out.
+        let text = generate(kind).replace('\\', "");
+        for flag in &flags {
+            assert!(text.contains(flag), "`{flag}` in {kind}");
+        }
+    }
+    let page = generate("man");
+    assert!(
+        page.contains(".SH EXAMPLES") && page.contains("fvlm\\-export "),
+        "{page}"
+    );
+    let ran = world.run(&["--generate", "csh"]);
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.stderr.contains("complete-zsh"), "{}", ran.stderr);
+}

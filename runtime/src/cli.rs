@@ -2,6 +2,7 @@
 
 use clap::{Parser, ValueEnum};
 use runtime::backend::{CoreMlFormat, CoreMlOptions, CoreMlUnits};
+use runtime::manual::Generate;
 use runtime::{DEFAULT_MAX_TOKENS, DEFAULT_PROMPT, Provider};
 use std::path::PathBuf;
 
@@ -137,6 +138,10 @@ pub(crate) struct Cli {
     /// Largest image, in megapixels
     #[arg(long, value_name = "MP", default_value_t = 100, allow_negative_numbers = true)]
     pub(crate) max_pixels: u64,
+
+    /// Print a manual page or completions for a shell, and do nothing else
+    #[arg(long, value_enum, value_name = "KIND", exclusive = true)]
+    pub(crate) generate: Option<Generate>,
 }
 
 /// What Core ML may compute on.

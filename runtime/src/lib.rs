@@ -9,6 +9,7 @@ pub mod image;
 pub mod kernels;
 mod lazy;
 pub mod library;
+pub mod manual;
 mod opening;
 pub mod prompt;
 pub mod sample;

@@ -6,9 +6,10 @@ mod output;
 mod plan;
 mod run;
 
-use clap::Parser;
+use clap::{CommandFactory as _, Parser as _};
 use cli::Cli;
 use plan::Plan;
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -22,6 +23,15 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
+    if let Some(kind) = cli.generate {
+        return match output::write_text(&kind.text(Cli::command())) {
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+                output::complain(&format!("cannot write to stdout: {error}"), None);
+                ExitCode::from(2)
+            }
+            _written_or_closed => ExitCode::SUCCESS,
+        };
+    }
     let plan = match Plan::new(cli) {
         Ok(plan) => plan,
         Err(error) => {

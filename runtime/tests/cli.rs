@@ -564,3 +564,33 @@ fn a_closed_pipe_is_success() {
     let run = Run::new(child.wait_with_output().unwrap());
     assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""));
 }
+
+#[test]
+fn manual_and_completions_come_from_the_flags() {
+    let run = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_fvlm-run"))
+            .args(arguments)
+            .output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{arguments:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let help = run(&["--help"]);
+    let flags = help.split_whitespace().filter_map(|word| word.strip_prefix("--"));
+    let flags: Vec<&str> = flags
+        .map(|word| word.trim_end_matches(|c: char| !c.is_ascii_alphanumeric()))
+        .collect();
+    assert!(flags.len() > 20, "{flags:?}");
+    for kind in [
+        "man",
+        "complete-bash",
+        "complete-zsh",
+        "complete-fish",
+        "complete-powershell",
+    ] {
+        let text = run(&["--generate", kind]).replace('\\', "");
+        for flag in &flags {
+            assert!(text.contains(flag), "`{flag}` in {kind}");
+        }
+    }
+}
