@@ -22,11 +22,18 @@ pub enum Provider {
     Cpu,
     /// tract.
     Tract,
+    /// rten.
+    Rten,
 }
 
 impl Provider {
     /// Every provider, the referee first.
-    pub const ALL: [Provider; 3] = [Provider::Interpreter, Provider::Cpu, Provider::Tract];
+    pub const ALL: [Provider; 4] = [
+        Provider::Interpreter,
+        Provider::Cpu,
+        Provider::Tract,
+        Provider::Rten,
+    ];
 
     /// The name on the command line.
     pub const fn name(self) -> &'static str {
@@ -34,6 +41,7 @@ impl Provider {
             Provider::Interpreter => "interpreter",
             Provider::Cpu => "cpu",
             Provider::Tract => "tract",
+            Provider::Rten => "rten",
         }
     }
 
@@ -43,6 +51,7 @@ impl Provider {
             Provider::Interpreter => "the graph evaluated by the book, in float64 sums: the referee",
             Provider::Cpu => "ONNX Runtime on the CPU",
             Provider::Tract => "tract, pure Rust",
+            Provider::Rten => "rten, pure Rust by other hands, float32 only",
         }
     }
 
@@ -60,7 +69,7 @@ impl Provider {
     /// The precisions in which it computes: the interpreter has only one.
     pub const fn precisions(self) -> &'static [Precision] {
         match self {
-            Provider::Interpreter => &[Precision::Fp32],
+            Provider::Interpreter | Provider::Rten => &[Precision::Fp32],
             Provider::Cpu | Provider::Tract => &Precision::ALL,
         }
     }
@@ -71,6 +80,7 @@ impl Provider {
             Provider::Interpreter => None,
             Provider::Cpu => Some(runtime::Provider::Cpu),
             Provider::Tract => Some(runtime::Provider::Tract),
+            Provider::Rten => Some(runtime::Provider::Rten),
         }
     }
 }

@@ -69,7 +69,7 @@ pub fn is_full_size(reference: &Reference) -> bool {
 fn is_fast(subject: &Subject) -> bool {
     match subject.provider {
         Provider::Interpreter => false,
-        Provider::Cpu => true,
+        Provider::Cpu | Provider::Rten => true,
         Provider::Tract => subject.precision == Precision::Fp32,
     }
 }

@@ -236,6 +236,8 @@ fn lower_node(
         }
         Op::Gemm { trans_b } => lowered.attribute.push(int("transB", i64::from(*trans_b))),
         Op::Conv { group, strides, pads } => {
+            // The specification's default, which not every engine (rten) knows.
+            lowered.attribute.push(ints("dilations", vec![1, 1]));
             lowered.attribute.push(int("group", signed(*group)?));
             lowered.attribute.push(ints("pads", signed_all(pads)?));
             lowered.attribute.push(ints("strides", signed_all(strides)?));

@@ -11,8 +11,10 @@ pub mod kv;
 mod native;
 #[cfg(feature = "ort")]
 mod ort;
-#[cfg(any(feature = "ort", feature = "tract"))]
+#[cfg(any(feature = "ort", feature = "rten", feature = "tract"))]
 mod parts;
+#[cfg(feature = "rten")]
+mod rten;
 pub mod session;
 pub mod stateless;
 #[cfg(feature = "tract")]
@@ -42,6 +44,8 @@ pub enum Provider {
     Cpu,
     /// tract: pure Rust, no shared library.
     Tract,
+    /// rten: pure Rust, float32 only, for comparison; where it was built in. Nothing falls back to it.
+    Rten,
 }
 
 impl Provider {
@@ -53,6 +57,7 @@ impl Provider {
             Provider::CoreMlNative => "coreml-native",
             Provider::Cpu => "cpu",
             Provider::Tract => "tract",
+            Provider::Rten => "rten",
         }
     }
 
@@ -79,6 +84,7 @@ impl Provider {
             ],
             Provider::Cpu => &[Provider::Cpu, Provider::Tract],
             Provider::Tract => &[Provider::Tract, Provider::Cpu],
+            Provider::Rten => &[Provider::Rten, Provider::Cpu, Provider::Tract],
         }
     }
 }
@@ -387,6 +393,8 @@ pub fn backends() -> &'static [&'static dyn Backend] {
         &tract::Tract,
         #[cfg(feature = "coreml-native")]
         &native::CoreMl,
+        #[cfg(feature = "rten")]
+        &rten::Rten,
     ]
 }
 
@@ -406,6 +414,10 @@ fn backend(provider: Provider) -> Result<&'static dyn Backend, BackendError> {
         Provider::CoreMlNative => BackendError::NotCompiled {
             provider,
             feature: "coreml-native",
+        },
+        Provider::Rten => BackendError::NotCompiled {
+            provider,
+            feature: "rten",
         },
     })
 }
@@ -606,7 +618,7 @@ pub fn silence_caught_panics() {
 }
 
 /// Runs code that has assertions which a corrupt file can reach; `Err` has the words of the panic.
-#[cfg(any(feature = "ort", feature = "tract"))]
+#[cfg(any(feature = "ort", feature = "rten", feature = "tract"))]
 fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     let outer = CATCHING.replace(true);
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
