@@ -407,6 +407,15 @@ fn write_files(
     for asset in &opened.assets.files {
         files.push(files::write(staging.path(), &asset.path, &asset.contents)?);
     }
+    let variants: Vec<bundle::Variant> = forms
+        .variants
+        .iter()
+        .map(|lowered| variant_entry(opened, lowered))
+        .collect();
+    let decoder = &opened.weights.config().decoder;
+    if let Some(text) = clients::genai(decoder, &opened.assets.prompt, &variants) {
+        files.push(files::write(staging.path(), clients::GENAI, text.as_bytes())?);
+    }
     let directory = staging.path().join(ONNX);
     if !forms.variants.is_empty() {
         std::fs::create_dir(&directory).map_err(ExportError::io("create", &directory))?;
