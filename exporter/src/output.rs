@@ -93,6 +93,10 @@ fn hub_hint(problem: &HubProblem) -> Option<&'static str> {
         HubProblem::Status { code: 429, .. } => {
             Some("wait some minutes, or set HF_TOKEN; the same command goes on")
         }
+        HubProblem::Unreachable { reason } if reason.contains("certificate") => Some(
+            "only Mozilla's list of authorities is believed, not a proxy's own: `hf download ORG/NAME` fills the same cache, \
+             HF_HUB_OFFLINE=1 uses it",
+        ),
         HubProblem::Unreachable { .. } | HubProblem::BrokenOff { .. } | HubProblem::Silent { .. } => Some(
             "the same command goes on from where it was; HF_ENDPOINT names another hub, HTTPS_PROXY a proxy, \
              and --model takes a directory",

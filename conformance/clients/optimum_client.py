@@ -1,0 +1,41 @@
+"""The same loop with optimum's own class for graphs that are no task of its: ORTModelForCustomTasks.    optimum_client.py BUNDLE DTYPE CASES.json
+
+Its classes for generation take no decoder of embeddings (ORTModelForCausalLM wants `input_ids`), nor three graphs of this kind.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import onnxruntime_plain
+import torch
+from optimum.onnxruntime import ORTModelForCustomTasks
+from PIL import Image
+from transformers import PretrainedConfig
+
+
+class Session:
+    """As much of an ONNX Runtime session as the loop needs."""
+
+    def __init__(self, path):
+        path = Path(path)
+        # transformers knows no `llava_qwen2`; the class needs no more than some config.
+        self.model = ORTModelForCustomTasks.from_pretrained(
+            path.parents[1], subfolder="onnx", file_name=path.name, config=PretrainedConfig(), use_io_binding=False)
+
+    def get_inputs(self):
+        return self.model.session.get_inputs()
+
+    def get_outputs(self):
+        return self.model.session.get_outputs()
+
+    def run(self, names, inputs):
+        found = self.model(**{name: torch.from_numpy(value) for name, value in inputs.items()})
+        return [found[name].numpy() for name in names or found]
+
+
+onnxruntime_plain.onnxruntime.InferenceSession = Session
+bundle, dtype, cases = sys.argv[1:]
+model = onnxruntime_plain.FastVlm(bundle, "" if dtype == "fp32" else f"_{dtype}")
+for case in json.load(open(cases)):
+    print(json.dumps({"tokens": model.ask(Image.open(case["image"]), case["question"])}), flush=True)
