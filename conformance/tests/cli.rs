@@ -129,7 +129,7 @@ fn list_names_suites_and_claims() {
     }
     let table = run(&["list", "--markdown"]).code(0).stdout;
     assert!(
-        table.starts_with("| network | layout | recorded | interpreter | cpu | tract |\n|---|"),
+        table.starts_with("| network | layout | recorded | interpreter | cpu | tract | rten |\n|---|"),
         "{table}"
     );
 }
@@ -625,7 +625,7 @@ fn what_makes_no_sense_is_refused() {
         (&["quality"], &["fastvlm-bundle is not a bundle", "hint: --model"]),
         (
             &["run", "--provider", "cuda"],
-            &["[possible values: interpreter, cpu, tract]"],
+            &["[possible values: interpreter, cpu, tract, rten]"],
         ),
         (
             &["run", "--bundle", "missing"],
