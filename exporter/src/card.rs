@@ -2,9 +2,10 @@
 //!
 //! Everything in it is in the contract; nothing is claimed that was not read or written by this export.
 
+use crate::clients::dtype;
 use crate::summary::{FileOrigin, FileSummary};
 use indicatif::HumanBytes;
-use models::bundle::{Bundle, CoreMlPackages, FileEntry, GraphEntry, Variant};
+use models::bundle::{Bundle, CoreMlPackages, FileEntry, GraphEntry};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
@@ -96,12 +97,6 @@ fn front_matter(text: &mut String, bundle: &Bundle, base: Option<&str>) -> std::
     writeln!(text, "---\n")
 }
 
-/// The hub's name for one dtype of transformers.js, where it can open a variant.
-pub(crate) fn dtype(variant: &Variant) -> Option<&str> {
-    let ours = variant.target == "coreml" || (variant.target == "cpu" && variant.precision == "fp32");
-    (!ours).then_some(variant.precision.as_str())
-}
-
 fn precisions(text: &mut String, bundle: &Bundle) -> std::fmt::Result {
     writeln!(
         text,
@@ -150,12 +145,11 @@ fn stored(precision: &str) -> &'static str {
 const ID: &str = "ORG/NAME";
 
 fn clients(text: &mut String, bundle: &Bundle) -> std::fmt::Result {
-    let id = ID;
-    writeln!(text, "## How to run it\n\n`{id}` is this repository.\n")?;
+    writeln!(text, "## How to run it\n\n`{ID}` is this repository.\n")?;
     let name = directory(&bundle.model.name);
     writeln!(
         text,
-        "With `fvlm-run`, which needs no Python:\n\n```\nhf download {id} --local-dir {name}\nfvlm-run --model {name} --prompt \"Describe the image.\" image.png\n```\n"
+        "With `fvlm-run`, which needs no Python:\n\n```\nhf download {ID} --local-dir {name}\nfvlm-run --model {name} --prompt \"Describe the image.\" image.png\n```\n"
     )?;
     if let Some(dtype) = bundle.variants.iter().find_map(dtype) {
         let content = match bundle.prompt.content {
@@ -168,7 +162,7 @@ fn clients(text: &mut String, bundle: &Bundle) -> std::fmt::Result {
             text,
             "With transformers.js:\n\n```js\n\
              import {{ AutoModelForImageTextToText, AutoProcessor, RawImage }} from '@huggingface/transformers';\n\n\
-             const id = '{id}';\n\
+             const id = '{ID}';\n\
              const processor = await AutoProcessor.from_pretrained(id);\n\
              const model = await AutoModelForImageTextToText.from_pretrained(id, {{ dtype: '{dtype}' }});\n\
              const messages = [{{ role: 'user', content: {content} }}];\n\

@@ -1,7 +1,7 @@
 //! What do other people's clients want to know about an export before they open it?
 
+use crate::Lowered;
 use crate::error::ExportError;
-use crate::{Lowered, card};
 use models::bundle::{GraphEntry, Io, PromptSpec, Variant};
 use models::checkpoint::{Asset, Assets};
 use models::config::DecoderConfig;
@@ -10,19 +10,24 @@ use serde_json::{Map, Value};
 /// The field of `config.json` that transformers.js reads.
 const FIELD: &str = "transformers.js_config";
 
+/// The dtype of transformers.js that means a variant, where it can open one.
+pub(crate) fn dtype(variant: &Variant) -> Option<&str> {
+    let ours = variant.target == "coreml" || (variant.target == "cpu" && variant.precision == "fp32");
+    (!ours).then_some(variant.precision.as_str())
+}
+
 /// Tells transformers.js which precision to take unless it is told, and which graphs have their weights in a file beside
 /// them: from a hub it brings only what it knows of.
 ///
 /// # Errors
 /// None that a config of ours has.
 pub(crate) fn announce(assets: &mut Assets, variants: &[(Variant, &Lowered)]) -> Result<(), ExportError> {
-    let mut dtypes = variants.iter().filter_map(|(variant, _)| card::dtype(variant));
-    let Some(dtype) = dtypes.next() else {
+    let Some(first) = variants.iter().find_map(|(variant, _)| dtype(variant)) else {
         return Ok(());
     };
     let with_data = variants
         .iter()
-        .filter(|(variant, _)| card::dtype(variant).is_some())
+        .filter(|(variant, _)| dtype(variant).is_some())
         .flat_map(|(_, lowered)| &lowered.graphs)
         .filter(|graph| graph.data.length > 0);
     let with_data: Map<String, Value> = with_data
@@ -37,7 +42,7 @@ pub(crate) fn announce(assets: &mut Assets, variants: &[(Variant, &Lowered)]) ->
         serde_json::from_slice(contents).map_err(|error| internal(&error.to_string()))?;
     fields.insert(
         FIELD.to_owned(),
-        serde_json::json!({"dtype": dtype, "use_external_data_format": with_data}),
+        serde_json::json!({"dtype": first, "use_external_data_format": with_data}),
     );
     *contents = format!("{:#}\n", Value::Object(fields)).into_bytes();
     Ok(())

@@ -109,7 +109,7 @@ pub(crate) fn snapshot(
     };
     let place = Place::new(settings, id, revision, listing)?;
     connection.complete(&place, download, report)?;
-    if revision != place.listing.sha {
+    if download && revision != place.listing.sha {
         let written = place.named.create_ref(&place.listing.sha);
         written.map_err(ExportError::io("write a reference in", &settings.cache))?;
     }
