@@ -3,11 +3,10 @@
 // BUNDLE is of the demo model, PPM the image as raw bytes (P6). Says on stderr what is not kept; exit code 1 then.
 
 #include "fvlm.h"
-#include <stdatomic.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <threads.h>
 
 static int broken = 0;
 
@@ -51,16 +50,16 @@ static bool hear(const char *text, size_t length, void *user) {
 }
 
 // Another thread that ends the answer.
-static int end(void *cancel) {
+static void *end(void *cancel) {
     fvlm_cancel_set(cancel, true);
-    return 0;
+    return NULL;
 }
 
 static bool hear_and_let_another_thread_end(const char *text, size_t length, void *user) {
     heard *to = user;
-    thrd_t other;
-    EXPECT(thrd_create(&other, end, to->cancel) == thrd_success);
-    thrd_join(other, NULL);
+    pthread_t other;
+    EXPECT(pthread_create(&other, NULL, end, to->cancel) == 0);
+    pthread_join(other, NULL);
     return hear(text, length, user);
 }
 
