@@ -1,12 +1,10 @@
 """The same loop with OpenVINO in ONNX Runtime's place: it reads the graphs as they are.    openvino_client.py BUNDLE DTYPE CASES.json"""
 
-import json
-import sys
 from pathlib import Path
 
 import onnxruntime_plain
 import openvino
-from PIL import Image
+import plain
 
 
 class Session:
@@ -36,7 +34,4 @@ class Port:
 
 
 onnxruntime_plain.onnxruntime.InferenceSession = Session
-bundle, dtype, cases = sys.argv[1:]
-model = onnxruntime_plain.FastVlm(bundle, "" if dtype == "fp32" else f"_{dtype}")
-for case in json.load(open(cases)):
-    print(json.dumps({"tokens": [int(token) for token in model.ask(Image.open(case["image"]), case["question"])]}), flush=True)
+plain.main()

@@ -3,14 +3,12 @@
 Its classes for generation take no decoder of embeddings (ORTModelForCausalLM wants `input_ids`), nor three graphs of this kind.
 """
 
-import json
-import sys
 from pathlib import Path
 
 import onnxruntime_plain
+import plain
 import torch
 from optimum.onnxruntime import ORTModelForCustomTasks
-from PIL import Image
 from transformers import PretrainedConfig
 
 
@@ -35,7 +33,4 @@ class Session:
 
 
 onnxruntime_plain.onnxruntime.InferenceSession = Session
-bundle, dtype, cases = sys.argv[1:]
-model = onnxruntime_plain.FastVlm(bundle, "" if dtype == "fp32" else f"_{dtype}")
-for case in json.load(open(cases)):
-    print(json.dumps({"tokens": model.ask(Image.open(case["image"]), case["question"])}), flush=True)
+plain.main()

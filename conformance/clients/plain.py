@@ -6,7 +6,13 @@ import sys
 from onnxruntime_plain import FastVlm
 from PIL import Image
 
-bundle, dtype, cases = sys.argv[1:]
-model = FastVlm(bundle, "" if dtype == "fp32" else f"_{dtype}")
-for case in json.load(open(cases)):
-    print(json.dumps({"tokens": model.ask(Image.open(case["image"]), case["question"])}), flush=True)
+
+def main():
+    bundle, dtype, cases = sys.argv[1:]
+    model = FastVlm(bundle, "" if dtype == "fp32" else f"_{dtype}")
+    for case in json.load(open(cases)):
+        print(json.dumps({"tokens": model.ask(Image.open(case["image"]), case["question"])}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
