@@ -21,7 +21,7 @@ pub(crate) fn dtype(variant: &Variant) -> Option<&str> {
 ///
 /// # Errors
 /// None that a config of ours has.
-pub(crate) fn announce(assets: &mut Assets, variants: &[(Variant, &Lowered)]) -> Result<(), ExportError> {
+pub(crate) fn announce(assets: &mut Assets, variants: &[(&Variant, &Lowered)]) -> Result<(), ExportError> {
     let Some(first) = variants.iter().find_map(|(variant, _)| dtype(variant)) else {
         return Ok(());
     };

@@ -207,10 +207,8 @@ impl Opened {
 
     /// Says in the small files which forms there are.
     fn announce(&mut self, forms: &Forms) -> Result<(), ExportError> {
-        let lowered = forms.variants.iter();
-        let variants: Vec<_> = lowered
-            .map(|lowered| (variant_entry(self, lowered), lowered))
-            .collect();
+        let entries = variant_entries(self, forms);
+        let variants: Vec<_> = entries.iter().zip(&forms.variants).collect();
         clients::announce(&mut self.assets, &variants)
     }
 
@@ -407,13 +405,8 @@ fn write_files(
     for asset in &opened.assets.files {
         files.push(files::write(staging.path(), &asset.path, &asset.contents)?);
     }
-    let variants: Vec<bundle::Variant> = forms
-        .variants
-        .iter()
-        .map(|lowered| variant_entry(opened, lowered))
-        .collect();
     let decoder = &opened.weights.config().decoder;
-    if let Some(text) = clients::genai(decoder, &opened.assets.prompt, &variants) {
+    if let Some(text) = clients::genai(decoder, &opened.assets.prompt, &variant_entries(opened, forms)) {
         files.push(files::write(staging.path(), clients::GENAI, text.as_bytes())?);
     }
     let directory = staging.path().join(ONNX);
@@ -501,11 +494,7 @@ fn contract(
         },
         image: opened.assets.image.clone(),
         prompt: opened.assets.prompt.clone(),
-        variants: forms
-            .variants
-            .iter()
-            .map(|variant| variant_entry(opened, variant))
-            .collect(),
+        variants: variant_entries(opened, forms),
         packages: forms
             .packages
             .iter()
@@ -513,6 +502,12 @@ fn contract(
             .collect(),
         files,
     }
+}
+
+/// The entries of all variants in the contract.
+fn variant_entries(opened: &Opened, forms: &Forms) -> Vec<bundle::Variant> {
+    let variants = forms.variants.iter();
+    variants.map(|lowered| variant_entry(opened, lowered)).collect()
 }
 
 fn variant_entry(opened: &Opened, lowered: &Lowered) -> bundle::Variant {

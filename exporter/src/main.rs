@@ -21,15 +21,6 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    if let Some(kind) = cli.generate {
-        return match output::write(&kind.text(Cli::command())) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                output::complain(&error);
-                ExitCode::from(2)
-            }
-        };
-    }
     let plan = match cli.plan() {
         Ok(plan) => plan,
         Err(problem) => {
@@ -53,6 +44,9 @@ fn main() -> ExitCode {
 
 /// Whether the answer is yes: only a check can say no.
 fn run(cli: &Cli, plan: &ExportPlan) -> Result<bool, ExportError> {
+    if let Some(kind) = cli.generate {
+        return output::write(&kind.text(Cli::command())).map(|()| true);
+    }
     if let Some(Check::CoreMl) = cli.check {
         return check(cli, plan);
     }

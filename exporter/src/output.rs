@@ -1,6 +1,6 @@
 //! How does `fvlm-export` talk? Accounts on stdout, everything else on stderr.
 
-use exporter::{ExportError, FileOrigin, FileSummary, HubProblem, Phase, Report, Summary};
+use exporter::{ExportError, FileOrigin, HubProblem, Phase, Report, Summary};
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use models::error::CheckpointError;
 use std::collections::BTreeMap;
@@ -153,13 +153,10 @@ pub(crate) fn result(summary: &Summary) -> String {
     }
     let output = summary.output.as_deref().unwrap_or_else(|| "".as_ref());
     let mut text = String::new();
-    let derived: Vec<&FileSummary> = summary
-        .files
-        .iter()
-        .filter(|file| file.origin == FileOrigin::Derived)
-        .collect();
-    for file in &derived {
-        let _ = writeln!(text, "derived {}: {}", file.path, file.how);
+    for file in &summary.files {
+        if file.origin == FileOrigin::Derived {
+            let _ = writeln!(text, "derived {}: {}", file.path, file.how);
+        }
     }
     if let Some(license) = &summary.model.license {
         let _ = writeln!(text, "license {license}");

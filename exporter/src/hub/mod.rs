@@ -13,7 +13,7 @@ pub(crate) use cache::{Settings, stated_sha256};
 use crate::error::{ExportError, HubProblem};
 use crate::files;
 use crate::report::{Phase, Report};
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use models::config::ModelConfig;
 use serde::Deserialize;
@@ -107,7 +107,12 @@ pub(crate) fn snapshot(
         }
         listing => listing?,
     };
-    let place = Place::new(settings, id, revision, listing)?;
+    // Whoever answers does not choose where on this disk it is written.
+    if listing.sha.is_empty() || !listing.sha.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        let what = format!("`{}` is no commit", listing.sha);
+        return Err(problem(HubProblem::Protocol { what }));
+    }
+    let place = Place::new(settings, id, revision, listing);
     connection.complete(&place, download, report)?;
     if download && revision != place.listing.sha {
         let written = place.named.create_ref(&place.listing.sha);
@@ -132,31 +137,19 @@ struct Place {
 }
 
 impl Place {
-    fn new(settings: &Settings, id: &str, revision: &str, listing: Listing) -> Result<Self, ExportError> {
+    fn new(settings: &Settings, id: &str, revision: &str, listing: Listing) -> Self {
         let commit = Repo::with_revision(id.to_owned(), RepoType::Model, listing.sha.clone());
         let named = Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned());
-        // Whoever answers does not choose where on this disk it is written.
-        let hexadecimal = listing.sha.bytes().all(|byte| byte.is_ascii_hexdigit());
-        if !hexadecimal || listing.sha.is_empty() {
-            return Err(ExportError::Hub {
-                id: id.to_owned(),
-                revision: revision.to_owned(),
-                endpoint: settings.endpoint.clone(),
-                problem: HubProblem::Protocol {
-                    what: format!("`{}` is no commit", listing.sha),
-                },
-            });
-        }
         let cache = Cache::new(settings.cache.clone());
         let named = cache.repo(named);
         let cache = cache.repo(commit.clone());
-        Ok(Place {
+        Place {
             directory: cache.pointer_path(&listing.sha),
             listing,
             commit,
             cache,
             named,
-        })
+        }
     }
 
     /// Those that are not here in the announced length.
@@ -237,36 +230,26 @@ impl Connection<'_> {
         report.start(Phase::Download, bytes);
         for sibling in missing {
             report.file(&sibling.name);
-            let repo = self.api.repo(place.commit.clone());
-            self.file(place, sibling, &repo, report)?;
+            self.file(place, sibling, report)?;
         }
         Ok(())
     }
 
     /// One file, in as many pieces as the network makes of it.
-    fn file(
-        &self,
-        place: &Place,
-        sibling: &Sibling,
-        repo: &ApiRepo,
-        report: &mut dyn Report,
-    ) -> Result<(), ExportError> {
+    fn file(&self, place: &Place, sibling: &Sibling, report: &mut dyn Report) -> Result<(), ExportError> {
         let name = &sibling.name;
         let pointer = place.directory.join(name);
         // A broken link, or a file of another length, would be believed.
         if pointer.symlink_metadata().is_ok() {
             std::fs::remove_file(&pointer).map_err(ExportError::io("remove", &pointer))?;
         }
-        let url = repo.url(name);
-        let announced = {
+        let url = self.api.repo(place.commit.clone()).url(name);
+        let announced = self.persistently(name, report, |report, _told| {
             let (api, url) = (self.api.clone(), url.clone());
-            self.persistently(name, report, |report, _told| {
-                let (api, url) = (api.clone(), url.clone());
-                watched(self.settings.patience, report, &mut 0, move |_counter| {
-                    api.metadata(&url)
-                })
-            })?
-        };
+            watched(self.settings.patience, report, &mut 0, move |_counter| {
+                api.metadata(&url)
+            })
+        })?;
         let size = u64::try_from(announced.size()).unwrap_or(u64::MAX);
         if let Some(listed) = sibling.size.filter(|listed| *listed != size) {
             return Err((self.problem)(HubProblem::Size {

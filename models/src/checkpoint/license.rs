@@ -108,14 +108,9 @@ fn declared(card: &str) -> Option<String> {
 
 /// The first line that says something.
 fn heading(text: &str) -> Option<String> {
-    let words = |line: &str| {
-        let line: String = line
-            .trim_matches(|c: char| !c.is_alphanumeric() && c != ')')
-            .to_owned();
-        line.chars()
-            .filter(|c| !c.is_control())
-            .take(MAX_NAME)
-            .collect::<String>()
+    let words = |line: &str| -> String {
+        let line = line.trim_matches(|c: char| !c.is_alphanumeric() && c != ')');
+        line.chars().filter(|c| !c.is_control()).take(MAX_NAME).collect()
     };
     text.lines().map(words).find(|line| !line.is_empty())
 }
