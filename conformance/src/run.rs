@@ -15,7 +15,12 @@ use conformance::synth::{self, SynthError};
 use conformance::workspace::Workspace;
 use indicatif::HumanBytes;
 use std::fmt::Write as _;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// `fvlm-conform list`
 pub(crate) fn list(flags: &cli::List) -> Result<ExitCode, Complaint> {
@@ -44,19 +49,32 @@ pub(crate) fn generate(flags: &cli::Manual) -> Result<ExitCode, Complaint> {
 }
 
 /// What shells expect of a program that Ctrl-C ended: 128 and the number of the signal.
-const INTERRUPTED: i32 = 130;
+const INTERRUPTED: u8 = 130;
 
-/// Ctrl-C ends the program at once, and leaves nothing behind.
+/// A flag that Ctrl-C raises, and what is done then. Without a handler Ctrl-C ends the program at once, and leaves a
+/// temporary directory.
+fn on_interrupt(then: impl Fn() + Send + 'static) -> Arc<AtomicBool> {
+    let raised = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&raised);
+    drop(ctrlc::set_handler(move || {
+        flag.store(true, Ordering::SeqCst);
+        then();
+    }));
+    raised
+}
+
+/// Ends the program, and leaves nothing behind: what Ctrl-C does to a run of cases.
 #[expect(
     clippy::exit,
     reason = "a case cannot be asked to stop, and what it works on is gone"
 )]
-fn on_interrupt(discard: impl Fn() + Send + 'static) {
-    // Without a handler it still ends, and leaves a temporary directory.
-    drop(ctrlc::set_handler(move || {
-        discard();
-        std::process::exit(INTERRUPTED);
-    }));
+fn abandon(root: &Path) {
+    // Whoever is still writing there may make a directory once more before it fails.
+    for _ in 0..20 {
+        drop(std::fs::remove_dir_all(root));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::process::exit(INTERRUPTED.into());
 }
 
 /// `fvlm-conform run`
@@ -68,16 +86,17 @@ pub(crate) fn run(flags: &cli::Run) -> Result<ExitCode, Complaint> {
         }
         plan.remarks.iter().for_each(|remark| output::tell(remark));
     }
+    // Ctrl-C in the very moment when the directory is made waits until it is known.
+    let root = Arc::new(Mutex::new(PathBuf::new()));
+    let mut unknown = root.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = Arc::clone(&root);
+    let abandoned = on_interrupt(move || abandon(&known.lock().unwrap_or_else(PoisonError::into_inner)));
     let workspace = Workspace::new(plan.given.clone()).map_err(|error| {
         Complaint::new(format!("cannot make a temporary directory: {error}"))
             .hint("TMPDIR names another place")
     })?;
-    let root = workspace.root().to_owned();
-    on_interrupt(move || {
-        // Whoever is still writing there is overtaken in the end.
-        let gone = || std::fs::remove_dir_all(&root).is_ok() || !root.exists();
-        let _ = (0..100).any(|_| gone());
-    });
+    workspace.root().clone_into(&mut unknown);
+    drop(unknown);
     let leaves = leaves(&plan.cases, &plan.subjects);
     if leaves.is_empty() {
         return Err(
@@ -90,7 +109,13 @@ pub(crate) fn run(flags: &cli::Run) -> Result<ExitCode, Complaint> {
     if let Some(columns) = &table {
         output::write(&format!("{}\n", columns.header()))?;
     }
-    let reports = carry_out(&leaves, &workspace, table.as_ref(), flags.quiet || flags.json)?;
+    let reports = carry_out(
+        &leaves,
+        &workspace,
+        table.as_ref(),
+        &abandoned,
+        flags.quiet || flags.json,
+    )?;
     let totals = Totals::of(&reports);
     if flags.json {
         let run = report::Run::new(&reports, &plan.missing);
@@ -124,6 +149,7 @@ fn carry_out(
     leaves: &[Leaf<'_>],
     workspace: &Workspace,
     table: Option<&Columns>,
+    abandoned: &AtomicBool,
     quiet: bool,
 ) -> Result<Vec<Report>, Complaint> {
     let bar = output::progress(quiet, "{pos}/{len} {elapsed} {msg}");
@@ -134,6 +160,10 @@ fn carry_out(
         for leaf in case {
             bar.set_message(leaf.name());
             reports.push(leaf.run(workspace));
+            while abandoned.load(Ordering::SeqCst) {
+                // The verdict means nothing, for the workspace is being removed; then the program ends.
+                std::thread::park();
+            }
             bar.inc(1);
         }
         if let (Some(columns), Some(leaf)) = (table, case.first()) {
@@ -147,8 +177,7 @@ fn carry_out(
 
 /// `fvlm-conform synth`
 pub(crate) fn synth(flags: &cli::Synth) -> Result<ExitCode, Complaint> {
-    let options = flags.options.clone();
-    on_interrupt(move || synth::discard(&options));
+    let interrupted = on_interrupt(|| {});
     let bar = output::progress(
         flags.quiet,
         "{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} left",
@@ -156,8 +185,17 @@ pub(crate) fn synth(flags: &cli::Synth) -> Result<ExitCode, Complaint> {
     let result = synth::write(&flags.options, &mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);
+        if interrupted.load(Ordering::SeqCst) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     });
     bar.finish_and_clear();
+    if let Err(SynthError::Interrupted) = result {
+        output::tell("interrupted, nothing was written");
+        return Ok(ExitCode::from(INTERRUPTED));
+    }
     let summary = result.map_err(|error| {
         let hint = match &error {
             SynthError::OutputNotEmpty { .. } | SynthError::OutputName { .. } => {

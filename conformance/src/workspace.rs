@@ -10,6 +10,7 @@ use models::bundle::Bundle;
 use runtime::image::Picture;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use tempfile::TempDir;
@@ -211,7 +212,7 @@ impl Workspace {
                 tokenizer: None,
             } => {
                 let options = synth_options(size, layout, dtype, *seed, *outliers, &checkpoint)?;
-                synth::write(&options, &mut |_, _| {})
+                synth::write(&options, &mut |_, _| ControlFlow::Continue(()))
                     .during(|| "writing a synthetic checkpoint".to_owned())?;
             }
             Source::Synth {

@@ -684,7 +684,7 @@ fn ctrl_c_leaves_nothing_behind() {
             .args(arguments);
         command
             .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null());
+            .stderr(std::process::Stdio::piped());
         command.spawn().unwrap()
     };
     let names = || -> Vec<_> {
@@ -715,7 +715,9 @@ fn ctrl_c_leaves_nothing_behind() {
             .status()
             .unwrap();
         assert!(killed.success());
-        assert_eq!(child.wait().unwrap().code(), Some(130), "{arguments:?}");
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(130), "{arguments:?}: {said}");
         assert!(names().is_empty(), "{arguments:?} left {:?}", names());
     }
 }

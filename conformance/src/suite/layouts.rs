@@ -16,6 +16,7 @@ use models::config::{TokenMixer, VisionConfig};
 use models::dtype::DType;
 use models::weights::Weights;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 /// The seed of every checkpoint here.
@@ -79,8 +80,8 @@ fn checkpoint(
     let output = directory.join("model");
     let mut options = synth_options(Size::Demo.name(), layout, dtype, SEED, false, &output)?;
     options.shard_bytes = shard_bytes;
-    let summary =
-        synth::write(&options, &mut |_, _| {}).during(|| "writing a synthetic checkpoint".to_owned())?;
+    let summary = synth::write(&options, &mut |_, _| ControlFlow::Continue(()))
+        .during(|| "writing a synthetic checkpoint".to_owned())?;
     Ok((output, summary.files))
 }
 

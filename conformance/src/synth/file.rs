@@ -4,12 +4,13 @@ use super::layout::file_name;
 use super::noise::Noise;
 use super::table::{Geometry, Table};
 use super::tensors::Tensor;
-use super::{Options, Stored, Summary, SynthError};
+use super::{Options, Progress, Stored, Summary, SynthError};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 /// Elements that are made before they are written, and those that one thread makes at a time.
@@ -25,7 +26,7 @@ pub(super) fn write(
     table: &Table,
     geometry: &Geometry,
     tensors: &[Tensor],
-    progress: &mut dyn FnMut(u64, u64),
+    progress: &mut Progress<'_>,
 ) -> Result<Summary, SynthError> {
     let shards = shards(tensors, options);
     let total: u64 = tensors.iter().map(|tensor| bytes_of(tensor, options.dtype)).sum();
@@ -44,7 +45,10 @@ pub(super) fn write(
         };
         let mut note = |bytes: u64| {
             done += bytes;
-            progress(done, total);
+            match progress(done, total) {
+                ControlFlow::Continue(()) => Ok(()),
+                ControlFlow::Break(()) => Err(SynthError::Interrupted),
+            }
         };
         let path = options.output.join(&name);
         summary.bytes += write_shard(&path, shard, options, table, geometry, &mut note)?;
@@ -105,7 +109,7 @@ fn write_shard(
     options: &Options,
     table: &Table,
     geometry: &Geometry,
-    note: &mut dyn FnMut(u64),
+    note: &mut dyn FnMut(u64) -> Result<(), SynthError>,
 ) -> Result<u64, SynthError> {
     // 8-byte elements first: every tensor is then aligned to its element.
     let (mut ordered, rest): (Vec<&Tensor>, Vec<&Tensor>) =
@@ -120,7 +124,7 @@ fn write_shard(
     for tensor @ (name, shape) in ordered {
         if is_count(name) {
             put(&BATCHES.to_le_bytes())?;
-            note(8);
+            note(8)?;
         } else {
             let noise = Noise::new(table, geometry, options.seed, name, shape, options.outliers)?;
             let count: u64 = shape.iter().product();
@@ -129,7 +133,7 @@ fn write_shard(
                 let end = count.min(start + BLOCK);
                 let bytes = encode(&noise, start, end, options.dtype);
                 put(&bytes)?;
-                note(bytes.len() as u64);
+                note(bytes.len() as u64)?;
                 start = end;
             }
         }

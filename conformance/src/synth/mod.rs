@@ -15,6 +15,7 @@ mod text_files;
 
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use table::Table;
 use thiserror::Error;
@@ -121,6 +122,9 @@ pub struct Summary {
     pub bytes: u64,
 }
 
+/// Is told bytes done and bytes in all, and says whether to go on.
+pub type Progress<'a> = dyn FnMut(u64, u64) -> ControlFlow<()> + 'a;
+
 /// A checkpoint that could not be written.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -159,6 +163,9 @@ pub enum SynthError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Whoever asked for it changed their mind.
+    #[error("interrupted, nothing was written")]
+    Interrupted,
 }
 
 impl SynthError {
@@ -169,11 +176,12 @@ impl SynthError {
 }
 
 /// Writes a checkpoint: beside the directory at first, so that it appears whole or not at all. `progress` is told bytes
-/// done and bytes in all.
+/// done and bytes in all, and says whether to go on.
 ///
 /// # Errors
-/// A directory that is not empty, a file that cannot be written, a tokenizer whose ids do not fit.
-pub fn write(options: &Options, progress: &mut dyn FnMut(u64, u64)) -> Result<Summary, SynthError> {
+/// A directory that is not empty, a file that cannot be written, a tokenizer whose ids do not fit,
+/// [`SynthError::Interrupted`] where `progress` breaks off: nothing stays then.
+pub fn write(options: &Options, progress: &mut Progress<'_>) -> Result<Summary, SynthError> {
     let table = Table::read()?;
     let geometry = table.geometry(options.size)?;
     let output = &options.output;
@@ -189,7 +197,7 @@ pub fn write(options: &Options, progress: &mut dyn FnMut(u64, u64)) -> Result<Su
     let parent = parent_of(output);
     std::fs::create_dir_all(parent).map_err(SynthError::io(parent))?;
     let partial = tempfile::Builder::new()
-        .prefix(&partial_prefix(&name.to_string_lossy()))
+        .prefix(&format!(".{}.partial-", name.to_string_lossy()))
         .tempdir_in(parent)
         .map_err(SynthError::io(parent))?;
     let written = partial.path().join("checkpoint");
@@ -207,27 +215,6 @@ pub fn write(options: &Options, progress: &mut dyn FnMut(u64, u64)) -> Result<Su
     }
     std::fs::rename(&beside.output, output).map_err(SynthError::io(output))?;
     Ok(summary)
-}
-
-/// How the directory beside the target is named as long as this process writes it.
-fn partial_prefix(name: &str) -> String {
-    format!(".{name}.partial-{}-", std::process::id())
-}
-
-/// Removes what an interrupted [`write()`] of this process has written so far.
-pub fn discard(options: &Options) {
-    let Some(name) = options.output.file_name() else {
-        return;
-    };
-    let prefix = partial_prefix(&name.to_string_lossy());
-    let Ok(entries) = std::fs::read_dir(parent_of(&options.output)) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(&prefix) {
-            drop(std::fs::remove_dir_all(entry.path()));
-        }
-    }
 }
 
 fn parent_of(path: &Path) -> &Path {
@@ -334,7 +321,7 @@ mod tests {
                 tokenizer: None,
                 output: directory.path().to_owned(),
             };
-            write(&options, &mut |_, _| {}).unwrap();
+            write(&options, &mut |_, _| ControlFlow::Continue(())).unwrap();
             let mut found = std::collections::BTreeMap::new();
             for entry in std::fs::read_dir(directory.path()).unwrap() {
                 let path = entry.unwrap().path();
@@ -371,11 +358,15 @@ mod tests {
         };
         std::fs::create_dir(&options.output).unwrap();
         let mut seen = (0, 0);
-        let summary = write(&options, &mut |done, total| seen = (done, total)).unwrap();
+        let mut note = |done, total| {
+            seen = (done, total);
+            ControlFlow::Continue(())
+        };
+        let summary = write(&options, &mut note).unwrap();
         assert_eq!(seen.0, seen.1);
         assert_eq!(summary.files, 1);
         assert!(matches!(
-            write(&options, &mut |_, _| {}),
+            write(&options, &mut |_, _| ControlFlow::Continue(())),
             Err(SynthError::OutputNotEmpty { .. })
         ));
         let beside: Vec<_> = std::fs::read_dir(directory.path())
@@ -404,14 +395,20 @@ mod tests {
             tokenizer: Some(tokenizer),
             output: directory.path().join("new"),
         };
-        let error = write(&options, &mut |_, _| {}).unwrap_err();
+        let error = write(&options, &mut |_, _| ControlFlow::Continue(())).unwrap_err();
         assert!(matches!(error, SynthError::Tokenizer { .. }), "{error}");
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
-        let nameless = Options {
-            output: "..".into(),
+        let interrupted = Options {
             tokenizer: None,
             ..options
         };
-        assert!(write(&nameless, &mut |_, _| {}).is_err());
+        let error = write(&interrupted, &mut |_, _| ControlFlow::Break(())).unwrap_err();
+        assert!(matches!(error, SynthError::Interrupted), "{error}");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+        let nameless = Options {
+            output: "..".into(),
+            ..interrupted
+        };
+        assert!(write(&nameless, &mut |_, _| ControlFlow::Continue(())).is_err());
     }
 }
