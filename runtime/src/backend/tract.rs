@@ -13,8 +13,10 @@ use std::sync::{Arc, Mutex};
 use tract_onnx::model::ParseResult;
 use tract_onnx::prelude::{
     Datum, DatumType, Framework, InferenceModel, InferenceModelExt, IntoRunnable, IntoTValue, IntoTensor,
-    SymbolScope, TDim, TractError, TractResult, TypedRunnableModel, f16, multithread, onnx,
+    SymbolScope, TDim, TractError, TractResult, TypedModel, TypedRunnableModel, f16, multithread, onnx,
 };
+use tract_onnx::tract_core::floats::FloatPrecisionTranslator;
+use tract_onnx::tract_core::transform::ModelTransform as _;
 use tract_onnx::tract_hir::infer::Factoid;
 use tract_onnx::tract_hir::internal::OutletId;
 
@@ -78,10 +80,15 @@ fn use_threads(count: usize) {
 }
 
 /// A graph that tract has optimised.
+///
+/// A graph in float16 is computed in float32 where the processor has no arithmetic for halves, which tract would do one
+/// number at a time in software. What goes in and out keeps the type that the graph declares.
 #[derive(Debug)]
 struct TractSession {
     description: Description,
     model: Arc<TypedRunnableModel>,
+    /// Whether it computes in float32 what the description says is float16.
+    widened: bool,
 }
 
 impl TractSession {
@@ -115,6 +122,7 @@ impl TractSession {
         if !unresolved_inputs.is_empty() {
             return Err(TractError::msg(format!("nothing computes {unresolved_inputs:?}")));
         }
+        let fused = !weights.is_empty();
         operators::complete(&mut model, weights, &Pool::shared(threads))?;
         let inputs = inputs(&model)?;
         let names = output_names(&model)?;
@@ -132,18 +140,24 @@ impl TractSession {
             );
         }
         model.set_symbols(&known)?;
+        let mut model = model.into_typed()?;
+        let types: Vec<_> = (0..names.len())
+            .map(|index| Ok(dtype_of(model.output_fact(index)?.datum_type)))
+            .collect::<TractResult<_>>()?;
+        // Fused operators read the halves among their weights themselves.
+        let widened = !tract_linalg::has_fp16() && !fused && has_halves(&model);
+        if widened {
+            FloatPrecisionTranslator::new(DatumType::F16, DatumType::F32).transform(&mut model)?;
+        }
         let model = model.into_optimized()?;
         let outputs = names
             .into_iter()
+            .zip(types)
             .enumerate()
-            .map(|(index, name)| {
+            .map(|(index, (name, dtype))| {
                 let fact = model.output_fact(index)?;
                 let dims = fact.shape.iter().map(length).collect();
-                Ok(Port {
-                    name,
-                    dtype: dtype_of(fact.datum_type),
-                    dims,
-                })
+                Ok(Port { name, dtype, dims })
             })
             .collect::<TractResult<_>>()?;
         let model = model.into_runnable()?;
@@ -154,7 +168,13 @@ impl TractSession {
                 outputs,
             },
             model,
+            widened,
         })
+    }
+
+    fn cast(&self, value: &TractTensor, to: DatumType) -> Result<Arc<TractTensor>, BackendError> {
+        let cast = value.cast_to_dt(to).map_err(|error| self.failed(chain(&error)))?;
+        Ok(Arc::new(cast.into_owned()))
     }
 
     fn failed(&self, reason: String) -> BackendError {
@@ -182,6 +202,11 @@ fn inputs(model: &InferenceModel) -> TractResult<Vec<Port>> {
         })
     };
     model.input_outlets()?.iter().map(port).collect()
+}
+
+fn has_halves(model: &TypedModel) -> bool {
+    let mut facts = model.nodes.iter().flat_map(|node| &node.outputs);
+    facts.any(|outlet| outlet.fact.datum_type == DatumType::F16)
 }
 
 fn output_names(model: &InferenceModel) -> TractResult<Vec<String>> {
@@ -290,16 +315,30 @@ impl EngineSession for TractSession {
             let given = inputs.iter().find(|(name, _)| *name == port.name);
             let (_, value) =
                 given.ok_or_else(|| self.failed(format!("input `{}` is not given", port.name)))?;
-            ordered.push(Arc::clone(value).into_tvalue());
+            let value = if self.widened && value.datum_type() == DatumType::F16 {
+                self.cast(value, DatumType::F32)?
+            } else {
+                Arc::clone(value)
+            };
+            ordered.push(value.into_tvalue());
         }
         // Kernels assert what shapes they get.
         let outputs = catch(|| self.model.run(ordered))
             .map_err(|words| self.failed(format!("tract gave up: {words}")))?
             .map_err(|error| self.failed(chain(&error)))?;
-        Ok(outputs
+        let ports = &self.description.outputs;
+        outputs
             .into_iter()
-            .map(|value| Arc::new(value.into_tensor()))
-            .collect())
+            .zip(ports)
+            .map(|(value, port)| {
+                let value = Arc::new(value.into_tensor());
+                if self.widened && port.dtype == Some(DType::Float16) {
+                    self.cast(&value, DatumType::F16)
+                } else {
+                    Ok(value)
+                }
+            })
+            .collect()
     }
 }
 
