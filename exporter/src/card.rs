@@ -151,16 +151,25 @@ fn clients(text: &mut String, bundle: &Bundle) -> std::fmt::Result {
         text,
         "With `fvlm-run`, which needs no Python:\n\n```\nhf download {ID} --local-dir {name}\nfvlm-run --model {name} --prompt \"Describe the image.\" image.png\n```\n"
     )?;
-    if let Some(dtype) = bundle.variants.iter().find_map(dtype) {
+    let opened = bundle.variants.iter().find(|variant| dtype(variant).is_some());
+    if let Some((variant, dtype)) = opened.and_then(|variant| Some((variant, dtype(variant)?))) {
         let content = match bundle.prompt.content {
             models::bundle::Content::Parts => {
                 "[{ type: 'image' }, { type: 'text', text: 'Describe the image.' }]"
             }
             models::bundle::Content::Text => "'<image>\\nDescribe the image.'",
         };
+        // In a browser it gives each graph its own data file and no other.
+        let alone = |graph: &GraphEntry| graph.data.iter().all(|file| *file == own_data(graph));
+        let graphs = [&variant.vision_encoder, &variant.embed_tokens, &variant.decoder];
+        let place = if graphs.into_iter().all(alone) {
+            "in Node.js or a browser"
+        } else {
+            "in Node.js (a browser needs graphs that were exported with `--self-contained`)"
+        };
         writeln!(
             text,
-            "With transformers.js:\n\n```js\n\
+            "With transformers.js, {place}:\n\n```js\n\
              import {{ AutoModelForImageTextToText, AutoProcessor, RawImage }} from '@huggingface/transformers';\n\n\
              const id = '{ID}';\n\
              const processor = await AutoProcessor.from_pretrained(id);\n\
@@ -173,7 +182,7 @@ fn clients(text: &mut String, bundle: &Bundle) -> std::fmt::Result {
              console.log(processor.batch_decode(answer, {{ skip_special_tokens: true }})[0]);\n```\n"
         )?;
     }
-    if let Some(variant) = bundle.variants.iter().find(|variant| dtype(variant).is_some()) {
+    if let Some(variant) = opened {
         writeln!(
             text,
             "With ONNX Runtime in any language{}, three graphs: `{}` (`pixel_values` to `image_features`), `{}` (`input_ids` to \
@@ -273,9 +282,14 @@ fn terms(bundle: &Bundle) -> impl Iterator<Item = &FileEntry> {
     files.filter(|file| models::checkpoint::is_license(&file.path))
 }
 
+/// The data file that is a graph's own.
+fn own_data(graph: &GraphEntry) -> String {
+    format!("{}_data", graph.path)
+}
+
 /// Bytes of a graph and of the data file that is its own.
 fn own_bytes(bundle: &Bundle, graph: &GraphEntry) -> u64 {
-    let own: BTreeSet<String> = [graph.path.clone(), format!("{}_data", graph.path)].into();
+    let own: BTreeSet<String> = [graph.path.clone(), own_data(graph)].into();
     let files = bundle.files.iter().filter(|file| own.contains(&file.path));
     files.map(|file| file.bytes).sum()
 }

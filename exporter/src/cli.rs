@@ -56,6 +56,11 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "N")]
     pub(crate) image_size: Vec<u64>,
 
+    /// Every graph with all its weights in a data file of its own, as browsers need; weights that several graphs read, such
+    /// as a tied embedding, are then written several times
+    #[arg(long)]
+    pub(crate) self_contained: bool,
+
     /// Slots of the KV cache of target coreml: the longest sequence, image and answer included
     #[arg(long, value_name = "N", default_value_t = ExportPlan::MAX_CONTEXT)]
     pub(crate) max_context: u64,
@@ -192,6 +197,7 @@ impl Cli {
         }
         for (given, flag) in [
             (!self.target.is_empty(), "--target"),
+            (self.self_contained, "--self-contained"),
             (self.check.is_some(), "--check"),
             (self.dump, "--dump"),
         ] {
@@ -208,6 +214,7 @@ impl Cli {
             neural_engine: self.neural_engine,
             card: self.card,
             image_sizes: self.image_size.clone(),
+            self_contained: self.self_contained,
             max_context: self.max_context,
             prefill: if self.prefill.is_empty() {
                 ExportPlan::PREFILL.to_vec()

@@ -135,6 +135,8 @@ struct Opened {
     context: u64,
     /// New positions of prefill graphs of fixed length, ascending.
     prefill: Vec<u64>,
+    /// Whether graphs share no weights.
+    self_contained: bool,
 }
 
 impl Opened {
@@ -161,6 +163,7 @@ impl Opened {
             further,
             context,
             prefill: prefill.into_iter().collect(),
+            self_contained: plan.self_contained,
         })
     }
 
@@ -298,7 +301,11 @@ impl Lowered {
 
     fn prepare(opened: &Opened, variant: Variant) -> Result<Self, ExportError> {
         let [vision_encoder, embed_tokens, decoder] = opened.graphs(variant)?;
-        let mut pool = Pool::default();
+        let mut pool = if opened.self_contained {
+            Pool::self_contained()
+        } else {
+            Pool::default()
+        };
         let mut prepare = |graph: Graph| onnx::prepare(graph, variant, &mut pool);
         // The order decides which data file holds a weight that two graphs read: a tied table lies with the embedding.
         let graphs = [

@@ -17,6 +17,9 @@ pub struct ExportPlan {
     pub variants: Vec<Variant>,
     /// Sides of square images, in pixels, that every variant gets an image encoder for beside the model's own size.
     pub image_sizes: Vec<u64>,
+    /// Whether every graph has all its weights in a data file of its own, as browsers need, and not once for all graphs
+    /// that read them.
+    pub self_contained: bool,
     /// Slots of the cache of target `coreml`, as far as the model's context goes.
     pub max_context: u64,
     /// New positions of the prefill graphs of target `coreml`, any order. What is longer than the cache is cut to it.
@@ -51,6 +54,7 @@ impl ExportPlan {
             output,
             variants: vec![Variant::PORTABLE],
             image_sizes: Vec::new(),
+            self_contained: false,
             max_context: ExportPlan::MAX_CONTEXT,
             prefill: ExportPlan::PREFILL.to_vec(),
             packages: Vec::new(),

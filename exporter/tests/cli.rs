@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
+use models::bundle::{FileEntry, GraphEntry};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -681,6 +682,59 @@ fn a_card_says_what_is_there() {
     let ran = world.run(&["--model", "model", "-o", "bundle", "--overwrite"]);
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     assert!(!world.path("bundle/README.md").exists());
+}
+
+#[test]
+fn self_contained_graphs_read_their_own_file_alone() {
+    let world = World::new();
+    let flags = [
+        "--precision",
+        "fp16",
+        "--precision",
+        "q4",
+        "--image-size",
+        "128",
+        "--card",
+    ];
+    let export = |name: &str, further: &[&str]| {
+        let ran = world.run(&[&flags[..], &["-o", name], further].concat());
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+        models::bundle::Bundle::open(&world.path(name)).unwrap()
+    };
+    let (shared, alone) = (export("shared", &[]), export("alone", &["--self-contained"]));
+    let bytes = |bundle: &models::bundle::Bundle, graph: &GraphEntry| -> u64 {
+        let data = |file: &&FileEntry| graph.data.contains(&file.path);
+        bundle.files.iter().filter(data).map(|file| file.bytes).sum()
+    };
+    for (shared_variant, variant) in shared.variants.iter().zip(&alone.variants) {
+        let [encoder] = &variant.further_encoders[..] else {
+            panic!("{} further encoders", variant.further_encoders.len());
+        };
+        for graph in [
+            &variant.vision_encoder,
+            &variant.embed_tokens,
+            &variant.decoder,
+            &encoder.graph,
+        ] {
+            assert_eq!(graph.data, [format!("{}_data", graph.path)]);
+        }
+        // The demo's table is tied: the decoder's own file has it too.
+        let table = bytes(&shared, &shared_variant.embed_tokens);
+        assert_eq!(bytes(&alone, &variant.embed_tokens), table);
+        let both = bytes(&shared, &shared_variant.decoder);
+        let decoder = bytes(&alone, &variant.decoder);
+        assert!(
+            both.abs_diff(decoder) <= 4096,
+            "{decoder} bytes, {both} in two files"
+        );
+    }
+    let card = |name: &str| fs::read_to_string(world.path(name).join("README.md")).unwrap();
+    assert!(card("alone").contains("in Node.js or a browser"));
+    assert!(card("shared").contains("`--self-contained`"));
+    world.refused(
+        &["-o", "c", "--to", "coreml", "--self-contained"],
+        &["--self-contained is about --to onnx"],
+    );
 }
 
 #[test]

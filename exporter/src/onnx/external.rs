@@ -77,14 +77,32 @@ pub struct Tensor {
     pub before: Vec<u8>,
 }
 
-/// The weights placed so far; graphs that read the same weight in the same form share its bytes.
+/// The weights placed so far; graphs that read the same weight in the same form share its bytes, unless they are to be
+/// self-contained.
 #[derive(Debug, Default)]
 pub struct Pool {
-    places: BTreeMap<(WeightRef, DType), Place>,
+    places: BTreeMap<Key, Place>,
+    self_contained: bool,
 }
 
+/// A weight in a form, and the graph that it is for where graphs share nothing.
+type Key = (WeightRef, DType, Option<String>);
+
 impl Pool {
-    /// Places the weights of a graph that no earlier graph has placed, in a data file of the given name.
+    /// A pool of graphs that share nothing.
+    pub fn self_contained() -> Pool {
+        Pool {
+            self_contained: true,
+            ..Pool::default()
+        }
+    }
+
+    fn key(&self, graph: &Graph, weight: &WeightRef, dtype: DType) -> Key {
+        let whose = self.self_contained.then(|| graph.name.clone());
+        (weight.clone(), dtype, whose)
+    }
+
+    /// Places the weights of a graph that it does not share with an earlier graph, in a data file of the given name.
     ///
     /// # Errors
     /// A weight whose shape is not fixed.
@@ -98,7 +116,7 @@ impl Pool {
             let Source::Weight(weight) = &value.source else {
                 continue;
             };
-            let key = (weight.clone(), value.dtype);
+            let key = self.key(graph, weight, value.dtype);
             let bytes = byte_length(value)?;
             if bytes <= INLINE_LIMIT || self.places.contains_key(&key) {
                 continue;
@@ -130,7 +148,7 @@ impl Pool {
             .values
             .iter()
             .filter_map(|value| match &value.source {
-                Source::Weight(weight) => self.places.get(&(weight.clone(), value.dtype)),
+                Source::Weight(weight) => self.places.get(&self.key(graph, weight, value.dtype)),
                 Source::Input | Source::Node | Source::Constant(_) => None,
             })
             .map(|place| &place.file)
@@ -149,10 +167,12 @@ impl Pool {
                 stored.push(None);
                 continue;
             };
-            stored.push(Some(match self.places.get(&(weight.clone(), value.dtype)) {
-                Some(place) => Stored::External(place.clone()),
-                None => Stored::Inline(read_small(weight, value.dtype, weights)?),
-            }));
+            stored.push(Some(
+                match self.places.get(&self.key(graph, weight, value.dtype)) {
+                    Some(place) => Stored::External(place.clone()),
+                    None => Stored::Inline(read_small(weight, value.dtype, weights)?),
+                },
+            ));
         }
         Ok(stored)
     }

@@ -34,7 +34,8 @@ pub struct Prepared {
 
 /// Runs the passes and gives every weight its place.
 ///
-/// `pool` holds the weights that earlier graphs have placed: those are shared, not written again.
+/// `pool` holds the weights that earlier graphs have placed: those are shared, not written again, unless the pool is of
+/// self-contained graphs.
 ///
 /// # Errors
 /// A graph that a pass cannot rewrite.
