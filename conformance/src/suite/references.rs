@@ -4,7 +4,7 @@
 use crate::case::{Case, CaseError, Findings};
 use crate::golden::{RecordedCase, Reference, Row, Segment, Source, argmax};
 use crate::model::{Cache, Decoder, Deployed, left_pad, run_one};
-use crate::subject::{Precision, Provider, Session, Subject};
+use crate::subject::{Provider, Session, Subject};
 use crate::suite::end_to_end;
 use crate::tensor::Tensor;
 use crate::workspace::{self, Workspace};
@@ -64,14 +64,9 @@ pub fn is_full_size(reference: &Reference) -> bool {
     matches!(&reference.checkpoint, Source::Synth { size, .. } if size != "demo")
 }
 
-/// Whether a published size takes minutes, not hours: the interpreter is naive, and tract multiplies halves in software on
-/// processors that cannot.
+/// Whether a published size takes minutes, not hours: the interpreter is naive.
 fn is_fast(subject: &Subject) -> bool {
-    match subject.provider {
-        Provider::Interpreter => false,
-        Provider::Cpu | Provider::Rten => true,
-        Provider::Tract => subject.precision == Precision::Fp32,
-    }
+    !matches!(subject.provider, Provider::Interpreter)
 }
 
 /// A case for each of the references' cases, on every subject that `applies` names.
