@@ -151,8 +151,9 @@ fn clients(text: &mut String, bundle: &Bundle) -> std::fmt::Result {
         text,
         "With `fvlm-run`, which needs no Python:\n\n```\nhf download {ID} --local-dir {name}\nfvlm-run --model {name} --prompt \"Describe the image.\" image.png\n```\n"
     )?;
-    let opened = bundle.variants.iter().find(|variant| dtype(variant).is_some());
-    if let Some((variant, dtype)) = opened.and_then(|variant| Some((variant, dtype(variant)?))) {
+    let mut variants = bundle.variants.iter();
+    let opened = variants.find_map(|variant| Some((variant, dtype(variant)?)));
+    if let Some((variant, dtype)) = opened {
         let content = match bundle.prompt.content {
             models::bundle::Content::Parts => {
                 "[{ type: 'image' }, { type: 'text', text: 'Describe the image.' }]"
@@ -182,7 +183,7 @@ fn clients(text: &mut String, bundle: &Bundle) -> std::fmt::Result {
              console.log(processor.batch_decode(answer, {{ skip_special_tokens: true }})[0]);\n```\n"
         )?;
     }
-    if let Some(variant) = opened {
+    if let Some((variant, _)) = opened {
         writeln!(
             text,
             "With ONNX Runtime in any language{}, three graphs: `{}` (`pixel_values` to `image_features`), `{}` (`input_ids` to \
