@@ -74,6 +74,9 @@ pub struct ProviderReport {
     pub image: ImageSize,
     /// For CoreML: how many nodes it took; `None` where it does not say, and for others.
     pub placement: Option<Placement>,
+    /// Why it is not who was asked for; empty where it is.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notices: Vec<String>,
 }
 
 /// What an image becomes.
@@ -213,6 +216,7 @@ impl Engine {
                 tokens: self.source.bundle.image.tokens,
             },
             placement,
+            notices: opening.notices().to_vec(),
         })
     }
 
@@ -283,9 +287,9 @@ impl Engine {
         let begun = Instant::now();
         request.sampling.check()?;
         request.check()?;
-        // What to encode is known before the tokenizer is.
+        // What to encode is known before the tokenizer is, and while the decoder loads.
         let (mut encoded, mut encode) = (0, Duration::ZERO);
-        if !self.prompter.is_ready() {
+        if !self.prompter.is_ready() || self.sequence.parts().finished().is_none() {
             let images = messages.iter().flat_map(|message| message.images.iter().copied());
             (encoded, encode) = self.sequence.encode(images)?;
         }
@@ -293,11 +297,12 @@ impl Engine {
         let sampler = Sampler::new(request.sampling, prompter.tokenizer().vocabulary())?;
         let prompt = prompter.build(messages)?;
         request.check()?;
+        // Before anything is fed: waiting for the parts may replace the decoder.
+        let provider = self.provider()?;
         let prefill = self.sequence.prefill(&prompt)?;
         encoded += prefill.encoded;
         encode += prefill.encode;
         let opened = self.sequence.parts().finished();
-        let provider = self.provider()?;
         let preprocess = std::mem::take(&mut self.preprocess);
         let stats = Stats {
             load: opened.map_or(0.0, |opened| {

@@ -94,6 +94,15 @@ impl<T: Send + 'static> Lazy<T> {
     }
 }
 
+/// Waits for its thread: what comes after us, be it the end of the process, finds nobody at work.
+impl<T> Drop for Lazy<T> {
+    fn drop(&mut self) {
+        if let State::Coming(thread) = std::mem::replace(&mut self.state, State::Open) {
+            drop(thread.join());
+        }
+    }
+}
+
 impl<T> fmt::Debug for Lazy<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lazy")
@@ -127,6 +136,19 @@ mod tests {
         assert!(lazy.is_ready());
         assert_eq!(lazy.finished(), Some(finished));
         assert_eq!(calls.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn dropping_it_waits_for_its_thread() {
+        let done = Arc::new(AtomicUsize::new(0));
+        let at_work = Arc::clone(&done);
+        let lazy = Lazy::begin("worker", move || {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            at_work.store(1, Ordering::Relaxed);
+            Ok(())
+        });
+        drop(lazy);
+        assert_eq!(done.load(Ordering::Relaxed), 1);
     }
 
     #[test]

@@ -110,7 +110,9 @@ impl Open {
 pub(crate) struct Opening {
     source: Arc<Source>,
     roles: Lazy<Roles>,
+    /// What is to be said about the choice of the engine, and how much of it was.
     notices: Vec<String>,
+    told: usize,
 }
 
 impl Opening {
@@ -121,12 +123,20 @@ impl Opening {
             source: Arc::clone(source),
             roles: Lazy::begin("opening", move || Roles::begin(&inner, None)),
             notices: Vec::new(),
+            told: 0,
         }
     }
 
     /// What is to be said about the choice of the engine, since this was last asked.
     pub(crate) fn take_notices(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.notices)
+        let new = self.notices[self.told..].to_vec();
+        self.told = self.notices.len();
+        new
+    }
+
+    /// All of what was to be said about it.
+    pub(crate) fn notices(&self) -> &[String] {
+        &self.notices
     }
 
     /// Who computes, and with which graphs; waits for the choice, not for the parts.

@@ -5,9 +5,6 @@ use runtime::image::Limits;
 use runtime::{Options, Provider, Request, Sampling};
 use std::path::PathBuf;
 
-/// Most threads that make sense; a typo must not start thousands.
-const MAX_THREADS: usize = 1024;
-
 /// Most tokens of an answer: more than any model holds.
 const MAX_TOKENS: usize = 10_000_000;
 
@@ -75,7 +72,7 @@ impl Plan {
         };
         range("max-tokens", cli.max_tokens, MAX_TOKENS);
         if let Some(threads) = cli.threads {
-            range("threads", threads, MAX_THREADS);
+            range("threads", threads, Options::MAX_THREADS);
         }
         let max_pixels = cli.max_pixels.checked_mul(1_000_000).filter(|&pixels| pixels > 0);
         if max_pixels.is_none() {

@@ -17,7 +17,7 @@ typedef enum fvlm_status {
   FVLM_STATUS_OK = 0,
   // A pointer that is null where none may be, text that is not UTF-8, a value that means nothing.
   FVLM_STATUS_ARGUMENT = 1,
-  // The directory is no bundle, or has not what the options ask for.
+  // The directory is no bundle, one of its files cannot be used, or it has not what the options ask for.
   FVLM_STATUS_BUNDLE = 2,
   // No engine can run it here.
   FVLM_STATUS_PROVIDER = 3,
@@ -177,13 +177,15 @@ enum fvlm_status fvlm_ready(struct fvlm_engine *engine, char **error);
 // `json` is a place to write to.
 enum fvlm_status fvlm_provider(struct fvlm_engine *engine, char **json, char **error);
 
-// Closes an engine; null does nothing.
+// Closes an engine, and waits for what of it is still being opened; null does nothing. Close all engines before the process ends:
+// ONNX Runtime does not bear to be unloaded while it opens a graph.
 //
 // # Safety
 // `engine` came from `fvlm_open`, is closed once and not used afterwards.
 void fvlm_close(struct fvlm_engine *engine);
 
-// Adds an image file (PNG, JPEG, WebP, GIF, BMP, TIFF), so that messages can show it. The same image is the same `image`.
+// Adds an image file (PNG, JPEG, WebP, GIF, BMP, TIFF), so that messages can show it. The same image is the same `image`. What was made
+// of it for the model stays in memory until `fvlm_forget_images` or `fvlm_reset`, here and in the next two functions.
 //
 // # Safety
 // `path` is a text, `image` a place to write to.
@@ -231,7 +233,7 @@ enum fvlm_status fvlm_reset(struct fvlm_engine *engine, char **error);
 //
 // # Safety
 // `messages` points to `message_count` messages, whose texts are texts and whose images are so many; all pointers of `request` are null or what
-// its fields say. `on_text` does not use the engine.
+// its fields say. `on_text` does not use the engine, and returns: no exception and no `longjmp` leaves it.
 enum fvlm_status fvlm_chat(struct fvlm_engine *engine,
                            const struct fvlm_message *messages,
                            size_t message_count,

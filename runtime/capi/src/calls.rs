@@ -89,7 +89,8 @@ pub unsafe extern "C" fn fvlm_provider(
     }
 }
 
-/// Closes an engine; null does nothing.
+/// Closes an engine, and waits for what of it is still being opened; null does nothing. Close all engines before the process ends:
+/// ONNX Runtime does not bear to be unloaded while it opens a graph.
 ///
 /// # Safety
 /// `engine` came from `fvlm_open`, is closed once and not used afterwards.
@@ -103,7 +104,8 @@ pub unsafe extern "C" fn fvlm_close(engine: *mut Engine) {
     }
 }
 
-/// Adds an image file (PNG, JPEG, WebP, GIF, BMP, TIFF), so that messages can show it. The same image is the same `image`.
+/// Adds an image file (PNG, JPEG, WebP, GIF, BMP, TIFF), so that messages can show it. The same image is the same `image`. What was made
+/// of it for the model stays in memory until `fvlm_forget_images` or `fvlm_reset`, here and in the next two functions.
 ///
 /// # Safety
 /// `path` is a text, `image` a place to write to.
@@ -214,7 +216,7 @@ pub unsafe extern "C" fn fvlm_reset(engine: *mut Engine, error: *mut *mut c_char
 ///
 /// # Safety
 /// `messages` points to `message_count` messages, whose texts are texts and whose images are so many; all pointers of `request` are null or what
-/// its fields say. `on_text` does not use the engine.
+/// its fields say. `on_text` does not use the engine, and returns: no exception and no `longjmp` leaves it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fvlm_chat(
     engine: *mut Engine,
@@ -249,9 +251,8 @@ pub unsafe extern "C" fn fvlm_chat(
                 if let Some(on_text) = on_text
                     && !piece.text.is_empty()
                 {
-                    let length = piece.text.len();
                     let words = CString::new(without_zeros(piece.text)).unwrap_or_default();
-                    unwanted = !on_text(words.as_ptr(), length, user);
+                    unwanted = !on_text(words.as_ptr(), words.as_bytes().len(), user);
                 }
             }
             let Some(place) = answer.as_mut() else {
@@ -432,7 +433,16 @@ unsafe fn engine_options(options: &Options) -> Result<runtime::Options, Failure>
     found.onnxruntime = text(options.onnxruntime, "onnxruntime")?.map(Into::into);
     found.coreml.cache = text(options.coreml_cache, "coreml_cache")?.map(Into::into);
     found.image_size = count(options.image_size);
-    found.threads = count(options.threads).and_then(|threads| usize::try_from(threads).ok());
+    found.threads = count(options.threads).map(|threads| usize::try_from(threads).unwrap_or(usize::MAX));
+    if let Some(threads) = found
+        .threads
+        .filter(|count| *count > runtime::Options::MAX_THREADS)
+    {
+        let most = runtime::Options::MAX_THREADS;
+        return Err(Failure::argument(format!(
+            "`threads` is {threads}, expected at most {most}"
+        )));
+    }
     Ok(found)
 }
 

@@ -1,5 +1,7 @@
 //! What passes between C and us. Zero means "as usual" wherever something may be left out.
 
+use runtime::prompt::PromptError;
+use runtime::sample::SampleError;
 use runtime::{BackendError, EngineError};
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
@@ -31,7 +33,7 @@ pub enum Status {
     Ok = 0,
     /// A pointer that is null where none may be, text that is not UTF-8, a value that means nothing.
     Argument = 1,
-    /// The directory is no bundle, or has not what the options ask for.
+    /// The directory is no bundle, one of its files cannot be used, or it has not what the options ask for.
     Bundle = 2,
     /// No engine can run it here.
     Provider = 3,
@@ -176,10 +178,17 @@ impl Failure {
 impl From<EngineError> for Failure {
     fn from(error: EngineError) -> Failure {
         let status = match &error {
-            EngineError::Bundle(_) | EngineError::NoVariant { .. } | EngineError::NoImageSize { .. } => {
-                Status::Bundle
+            EngineError::Bundle(_)
+            | EngineError::NoVariant { .. }
+            | EngineError::NoImageSize { .. }
+            | EngineError::Backend(BackendError::Graph { .. } | BackendError::Contract { .. })
+            | EngineError::Prompt(
+                PromptError::Read { .. } | PromptError::Tokenizer { .. } | PromptError::Spec { .. },
+            ) => Status::Bundle,
+            EngineError::Backend(BackendError::Run { .. } | BackendError::Inputs { .. })
+            | EngineError::Sample(SampleError::Length { .. } | SampleError::NotFinite { .. }) => {
+                Status::Failed
             }
-            EngineError::Backend(BackendError::Run { .. } | BackendError::Inputs { .. }) => Status::Failed,
             EngineError::Backend(_) => Status::Provider,
             EngineError::Image(_) => Status::Image,
             EngineError::Prompt(_)
@@ -188,6 +197,7 @@ impl From<EngineError> for Failure {
             | EngineError::UnknownImage => Status::Prompt,
             EngineError::Sample(_) => Status::Argument,
             EngineError::Cancelled => Status::Cancelled,
+            EngineError::Thread { .. } => Status::Internal,
             _other => Status::Failed,
         };
         Failure {
@@ -221,6 +231,52 @@ impl From<Role> for runtime::Role {
             Role::User => runtime::Role::User,
             Role::Assistant => runtime::Role::Assistant,
             Role::System => runtime::Role::System,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    #[test]
+    fn a_status_says_whose_fault_it_is() {
+        let path = PathBuf::from("file");
+        let reason = String::from("reason");
+        let graph = BackendError::Graph {
+            provider: runtime::Provider::Cpu,
+            path: path.clone(),
+            reason: reason.clone(),
+        };
+        let contract = BackendError::Contract {
+            path: path.clone(),
+            problems: Vec::new(),
+        };
+        let run = BackendError::Run {
+            path: path.clone(),
+            reason: reason.clone(),
+        };
+        let tokenizer = PromptError::Tokenizer { path, reason };
+        let parameters = SampleError::Parameters { problems: Vec::new() };
+        let not_finite = SampleError::NotFinite {
+            id: 0,
+            value: f32::NAN,
+        };
+        for (error, expected) in [
+            (EngineError::from(graph), Status::Bundle),
+            (contract.into(), Status::Bundle),
+            (run.into(), Status::Failed),
+            (BackendError::NoBackend.into(), Status::Provider),
+            (tokenizer.into(), Status::Bundle),
+            (parameters.into(), Status::Argument),
+            (not_finite.into(), Status::Failed),
+            (EngineError::EmptyPrompt, Status::Prompt),
+            (EngineError::Cancelled, Status::Cancelled),
+            (EngineError::Thread { network: "decoder" }, Status::Internal),
+        ] {
+            let words = error.to_string();
+            assert_eq!(Failure::from(error).status, expected, "{words}");
         }
     }
 }

@@ -31,6 +31,13 @@ static int broken = 0;
 
 static const char *const QUESTION = "Describe the image.";
 
+// Opens an engine and closes it at once.
+static void open_and_close(const char *bundle) {
+    fvlm_engine *engine = NULL;
+    EXPECT(fvlm_open(bundle, NULL, &engine, NULL) == FVLM_STATUS_OK);
+    fvlm_close(engine);
+}
+
 typedef struct {
     char text[4096];
     size_t length;
@@ -95,8 +102,11 @@ int main(int count, char **arguments) {
     REFUSED(fvlm_open(bundle, &options, &engine, &error), FVLM_STATUS_BUNDLE, "fp12");
     options = (fvlm_options){.provider = "\xff"};
     REFUSED(fvlm_open(bundle, &options, &engine, &error), FVLM_STATUS_ARGUMENT, "`provider` is not UTF-8");
+    options = (fvlm_options){.threads = UINT32_MAX};
+    REFUSED(fvlm_open(bundle, &options, &engine, &error), FVLM_STATUS_ARGUMENT, "`threads` is 4294967295");
     EXPECT(fvlm_open(NULL, NULL, &engine, NULL) == FVLM_STATUS_ARGUMENT);
     EXPECT(engine == NULL);
+    for (int i = 0; i < 5; i += 1) open_and_close(bundle);
 
     options = (fvlm_options){.provider = "auto", .threads = 1};
     EXPECT(fvlm_open(bundle, &options, &engine, NULL) == FVLM_STATUS_OK);
@@ -105,7 +115,17 @@ int main(int count, char **arguments) {
     char *json = NULL;
     EXPECT(fvlm_provider(engine, &json, NULL) == FVLM_STATUS_OK);
     EXPECT(json != NULL && strstr(json, "\"target\":\"portable\"") != NULL);
+    EXPECT(json != NULL && strstr(json, "\"notices\"") == NULL);
     fvlm_string_free(json);
+
+    // Who is replaced, and why.
+    fvlm_engine *other = NULL;
+    options = (fvlm_options){.provider = "cpu", .onnxruntime = "/nowhere/libonnxruntime.so"};
+    EXPECT(fvlm_open(bundle, &options, &other, NULL) == FVLM_STATUS_OK);
+    EXPECT(fvlm_provider(other, &json, NULL) == FVLM_STATUS_OK);
+    EXPECT(json != NULL && strstr(json, "\"used\":\"tract\"") != NULL && strstr(json, "/nowhere/libonnxruntime.so") != NULL);
+    fvlm_string_free(json);
+    fvlm_close(other);
 
     // One image, three ways.
     fvlm_image image = 0, same = 0;

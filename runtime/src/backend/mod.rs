@@ -173,6 +173,11 @@ pub enum CoreMlFormat {
     NeuralNetwork,
 }
 
+impl Options {
+    /// Most threads that make sense; a typo must not start thousands.
+    pub const MAX_THREADS: usize = 1024;
+}
+
 impl Default for Options {
     fn default() -> Options {
         Options {
