@@ -96,6 +96,9 @@ pub struct ImageSize {
 /// An engine is used by one thread at a time and may move between threads (it is [`Send`]); several engines share
 /// nothing but ONNX Runtime's library and the threads that compute.
 ///
+/// Dropping it waits for what is still being opened. Drop all engines before the process ends (not by
+/// [`std::process::exit`] while one is open): ONNX Runtime does not bear to be unloaded while it opens a graph.
+///
 /// ```no_run
 /// use runtime::{Engine, Message, Options, Request, image};
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
