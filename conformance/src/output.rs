@@ -34,10 +34,9 @@ impl Complaint {
     }
 }
 
-/// Says something on stderr.
-#[expect(clippy::print_stderr, reason = "stderr is where this program talks")]
+/// Says something on stderr, if it is open: a lost message must not lose work.
 pub(crate) fn tell(text: &str) {
-    eprintln!("{}", report::plain(text));
+    drop(writeln!(io::stderr(), "{}", report::plain(text)));
 }
 
 /// Writes to stdout at once; a closed pipe is no error: whoever read it has had enough.

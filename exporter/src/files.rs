@@ -21,6 +21,8 @@ use std::time::Duration;
 pub struct Staging {
     directory: tempfile::TempDir,
     target: PathBuf,
+    /// Whether a bundle that is there is replaced.
+    overwrite: bool,
     /// Held while this process lives; tells other exports that the directory is in use.
     _lock: Option<File>,
     /// Dropped after `directory`, which lies in them.
@@ -49,6 +51,7 @@ impl Staging {
         Ok(Staging {
             directory,
             target,
+            overwrite,
             _lock: lock,
             _parents: parents,
         })
@@ -80,9 +83,13 @@ impl Staging {
             sync_directory(directory);
         }
         // Looked at again: minutes have passed since the first time.
-        check_target(&self.target, true)?;
+        check_target(&self.target, self.overwrite)?;
         let (parent, _name) = split(&self.target)?;
-        if !self.target.exists() {
+        if !self.overwrite || !self.target.exists() {
+            if self.target.exists() {
+                // An empty directory, or whoever filled it just now keeps it; not every system renames over one.
+                fs::remove_dir(&self.target).map_err(ExportError::io("replace", &self.target))?;
+            }
             fs::rename(self.path(), &self.target).map_err(ExportError::io("rename to", &self.target))?;
             drop(self.directory.keep());
         } else if exchange(self.path(), &self.target).is_err() {
@@ -484,6 +491,30 @@ mod tests {
             list(parent.path(), "").unwrap(),
             ["bundle/a.txt", "bundle/bundle.json"]
         );
+    }
+
+    #[test]
+    fn what_came_meanwhile_stays() {
+        let parent = tempfile::tempdir().unwrap();
+        let target = parent.path().join("bundle");
+        for empty_before in [false, true] {
+            if empty_before {
+                fs::create_dir(&target).unwrap();
+            }
+            let staging = Staging::create(&target, false).unwrap();
+            write(staging.path(), "a.txt", b"late").unwrap();
+            write(staging.path(), "bundle.json", CONTRACT.as_bytes()).unwrap();
+            publish(&target, "early").unwrap();
+            let error = staging.publish().unwrap_err();
+            assert!(matches!(error, ExportError::Exists { .. }), "{error}");
+            assert_eq!(fs::read_to_string(target.join("a.txt")).unwrap(), "early");
+            fs::remove_dir_all(&target).unwrap();
+        }
+        let staging = Staging::create(&target, false).unwrap();
+        fs::create_dir(&target).unwrap();
+        write(staging.path(), "a.txt", b"x").unwrap();
+        staging.publish().unwrap();
+        assert_eq!(list(parent.path(), "").unwrap(), ["bundle/a.txt"]);
     }
 
     #[test]

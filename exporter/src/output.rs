@@ -29,8 +29,7 @@ pub(crate) fn complain(error: &ExportError) {
     }
 }
 
-/// Says something on stderr.
-#[expect(clippy::print_stderr, reason = "stderr is where this program talks")]
+/// Says something on stderr, if it is open: a lost message must not lose work.
 pub(crate) fn tell(text: &str) {
     // Names in files are not ours: they must not drive a terminal.
     let plain: String = text
@@ -43,7 +42,7 @@ pub(crate) fn tell(text: &str) {
             }
         })
         .collect();
-    eprintln!("{plain}");
+    drop(writeln!(io::stderr(), "{plain}"));
 }
 
 /// What a user of this program could do; the library knows no flags.

@@ -619,6 +619,18 @@ fn a_full_disk_is_an_error() {
     assert!(tree(world.directory.path()) == before);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_lost_message_loses_no_work() {
+    let world = World::new();
+    for (flags, code) in [(&["-o", "b"][..], 0), (&["--model", "nowhere"], 2)] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let status = world.command(flags).stderr(full).status().unwrap();
+        assert_eq!(status.code(), Some(code), "{flags:?}");
+    }
+    models::bundle::Bundle::open(&world.path("b")).unwrap();
+}
+
 #[test]
 fn a_card_says_what_is_there() {
     let world = World::new();

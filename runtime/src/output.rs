@@ -9,18 +9,21 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 /// Says what went wrong, and what would help.
-#[expect(clippy::print_stderr, reason = "stderr is where this program talks")]
 pub(crate) fn complain(problem: &str, hint: Option<&str>) {
-    eprintln!("error: {}", plain(problem));
+    say(&format!("error: {}", plain(problem)));
     if let Some(hint) = hint {
-        eprintln!("\nhint: {hint}");
+        say(&format!("\nhint: {hint}"));
     }
 }
 
+/// A line on stderr, if it is open: a lost message must not lose work.
+fn say(line: &str) {
+    drop(writeln!(io::stderr(), "{line}"));
+}
+
 /// Says something that is not an error.
-#[expect(clippy::print_stderr, reason = "stderr is where this program talks")]
 pub(crate) fn tell(text: &str) {
-    eprintln!("{}", plain(text));
+    say(&plain(text));
 }
 
 /// Without control characters: file names and messages of engines must not drive a terminal.

@@ -150,6 +150,22 @@ fn describes_images() {
         .success("R.\n");
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_lost_message_loses_no_answer() {
+    let folder = Folder::new();
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_fvlm-run"))
+        .current_dir(folder.path(""))
+        .args(["--provider", "tract", "--stats", "nowhere.png", "red.png"])
+        .stderr(full)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let answers = String::from_utf8_lossy(&output.stdout);
+    assert!(answers.contains("red.png"), "{answers}");
+}
+
 #[test]
 fn talks_on_stderr_only() {
     let folder = Folder::new();
