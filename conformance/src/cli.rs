@@ -125,8 +125,8 @@ pub(crate) struct Run {
 #[derive(Debug, Args)]
 #[command(before_help = "\
 Examples:
-  fvlm-conform synth --size demo --layout transformers-train -o DIR            15 MB, at once
-  fvlm-conform synth --size 0.5b --layout llava --dtype bf16 --seed 7 -o DIR   1.5 GB, seconds
+  fvlm-conform synth --size demo --layout transformers-train -o DIR            13 MB, at once
+  fvlm-conform synth --size 0.5b --layout llava --dtype bf16 --seed 7 -o DIR   1.2 GB, seconds
 ")]
 pub(crate) struct Synth {
     #[command(flatten)]

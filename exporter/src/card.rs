@@ -5,7 +5,7 @@
 use crate::clients::dtype;
 use crate::summary::{FileOrigin, FileSummary};
 use indicatif::HumanBytes;
-use models::bundle::{Bundle, CoreMlPackages, FileEntry, GraphEntry};
+use models::bundle::{Bundle, CoreMlPackages, FileEntry, GraphEntry, Variant};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
@@ -13,15 +13,29 @@ use std::fmt::Write as _;
 pub(crate) const FILE_NAME: &str = "README.md";
 
 /// Licenses that the hub knows by these names; any other is `other` there.
-const KNOWN: [&str; 8] = [
+const KNOWN: [&str; 22] = [
+    "agpl-3.0",
     "apache-2.0",
     "apple-amlr",
     "apple-ascl",
+    "bsd-2-clause",
     "bsd-3-clause",
     "cc-by-4.0",
     "cc-by-nc-4.0",
+    "cc-by-nc-nd-4.0",
+    "cc-by-nc-sa-4.0",
+    "cc-by-nd-4.0",
+    "cc-by-sa-4.0",
+    "cc0-1.0",
+    "gpl-2.0",
+    "gpl-3.0",
+    "isc",
+    "lgpl-3.0",
     "mit",
+    "mpl-2.0",
     "openrail",
+    "unlicense",
+    "zlib",
 ];
 
 /// The card of a bundle whose other files are listed in it already. `base` is the model of the hub that it was made from.
@@ -56,11 +70,20 @@ fn lines(text: &mut String, bundle: &Bundle, base: Option<&str>, files: &[FileSu
         bundle.tool,
     )?;
     let image = &bundle.image;
-    writeln!(
+    let further = bundle
+        .variants
+        .iter()
+        .flat_map(|variant| &variant.further_encoders);
+    let further: BTreeSet<_> = further.map(|one| (one.width, one.height, one.tokens)).collect();
+    write!(
         text,
-        "Images of {} x {} pixels become {} tokens; the context has {} positions.\n",
-        image.width, image.height, image.tokens, bundle.kv.max_context
+        "Images of {} x {} pixels become {} tokens",
+        image.width, image.height, image.tokens
     )?;
+    for (width, height, tokens) in further {
+        write!(text, ", those of {width} x {height} {tokens}")?;
+    }
+    writeln!(text, "; the context has {} positions.\n", bundle.kv.max_context)?;
     precisions(text, bundle)?;
     clients(text, bundle)?;
     source(text, bundle, files)?;
@@ -70,13 +93,19 @@ fn lines(text: &mut String, bundle: &Bundle, base: Option<&str>, files: &[FileSu
 fn front_matter(text: &mut String, bundle: &Bundle, base: Option<&str>) -> std::fmt::Result {
     writeln!(text, "---")?;
     let name = bundle.model.license.as_deref().unwrap_or_default();
-    if KNOWN.contains(&name) {
-        writeln!(text, "license: {name}")?;
-    } else if !name.is_empty() {
-        writeln!(text, "license: other\nlicense_name: {}", slug(name))?;
-    }
-    if let Some(file) = terms(bundle).next().filter(|_| !KNOWN.contains(&name)) {
-        writeln!(text, "license_link: {}", file.path)?;
+    let file = terms(bundle).next();
+    let known = name.to_ascii_lowercase();
+    if KNOWN.contains(&known.as_str()) {
+        writeln!(text, "license: {known}")?;
+    } else if !name.is_empty() || file.is_some() {
+        writeln!(text, "license: other")?;
+        // Quoted: a name may be a number or a word that means something in YAML.
+        if !slug(name).is_empty() {
+            writeln!(text, "license_name: \"{}\"", slug(name))?;
+        }
+        if let Some(file) = file {
+            writeln!(text, "license_link: \"{}\"", file.path.replace('"', "%22"))?;
+        }
     }
     if let Some(base) = base {
         writeln!(text, "base_model: {base}")?;
@@ -126,9 +155,21 @@ fn precisions(text: &mut String, bundle: &Bundle) -> std::fmt::Result {
     }
     writeln!(
         text,
-        "\nA weight that two graphs read counts once, where it lies. What a precision loses on this model was not measured by the export: \
-         `fvlm-conform quality` does.\n"
+        "\n{}What a precision loses on this model was not measured by the export: \
+         `fvlm-conform quality` does.\n",
+        if bundle.variants.iter().all(self_contained) {
+            ""
+        } else {
+            "A weight that two graphs read counts once, where it lies. "
+        }
     )
+}
+
+/// Whether each graph reads its own data file and no other.
+fn self_contained(variant: &Variant) -> bool {
+    let graphs = [&variant.vision_encoder, &variant.embed_tokens, &variant.decoder];
+    let alone = |graph: &GraphEntry| graph.data.iter().all(|file| *file == own_data(graph));
+    graphs.into_iter().all(alone)
 }
 
 fn stored(precision: &str) -> &'static str {
@@ -147,9 +188,17 @@ const ID: &str = "ORG/NAME";
 fn clients(text: &mut String, bundle: &Bundle) -> std::fmt::Result {
     writeln!(text, "## How to run it\n\n`{ID}` is this repository.\n")?;
     let name = directory(&bundle.model.name);
+    let (built, provider) = if bundle.variants.is_empty() {
+        (
+            " on macOS 15, built with `--features coreml-native`",
+            " --provider coreml-native",
+        )
+    } else {
+        ("", "")
+    };
     writeln!(
         text,
-        "With `fvlm-run`, which needs no Python:\n\n```\nhf download {ID} --local-dir {name}\nfvlm-run --model {name} --prompt \"Describe the image.\" image.png\n```\n"
+        "With `fvlm-run`{built}, which needs no Python:\n\n```\nhf download {ID} --local-dir {name}\nfvlm-run --model {name}{provider} --prompt \"Describe the image.\" image.png\n```\n"
     )?;
     let mut variants = bundle.variants.iter();
     let opened = variants.find_map(|variant| Some((variant, dtype(variant)?)));
@@ -161,9 +210,7 @@ fn clients(text: &mut String, bundle: &Bundle) -> std::fmt::Result {
             models::bundle::Content::Text => "'<image>\\nDescribe the image.'",
         };
         // In a browser it gives each graph its own data file and no other.
-        let alone = |graph: &GraphEntry| graph.data.iter().all(|file| *file == own_data(graph));
-        let graphs = [&variant.vision_encoder, &variant.embed_tokens, &variant.decoder];
-        let place = if graphs.into_iter().all(alone) {
+        let place = if self_contained(variant) {
             "in Node.js or a browser"
         } else {
             "in Node.js (a browser needs graphs that were exported with `--self-contained`)"
@@ -268,7 +315,7 @@ fn license(text: &mut String, bundle: &Bundle) -> std::fmt::Result {
         )?,
     }
     let terms: Vec<String> = terms(bundle)
-        .map(|file| format!("[`{0}`]({0})", file.path))
+        .map(|file| format!("[`{0}`](<{0}>)", plain(&file.path)))
         .collect();
     if terms.is_empty() {
         writeln!(text, ".")

@@ -61,11 +61,12 @@ pub(crate) struct Cli {
     #[arg(long)]
     pub(crate) self_contained: bool,
 
-    /// Slots of the KV cache of target coreml: the longest sequence, image and answer included
-    #[arg(long, value_name = "N", default_value_t = ExportPlan::MAX_CONTEXT)]
-    pub(crate) max_context: u64,
+    /// Slots of the KV cache of Core ML: the longest sequence, image and answer included; at most the model's context
+    /// [default: 1024]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_context: Option<u64>,
 
-    /// New positions of a prefill graph of target coreml; can be given several times [default: 64 and 320]
+    /// New positions of a prefill graph of Core ML, at most the cache's; can be given several times [default: 64 and 320]
     #[arg(long, value_name = "N")]
     pub(crate) prefill: Vec<u64>,
 
@@ -205,17 +206,27 @@ impl Cli {
                 return Err(format!("{flag} is about --to onnx, found --to coreml"));
             }
         }
+        let variants = if onnx { self.variants()? } else { Vec::new() };
+        let fixed = variants.iter().any(|variant| variant.target() == Target::CoreMl);
+        for (given, flag) in [
+            (self.max_context.is_some(), "--max-context"),
+            (!self.prefill.is_empty(), "--prefill"),
+        ] {
+            if given && !fixed && packages.is_empty() {
+                return Err(format!("{flag} is about --target coreml and --to coreml"));
+            }
+        }
         Ok(ExportPlan {
             source: source(&self.model),
             output: self.output.clone(),
-            variants: if onnx { self.variants()? } else { Vec::new() },
+            variants,
             packages,
             older_encoder: self.ios16_encoder,
             neural_engine: self.neural_engine,
             card: self.card,
             image_sizes: self.image_size.clone(),
             self_contained: self.self_contained,
-            max_context: self.max_context,
+            max_context: self.max_context.unwrap_or(ExportPlan::MAX_CONTEXT),
             prefill: if self.prefill.is_empty() {
                 ExportPlan::PREFILL.to_vec()
             } else {

@@ -70,6 +70,7 @@ pub fn export(plan: &ExportPlan, report: &mut dyn Report) -> Result<Summary, Exp
     opened.announce(&forms)?;
     let mut summary = Summary::new(&opened, info, &forms);
     summary.warnings.extend(source.warnings);
+    summary.warnings.extend(opened.assets.warnings.iter().cloned());
     if plan.dry_run {
         return Ok(summary);
     }
@@ -149,7 +150,12 @@ impl Opened {
             .max_context
             .min(weights.config().decoder.max_position_embeddings);
         let prefill: BTreeSet<u64> = plan.prefill.iter().map(|new| *new.min(&context)).collect();
-        if context == 0 || prefill.iter().any(|new| *new < 2) {
+        let fixed = !plan.packages.is_empty()
+            || plan
+                .variants
+                .iter()
+                .any(|variant| variant.target() == Target::CoreMl);
+        if fixed && (context == 0 || prefill.iter().any(|new| *new < 2)) {
             return Err(ExportError::Lengths {
                 context: plan.max_context,
                 prefill: plan.prefill.clone(),

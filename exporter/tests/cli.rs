@@ -697,6 +697,38 @@ fn a_card_says_what_is_there() {
 }
 
 #[test]
+fn a_card_is_yaml_whatever_the_terms_are_called() {
+    let world = World::new();
+    for (file, text, lines) in [
+        (
+            "LICENSE (1).txt",
+            "1.0\n",
+            &[
+                "license: other",
+                "license_name: \"1.0\"",
+                "license_link: \"LICENSE (1).txt\"",
+            ][..],
+        ),
+        (
+            "LICENSE",
+            "\u{8bb8}\u{53ef}\n",
+            &["license: other", "license_link: \"LICENSE\""],
+        ),
+        ("LICENSE", "", &["license: other", "license_link: \"LICENSE\""]),
+        ("README.md", "---\nlicense: CC0-1.0\n---\n", &["license: cc0-1.0"]),
+    ] {
+        fs::remove_file(world.path("model/LICENSE")).unwrap_or_default();
+        fs::write(world.path("model").join(file), text).unwrap();
+        let ran = world.run(&["--model", "model", "-o", "bundle", "--overwrite", "--card"]);
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+        let card = fs::read_to_string(world.path("bundle/README.md")).unwrap();
+        let found: Vec<&str> = card.lines().filter(|line| line.starts_with("license")).collect();
+        assert_eq!(found, lines, "{file}: {text}");
+        fs::remove_file(world.path("model").join(file)).unwrap();
+    }
+}
+
+#[test]
 fn self_contained_graphs_read_their_own_file_alone() {
     let world = World::new();
     let flags = [

@@ -5,7 +5,7 @@
 
 #![deny(clippy::as_conversions)]
 
-mod check;
+pub(crate) mod check;
 
 use crate::dtype::DType;
 use crate::error::BundleError;

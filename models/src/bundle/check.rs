@@ -415,7 +415,7 @@ fn lengths_fit(context: usize, prefill: &[usize], max_context: usize) -> bool {
 }
 
 /// The path, if it stays inside the bundle on every system.
-fn inside(path: &str) -> Option<PathBuf> {
+pub(crate) fn inside(path: &str) -> Option<PathBuf> {
     let plain = !path.is_empty() && !path.contains(['\\', ':', '\0']) && !path.split('/').any(str::is_empty);
     let relative = Path::new(path);
     let normal = relative

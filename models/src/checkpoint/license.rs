@@ -3,7 +3,9 @@
 #![deny(clippy::as_conversions)]
 
 use super::processing::{Asset, Origin};
+use crate::bundle;
 use crate::error::CheckpointError;
+use std::ffi::OsString;
 use std::path::Path;
 
 /// How names of such files begin, in capitals.
@@ -20,37 +22,54 @@ const MAX_BYTES: u64 = 4 << 20;
 /// Longest name of a license, in characters.
 const MAX_NAME: usize = 80;
 
-/// Whether a file is called as terms of use are.
+/// Whether a file is called as terms of use are, and can be part of a bundle under its name.
 pub fn is_license(name: &str) -> bool {
-    let upper = name.to_ascii_uppercase();
-    let plain = name
-        .bytes()
-        .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b'\\'));
-    plain && NAMES.iter().any(|begin| upper.starts_with(begin))
+    let plain = !name.contains(|c: char| c == '/' || c.is_control()) && bundle::check::inside(name).is_some();
+    plain && looks_like_one(name)
 }
 
-/// The terms of use that lie in a checkpoint's directory, sorted, and what they are called.
+fn looks_like_one(name: &str) -> bool {
+    let upper = name.to_ascii_uppercase();
+    NAMES.iter().any(|begin| upper.starts_with(begin))
+}
+
+/// Terms of use.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Terms {
+    /// The files, sorted.
+    pub(super) files: Vec<Asset>,
+    /// What they are called.
+    pub(super) name: Option<String>,
+    /// What is called as terms of use are and was left out, one sentence each.
+    pub(super) left_out: Vec<String>,
+}
+
+/// The terms of use that lie in a checkpoint's directory.
 ///
 /// # Errors
 /// A file that cannot be read or is too long.
-pub(super) fn find(directory: &Path) -> Result<(Vec<Asset>, Option<String>), CheckpointError> {
+pub(super) fn find(directory: &Path) -> Result<Terms, CheckpointError> {
     let entries = std::fs::read_dir(directory).map_err(|source| CheckpointError::Io {
         path: directory.to_owned(),
         source,
     })?;
-    let names = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok());
-    let mut names: Vec<String> = names.filter(|name| is_license(name)).collect();
+    let names = entries.flatten().map(|entry| entry.file_name());
+    let mut names: Vec<OsString> = names
+        .filter(|name| looks_like_one(&name.to_string_lossy()))
+        .collect();
     names.sort();
-    let mut files = Vec::new();
-    for path in names {
-        if directory.join(&path).is_file() {
-            files.push(Asset {
-                contents: read(&directory.join(&path))?,
+    let (mut files, mut left_out) = (Vec::new(), Vec::new());
+    for name in names {
+        let place = directory.join(&name);
+        let mut leave_out = |why: &str| left_out.push(format!("`{}` is left out: {why}", place.display()));
+        match name.into_string() {
+            Ok(_) if place.is_dir() => leave_out("it is a directory, terms of use are files"),
+            Ok(path) if is_license(&path) => files.push(Asset {
+                contents: read(&place)?,
                 path,
                 origin: Origin::Kept,
-            });
+            }),
+            _odd => leave_out("no bundle can have a file of this name"),
         }
     }
     let card = directory.join("README.md");
@@ -63,7 +82,11 @@ pub(super) fn find(directory: &Path) -> Result<(Vec<Asset>, Option<String>), Che
         .iter()
         .find(|file| !file.path.to_ascii_uppercase().starts_with("ACK"));
     let name = declared.or_else(|| heading(&String::from_utf8_lossy(&first?.contents)));
-    Ok((files, name))
+    Ok(Terms {
+        files,
+        name,
+        left_out,
+    })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, CheckpointError> {
@@ -71,7 +94,11 @@ fn read(path: &Path) -> Result<Vec<u8>, CheckpointError> {
         path: path.to_owned(),
         source,
     };
-    let length = std::fs::metadata(path).map_err(io)?.len();
+    let found = std::fs::metadata(path).map_err(io)?;
+    if !found.is_file() {
+        return Err(CheckpointError::malformed(path, "is not a regular file"));
+    }
+    let length = found.len();
     if length > MAX_BYTES {
         let problem = format!("is {length} bytes long, at most {MAX_BYTES} are read");
         return Err(CheckpointError::malformed(path, problem));
@@ -100,7 +127,9 @@ fn declared(card: &str) -> Option<String> {
             value.trim_matches(['[', ']']).split(',').map(plain).collect()
         };
         let text = values.join(" or ");
-        let known = !text.is_empty() && text != "other" && text != "unknown";
+        // Block scalars and what means nothing; the hub's words are `other` and `unknown`.
+        let nothing = ["", "other", "unknown", "null", "~"].contains(&text.as_str());
+        let known = !nothing && !text.starts_with(['|', '>']);
         known.then(|| text.chars().filter(|c| !c.is_control()).take(MAX_NAME).collect())
     };
     of("license_name:").or_else(|| of("license:"))
@@ -131,7 +160,15 @@ mod tests {
         ] {
             assert!(is_license(name), "{name}");
         }
-        for name in ["README.md", "a/LICENSE", "LICENSE\\x", "LICENSE x", "mylicense"] {
+        assert!(is_license("LICENSE (1).txt"));
+        for name in [
+            "README.md",
+            "a/LICENSE",
+            "LICENSE\\x",
+            "LICENSE:x",
+            "LICENSE\n",
+            "mylicense",
+        ] {
             assert!(!is_license(name), "{name}");
         }
     }
@@ -154,6 +191,8 @@ mod tests {
                 Some("mit or apache-2.0"),
             ),
             ("---\nlicense: other\n---\n", None),
+            ("---\nlicense: null\n---\n", None),
+            ("---\nlicense: |\n  mit\n---\n", None),
             ("---\ntags:\n- license: x\n---\nlicense: mit", None),
             ("license: mit", None),
             ("", None),
@@ -166,12 +205,20 @@ mod tests {
     #[test]
     fn what_lies_in_a_directory() {
         let directory = tempfile::tempdir().unwrap();
-        assert_eq!(find(directory.path()).unwrap(), (Vec::new(), None));
+        assert_eq!(find(directory.path()).unwrap(), Terms::default());
         let put = |name: &str, text: &[u8]| std::fs::write(directory.path().join(name), text).unwrap();
         put("ACKNOWLEDGEMENTS", b"Thanks\n");
         put("LICENSE_MODEL", b"\n  == Apple Model License ==\nyou may \xff\n");
         put("config.json", b"{}");
-        let (files, name) = find(directory.path()).unwrap();
+        put("LICENSE:1", b"x");
+        std::fs::create_dir(directory.path().join("LICENSES")).unwrap();
+        let Terms {
+            files,
+            name,
+            left_out,
+        } = find(directory.path()).unwrap();
+        assert_eq!(left_out.len(), 2, "{left_out:?}");
+        assert!(left_out[0].contains("LICENSE:1` is left out"), "{left_out:?}");
         let names: Vec<&str> = files.iter().map(|file| file.path.as_str()).collect();
         assert_eq!(names, ["ACKNOWLEDGEMENTS", "LICENSE_MODEL"]);
         assert_eq!(
@@ -180,6 +227,15 @@ mod tests {
         );
         assert_eq!(name.as_deref(), Some("Apple Model License"));
         put("README.md", b"---\nlicense: apple-amlr\n---\n");
-        assert_eq!(find(directory.path()).unwrap().1.as_deref(), Some("apple-amlr"));
+        assert_eq!(
+            find(directory.path()).unwrap().name.as_deref(),
+            Some("apple-amlr")
+        );
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink("nowhere", directory.path().join("NOTICE")).unwrap();
+            let error = find(directory.path()).unwrap_err().to_string();
+            assert!(error.contains("NOTICE"), "{error}");
+        }
     }
 }

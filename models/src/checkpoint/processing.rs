@@ -25,6 +25,8 @@ pub struct Assets {
     pub files: Vec<Asset>,
     /// What the checkpoint calls its terms of use: `apple-amlr`. `None` where it says nothing.
     pub license: Option<String>,
+    /// What the user should know, one sentence each.
+    pub warnings: Vec<String>,
 }
 
 /// A small file of the bundle.
@@ -151,7 +153,8 @@ pub(super) fn assets(
         }
     };
     let token_side = config.vision.token_side();
-    let (mut assets, license) = license::find(directory)?;
+    let terms = license::find(directory)?;
+    let mut assets = terms.files;
     assets.extend([
         Asset {
             path: "chat_template.jinja".to_owned(),
@@ -201,7 +204,8 @@ pub(super) fn assets(
         image,
         prompt,
         files: assets,
-        license,
+        license: terms.name,
+        warnings: terms.left_out,
     })
 }
 
@@ -223,6 +227,7 @@ impl Files<'_> {
                 &path,
                 format!("is longer than {MAX_BYTES} bytes"),
             )),
+            Ok(found) if !found.is_file() => Err(CheckpointError::malformed(&path, "is not a regular file")),
             Ok(_) => std::fs::read_to_string(&path)
                 .map(Some)
                 .map_err(|source| CheckpointError::Io { path, source }),

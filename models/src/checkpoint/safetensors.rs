@@ -89,10 +89,11 @@ impl SafetensorsFile {
             path: path.to_owned(),
             source,
         };
-        let file = File::open(path).map_err(io)?;
-        if !file.metadata().map_err(io)?.is_file() {
+        // Looked at before it is opened: a pipe would wait for whoever writes it.
+        if !std::fs::metadata(path).map_err(io)?.is_file() {
             return Err(CheckpointError::malformed(path, "is not a regular file"));
         }
+        let file = File::open(path).map_err(io)?;
         #[expect(
             unsafe_code,
             reason = "a checkpoint is far larger than memory; it must be mapped"
@@ -165,6 +166,9 @@ impl<'de> Deserialize<'de> for Header {
 /// The only function that believes a file: checks everything that is used later.
 fn validate(bytes: &[u8]) -> Result<Vec<StoredTensor>, String> {
     let file_length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    if bytes.starts_with(b"version https://git-lfs") {
+        return Err("is a pointer of Git LFS instead of weights: `git lfs pull` brings them".to_owned());
+    }
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
         return Err(format!("{file_length} bytes, a safetensors file has at least 8"));
     };
