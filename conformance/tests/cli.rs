@@ -115,6 +115,25 @@ fn manual_and_completions_come_from_the_flags() {
             assert!(ran.stdout.contains(word), "`{word}` in {kind}");
         }
     }
+    assert!(
+        run(&["generate", "man"]).stdout.contains("shard"),
+        "flags of subcommands in the manual"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn bash_completes_flags_of_subcommands() {
+    let ran = run(&["generate", "complete-bash"]);
+    let script = format!(
+        "{}\nCOMP_WORDS=(fvlm-conform synth --si); COMP_CWORD=2; _fvlm__conform fvlm-conform --si synth; echo \"${{COMPREPLY[@]}}\"",
+        ran.stdout
+    );
+    let output = Command::new("bash")
+        .args(["--norc", "-c", &script])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "--size");
 }
 
 #[test]
