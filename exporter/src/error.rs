@@ -209,12 +209,22 @@ pub enum HubProblem {
         reason: String,
     },
     /// An HTTP status that is no success.
-    #[error("answers {code}, {}", meaning(*code, *token))]
+    #[error("answers {code} for {what}, {}", meaning(*code, *token))]
     Status {
         /// The status.
         code: u16,
+        /// What was asked for.
+        what: String,
         /// Whether a token was sent.
         token: bool,
+    },
+    /// It was not asked, because of a variable of the environment.
+    #[error("was not asked: {variable} {problem}")]
+    Setting {
+        /// The variable.
+        variable: &'static str,
+        /// What it is, and what is expected.
+        problem: String,
     },
     /// A connection on which nothing arrives.
     #[error("sent nothing of {what} for {seconds} seconds")]
@@ -263,6 +273,7 @@ impl HubProblem {
             HubProblem::Size { .. }
             | HubProblem::Protocol { .. }
             | HubProblem::NoCheckpoint { .. }
+            | HubProblem::Setting { .. }
             | HubProblem::Busy { .. } => false,
         }
     }

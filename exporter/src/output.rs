@@ -62,9 +62,9 @@ fn hint(error: &ExportError) -> Option<&'static str> {
         ExportError::InterruptedDownload { .. } => Some("the same command goes on from there"),
         ExportError::Hub { problem, .. } => hub_hint(problem),
         ExportError::NoModel { .. } => Some("--model takes a directory, `demo`, or ORG/NAME"),
-        ExportError::NoSpace { .. } => {
-            Some("--output names a directory on another disk, --precision fp16 halves the bytes")
-        }
+        ExportError::NoSpace { .. } => Some(
+            "--output names a directory on another disk, --precision fp16 halves the bytes; HF_HOME moves the cache of downloads",
+        ),
         ExportError::Float16Range { .. } | ExportError::ConstantRange { .. } => {
             Some("export with --precision fp32")
         }
@@ -82,6 +82,7 @@ fn hub_hint(problem: &HubProblem) -> Option<&'static str> {
         HubProblem::Status {
             code: 401,
             token: false,
+            ..
         } => Some("`hf auth login`, or a token in HF_TOKEN; --model ORG/NAME@REVISION names a revision"),
         HubProblem::Status { code: 401 | 403, .. } => {
             Some("accept the model's terms on its page with the account of that token")

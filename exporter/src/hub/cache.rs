@@ -2,6 +2,7 @@
 //!
 //! The variables are those of `huggingface_hub` (its documentation, "Environment variables").
 
+use crate::error::HubProblem;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -33,7 +34,7 @@ impl Settings {
     fn of(variable: impl Fn(&str) -> Option<OsString>) -> Self {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());
         let text = |name: &str| set(name).and_then(|value| value.into_string().ok());
-        let path = |name: &str| set(name).map(PathBuf::from);
+        let path = |name: &str| set(name).map(|value| expanded(PathBuf::from(value), set("HOME")));
         let home = path("HF_HOME").unwrap_or_else(|| {
             let cache = path("XDG_CACHE_HOME").unwrap_or_else(|| {
                 path("HOME")
@@ -45,14 +46,17 @@ impl Settings {
         });
         let cache = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE"));
         let token_file = path("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
-        let token = text("HF_TOKEN").or_else(|| std::fs::read_to_string(token_file).ok());
-        let token = token.map(|token| token.trim().to_owned());
-        let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
-        let seconds = text("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|seconds| seconds.parse::<u64>().ok());
         let yes = |name: &str| {
             let value = text(name).unwrap_or_default().to_ascii_uppercase();
             matches!(value.as_str(), "1" | "ON" | "YES" | "TRUE")
         };
+        let token = text("HF_TOKEN")
+            .or_else(|| text("HUGGING_FACE_HUB_TOKEN"))
+            .or_else(|| std::fs::read_to_string(token_file).ok())
+            .filter(|_| !yes("HF_HUB_DISABLE_IMPLICIT_TOKEN"));
+        let token = token.map(|token| token.trim().to_owned());
+        let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
+        let seconds = text("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|seconds| seconds.parse::<u64>().ok());
         Settings {
             cache: cache.unwrap_or_else(|| home.join("hub")),
             endpoint: endpoint.trim_end_matches('/').to_owned(),
@@ -64,14 +68,46 @@ impl Settings {
         }
     }
 
+    /// Whether the hub can be asked with these.
+    ///
+    /// # Errors
+    /// [`HubProblem::Setting`], the first.
+    pub(crate) fn check(&self) -> Result<(), HubProblem> {
+        let problem = |variable, problem: &str| HubProblem::Setting {
+            variable,
+            problem: problem.to_owned(),
+        };
+        let address = self.endpoint.strip_prefix("http://");
+        let address = address.or_else(|| self.endpoint.strip_prefix("https://"));
+        if address.is_none_or(str::is_empty) {
+            return Err(problem("HF_ENDPOINT", "is no http:// or https:// address"));
+        }
+        let token = self.token.as_deref().unwrap_or_default();
+        if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(problem(
+                "HF_TOKEN",
+                "(or the file with the token) has characters that no token has",
+            ));
+        }
+        Ok(())
+    }
+
     /// The directory of a revision: a branch or tag by its entry in `refs`, or a commit.
     pub(crate) fn snapshot(&self, id: &str, revision: &str) -> PathBuf {
         let model = self.cache.join(format!("models--{}", id.replace('/', "--")));
         let commit = match std::fs::read_to_string(model.join("refs").join(revision)) {
-            Ok(commit) => commit.trim().to_owned(),
-            Err(_) => revision.to_owned(),
+            Ok(commit) if !commit.trim().is_empty() => commit.trim().to_owned(),
+            _none => revision.to_owned(),
         };
         model.join("snapshots").join(commit)
+    }
+}
+
+/// With the home directory in the place of `~`.
+fn expanded(path: PathBuf, home: Option<OsString>) -> PathBuf {
+    match (path.strip_prefix("~"), home) {
+        (Ok(rest), Some(home)) => Path::new(&home).join(rest),
+        _plain => path,
     }
 }
 
@@ -96,7 +132,8 @@ mod tests {
 
     #[test]
     fn cache_by_the_variables_of_the_hub() {
-        let cases: [(&[(&str, &str)], &str); 6] = [
+        let cases: [(&[(&str, &str)], &str); 7] = [
+            (&[("HF_HOME", "~/b"), ("HOME", "c")], "c/b/hub"),
             (&[("HF_HUB_CACHE", "a"), ("HF_HOME", "b"), ("HOME", "c")], "a"),
             (&[("HUGGINGFACE_HUB_CACHE", "a"), ("HF_HOME", "b")], "a"),
             (&[("HF_HOME", "b"), ("HOME", "c")], "b/hub"),
@@ -132,6 +169,15 @@ mod tests {
         assert_eq!(found.token.as_deref(), Some("hf_file"));
         assert!(!found.offline);
         assert_eq!(found.patience, PATIENCE);
+        assert_eq!(found.check(), Ok(()));
+        let old = settings(&[("HUGGING_FACE_HUB_TOKEN", "hf_old")]);
+        assert_eq!(old.token.as_deref(), Some("hf_old"));
+        let none = settings(&[("HF_TOKEN", "hf_x"), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]);
+        assert_eq!(none.token, None);
+        for (name, value) in [("HF_ENDPOINT", "localhost"), ("HF_TOKEN", "hf_\u{e9}")] {
+            let problem = settings(&[(name, value)]).check().unwrap_err();
+            assert!(problem.to_string().contains(name), "{problem}");
+        }
     }
 
     #[test]

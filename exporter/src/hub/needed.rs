@@ -55,6 +55,17 @@ pub(crate) fn weights<'a>(siblings: &'a [Sibling], directory: &Path) -> Result<V
     names.into_iter().map(found).collect()
 }
 
+/// Whether a snapshot has all that an export cannot do without.
+pub(crate) fn is_whole(directory: &Path) -> bool {
+    let there = |name: &str| directory.join(name).is_file();
+    let shards = || {
+        let text = std::fs::read(directory.join(INDEX)).ok()?;
+        let index: Index = serde_json::from_slice(&text).ok()?;
+        Some(!index.weight_map.is_empty() && index.weight_map.values().all(|name| there(name)))
+    };
+    there("config.json") && (there(SINGLE) || shards().unwrap_or(false))
+}
+
 fn has(siblings: &[Sibling], name: &str) -> bool {
     siblings.iter().any(|sibling| sibling.name == name)
 }

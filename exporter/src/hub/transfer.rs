@@ -1,18 +1,17 @@
 //! How does a request end when the network does not let it?
 //!
-//! `hf-hub` waits as long as the network does. So each of its calls has a thread of its own, which counts what arrives, and the
+//! A call waits as long as the network does. So each has a thread of its own, which counts what arrives, and the
 //! caller watches the count: it passes it on, and it leaves when the user asks for that or when nothing arrives.
 
+use super::file::Fault;
 use crate::report::Report;
-use hf_hub::api::Progress;
-use hf_hub::api::sync::ApiError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 /// How often the watcher looks.
-const TICK: Duration = Duration::from_millis(50);
+pub(crate) const TICK: Duration = Duration::from_millis(50);
 
 /// Why a call gave nothing.
 #[derive(Debug)]
@@ -22,7 +21,7 @@ pub(crate) enum Trouble {
     /// Nothing arrived for as long as patience lasts.
     Silent,
     /// The call's own error.
-    Failed(ApiError),
+    Failed(Fault),
     /// Its thread could not be started or panicked.
     Lost,
 }
@@ -38,21 +37,16 @@ struct Counted {
     abandoned: AtomicBool,
 }
 
-impl Progress for Counter {
-    fn init(&mut self, _size: usize, _filename: &str) {
-        self.0.here.store(0, Ordering::Relaxed);
+impl Counter {
+    /// So many bytes of the file are here.
+    pub(crate) fn set(&self, here: u64) {
+        self.0.here.store(here, Ordering::Relaxed);
     }
 
-    fn update(&mut self, size: usize) {
-        if self.0.abandoned.load(Ordering::Relaxed) {
-            // The only way out of a transfer: it unwinds like a panic, without one's message. The part stays.
-            std::panic::resume_unwind(Box::new("abandoned"));
-        }
-        let size = u64::try_from(size).unwrap_or(u64::MAX);
-        self.0.here.fetch_add(size, Ordering::Relaxed);
+    /// Whether nobody waits any more.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.0.abandoned.load(Ordering::Relaxed)
     }
-
-    fn finish(&mut self) {}
 }
 
 /// Makes a call in a thread of its own. `told` is how many bytes of its file `report` knows of, and is kept up to date.
@@ -63,7 +57,7 @@ pub(crate) fn watched<T: Send + 'static>(
     patience: Duration,
     report: &mut dyn Report,
     told: &mut u64,
-    call: impl FnOnce(Counter) -> Result<T, ApiError> + Send + 'static,
+    call: impl FnOnce(Counter) -> Result<T, Fault> + Send + 'static,
 ) -> Result<T, Trouble> {
     let counter = Counter::default();
     let (sender, receiver) = mpsc::channel();

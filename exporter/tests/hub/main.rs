@@ -244,14 +244,14 @@ fn a_server_that_knows_no_ranges() {
     world.hub.trick("cdn/model.safetensors", Kind::Drop(1_500_000), 1);
     world.hub.trick("cdn/model.safetensors", Kind::IgnoreRange, 1);
     world.exported("org/name");
-    // What comes whole behind a part is of no use; then from the start.
+    // What comes whole takes the part's place.
     let begun: Vec<usize> = world
         .hub
         .bodies(WEIGHTS)
         .into_iter()
         .map(|(_, from)| from)
         .collect();
-    assert_eq!(begun, [0, 1_500_000, 0]);
+    assert_eq!(begun, [0, 1_500_000]);
 }
 
 #[test]
@@ -262,19 +262,31 @@ fn statuses_say_what_to_do() {
         (
             401,
             [
-                "answers 401, there is no such model, or it needs a token",
+                "answers 401 for the list of files, there is no such model, or it needs a token",
                 "HF_TOKEN",
             ],
         ),
-        (403, ["answers 403, the token does not give access", "terms"]),
+        (
+            403,
+            [
+                "answers 403 for the list of files, the token does not give access",
+                "terms",
+            ],
+        ),
         (
             404,
             [
-                "answers 404, there is no such model, revision or file",
+                "answers 404 for the list of files, there is no such model, revision or file",
                 "REVISION",
             ],
         ),
-        (429, ["answers 429, too many requests", "wait some minutes"]),
+        (
+            429,
+            [
+                "answers 429 for the list of files, too many requests",
+                "wait some minutes",
+            ],
+        ),
     ];
     for (code, says) in cases {
         world.hub.with(|state| state.tricks.clear());
@@ -291,7 +303,7 @@ fn statuses_say_what_to_do() {
     // In the middle, as a token's scope would: nothing is lost.
     world.hub.with(|state| state.tricks.clear());
     world.hub.trick("resolve", Kind::Status(403), 100);
-    world.refused(&mut export(), &["answers 403"]);
+    world.refused(&mut export(), &["answers 403 for config.json"]);
     // A moment later it is all right.
     world.hub.with(|state| state.tricks.clear());
     world.hub.trick("/api/models/org/name", Kind::Status(429), 2);
@@ -309,6 +321,129 @@ fn tokens_are_sent() {
     let ran = world.run(export().env("HF_TOKEN", "hf_secret"));
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     assert!(!ran.stderr.contains("hf_secret"));
+}
+
+#[test]
+fn tokens_are_shown_to_the_hub_alone() {
+    let world = World::new();
+    world.hub.with(|state| {
+        state.token = Some("hf_secret");
+        state.elsewhere = true;
+    });
+    let mut export = world.command(&["--model", "org/name", "-o", "bundle"]);
+    let ran = world.run(export.env("HF_TOKEN", "hf_secret"));
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let elsewhere = world.hub.with(|state| {
+        let there = |request: &&server::Request| request.path.starts_with("/cdn/");
+        state.requests.iter().filter(there).cloned().collect::<Vec<_>>()
+    });
+    assert!(!elsewhere.is_empty());
+    assert!(
+        elsewhere.iter().all(|request| request.token.is_none()),
+        "{elsewhere:?}"
+    );
+}
+
+#[test]
+fn what_another_commit_has_does_not_come_again() {
+    let world = World::new();
+    world.exported("org/name");
+    let commit = COMMIT.replace('0', "f");
+    let card = b"---\nlicense: mit\n---\n";
+    world.hub.with(|state| {
+        state.commit.clone_from(&commit);
+        state.files.insert("README.md".to_owned(), card.to_vec());
+        state.requests.clear();
+    });
+    world.exported("org/name");
+    let bodies = world.hub.with(|state| std::mem::take(&mut state.requests));
+    let bodies = bodies
+        .iter()
+        .filter(|request| request.from.is_some() && request.path.contains("resolve"));
+    let bodies: Vec<&str> = bodies.map(|request| request.path.as_str()).collect();
+    assert_eq!(bodies, [format!("/org/name/resolve/{commit}/README.md")]);
+    assert_eq!(json(&world.path("bundle/bundle.json"))["model"]["license"], "mit");
+}
+
+#[test]
+fn a_part_that_is_whole_or_wrong() {
+    let world = World::new();
+    world.exported("org/name");
+    let blob = fs::canonicalize(world.cached(WEIGHTS)).unwrap();
+    let whole = fs::read(&blob).unwrap();
+    for part in [whole.clone(), vec![0; 1_000_000], vec![0; whole.len() + 1]] {
+        fs::remove_file(world.cached(WEIGHTS)).unwrap();
+        fs::remove_file(&blob).unwrap();
+        fs::write(blob.with_extension("part"), part).unwrap();
+        world.exported("org/name");
+        assert!(fs::read(world.cached(WEIGHTS)).unwrap() == whole);
+        assert_eq!(world.part(), None);
+    }
+}
+
+#[test]
+fn answers_without_sense_or_end() {
+    let world = World::new();
+    let export = || world.command(&["--model", "org/name", "-o", "bundle"]);
+    world.hub.trick("resolve", Kind::Redirect(None), 1);
+    world.refused(&mut export(), &["config.json: a redirect (302) to nowhere"]);
+    world.hub.trick("resolve", Kind::Redirect(Some("?again")), 100);
+    world.refused(&mut export(), &["more than 10 redirects in a row"]);
+    world.hub.with(|state| state.tricks.clear());
+    world.hub.trick("cdn/model.safetensors", Kind::Endless, 1);
+    world.refused(
+        &mut export(),
+        &["model.safetensors: more than the", "that were announced"],
+    );
+    assert_eq!(world.part(), Some(0));
+    world
+        .hub
+        .with(|state| state.files.insert("NOTICE".to_owned(), Vec::new()));
+    world.exported("org/name");
+    assert_eq!(fs::read(world.path("bundle/NOTICE")).unwrap(), b"");
+}
+
+#[test]
+fn exports_at_once_share_what_comes() {
+    let world = World::new();
+    world.hub.trick("cdn/model.safetensors", Kind::Drop(2_000_000), 1);
+    let children: Vec<Child> = ["a", "b", "c"]
+        .map(|output| {
+            let mut command = world.command(&["--model", "org/name", "-o", output]);
+            command.stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .into();
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    let begun: Vec<usize> = world
+        .hub
+        .bodies(WEIGHTS)
+        .into_iter()
+        .map(|(_, from)| from)
+        .collect();
+    assert_eq!(begun, [0, 2_000_000]);
+}
+
+#[test]
+fn a_snapshot_in_part_is_none() {
+    let world = World::new();
+    let export = || world.command(&["--model", "org/name", "-o", "bundle"]);
+    world.hub.trick("cdn/model.safetensors", Kind::Status(404), 100);
+    world.refused(&mut export(), &["answers 404 for model.safetensors"]);
+    assert!(world.cached("config.json").exists());
+    let commit = format!("org/name@{COMMIT}");
+    let mut offline = world.command(&["--model", &commit, "-o", "bundle"]);
+    world.refused(
+        offline.env("HF_HUB_OFFLINE", "1"),
+        &["is not in the local Hugging Face cache"],
+    );
 }
 
 #[test]

@@ -32,12 +32,16 @@ pub(crate) enum Kind {
     IgnoreRange,
     /// Another ETag.
     Etag(&'static str),
+    /// A redirect, to this address or to none.
+    Redirect(Option<&'static str>),
+    /// Bytes without end.
+    Endless,
 }
 
 impl Kind {
     /// Whether only requests for bodies are meant, not those for a length.
     fn is_about_bodies(self) -> bool {
-        !matches!(self, Kind::Status(_) | Kind::Etag(_))
+        !matches!(self, Kind::Status(_) | Kind::Etag(_) | Kind::Redirect(_))
     }
 }
 
@@ -45,9 +49,11 @@ impl Kind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Request {
     pub(crate) path: String,
-    /// First byte asked for; the request for one byte that asks for the length has none.
+    /// First byte asked for; a request for the head alone has none.
     pub(crate) from: Option<usize>,
     pub(crate) token: Option<String>,
+    /// Host and port that it was sent to.
+    pub(crate) host: String,
 }
 
 #[derive(Debug)]
@@ -59,6 +65,8 @@ pub(crate) struct State {
     pub(crate) commit: String,
     /// Without it, every answer is 401.
     pub(crate) token: Option<&'static str>,
+    /// Large files lie at another host, which must not see a token.
+    pub(crate) elsewhere: bool,
     pub(crate) tricks: Vec<Trick>,
     pub(crate) requests: Vec<Request>,
 }
@@ -81,6 +89,7 @@ impl Hub {
                 listed: BTreeMap::new(),
                 commit: COMMIT.to_owned(),
                 token: None,
+                elsewhere: false,
                 tricks: Vec::new(),
                 requests: Vec::new(),
             })),
@@ -137,12 +146,28 @@ impl Hub {
         match kind {
             Some(Kind::Status(code)) => answer = Answer::status(code),
             Some(Kind::Etag(etag)) => answer.linked_etag = Some(etag.to_owned()),
+            Some(Kind::Redirect(location)) => {
+                answer = Answer::status(302);
+                answer.location = location.map(str::to_owned);
+            }
+            Some(Kind::Endless) => {
+                let head = answer.head(false);
+                let mut alive = stream.write_all(head.as_bytes()).is_ok();
+                while alive {
+                    alive = stream.write_all(&[0; 1 << 16]).is_ok();
+                }
+                return false;
+            }
             Some(Kind::IgnoreRange) => {
                 answer.body = answer.whole.clone().unwrap_or_default();
                 answer.code = 200;
                 answer.range = None;
             }
             _other => {}
+        }
+        if request.from.is_none() && !request.path.starts_with("/api/") {
+            // The length of the body that is not sent.
+            return stream.write_all(answer.head(true).as_bytes()).is_ok();
         }
         let head = answer.head(!matches!(kind, Some(Kind::EndEarly(_))));
         let cut = match kind {
@@ -174,7 +199,11 @@ impl State {
     }
 
     fn answer(&self, request: &Request) -> Answer {
-        if let Some(token) = self.token
+        let elsewhere = self.elsewhere && request.path.starts_with("/cdn/");
+        if elsewhere && (request.token.is_some() || !request.host.starts_with("localhost")) {
+            return Answer::status(400);
+        }
+        if let Some(token) = self.token.filter(|_| !elsewhere)
             && request.token.as_deref() != Some(token)
         {
             return Answer::status(401);
@@ -185,7 +214,7 @@ impl State {
                 return self.listing();
             }
         }
-        if let Some(name) = path.strip_prefix(&format!("/org/name/resolve/{COMMIT}/")) {
+        if let Some(name) = path.strip_prefix(&format!("/org/name/resolve/{}/", self.commit)) {
             return self.file(name, request);
         }
         if let Some(name) = path.strip_prefix("/cdn/") {
@@ -223,7 +252,12 @@ impl State {
             .collect();
         let mut answer = if name.ends_with(".safetensors") {
             let mut answer = Answer::status(302);
-            answer.location = Some(format!("{}/cdn/{name}", self.endpoint));
+            let endpoint = if self.elsewhere {
+                self.endpoint.replace("127.0.0.1", "localhost")
+            } else {
+                self.endpoint.clone()
+            };
+            answer.location = Some(format!("{endpoint}/cdn/{name}"));
             answer.linked_etag = Some(hash);
             answer
         } else {
@@ -262,17 +296,12 @@ impl Answer {
         }
     }
 
-    /// One byte if only the length is asked for.
     fn part(contents: &[u8], from: Option<usize>) -> Answer {
-        let end = if from.is_some() { contents.len() } else { 1 };
+        let end = contents.len();
         let start = from.unwrap_or(0).min(end);
-        let mut answer = Answer::status(206);
-        answer.range = Some(format!(
-            "bytes {start}-{}/{}",
-            end.saturating_sub(1),
-            contents.len()
-        ));
-        answer.body = contents[start..end].to_vec();
+        let mut answer = Answer::status(if start > 0 { 206 } else { 200 });
+        answer.range = (start > 0).then(|| format!("bytes {start}-{}/{end}", end.saturating_sub(1)));
+        answer.body = contents[start..].to_vec();
         answer.whole = Some(contents.to_vec());
         answer
     }
@@ -307,8 +336,9 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> Option<Request> {
     }
     let mut request = Request {
         path: line.split(' ').nth(1)?.to_owned(),
-        from: None,
+        from: line.starts_with("GET ").then_some(0),
         token: None,
+        host: String::new(),
     };
     loop {
         let mut line = String::new();
@@ -319,9 +349,8 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> Option<Request> {
         }
         let (name, value) = line.split_once(": ")?;
         match name.to_ascii_lowercase().as_str() {
-            "range" if value != "bytes=0-0" => {
-                request.from = value.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok();
-            }
+            "range" => request.from = value.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok(),
+            "host" => request.host = value.to_owned(),
             "authorization" => request.token = value.strip_prefix("Bearer ").map(str::to_owned),
             _other => {}
         }
