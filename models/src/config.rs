@@ -516,6 +516,8 @@ fn llava(object: &Map<String, Value>, problems: &mut Problems) -> ModelConfig {
     let custom = fields.inside("vision_config", "vision_config.", problems);
     let vision = tower(MCI3, image_size, &custom, problems);
     fields.only("mm_projector_type", &Value::from("mlp2x_gelu"), problems);
+    // It puts other tokens around an image.
+    fields.only("mm_use_im_start_end", &Value::from(false), problems);
     let input = fields.size("mm_hidden_size", None, problems);
     let hidden = decoder.hidden_size;
     ModelConfig {

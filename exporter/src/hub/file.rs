@@ -170,7 +170,7 @@ impl Client {
         }
         let response = self.body(url, here)?;
         match response.status().as_u16() {
-            206 if here > 0 => {
+            206 => {
                 let range = text(response.headers(), "content-range").unwrap_or_default();
                 if !range.starts_with(&format!("bytes {here}-")) {
                     return Err(Fault::Protocol(format!(

@@ -232,10 +232,7 @@ impl Connection<'_> {
         self.fetch(place, &small, report)?;
         let weights = weights()?;
         if weights.is_empty() || !place.directory.join("config.json").exists() {
-            let found = siblings
-                .iter()
-                .take(MAX_NAMED)
-                .map(|sibling| sibling.name.clone());
+            let found = siblings.iter().take(MAX_NAMED).map(named);
             let more = siblings.len().saturating_sub(MAX_NAMED);
             let more = (more > 0).then(|| format!("and {more} more"));
             let found = found.chain(more).collect();
@@ -262,7 +259,7 @@ impl Connection<'_> {
     /// One file, in as many pieces as the network makes of it.
     fn file(&self, place: &Place, sibling: &Sibling, report: &mut dyn Report) -> Result<(), ExportError> {
         let name = &sibling.name;
-        let url = self.api.repo(place.commit.clone()).url(name);
+        let url = self.api.repo(place.commit.clone()).url(&escaped(name));
         let announced = self.persistently(name, report, |report, _told| {
             let (client, url) = (self.client.clone(), url.clone());
             watched(self.settings.patience, report, &mut 0, move |_counter| {
@@ -438,6 +435,24 @@ impl Connection<'_> {
             cache: self.settings.cache.clone(),
         }
     }
+}
+
+/// A file's name as part of an address (RFC 3986, `unreserved`).
+fn escaped(name: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'/');
+    name.bytes().fold(String::new(), |mut text, byte| {
+        if plain(byte) {
+            text.push(char::from(byte));
+        } else {
+            text.push_str(&format!("%{byte:02X}"));
+        }
+        text
+    })
+}
+
+/// A name in one line.
+fn named(sibling: &Sibling) -> String {
+    sibling.name.replace(char::is_control, "\u{fffd}")
 }
 
 fn bytes(siblings: &[&Sibling]) -> u64 {

@@ -396,11 +396,16 @@ fn answers_without_sense_or_end() {
         &["model.safetensors: more than the", "that were announced"],
     );
     assert_eq!(world.part(), Some(0));
-    world
-        .hub
-        .with(|state| state.files.insert("NOTICE".to_owned(), Vec::new()));
+    let names = ["NOTICE", "LICENSE (1)#%20.txt"];
+    for name in names {
+        world
+            .hub
+            .with(|state| state.files.insert(name.to_owned(), Vec::new()));
+    }
     world.exported("org/name");
-    assert_eq!(fs::read(world.path("bundle/NOTICE")).unwrap(), b"");
+    for name in names {
+        assert_eq!(fs::read(world.path("bundle").join(name)).unwrap(), b"");
+    }
 }
 
 #[test]

@@ -215,7 +215,12 @@ impl State {
             }
         }
         if let Some(name) = path.strip_prefix(&format!("/org/name/resolve/{}/", self.commit)) {
-            return self.file(name, request);
+            let name = name
+                .replace("%20", " ")
+                .replace("%28", "(")
+                .replace("%29", ")")
+                .replace("%23", "#");
+            return self.file(&name.replace("%25", "%"), request);
         }
         if let Some(name) = path.strip_prefix("/cdn/") {
             return match self.files.get(name) {

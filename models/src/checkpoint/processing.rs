@@ -103,6 +103,15 @@ pub(super) fn assets(
     };
     let tokenizer_config = files.json("tokenizer_config.json")?.unwrap_or_else(|| json!({}));
     let mut tokenizer = tokenizer(&files)?;
+    if !tokenizer
+        .pointer("/model/vocab")
+        .is_some_and(|vocab| vocab.is_object() || vocab.is_array())
+    {
+        return Err(CheckpointError::malformed(
+            &files.path("tokenizer.json"),
+            "has no `model` with a `vocab`: is it a tokenizer of the tokenizers library?",
+        ));
+    }
     let named = Ids::of(&tokenizer).added.contains_key(IMAGE_TOKEN);
     let image_token_id = image_token(&files, &declared, config, layout, &mut tokenizer)?;
     let ids = Ids::of(&tokenizer);
@@ -374,10 +383,16 @@ fn transformers_image(files: &Files<'_>, config: &ModelConfig) -> Result<ImageSp
     } else {
         ([0.0; 3], [1.0; 3])
     };
-    let factor = value
-        .get("rescale_factor")
-        .and_then(Value::as_f64)
-        .unwrap_or(1.0 / 255.0);
+    if std.contains(&0.0) {
+        problems.push("`image_std` has a 0, by which pixels would be divided".to_owned());
+    }
+    let factor = match value.get("rescale_factor") {
+        None | Some(Value::Null) => 1.0 / 255.0,
+        Some(found) => found.as_f64().unwrap_or_else(|| {
+            problems.push(format!("`rescale_factor` is {found}, expected a number"));
+            1.0
+        }),
+    };
     if problems.is_empty() {
         Ok(ImageSpec {
             height: side,
@@ -561,6 +576,9 @@ fn template(
     layout: Layout,
 ) -> Result<(String, Origin), CheckpointError> {
     if let Some(text) = files.text("chat_template.jinja")? {
+        if text.trim().is_empty() {
+            return Err(files.config("chat_template.jinja", "is empty".to_owned()));
+        }
         return Ok((text, Origin::Kept));
     }
     let of = |text: &str, from: &str| Ok((text.to_owned(), Origin::Derived(from.to_owned())));
@@ -830,15 +848,28 @@ mod tests {
     #[test]
     fn what_is_missing_or_unsupported_is_named() {
         let fast_vlm = fast_vlm();
-        let cases: [(&[(&str, &str)], &str); 7] = [
+        let cases: [(&[(&str, &str)], &str); 10] = [
             (&[("tokenizer.json", "")], "has no `tokenizer.json`"),
+            (&[("tokenizer.json", "{}")], "has no `model` with a `vocab`"),
+            (&[("chat_template.jinja", " \n")], "is empty"),
+            (
+                &[
+                    ("config.json", &fast_vlm),
+                    ("tokenizer.json", IMAGE_TOKENIZER),
+                    (
+                        "preprocessor_config.json",
+                        r#"{"size": {"shortest_edge": 1024}, "rescale_factor": "x", "image_std": [1, 0, 1]}"#,
+                    ),
+                ],
+                "`image_std` has a 0, by which pixels would be divided; `rescale_factor` is \"x\", expected a number",
+            ),
             (
                 &[("tokenizer.json", "[1]")],
                 "tokenizer.json: is not a JSON object",
             ),
             (
                 &[
-                    ("tokenizer.json", "{}"),
+                    ("tokenizer.json", r#"{"model": {"vocab": {}}}"#),
                     ("config.json", &CONFIG.replace("\"eos_token_id\": 2,", "")),
                 ],
                 "no `eos_token_id`",
