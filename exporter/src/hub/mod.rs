@@ -15,7 +15,7 @@ pub(crate) use cache::{Settings, stated_sha256};
 use crate::error::{ExportError, HubProblem};
 use crate::files;
 use crate::report::{Phase, Report};
-use file::{Client, Fault};
+use file::{Announced, Client, Fault};
 use hf_hub::api::sync::{Api, ApiBuilder};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use models::config::ModelConfig;
@@ -256,35 +256,46 @@ impl Connection<'_> {
         Ok(())
     }
 
-    /// One file, in as many pieces as the network makes of it.
-    fn file(&self, place: &Place, sibling: &Sibling, report: &mut dyn Report) -> Result<(), ExportError> {
+    /// What the hub says of a file, if it agrees with its list and can be believed.
+    fn announced(
+        &self,
+        place: &Place,
+        sibling: &Sibling,
+        url: &str,
+        report: &mut dyn Report,
+    ) -> Result<Announced, ExportError> {
         let name = &sibling.name;
-        let url = self.api.repo(place.commit.clone()).url(&escaped(name));
         let announced = self.persistently(name, report, |report, _told| {
-            let (client, url) = (self.client.clone(), url.clone());
+            let (client, url) = (self.client.clone(), url.to_owned());
             watched(self.settings.patience, report, &mut 0, move |_counter| {
                 client.announced(&url)
             })
         })?;
-        let size = announced.size;
-        if let Some(listed) = sibling.size.filter(|listed| *listed != size) {
+        if let Some(listed) = sibling.size.filter(|listed| *listed != announced.size) {
             return Err((self.problem)(HubProblem::Size {
                 file: name.clone(),
                 announced: listed,
-                found: size,
+                found: announced.size,
             }));
         }
         // Whoever answers does not choose where on this disk it is written.
-        let etag = announced.etag;
+        let Announced { etag, commit, .. } = &announced;
         let plain = !etag.is_empty()
             && etag
                 .bytes()
                 .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-        if !plain || announced.commit != place.listing.sha {
-            let commit = announced.commit;
+        if !plain || *commit != place.listing.sha {
             let what = format!("`{name}` has ETag `{etag}` and is of commit `{commit}`");
             return Err((self.problem)(HubProblem::Protocol { what }));
         }
+        Ok(announced)
+    }
+
+    /// One file, in as many pieces as the network makes of it.
+    fn file(&self, place: &Place, sibling: &Sibling, report: &mut dyn Report) -> Result<(), ExportError> {
+        let name = &sibling.name;
+        let url = self.api.repo(place.commit.clone()).url(&escaped(name));
+        let Announced { etag, size, .. } = self.announced(place, sibling, &url, report)?;
         let blob = place.cache.blob_path(&etag);
         let part = blob.with_extension("part");
         for path in [&blob, &place.directory.join(name)] {
@@ -343,7 +354,9 @@ impl Connection<'_> {
         let path = place.locks.join(format!("{etag}.lock"));
         fs::create_dir_all(&place.locks).map_err(ExportError::io("create", &place.locks))?;
         let file = File::create(&path).map_err(ExportError::io("create", &path))?;
-        let mut last = (length(part), Instant::now());
+        // Ours, and that of `huggingface_hub`, which takes the same lock.
+        let here = || (length(part), length(&part.with_extension("incomplete")));
+        let mut last = (here(), Instant::now());
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(file),
@@ -351,9 +364,8 @@ impl Connection<'_> {
                 // A file system without locks: as if nobody else were there.
                 Err(fs::TryLockError::Error(_)) => return Ok(file),
             }
-            let here = length(part);
-            if here != last.0 {
-                last = (here, Instant::now());
+            if here() != last.0 {
+                last = (here(), Instant::now());
             }
             if last.1.elapsed() > self.settings.patience {
                 return Err((self.problem)(HubProblem::Busy { lock: path }));

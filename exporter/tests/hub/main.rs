@@ -126,6 +126,12 @@ impl World {
         child
     }
 
+    /// From which byte on the weights were asked for since the last call.
+    fn weights_begun(&self) -> Vec<usize> {
+        let bodies = self.hub.bodies(WEIGHTS).into_iter();
+        bodies.map(|(_, from)| from).collect()
+    }
+
     fn weights(&self) -> usize {
         self.hub.with(|state| state.files[WEIGHTS].len())
     }
@@ -245,13 +251,7 @@ fn a_server_that_knows_no_ranges() {
     world.hub.trick("cdn/model.safetensors", Kind::IgnoreRange, 1);
     world.exported("org/name");
     // What comes whole takes the part's place.
-    let begun: Vec<usize> = world
-        .hub
-        .bodies(WEIGHTS)
-        .into_iter()
-        .map(|(_, from)| from)
-        .collect();
-    assert_eq!(begun, [0, 1_500_000]);
+    assert_eq!(world.weights_begun(), [0, 1_500_000]);
 }
 
 #[test]
@@ -427,13 +427,7 @@ fn exports_at_once_share_what_comes() {
             String::from_utf8_lossy(&output.stderr)
         );
     }
-    let begun: Vec<usize> = world
-        .hub
-        .bodies(WEIGHTS)
-        .into_iter()
-        .map(|(_, from)| from)
-        .collect();
-    assert_eq!(begun, [0, 2_000_000]);
+    assert_eq!(world.weights_begun(), [0, 2_000_000]);
 }
 
 #[test]
