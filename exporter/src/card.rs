@@ -100,8 +100,9 @@ fn front_matter(text: &mut String, bundle: &Bundle, base: Option<&str>) -> std::
     } else if !name.is_empty() || file.is_some() {
         writeln!(text, "license: other")?;
         // Quoted: a name may be a number or a word that means something in YAML.
-        if !slug(name).is_empty() {
-            writeln!(text, "license_name: \"{}\"", slug(name))?;
+        let name = slug(name);
+        if !name.is_empty() {
+            writeln!(text, "license_name: \"{name}\"")?;
         }
         if let Some(file) = file {
             writeln!(text, "license_link: \"{}\"", file.path.replace('"', "%22"))?;

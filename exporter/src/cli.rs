@@ -206,20 +206,10 @@ impl Cli {
                 return Err(format!("{flag} is about --to onnx, found --to coreml"));
             }
         }
-        let variants = if onnx { self.variants()? } else { Vec::new() };
-        let fixed = variants.iter().any(|variant| variant.target() == Target::CoreMl);
-        for (given, flag) in [
-            (self.max_context.is_some(), "--max-context"),
-            (!self.prefill.is_empty(), "--prefill"),
-        ] {
-            if given && !fixed && packages.is_empty() {
-                return Err(format!("{flag} is about --target coreml and --to coreml"));
-            }
-        }
-        Ok(ExportPlan {
+        let plan = ExportPlan {
             source: source(&self.model),
             output: self.output.clone(),
-            variants,
+            variants: if onnx { self.variants()? } else { Vec::new() },
             packages,
             older_encoder: self.ios16_encoder,
             neural_engine: self.neural_engine,
@@ -239,7 +229,18 @@ impl Cli {
             },
             overwrite: self.overwrite,
             dry_run: self.dry_run,
-        })
+        };
+        for (given, flag) in [
+            (self.max_context.is_some(), "--max-context"),
+            (!self.prefill.is_empty(), "--prefill"),
+        ] {
+            if given && !plan.has_fixed_lengths() {
+                return Err(format!(
+                    "{flag} is about --target coreml and --to coreml, found neither"
+                ));
+            }
+        }
+        Ok(plan)
     }
 
     /// Precisions of Core ML packages, each once.

@@ -150,12 +150,7 @@ impl Opened {
             .max_context
             .min(weights.config().decoder.max_position_embeddings);
         let prefill: BTreeSet<u64> = plan.prefill.iter().map(|new| *new.min(&context)).collect();
-        let fixed = !plan.packages.is_empty()
-            || plan
-                .variants
-                .iter()
-                .any(|variant| variant.target() == Target::CoreMl);
-        if fixed && (context == 0 || prefill.iter().any(|new| *new < 2)) {
+        if plan.has_fixed_lengths() && (context == 0 || prefill.iter().any(|new| *new < 2)) {
             return Err(ExportError::Lengths {
                 context: plan.max_context,
                 prefill: plan.prefill.clone(),

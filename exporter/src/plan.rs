@@ -47,6 +47,12 @@ impl ExportPlan {
     /// question about one image of 256 tokens.
     pub const PREFILL: [u64; 2] = [64, 320];
 
+    /// Whether there are decoders of fixed lengths, which [`ExportPlan::max_context`] and [`ExportPlan::prefill`] are about.
+    pub fn has_fixed_lengths(&self) -> bool {
+        let fixed = |variant: &Variant| variant.target() == Target::CoreMl;
+        !self.packages.is_empty() || self.variants.iter().any(fixed)
+    }
+
     /// The default export of a model: portable, float32, layout detected, nothing replaced.
     pub fn new(source: Source, output: PathBuf) -> Self {
         ExportPlan {

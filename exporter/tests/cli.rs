@@ -619,6 +619,26 @@ fn a_full_disk_is_an_error() {
     assert!(tree(world.directory.path()) == before);
 }
 
+#[cfg(unix)]
+#[test]
+fn pipes_are_not_waited_for() {
+    for name in [
+        "config.json",
+        "generation_config.json",
+        "LICENSE",
+        "model.safetensors",
+    ] {
+        let world = World::new();
+        let pipe = world.path("model").join(name);
+        fs::remove_file(&pipe).unwrap();
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let ran = world.run(&["--model", "model", "-o", "b"]);
+        assert_eq!(ran.code, Some(2), "{}", ran.stderr);
+        let says = format!("{name}: is not a regular file");
+        assert!(ran.stderr.contains(&says), "should say `{says}`: {}", ran.stderr);
+    }
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn a_lost_message_loses_no_work() {
@@ -779,6 +799,10 @@ fn self_contained_graphs_read_their_own_file_alone() {
         &["-o", "c", "--to", "coreml", "--self-contained"],
         &["--self-contained is about --to onnx"],
     );
+    for flag in ["--max-context=100", "--prefill=3"] {
+        let (name, _) = flag.split_once('=').unwrap();
+        world.refused(&["-o", "c", flag], &[name, "--target coreml", "found neither"]);
+    }
 }
 
 #[test]

@@ -5,7 +5,10 @@
 
 #![deny(clippy::as_conversions)]
 
-pub(crate) mod check;
+mod check;
+
+#[cfg(feature = "describe")]
+pub(crate) use check::inside;
 
 use crate::dtype::DType;
 use crate::error::BundleError;

@@ -3,6 +3,7 @@
 //! A field that changes numbers and is missing is an error, unless the published implementation has a default for it:
 //! each default below says whose. All problems of a file are reported together.
 
+use crate::checkpoint::{MAX_INDEX, small};
 use crate::error::CheckpointError;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -196,7 +197,7 @@ impl ModelConfig {
     /// A file that cannot be read, is not JSON, or asks for something that this build does not do.
     pub fn open(directory: &Path) -> Result<(ModelConfig, Layout), CheckpointError> {
         let path = directory.join("config.json");
-        let text = read(&path)?;
+        let text = small::text(&path, MAX_INDEX)?;
         let (mut config, layout) = ModelConfig::parse(&text, &path)?;
         if layout == Layout::Transformers
             && let Some(side) = crop_side(directory)?
@@ -617,7 +618,7 @@ fn crop_side(directory: &Path) -> Result<Option<u64>, CheckpointError> {
         if !path.exists() {
             continue;
         }
-        let value: Value = serde_json::from_str(&read(&path)?)
+        let value: Value = serde_json::from_str(&small::text(&path, MAX_INDEX)?)
             .map_err(|error| CheckpointError::malformed(&path, error.to_string()))?;
         let Some(crop) = value.pointer(pointer) else {
             continue;
@@ -635,13 +636,6 @@ fn crop_side(directory: &Path) -> Result<Option<u64>, CheckpointError> {
         };
     }
     Ok(None)
-}
-
-fn read(path: &Path) -> Result<String, CheckpointError> {
-    std::fs::read_to_string(path).map_err(|source| CheckpointError::Io {
-        path: path.to_owned(),
-        source,
-    })
 }
 
 /// What must hold between fields, so that the networks can be built without surprises.

@@ -3,6 +3,7 @@
 //! The variables are those of `huggingface_hub` (its documentation, "Environment variables").
 
 use crate::error::HubProblem;
+use hf_hub::Repo;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -34,14 +35,11 @@ impl Settings {
     fn of(variable: impl Fn(&str) -> Option<OsString>) -> Self {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());
         let text = |name: &str| set(name).and_then(|value| value.into_string().ok());
-        let path = |name: &str| set(name).map(|value| expanded(PathBuf::from(value), set("HOME")));
+        let user = set("HOME").or_else(|| set("USERPROFILE")).map(PathBuf::from);
+        let user = user.unwrap_or_default();
+        let path = |name: &str| set(name).map(|value| expanded(PathBuf::from(value), &user));
         let home = path("HF_HOME").unwrap_or_else(|| {
-            let cache = path("XDG_CACHE_HOME").unwrap_or_else(|| {
-                path("HOME")
-                    .or_else(|| path("USERPROFILE"))
-                    .unwrap_or_default()
-                    .join(".cache")
-            });
+            let cache = path("XDG_CACHE_HOME").unwrap_or_else(|| user.join(".cache"));
             cache.join("huggingface")
         });
         let cache = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE"));
@@ -94,7 +92,7 @@ impl Settings {
 
     /// The directory of a revision: a branch or tag by its entry in `refs`, or a commit.
     pub(crate) fn snapshot(&self, id: &str, revision: &str) -> PathBuf {
-        let model = self.cache.join(format!("models--{}", id.replace('/', "--")));
+        let model = self.cache.join(Repo::model(id.to_owned()).folder_name());
         let commit = match std::fs::read_to_string(model.join("refs").join(revision)) {
             Ok(commit) if !commit.trim().is_empty() => commit.trim().to_owned(),
             _none => revision.to_owned(),
@@ -103,11 +101,11 @@ impl Settings {
     }
 }
 
-/// With the home directory in the place of `~`.
-fn expanded(path: PathBuf, home: Option<OsString>) -> PathBuf {
-    match (path.strip_prefix("~"), home) {
-        (Ok(rest), Some(home)) => Path::new(&home).join(rest),
-        _plain => path,
+/// With the user's directory in the place of `~`.
+fn expanded(path: PathBuf, user: &Path) -> PathBuf {
+    match path.strip_prefix("~") {
+        Ok(rest) => user.join(rest),
+        Err(_) => path,
     }
 }
 

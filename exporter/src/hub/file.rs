@@ -121,32 +121,27 @@ impl Client {
                 etag = etag.or_else(|| text(headers, "etag"));
                 size = size.or_else(|| number(headers, "content-length"));
             }
-            match (next, etag, commit, size) {
-                (_, Some(etag), Some(commit), Some(size)) => {
-                    return Ok(Announced {
-                        etag: etag.trim_start_matches("W/").trim_matches('"').to_owned(),
-                        commit,
-                        size,
-                    });
-                }
-                (Some(next), known_etag, known_commit, known_size) => {
-                    (etag, commit, size) = (known_etag, known_commit, known_size);
-                    url = next;
-                }
-                (None, etag, commit, size) => {
-                    let missing = [
-                        ("ETag", etag.is_none()),
-                        ("X-Repo-Commit", commit.is_none()),
-                        ("Content-Length", size.is_none()),
-                    ];
-                    let missing = missing.iter().filter(|(_, missing)| *missing);
-                    let missing: Vec<&str> = missing.map(|(name, _)| *name).collect();
-                    return Err(Fault::Protocol(format!(
-                        "no {} in the answer",
-                        missing.join(", ")
-                    )));
-                }
+            if let (Some(etag), Some(commit), Some(size)) = (&etag, &commit, size) {
+                return Ok(Announced {
+                    etag: etag.trim_start_matches("W/").trim_matches('"').to_owned(),
+                    commit: commit.clone(),
+                    size,
+                });
             }
+            let Some(next) = next else {
+                let needed = [
+                    ("ETag", etag.is_some()),
+                    ("X-Repo-Commit", commit.is_some()),
+                    ("Content-Length", size.is_some()),
+                ];
+                let missing = needed.iter().filter(|(_, there)| !there);
+                let missing: Vec<&str> = missing.map(|(name, _)| *name).collect();
+                return Err(Fault::Protocol(format!(
+                    "no {} in the answer",
+                    missing.join(", ")
+                )));
+            };
+            url = next;
         }
         Err(too_many_redirects())
     }

@@ -18,6 +18,7 @@ use crate::report::{Phase, Report};
 use file::{Announced, Client, Fault};
 use hf_hub::api::sync::{Api, ApiBuilder};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
+use models::checkpoint::MAX_INDEX;
 use models::config::ModelConfig;
 use serde::Deserialize;
 use std::fs::{self, File};
@@ -31,8 +32,6 @@ const ATTEMPTS: u32 = 5;
 /// The pause after the first of them; each further one is twice as long.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// Longest file beside the weights: the index of shards.
-const MAX_SMALL: u64 = 100_000_000;
 /// Files that a complaint names.
 const MAX_NAMED: usize = 20;
 
@@ -103,15 +102,16 @@ pub(crate) fn snapshot(
         .with_token(settings.token.clone())
         .with_user_agent("fvlm-export", env!("CARGO_PKG_VERSION"))
         .build();
-    let protocol = |error: hf_hub::api::sync::ApiError| HubProblem::Protocol {
-        what: error.to_string(),
-    };
+    let api = api.map_err(|error| {
+        let what = error.to_string();
+        problem(HubProblem::Protocol { what })
+    })?;
     let connection = Connection {
         settings,
-        api: api.map_err(|error| problem(protocol(error)))?,
+        api,
         client: Client::new(settings),
         id,
-        problem: &problem,
+        refuse: &problem,
     };
     let listing = match connection.listing(revision, report) {
         Err(ExportError::Hub { problem, .. }) if problem.passing() && needed::is_whole(&cached) => {
@@ -186,7 +186,7 @@ struct Connection<'a> {
     /// For files.
     client: Client,
     id: &'a str,
-    problem: &'a dyn Fn(HubProblem) -> ExportError,
+    refuse: &'a dyn Fn(HubProblem) -> ExportError,
 }
 
 impl Connection<'_> {
@@ -208,7 +208,7 @@ impl Connection<'_> {
         let small = needed::small(siblings);
         let weights = || {
             needed::weights(siblings, &place.directory)
-                .map_err(|what| (self.problem)(HubProblem::Protocol { what }))
+                .map_err(|what| (self.refuse)(HubProblem::Protocol { what }))
         };
         if !download {
             let wanted: Vec<&Sibling> = small.iter().copied().chain(weights()?).collect();
@@ -222,12 +222,11 @@ impl Connection<'_> {
                 files: missing.iter().map(|sibling| sibling.name.clone()).collect(),
             });
         }
-        // None of these is read beyond that.
-        let long = |sibling: &&&Sibling| sibling.size.is_some_and(|size| size > MAX_SMALL);
+        let long = |sibling: &&&Sibling| sibling.size.is_some_and(|size| size > MAX_INDEX);
         if let Some(sibling) = small.iter().find(long) {
             let (name, size) = (&sibling.name, sibling.size.unwrap_or(u64::MAX));
-            let what = format!("`{name}` has {size} bytes, at most {MAX_SMALL} are read");
-            return Err((self.problem)(HubProblem::Protocol { what }));
+            let what = format!("`{name}` has {size} bytes, at most {MAX_INDEX} are read");
+            return Err((self.refuse)(HubProblem::Protocol { what }));
         }
         self.fetch(place, &small, report)?;
         let weights = weights()?;
@@ -236,7 +235,7 @@ impl Connection<'_> {
             let more = siblings.len().saturating_sub(MAX_NAMED);
             let more = (more > 0).then(|| format!("and {more} more"));
             let found = found.chain(more).collect();
-            return Err((self.problem)(HubProblem::NoCheckpoint { found }));
+            return Err((self.refuse)(HubProblem::NoCheckpoint { found }));
         }
         // Gigabytes of another architecture would be for nothing.
         ModelConfig::open(&place.directory)?;
@@ -272,7 +271,7 @@ impl Connection<'_> {
             })
         })?;
         if let Some(listed) = sibling.size.filter(|listed| *listed != announced.size) {
-            return Err((self.problem)(HubProblem::Size {
+            return Err((self.refuse)(HubProblem::Size {
                 file: name.clone(),
                 announced: listed,
                 found: announced.size,
@@ -286,7 +285,7 @@ impl Connection<'_> {
                 .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
         if !plain || *commit != place.listing.sha {
             let what = format!("`{name}` has ETag `{etag}` and is of commit `{commit}`");
-            return Err((self.problem)(HubProblem::Protocol { what }));
+            return Err((self.refuse)(HubProblem::Protocol { what }));
         }
         Ok(announced)
     }
@@ -368,7 +367,7 @@ impl Connection<'_> {
                 last = (here(), Instant::now());
             }
             if last.1.elapsed() > self.settings.patience {
-                return Err((self.problem)(HubProblem::Busy { lock: path }));
+                return Err((self.refuse)(HubProblem::Busy { lock: path }));
             }
             pause(TICK, report).map_err(|_| self.interrupted())?;
         }
@@ -393,22 +392,9 @@ impl Connection<'_> {
                 (attempt, before) = (0, told);
             }
             attempt += 1;
-            let problem = match trouble {
-                Trouble::Interrupted => return Err(self.interrupted()),
-                Trouble::Silent => HubProblem::Silent {
-                    what: what.to_owned(),
-                    seconds: self.settings.patience.as_secs(),
-                },
-                Trouble::Lost => HubProblem::Unreachable {
-                    reason: format!("no thread to ask for {what}"),
-                },
-                Trouble::Failed(Fault::Local { action, path, source }) => {
-                    return Err(ExportError::Io { action, path, source });
-                }
-                Trouble::Failed(fault) => self.failure(fault, what),
-            };
+            let problem = self.problem(trouble, what)?;
             if attempt == ATTEMPTS || !problem.passing() || matches!(problem, HubProblem::Silent { .. }) {
-                return Err((self.problem)(problem));
+                return Err((self.refuse)(problem));
             }
             if pause(PAUSE * (1 << (attempt - 1)), report).is_err() {
                 return Err(self.interrupted());
@@ -416,30 +402,39 @@ impl Connection<'_> {
         }
     }
 
-    fn failure(&self, fault: Fault, what: &str) -> HubProblem {
-        match fault {
-            Fault::Status(code) => HubProblem::Status {
-                code,
-                what: what.to_owned(),
-                token: self.settings.token.is_some(),
-            },
-            Fault::Request(error) => HubProblem::Unreachable {
-                reason: error.to_string(),
-            },
-            Fault::BrokenOff(error) => HubProblem::BrokenOff {
-                reason: format!("{what}: {error}"),
-            },
-            Fault::Protocol(problem) => HubProblem::Protocol {
-                what: format!("{what}: {problem}"),
-            },
-            Fault::Local { source, .. } => HubProblem::Unreachable {
-                reason: source.to_string(),
-            },
-            Fault::Abandoned => HubProblem::Silent {
-                what: what.to_owned(),
+    /// What the hub did instead of giving what was asked for.
+    ///
+    /// # Errors
+    /// It was not the hub.
+    fn problem(&self, trouble: Trouble, what: &str) -> Result<HubProblem, ExportError> {
+        let what = what.to_owned();
+        Ok(match trouble {
+            Trouble::Interrupted => return Err(self.interrupted()),
+            Trouble::Failed(Fault::Local { action, path, source }) => {
+                return Err(ExportError::Io { action, path, source });
+            }
+            Trouble::Silent | Trouble::Failed(Fault::Abandoned) => HubProblem::Silent {
+                what,
                 seconds: self.settings.patience.as_secs(),
             },
-        }
+            Trouble::Lost => HubProblem::Unreachable {
+                reason: format!("no thread to ask for {what}"),
+            },
+            Trouble::Failed(Fault::Status(code)) => HubProblem::Status {
+                code,
+                what,
+                token: self.settings.token.is_some(),
+            },
+            Trouble::Failed(Fault::Request(error)) => HubProblem::Unreachable {
+                reason: error.to_string(),
+            },
+            Trouble::Failed(Fault::BrokenOff(error)) => HubProblem::BrokenOff {
+                reason: format!("{what}: {error}"),
+            },
+            Trouble::Failed(Fault::Protocol(problem)) => HubProblem::Protocol {
+                what: format!("{what}: {problem}"),
+            },
+        })
     }
 
     fn interrupted(&self) -> ExportError {

@@ -3,6 +3,7 @@
 #![deny(clippy::as_conversions)]
 
 use super::processing::{Asset, Origin};
+use super::small;
 use crate::bundle;
 use crate::error::CheckpointError;
 use std::ffi::OsString;
@@ -24,7 +25,7 @@ const MAX_NAME: usize = 80;
 
 /// Whether a file is called as terms of use are, and can be part of a bundle under its name.
 pub fn is_license(name: &str) -> bool {
-    let plain = !name.contains(|c: char| c == '/' || c.is_control()) && bundle::check::inside(name).is_some();
+    let plain = !name.contains(|c: char| c == '/' || c.is_control()) && bundle::inside(name).is_some();
     plain && looks_like_one(name)
 }
 
@@ -65,7 +66,7 @@ pub(super) fn find(directory: &Path) -> Result<Terms, CheckpointError> {
         match name.into_string() {
             Ok(_) if place.is_dir() => leave_out("it is a directory, terms of use are files"),
             Ok(path) if is_license(&path) => files.push(Asset {
-                contents: read(&place)?,
+                contents: small::bytes(&place, MAX_BYTES)?,
                 path,
                 origin: Origin::Kept,
             }),
@@ -74,7 +75,7 @@ pub(super) fn find(directory: &Path) -> Result<Terms, CheckpointError> {
     }
     let card = directory.join("README.md");
     let declared = if card.is_file() {
-        declared(&String::from_utf8_lossy(&read(&card)?))
+        declared(&String::from_utf8_lossy(&small::bytes(&card, MAX_BYTES)?))
     } else {
         None
     };
@@ -87,23 +88,6 @@ pub(super) fn find(directory: &Path) -> Result<Terms, CheckpointError> {
         name,
         left_out,
     })
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, CheckpointError> {
-    let io = |source| CheckpointError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let found = std::fs::metadata(path).map_err(io)?;
-    if !found.is_file() {
-        return Err(CheckpointError::malformed(path, "is not a regular file"));
-    }
-    let length = found.len();
-    if length > MAX_BYTES {
-        let problem = format!("is {length} bytes long, at most {MAX_BYTES} are read");
-        return Err(CheckpointError::malformed(path, problem));
-    }
-    std::fs::read(path).map_err(io)
 }
 
 /// What the front matter of a model card declares: `license_name`, which the hub has for licenses outside its list, or

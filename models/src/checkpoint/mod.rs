@@ -13,6 +13,7 @@ mod llava;
 mod mlx;
 mod processing;
 mod safetensors;
+pub(crate) mod small;
 
 pub use crate::config::Layout;
 pub use canonical::{Accounting, Canonical, Ignored, Used, canonical};
@@ -34,8 +35,8 @@ use std::sync::Arc;
 const CONFIG: &str = "config.json";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-/// Longest index that is read.
-const MAX_INDEX: u64 = 100_000_000;
+/// Longest file that is read beside weights and tokenizers: an index of shards, in bytes.
+pub const MAX_INDEX: u64 = 100_000_000;
 
 /// An opened checkpoint; its weights stay in the files.
 #[derive(Debug)]
@@ -74,7 +75,7 @@ impl Checkpoint {
         if !config_path.exists() {
             return Err(not_a_checkpoint(format!("has no `{CONFIG}`")));
         }
-        let raw: Value = serde_json::from_str(&read(&config_path)?)
+        let raw: Value = serde_json::from_str(&small::text(&config_path, MAX_INDEX)?)
             .map_err(|error| CheckpointError::malformed(&config_path, error.to_string()))?;
 
         let index = directory.join(INDEX);
@@ -209,8 +210,8 @@ struct Index {
 /// Opens the shards that the index names. Each tensor must lie in the one shard that the index says.
 fn open_shards(directory: &Path, index: &Path) -> Result<Vec<SafetensorsFile>, CheckpointError> {
     let malformed = |problem: String| CheckpointError::malformed(index, problem);
-    let Index { weight_map } =
-        serde_json::from_str(&read(index)?).map_err(|error| malformed(error.to_string()))?;
+    let Index { weight_map } = serde_json::from_str(&small::text(index, MAX_INDEX)?)
+        .map_err(|error| malformed(error.to_string()))?;
     let names: BTreeSet<&String> = weight_map.values().collect();
     if names.is_empty() {
         return Err(malformed("names no shard".to_owned()));
@@ -274,22 +275,6 @@ fn first_few(problems: &[String]) -> String {
         Some(more) if more > 0 => format!("{shown}; and {more} more"),
         _ => shown,
     }
-}
-
-/// Reads a small file of text.
-fn read(path: &Path) -> Result<String, CheckpointError> {
-    let io = |source| CheckpointError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let length = fs::metadata(path).map_err(io)?.len();
-    if length > MAX_INDEX {
-        return Err(CheckpointError::malformed(
-            path,
-            format!("is {length} bytes long, at most {MAX_INDEX} are read"),
-        ));
-    }
-    fs::read_to_string(path).map_err(io)
 }
 
 #[cfg(test)]

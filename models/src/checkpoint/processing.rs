@@ -6,7 +6,7 @@
 
 #![deny(clippy::as_conversions)]
 
-use super::license;
+use super::{license, small};
 use crate::bundle::{Aspect, Content, ImageSpec, PromptSpec, Resample};
 use crate::config::{Layout, ModelConfig};
 use crate::error::CheckpointError;
@@ -149,7 +149,7 @@ pub(super) fn assets(
         "max_new_tokens": 256,
         "pad_token_id": pad.unwrap_or_else(|| json!(stop_ids.first())),
     });
-    let small = |path: &str, contents: Vec<u8>, how: String| {
+    let file = |path: &str, contents: Vec<u8>, how: String| {
         let given = files.path(path).exists();
         Asset {
             path: path.to_owned(),
@@ -170,17 +170,17 @@ pub(super) fn assets(
             contents: template.clone().into_bytes(),
             origin: template_origin,
         },
-        small(
+        file(
             "config.json",
             pretty(&client_config(config, &declared, layout, &prompt)),
             "in the dialect of transformers.js, `llava_qwen2`".to_owned(),
         ),
-        small(
+        file(
             "generation_config.json",
             pretty(&generation),
             "greedy, with the model's stop ids".to_owned(),
         ),
-        small(
+        file(
             "preprocessor_config.json",
             pretty(&client_image(&image)),
             match layout {
@@ -188,12 +188,12 @@ pub(super) fn assets(
                 Layout::Transformers => "all fields of CLIPImageProcessor, defaults included".to_owned(),
             },
         ),
-        small(
+        file(
             "processor_config.json",
             pretty(&client_processor(token_side)),
             format!("LlavaProcessor, {token_side} pixels a token"),
         ),
-        small(
+        file(
             "tokenizer.json",
             tokenizer.to_string().into_bytes(),
             match (files.path("tokenizer.json").exists(), image_token_id) {
@@ -202,7 +202,7 @@ pub(super) fn assets(
                 (false, _) => "vocab.json, merges.txt and added_tokens.json".to_owned(),
             },
         ),
-        small(
+        file(
             "tokenizer_config.json",
             pretty(&client_tokenizer(&tokenizer_config, &template)),
             "with the chat template and LlavaProcessor".to_owned(),
@@ -230,19 +230,7 @@ impl Files<'_> {
     }
 
     fn text(&self, name: &str) -> Result<Option<String>, CheckpointError> {
-        let path = self.path(name);
-        match std::fs::metadata(&path) {
-            Ok(found) if found.len() > MAX_BYTES => Err(CheckpointError::malformed(
-                &path,
-                format!("is longer than {MAX_BYTES} bytes"),
-            )),
-            Ok(found) if !found.is_file() => Err(CheckpointError::malformed(&path, "is not a regular file")),
-            Ok(_) => std::fs::read_to_string(&path)
-                .map(Some)
-                .map_err(|source| CheckpointError::Io { path, source }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(CheckpointError::Io { path, source }),
-        }
+        small::text_if_there(&self.path(name), MAX_BYTES)
     }
 
     fn json(&self, name: &str) -> Result<Option<Value>, CheckpointError> {

@@ -1,0 +1,49 @@
+//! How is a file read that is small if it is what it is called? Never more than a limit, and nothing but a file: a pipe
+//! would wait for whoever writes it.
+
+use crate::error::CheckpointError;
+use std::io;
+use std::path::Path;
+
+/// All of a file of at most `most` bytes.
+///
+/// # Errors
+/// A file that is not there, is none, is longer, or cannot be read.
+pub(crate) fn bytes(path: &Path, most: u64) -> Result<Vec<u8>, CheckpointError> {
+    let io = |source| CheckpointError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let found = std::fs::metadata(path).map_err(io)?;
+    if !found.is_file() {
+        return Err(CheckpointError::malformed(path, "is not a regular file"));
+    }
+    let length = found.len();
+    if length > most {
+        let problem = format!("is {length} bytes long, at most {most} are read");
+        return Err(CheckpointError::malformed(path, problem));
+    }
+    std::fs::read(path).map_err(io)
+}
+
+/// All of a file of text.
+///
+/// # Errors
+/// As [`bytes`], and bytes that are not UTF-8.
+pub(crate) fn text(path: &Path, most: u64) -> Result<String, CheckpointError> {
+    String::from_utf8(bytes(path, most)?).map_err(|error| CheckpointError::Io {
+        path: path.to_owned(),
+        source: io::Error::new(io::ErrorKind::InvalidData, error),
+    })
+}
+
+/// As [`text`]; `None` where there is no such file.
+///
+/// # Errors
+/// As [`text`].
+pub(crate) fn text_if_there(path: &Path, most: u64) -> Result<Option<String>, CheckpointError> {
+    match text(path, most) {
+        Err(CheckpointError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        found => found.map(Some),
+    }
+}
