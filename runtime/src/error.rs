@@ -1,6 +1,6 @@
 //! What can go wrong between a bundle and an answer?
 
-use crate::backend::Provider;
+use crate::backend::provider::Provider;
 use crate::image::ImageError;
 use crate::prompt::PromptError;
 use crate::sample::SampleError;

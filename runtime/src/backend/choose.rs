@@ -1,0 +1,436 @@
+//! Choice of a provider: the engines that this program was built with, in which order they replace each
+//! other, and which variant of a bundle each of them runs.
+
+#[cfg(feature = "coreml-native")]
+use super::native;
+use super::options::Options;
+#[cfg(feature = "ort")]
+use super::ort;
+use super::provider::Provider;
+use super::roles::Backend;
+#[cfg(feature = "rten")]
+use super::rten;
+use super::session::Session;
+#[cfg(feature = "tract")]
+use super::tract;
+use crate::error::{BackendError, EngineError};
+use models::bundle::{Bundle, Variant};
+use std::fmt;
+use std::path::Path;
+
+impl Provider {
+    /// Whether it can run here; `Auto` can where any other can.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn usable(self, options: &Options) -> Result<(), BackendError> {
+        match self {
+            Provider::Auto => choose(self, true, options).map(|_| ()),
+            named => backend(named)?.check(options),
+        }
+    }
+
+    /// Who is tried, in order, when this one is asked for.
+    const fn order(self) -> &'static [Provider] {
+        match self {
+            Provider::Auto | Provider::CoreMl => &[Provider::CoreMl, Provider::Cpu, Provider::Tract],
+            Provider::CoreMlNative => &[
+                Provider::CoreMlNative,
+                Provider::CoreMl,
+                Provider::Cpu,
+                Provider::Tract,
+            ],
+            Provider::Cpu => &[Provider::Cpu, Provider::Tract],
+            Provider::Tract => &[Provider::Tract, Provider::Cpu],
+            Provider::Rten => &[Provider::Rten, Provider::Cpu, Provider::Tract],
+        }
+    }
+}
+
+/// Every engine that this program was built with, in the order of `auto`.
+pub fn backends() -> &'static [&'static dyn Backend] {
+    &[
+        #[cfg(feature = "ort")]
+        &ort::OnnxRuntime {
+            provider: Provider::CoreMl,
+        },
+        #[cfg(feature = "ort")]
+        &ort::OnnxRuntime {
+            provider: Provider::Cpu,
+        },
+        #[cfg(feature = "tract")]
+        &tract::Tract,
+        #[cfg(feature = "coreml-native")]
+        &native::CoreMl,
+        #[cfg(feature = "rten")]
+        &rten::Rten,
+    ]
+}
+
+/// The engine of a provider that is not `Auto`.
+fn backend(provider: Provider) -> Result<&'static dyn Backend, BackendError> {
+    let found = backends().iter().find(|backend| backend.provider() == provider);
+    found.copied().ok_or(match provider {
+        Provider::Auto => BackendError::NoBackend,
+        Provider::CoreMl | Provider::Cpu => BackendError::NotCompiled {
+            provider,
+            feature: "ort",
+        },
+        Provider::Tract => BackendError::NotCompiled {
+            provider,
+            feature: "tract",
+        },
+        Provider::CoreMlNative => BackendError::NotCompiled {
+            provider,
+            feature: "coreml-native",
+        },
+        Provider::Rten => BackendError::NotCompiled {
+            provider,
+            feature: "rten",
+        },
+    })
+}
+
+/// Who computes, and what is to be said about it.
+pub struct Choice {
+    /// The engine.
+    pub backend: &'static dyn Backend,
+    /// One line where it is not the one that was asked for.
+    pub notice: Option<String>,
+}
+
+impl fmt::Debug for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Choice { backend, notice } = self;
+        f.debug_struct("Choice")
+            .field("provider", &backend.provider())
+            .field("notice", notice)
+            .finish()
+    }
+}
+
+/// The first engine that works here, in the order that begins with the one that is asked for.
+///
+/// # Errors
+/// None works; or, without `fallback`, the one that is asked for does not (for `auto`: neither coreml nor
+/// cpu).
+pub fn choose(asked: Provider, fallback: bool, options: &Options) -> Result<Choice, BackendError> {
+    choose_among(asked, fallback, options, &|_| Ok(()), None)
+}
+
+/// As [`choose`], among those that can run a variant of `bundle` and come after `failed`, which turned out
+/// not to work when it was opened.
+pub(crate) fn choose_for(
+    bundle: &Bundle,
+    options: &Options,
+    failed: Option<(Provider, BackendError)>,
+) -> Result<Choice, EngineError> {
+    let takes = |backend: &dyn Backend| variant(backend, bundle, options).map(|_| ());
+    Ok(choose_among(
+        options.provider,
+        options.fallback,
+        options,
+        &takes,
+        failed,
+    )?)
+}
+
+/// The first that `suits` and that works, among those that come after `failed`.
+fn choose_among(
+    asked: Provider,
+    fallback: bool,
+    options: &Options,
+    suits: &dyn Fn(&dyn Backend) -> Result<(), BackendError>,
+    failed: Option<(Provider, BackendError)>,
+) -> Result<Choice, BackendError> {
+    let mut order = asked.order().iter().copied();
+    let mut first: Option<BackendError> = None;
+    if let Some((provider, error)) = failed {
+        first = Some(error);
+        let _ = order.by_ref().find(|&candidate| candidate == provider);
+    }
+    for candidate in order {
+        // Nobody misses CoreML where `auto` was asked for and CoreML cannot be.
+        let silent = asked == Provider::Auto && candidate == Provider::CoreMl;
+        let usable = |backend: &'static dyn Backend| {
+            suits(backend)?;
+            backend.check(options)?;
+            Ok(backend)
+        };
+        let error = match backend(candidate).and_then(usable) {
+            Ok(backend) => {
+                let notice = match first {
+                    Some(error) if !fallback => return Err(error),
+                    Some(error) => Some(format!("{error}; using `{candidate}`")),
+                    None => None,
+                };
+                return Ok(Choice { backend, notice });
+            }
+            Err(error) => error,
+        };
+        if !silent {
+            first.get_or_insert(error);
+        }
+    }
+    Err(if backends().is_empty() {
+        BackendError::NoBackend
+    } else {
+        first.unwrap_or(BackendError::NoBackend)
+    })
+}
+
+/// The variant of `bundle` that `backend` is to run: of the best target that it takes and the bundle has in
+/// the precision that is asked for, the first.
+pub(crate) fn variant(
+    backend: &dyn Backend,
+    bundle: &Bundle,
+    options: &Options,
+) -> Result<Variant, BackendError> {
+    let asked = |target: &&&str| options.target.as_ref().is_none_or(|asked| asked == **target);
+    let wanted = |variant: &&Variant| {
+        let asked = options.precision.as_ref();
+        asked.is_none_or(|precision| *precision == variant.precision)
+    };
+    let mut targets = backend.targets().iter().filter(asked);
+    let packages = packages(bundle);
+    targets
+        .find_map(|target| {
+            let mut variants = bundle.variants.iter().chain(&packages).filter(wanted);
+            variants.find(|variant| variant.target == *target).cloned()
+        })
+        .ok_or_else(|| BackendError::NoGraphs {
+            provider: backend.provider(),
+            asked: asked_for(options),
+            takes: backend.targets(),
+        })
+}
+
+/// The Core ML packages of a bundle as variants, where this program could use them.
+fn packages(bundle: &Bundle) -> Vec<Variant> {
+    #[cfg(feature = "coreml-native")]
+    return native::variants(bundle).collect();
+    #[cfg(not(feature = "coreml-native"))]
+    {
+        let _ = bundle;
+        Vec::new()
+    }
+}
+
+/// Whether `bundle` has what is asked for at all: a variant for any provider that may be taken.
+pub(crate) fn check_variants(bundle: &Bundle, options: &Options) -> Result<(), EngineError> {
+    let order = match options.provider {
+        Provider::Auto => Provider::Auto.order(),
+        named if !options.fallback => &named.order()[..1],
+        named => named.order(),
+    };
+    let mut built = order
+        .iter()
+        .filter_map(|&provider| backend(provider).ok())
+        .peekable();
+    // Without any engine there is a better word for it.
+    if built.peek().is_none() || built.any(|backend| variant(backend, bundle, options).is_ok()) {
+        return Ok(());
+    }
+    let variants = bundle.variants.iter();
+    let variants = variants.map(|variant| format!("{} `{}`", variant.target, variant.precision));
+    let packages = bundle.packages.iter();
+    let packages = packages.map(|packages| format!("coreml-native `{}`", packages.precision));
+    Err(EngineError::NoVariant {
+        asked: asked_for(options),
+        provider: options.provider,
+        found: variants.chain(packages).collect(),
+    })
+}
+
+/// ` of target `cpu` and precision `int8``: what of it is asked for.
+fn asked_for(options: &Options) -> String {
+    let target = options.target.iter().map(|target| format!("target `{target}`"));
+    let precision = options.precision.iter();
+    let precision = precision.map(|precision| format!("precision `{precision}`"));
+    let words: Vec<String> = target.chain(precision).collect();
+    if words.is_empty() {
+        String::new()
+    } else {
+        format!(" of {}", words.join(" and "))
+    }
+}
+
+/// Prepares one graph on one provider, with any inputs and outputs. `Auto` takes the first that works.
+///
+/// # Errors
+/// A graph that the engine refuses, or an engine that cannot run here.
+pub fn open_session(
+    provider: Provider,
+    path: &Path,
+    options: &Options,
+) -> Result<Box<dyn Session>, BackendError> {
+    let backend = match provider {
+        Provider::Auto => choose(Provider::Auto, true, options)?.backend,
+        named => backend(named)?,
+    };
+    backend.check(options)?;
+    backend.open_session(path, options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    #[test]
+    fn every_order_begins_with_the_one_asked_for() {
+        for provider in [Provider::CoreMl, Provider::Cpu, Provider::Tract] {
+            assert_eq!(provider.order()[0], provider);
+        }
+        assert_eq!(Provider::Auto.order().len(), 3);
+    }
+
+    #[test]
+    fn a_missing_library_is_said_once() {
+        let options = Options {
+            onnxruntime: Some(PathBuf::from("/nowhere/libonnxruntime.so")),
+            ..Options::default()
+        };
+        let result = choose(Provider::CoreMl, true, &options);
+        if cfg!(feature = "tract") {
+            let choice = result.unwrap();
+            assert_eq!(choice.backend.provider(), Provider::Tract);
+            let notice = choice.notice.unwrap();
+            assert!(
+                notice.contains("`coreml`") && notice.ends_with("using `tract`"),
+                "{notice}"
+            );
+            assert!(!notice.contains('\n'), "{notice}");
+        } else {
+            assert!(result.is_err());
+        }
+        let error = choose(Provider::CoreMl, false, &options).unwrap_err();
+        assert!(
+            error.is_unavailable() || matches!(error, BackendError::NoBackend),
+            "{error}"
+        );
+    }
+
+    #[cfg(all(feature = "ort", feature = "tract"))]
+    fn bundle(variants: &[(&str, &str)]) -> Bundle {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bundle");
+        let mut bundle = Bundle::open(&directory).unwrap();
+        let one = bundle.variants[0].clone();
+        let variant = |&(target, precision): &(&str, &str)| Variant {
+            target: target.to_owned(),
+            precision: precision.to_owned(),
+            ..one.clone()
+        };
+        bundle.variants = variants.iter().map(variant).collect();
+        bundle
+    }
+
+    #[test]
+    #[cfg(all(feature = "ort", feature = "tract"))]
+    fn each_provider_takes_the_best_target_of_what_is_asked_for() {
+        struct Case {
+            provider: Provider,
+            target: Option<&'static str>,
+            precision: Option<&'static str>,
+            expected: Option<(&'static str, &'static str)>,
+        }
+        let case = |provider, target, precision, expected| Case {
+            provider,
+            target,
+            precision,
+            expected,
+        };
+        use Provider::{CoreMl, Cpu, Tract};
+        let bundle = bundle(&[
+            ("portable", "fp32"),
+            ("portable", "fp16"),
+            ("cpu", "int8"),
+            ("cpu", "fp32"),
+        ]);
+        let cases = [
+            case(Cpu, None, None, Some(("cpu", "int8"))),
+            case(Cpu, None, Some("fp32"), Some(("cpu", "fp32"))),
+            case(Cpu, None, Some("fp16"), Some(("portable", "fp16"))),
+            case(Cpu, Some("portable"), None, Some(("portable", "fp32"))),
+            case(Cpu, Some("portable"), Some("int8"), None),
+            case(Cpu, Some("elsewhere"), None, None),
+            case(Tract, None, None, Some(("cpu", "int8"))),
+            case(Tract, None, Some("fp16"), Some(("portable", "fp16"))),
+            case(Tract, Some("elsewhere"), None, None),
+            case(CoreMl, None, Some("fp16"), Some(("portable", "fp16"))),
+            case(CoreMl, None, Some("int8"), None),
+        ];
+        for case in cases {
+            let options = Options {
+                target: case.target.map(str::to_owned),
+                precision: case.precision.map(str::to_owned),
+                ..Options::default()
+            };
+            let found = variant(backend(case.provider).unwrap(), &bundle, &options);
+            let found = found
+                .as_ref()
+                .ok()
+                .map(|found| (&*found.target, &*found.precision));
+            assert_eq!(
+                found, case.expected,
+                "{} {:?} {:?}",
+                case.provider, case.target, case.precision
+            );
+        }
+    }
+
+    #[test]
+    #[cfg(all(feature = "ort", feature = "tract"))]
+    fn what_no_provider_can_run_is_an_error_before_anything_is_loaded() {
+        let bundle = bundle(&[("portable", "fp32"), ("cpu", "q4")]);
+        let check = |provider, fallback, target: Option<&str>, precision: &str| {
+            let options = Options {
+                provider,
+                fallback,
+                target: target.map(str::to_owned),
+                precision: Some(precision.to_owned()),
+                ..Options::default()
+            };
+            check_variants(&bundle, &options).map_err(|error| error.to_string())
+        };
+        assert_eq!(check(Provider::Auto, true, None, "q4"), Ok(()));
+        assert_eq!(check(Provider::Tract, true, None, "q4"), Ok(()));
+        assert_eq!(check(Provider::Tract, false, None, "q4"), Ok(()));
+        let error = check(Provider::CoreMl, false, None, "q4").unwrap_err();
+        assert!(
+            error.contains("precision `q4`") && error.contains("portable `fp32`, cpu `q4`"),
+            "{error}"
+        );
+        let error = check(Provider::Auto, true, Some("portable"), "q4").unwrap_err();
+        assert!(error.contains("target `portable` and precision `q4`"), "{error}");
+        assert!(check(Provider::Cpu, true, None, "int8").is_err());
+    }
+
+    #[test]
+    #[cfg(all(feature = "ort", feature = "tract"))]
+    fn a_provider_without_graphs_in_the_bundle_is_passed_over() {
+        let options = Options {
+            provider: Provider::Cpu,
+            onnxruntime: Some(PathBuf::from("/nowhere/libonnxruntime.so")),
+            ..Options::default()
+        };
+        let only_cpu = bundle(&[("cpu", "q4")]);
+        let choice = choose_for(&only_cpu, &options, None).unwrap();
+        assert_eq!(choice.backend.provider(), Provider::Tract);
+        let alone = Options {
+            fallback: false,
+            ..options.clone()
+        };
+        let error = choose_for(&only_cpu, &alone, None).unwrap_err();
+        assert!(error.to_string().contains("/nowhere"), "{error}");
+        let elsewhere = bundle(&[("elsewhere", "fp32")]);
+        let error = choose_for(&elsewhere, &options, None).unwrap_err();
+        assert!(
+            error.to_string().contains("takes target `cpu`, `portable`"),
+            "{error}"
+        );
+        let portable = bundle(&[("portable", "fp32")]);
+        let choice = choose_for(&portable, &options, None).unwrap();
+        assert_eq!(choice.backend.provider(), Provider::Tract);
+    }
+}
