@@ -4,7 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod quality;
 
 use clap::{Args, Parser, Subcommand};
-use conformance::subject::{Precision, Provider};
+use conformance::setup::subject::{Precision, Provider};
 use conformance::synth;
 use runtime::manual::Generate;
 use std::path::PathBuf;

@@ -1,21 +1,17 @@
 #![doc = include_str!("../README.md")]
 
 pub mod bench;
-pub mod case;
 pub mod compare;
 pub mod golden;
 pub mod interpreter;
-pub mod known;
 pub mod loaded;
-pub mod model;
 pub mod quality;
 pub mod report;
 pub mod safetensors;
+pub mod setup;
 pub mod status;
-pub mod subject;
 pub mod suite;
 pub mod synth;
 pub mod table;
 pub mod tensor;
 pub mod tiny;
-pub mod workspace;

@@ -5,11 +5,11 @@ pub(crate) mod quality;
 
 use crate::cli;
 use crate::output::Complaint;
-use conformance::case::{Case, CaseError, Findings};
 use conformance::golden::{Reference, Source};
-use conformance::subject::{self, Precision, Provider, Subject};
+use conformance::setup::case::{Case, CaseError, Findings};
+use conformance::setup::subject::{self, Precision, Provider, Subject};
+use conformance::setup::workspace::{self, Given};
 use conformance::suite::{SUITES, end_to_end, references};
-use conformance::workspace::{self, Given};
 use models::bundle::Bundle;
 use std::path::Path;
 use std::sync::Arc;

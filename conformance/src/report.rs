@@ -1,7 +1,7 @@
 //! How are verdicts told? As a table for people, as JSON for programs. Text only: who calls decides where it goes.
 
-use crate::case::{Case, Check, Outcome, Report};
-use crate::subject::Subject;
+use crate::setup::case::{Case, Check, Outcome, Report};
+use crate::setup::subject::Subject;
 use serde::Serialize;
 use std::fmt;
 
@@ -241,7 +241,7 @@ struct Entry<'a> {
 
 impl<'a> Run<'a> {
     /// A run of which these are the reports.
-    pub fn new(reports: &'a [Report], missing: &'a [(crate::subject::Provider, String)]) -> Run<'a> {
+    pub fn new(reports: &'a [Report], missing: &'a [(crate::setup::subject::Provider, String)]) -> Run<'a> {
         let totals = Totals::of(reports);
         Run {
             schema: SCHEMA,
@@ -285,8 +285,8 @@ impl<'a> Entry<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::case::Findings;
-    use crate::subject::{Precision, Provider};
+    use crate::setup::case::Findings;
+    use crate::setup::subject::{Precision, Provider};
     use std::time::Duration;
 
     fn report(subject: Option<&str>, outcome: Outcome, worst: Option<f64>) -> Report {

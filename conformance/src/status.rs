@@ -2,10 +2,10 @@
 //! references and the known exceptions, so that it cannot claim more than `run` tries.
 
 use crate::golden::{RecordedCase, Reference, ReferenceError, Source};
-use crate::known;
-use crate::subject::{Provider, Subject};
+use crate::setup::known;
+use crate::setup::subject::{Provider, Subject};
+use crate::setup::workspace;
 use crate::suite::references::is_full_size;
-use crate::workspace;
 use std::sync::Arc;
 
 /// A part of the model.
@@ -157,7 +157,7 @@ fn excepted(part: Part, reference: &Reference, subject: &Subject) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::subject::Precision;
+    use crate::setup::subject::Precision;
 
     #[test]
     fn every_network_of_every_layout_is_compared_on_every_engine() {

@@ -300,8 +300,8 @@ fn a_checkpoint_is_compared_with_a_reference() {
 #[test]
 #[cfg(feature = "tract")]
 fn a_bundle_is_compared_with_a_reference() {
-    use conformance::subject::Precision;
-    use conformance::workspace::export;
+    use conformance::setup::subject::Precision;
+    use conformance::setup::workspace::export;
     let folder = tempfile::tempdir().unwrap();
     let bundle = |seed: u64| {
         let directory = folder.path().join(format!("bundle-{seed}"));
@@ -380,8 +380,8 @@ fn a_bundle_is_compared_with_a_reference() {
 #[test]
 #[cfg(feature = "tract")]
 fn bench_measures_every_form() {
-    use conformance::subject::Precision;
-    use conformance::workspace::export;
+    use conformance::setup::subject::Precision;
+    use conformance::setup::workspace::export;
     let folder = tempfile::tempdir().unwrap();
     let bundle = folder.path().join("bundle");
     export(
@@ -490,8 +490,8 @@ fn bench_measures_every_form() {
 #[test]
 #[cfg(feature = "tract")]
 fn quality_is_measured_against_fp32() {
-    use conformance::subject::Precision;
-    use conformance::workspace::export;
+    use conformance::setup::subject::Precision;
+    use conformance::setup::workspace::export;
     let folder = tempfile::tempdir().unwrap();
     let bundle = folder.path().join("bundle");
     export(

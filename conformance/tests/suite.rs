@@ -3,11 +3,11 @@
 
 #![allow(clippy::print_stdout, reason = "a test harness talks on stdout")]
 
-use conformance::case::{Case, Outcome, leaves};
 use conformance::report;
-use conformance::subject::{self, Provider};
+use conformance::setup::case::{Case, Outcome, leaves};
+use conformance::setup::subject::{self, Provider};
+use conformance::setup::workspace::{Given, Workspace};
 use conformance::suite::SUITES;
-use conformance::workspace::{Given, Workspace};
 use std::process::ExitCode;
 use std::time::Instant;
 

@@ -2,9 +2,9 @@
 //! with one.
 
 use super::Settings;
-use crate::case::CaseError;
 use crate::golden::argmax;
 use crate::loaded::{Combination, Loaded, picture};
+use crate::setup::case::CaseError;
 use runtime::image::Picture;
 use serde::{Deserialize, Serialize};
 use std::time::Instant;

@@ -4,8 +4,8 @@
 use super::metrics::{LogitsError, Tally, relative_l2};
 use super::script::Script;
 use super::{Features, Recording};
-use crate::case::CaseError;
 use crate::loaded::Loaded;
+use crate::setup::case::CaseError;
 
 /// What a form computed, compared with a reference.
 #[derive(Debug)]

@@ -1,8 +1,8 @@
 //! How well does a form of the demo model still answer? Its held-out questions, word for word.
 
 use super::ExactMatch;
-use crate::case::CaseError;
 use crate::loaded::Loaded;
+use crate::setup::case::CaseError;
 use crate::suite::end_to_end::{Answers, held_out};
 use runtime::image::{ImageId, Picture};
 

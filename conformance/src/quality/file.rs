@@ -7,8 +7,8 @@
 //! - metadata: `name`, and `image`.
 
 use super::{Features, Recording};
-use crate::case::CaseError;
 use crate::safetensors::{self, Array};
+use crate::setup::case::CaseError;
 use crate::tensor::Tensor;
 use runtime::image::PixelValues;
 use std::collections::BTreeMap;

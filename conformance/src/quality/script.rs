@@ -2,8 +2,8 @@
 //! seed.
 
 use super::{Recording, Settings};
-use crate::case::CaseError;
 use crate::loaded::{Loaded, picture};
+use crate::setup::case::CaseError;
 use models::bundle::{Bundle, PromptSpec};
 use runtime::image::PixelValues;
 use runtime::prompt::{Piece, Prompt};

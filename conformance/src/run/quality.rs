@@ -3,11 +3,11 @@
 use crate::cli::quality::Quality;
 use crate::output::{self, Complaint};
 use crate::plan::quality::{Form, Plan, Reference};
-use conformance::case::CaseError;
 use conformance::loaded::{Loaded, picture_name};
 use conformance::quality::collect::{self, Compared};
 use conformance::quality::script::Script;
 use conformance::quality::{ExactMatch, Recording, Report, Row, SCHEMA, demo, file, table};
+use conformance::setup::case::CaseError;
 use indicatif::ProgressBar;
 use std::path::Path;
 use std::process::ExitCode;

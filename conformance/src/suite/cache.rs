@@ -2,14 +2,14 @@
 //! to the same sequence give the same logits and the same cache. First the decoder's graph with a cache that we carry,
 //! on every subject; then the runtime's decoders, which carry their own, on every engine.
 
-use crate::case::{Case, CaseError, Context, Findings};
 use crate::compare::{Tolerance, compare};
-use crate::model::{Cache, Decoder, Deployed, left_pad, run_one};
-use crate::subject::{Precision, Subject};
+use crate::setup::case::{Case, CaseError, Context, Findings};
+use crate::setup::model::{Cache, Decoder, Deployed, left_pad, run_one};
+use crate::setup::subject::{Precision, Subject};
+use crate::setup::workspace::{Workspace, small};
 use crate::synth;
 use crate::tensor::Tensor;
 use crate::tiny::numbers;
-use crate::workspace::{Workspace, small};
 use models::arch::Network;
 use runtime::backend::{self, Parts};
 use runtime::image::Picture;

@@ -1,11 +1,11 @@
 //! Do the right words come out? Images and questions through the runtime library, as a user's program does it.
 
-use crate::case::{Case, CaseError, Context, Findings};
 use crate::golden::{RecordedCase, Reference, Row, Segment};
-use crate::model::Deployed;
-use crate::subject::{Precision, Subject};
+use crate::setup::case::{Case, CaseError, Context, Findings};
+use crate::setup::model::Deployed;
+use crate::setup::subject::{Precision, Subject};
+use crate::setup::workspace::{self, Workspace};
 use crate::suite::references;
-use crate::workspace::{self, Workspace};
 use models::bundle::Bundle;
 use runtime::image::{ImageId, Limits, Picture};
 use runtime::prompt::Piece;

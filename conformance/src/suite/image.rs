@@ -1,11 +1,11 @@
 //! Does the runtime see what the published preprocessing sees? Pixels against those that Pillow and transformers made,
 //! by both recipes: LLaVA's pad to a square, and transformers' shortest edge with a centre crop.
 
-use crate::case::{Case, CaseError, Context, Findings};
 use crate::golden::{Reference, Source};
+use crate::setup::case::{Case, CaseError, Context, Findings};
+use crate::setup::workspace::{Workspace, small};
 use crate::suite::references;
 use crate::tensor::Tensor;
-use crate::workspace::{Workspace, small};
 use models::bundle::{Aspect, ImageSpec, Resample};
 use runtime::image::resize::{Canvas, resize};
 use runtime::image::{self, Picture};

@@ -2,13 +2,13 @@
 //! files, exported and compared byte for byte; and train-time branches computed one by one against what folding made
 //! of them.
 
-use crate::case::{Case, CaseError, Context, Findings};
 use crate::compare::{Tolerance, compare};
-use crate::subject::Precision;
+use crate::setup::case::{Case, CaseError, Context, Findings};
+use crate::setup::subject::Precision;
+use crate::setup::workspace::{Workspace, export, synth_options};
 use crate::synth::{self, Size, Stored};
 use crate::tensor::{Tensor, round_to_half};
 use crate::tiny::numbers;
-use crate::workspace::{Workspace, export, synth_options};
 use half::bf16;
 use models::bundle::{Aspect, Bundle, Content};
 use models::checkpoint::{Canonical, Checkpoint, Layout, canonical};

@@ -9,7 +9,7 @@ pub mod ops;
 pub mod references;
 pub mod text;
 
-use crate::case::Case;
+use crate::setup::case::Case;
 
 /// A named list of cases.
 #[derive(Debug)]
@@ -96,7 +96,7 @@ pub fn all() -> Vec<Case> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::known::KNOWN;
+    use crate::setup::known::KNOWN;
     use std::collections::BTreeSet;
 
     #[test]

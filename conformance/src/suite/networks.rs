@@ -1,13 +1,13 @@
 //! Does every engine compute small networks of odd geometries as the interpreter does? What the published sizes have in
 //! common (five stages, two attention stages, powers of two, a tied head) must not be what makes a graph right.
 
-use crate::case::{Case, CaseError, Context, Findings};
 use crate::compare::{Tolerance, compare};
-use crate::model::{Cache, Decoder, left_pad, run_one};
-use crate::subject::{Provider, Subject};
+use crate::setup::case::{Case, CaseError, Context, Findings};
+use crate::setup::model::{Cache, Decoder, left_pad, run_one};
+use crate::setup::subject::{Provider, Subject};
+use crate::setup::workspace::Workspace;
 use crate::tensor::{Data, Tensor, round_to_half};
 use crate::tiny::{Given, numbers, random};
-use crate::workspace::Workspace;
 use exporter::Precision;
 use models::arch::fused::{self, Encodings};
 use models::arch::{self, Network};
@@ -82,7 +82,7 @@ fn subjects(form: Form) -> fn(&Subject) -> bool {
 /// Fused operators are for the engines that run our kernels, whatever precision they would be given.
 fn has_kernels(subject: &Subject) -> bool {
     let engine = matches!(subject.provider, Provider::Cpu | Provider::Tract);
-    engine && subject.precision == crate::subject::Precision::Fp32
+    engine && subject.precision == crate::setup::subject::Precision::Fp32
 }
 
 /// An image encoder with its projector.
@@ -314,8 +314,8 @@ fn tolerance(subject: &Subject, form: Form, fp32: Tolerance) -> Tolerance {
         return Tolerance::Bytes;
     }
     match subject.precision {
-        crate::subject::Precision::Fp32 => fp32,
-        crate::subject::Precision::Fp16 => Tolerance::Half,
+        crate::setup::subject::Precision::Fp32 => fp32,
+        crate::setup::subject::Precision::Fp16 => Tolerance::Half,
     }
 }
 
@@ -382,8 +382,8 @@ fn embed(
             table[row..row + width]
                 .iter()
                 .map(|&value| match subject.precision {
-                    crate::subject::Precision::Fp32 => value,
-                    crate::subject::Precision::Fp16 => round_to_half(value),
+                    crate::setup::subject::Precision::Fp32 => value,
+                    crate::setup::subject::Precision::Fp16 => round_to_half(value),
                 }),
         );
     }

@@ -1,13 +1,13 @@
 //! Does every operator do on every engine what the interpreter says? Small graphs, in the forms that the networks use
 //! and a little beyond.
 
-use crate::case::{Case, CaseError, Context, Findings};
 use crate::compare::{Tolerance, compare};
 use crate::interpreter::Interpreter;
-use crate::subject::{Precision, Provider, Subject};
+use crate::setup::case::{Case, CaseError, Context, Findings};
+use crate::setup::subject::{Precision, Provider, Subject};
+use crate::setup::workspace::Workspace;
 use crate::tensor::Tensor;
 use crate::tiny::{Given, random};
-use crate::workspace::Workspace;
 use models::dtype::DType;
 use models::graph::{Builder, Conv, Dim, GraphError, Op, ValueId};
 

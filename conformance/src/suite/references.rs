@@ -1,13 +1,13 @@
 //! Is what runs what was published? Tensors that `conformance/reference/record.py` recorded from the published
 //! implementation, compared in the order in which the networks compute them.
 
-use crate::case::{Case, CaseError, Findings};
 use crate::golden::{RecordedCase, Reference, Row, Segment, Source, argmax};
-use crate::model::{Cache, Decoder, Deployed, left_pad, run_one};
-use crate::subject::{Provider, Session, Subject};
+use crate::setup::case::{Case, CaseError, Findings};
+use crate::setup::model::{Cache, Decoder, Deployed, left_pad, run_one};
+use crate::setup::subject::{Provider, Session, Subject};
+use crate::setup::workspace::{self, Workspace};
 use crate::suite::end_to_end;
 use crate::tensor::Tensor;
-use crate::workspace::{self, Workspace};
 use models::arch::Network;
 use runtime::image::preprocess;
 use std::collections::BTreeMap;

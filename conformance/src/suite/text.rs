@@ -1,11 +1,11 @@
 //! Do words become the ids that the published tokenizers and chat templates make of them, and ids the words? Against
 //! ids that transformers recorded, and against the templates' form spelled out here.
 
-use crate::case::{Case, CaseError, Context, Findings};
 use crate::golden::{RecordedCase, Reference, Row, Segment};
-use crate::model::Deployed;
+use crate::setup::case::{Case, CaseError, Context, Findings};
+use crate::setup::model::Deployed;
+use crate::setup::workspace::{self, Workspace, small};
 use crate::suite::references;
-use crate::workspace::{self, Workspace, small};
 use models::bundle::{Content, PromptSpec};
 use runtime::image::ImageId;
 use runtime::prompt::{Message, Piece, Prompt, Prompter, Role};

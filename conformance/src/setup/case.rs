@@ -2,9 +2,9 @@
 //! crossed with every [`Subject`] that works on this machine.
 
 use crate::compare::Comparison;
-use crate::known::{self, Known};
-use crate::subject::Subject;
-use crate::workspace::Workspace;
+use crate::setup::known::{self, Known};
+use crate::setup::subject::Subject;
+use crate::setup::workspace::Workspace;
 use std::fmt;
 use std::time::{Duration, Instant};
 

@@ -2,10 +2,10 @@
 //!
 //! The only file here that opens engines.
 
-use crate::case::{CaseError, Context};
 use crate::interpreter::Interpreter;
+use crate::setup::case::{CaseError, Context};
+use crate::setup::workspace::Workspace;
 use crate::tensor::{Data, Tensor};
-use crate::workspace::Workspace;
 use half::f16;
 use models::dtype::DType;
 use models::graph::Graph;

@@ -1,10 +1,10 @@
 //! What do cases work on? Checkpoints and bundles, made when they are first asked for, in a directory that goes away
 //! with the run.
 
-use crate::case::{CaseError, Context};
 use crate::golden::{RecordedImage, Reference, Source};
-use crate::model::Deployed;
-use crate::subject::Precision;
+use crate::setup::case::{CaseError, Context};
+use crate::setup::model::Deployed;
+use crate::setup::subject::Precision;
 use crate::synth;
 use models::bundle::Bundle;
 use runtime::image::Picture;

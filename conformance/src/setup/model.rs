@@ -1,10 +1,10 @@
 //! How is a FastVLM computed, network by network, on any subject? No state: the caller holds the cache, so that every
 //! tensor that a reference records can be looked at.
 
-use crate::case::{CaseError, Context};
-use crate::subject::{Session, Subject};
+use crate::setup::case::{CaseError, Context};
+use crate::setup::subject::{Session, Subject};
+use crate::setup::workspace::Workspace;
 use crate::tensor::Tensor;
-use crate::workspace::Workspace;
 use models::arch::{self, Network};
 use models::bundle::{Bundle, KvSpec, Variant};
 use models::checkpoint::{Canonical, Checkpoint, canonical};

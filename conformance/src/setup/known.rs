@@ -1,7 +1,7 @@
 //! What do engines get wrong, and why do we live with it? Each exception is asserted to still fail: one that heals is
 //! reported and must be removed here.
 
-use crate::subject::Subject;
+use crate::setup::subject::Subject;
 
 /// An exception.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +51,7 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::subject::{Precision, Provider};
+    use crate::setup::subject::{Precision, Provider};
 
     #[test]
     fn an_exception_is_about_its_case_engine_and_precision() {
