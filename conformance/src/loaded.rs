@@ -1,6 +1,6 @@
 //! What do `bench` and `quality` work on? One exported form of a bundle on one engine, and its parts, ready to compute.
 
-use crate::setup::case::{CaseError, Context};
+use crate::setup::error::{CaseError, Context};
 use crate::synth;
 use models::bundle::{Bundle, Variant};
 use runtime::backend::{self, Parts};

@@ -5,7 +5,7 @@ use crate::golden::{RecordedCase, Reference, ReferenceError, Source};
 use crate::setup::known;
 use crate::setup::subject::{Provider, Subject};
 use crate::setup::workspace;
-use crate::suite::references::is_full_size;
+use crate::suite::recorded::is_full_size;
 use std::sync::Arc;
 
 /// A part of the model.

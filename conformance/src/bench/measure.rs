@@ -4,7 +4,7 @@
 use super::Settings;
 use crate::golden::argmax;
 use crate::loaded::{Combination, Loaded, picture};
-use crate::setup::case::CaseError;
+use crate::setup::error::CaseError;
 use runtime::image::Picture;
 use serde::{Deserialize, Serialize};
 use std::time::Instant;

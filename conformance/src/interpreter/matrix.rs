@@ -1,7 +1,8 @@
 //! Products, norms and reductions: everything that sums along an axis.
 
-use super::elementwise::{self, broadcast_shape, broadcast_strides};
+use super::elementwise;
 use super::movement;
+use super::shape::{broadcast_shape, broadcast_strides, resolve};
 use crate::tensor::{Tensor, index_of};
 use rayon::prelude::*;
 
@@ -220,19 +221,6 @@ pub(super) fn round(sums: &[f64], out: &mut [f32]) {
     for (out, &sum) in out.iter_mut().zip(sums) {
         *out = sum as f32;
     }
-}
-
-/// An axis that may count from the back.
-pub(super) fn resolve(axis: i64, rank: usize) -> Result<usize, String> {
-    let from_front = if axis < 0 {
-        axis + i64::try_from(rank).unwrap_or(i64::MAX)
-    } else {
-        axis
-    };
-    usize::try_from(from_front)
-        .ok()
-        .filter(|&axis| axis < rank)
-        .ok_or_else(|| format!("axis {axis} is outside rank {rank}"))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod convolution;
 mod elementwise;
 mod matrix;
 mod movement;
+mod shape;
 
 use crate::tensor::{Data, Tensor, round_to_half};
 use exporter::onnx::pack;

@@ -1,6 +1,6 @@
 //! Operators that move elements without changing them.
 
-use super::matrix::resolve;
+use super::shape::resolve;
 use crate::tensor::{Data, Tensor, strides_of};
 
 /// Builds a tensor of `shape` from flat positions of `x`.

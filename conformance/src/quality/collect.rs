@@ -5,7 +5,7 @@ use super::metrics::{LogitsError, Tally, relative_l2};
 use super::script::Script;
 use super::{Features, Recording};
 use crate::loaded::Loaded;
-use crate::setup::case::CaseError;
+use crate::setup::error::CaseError;
 
 /// What a form computed, compared with a reference.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use super::ExactMatch;
 use crate::loaded::Loaded;
-use crate::setup::case::CaseError;
+use crate::setup::error::CaseError;
 use crate::suite::end_to_end::{Answers, held_out};
 use runtime::image::{ImageId, Picture};
 

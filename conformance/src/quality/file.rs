@@ -8,7 +8,7 @@
 
 use super::{Features, Recording};
 use crate::safetensors::{self, Array};
-use crate::setup::case::CaseError;
+use crate::setup::error::CaseError;
 use crate::tensor::Tensor;
 use runtime::image::PixelValues;
 use std::collections::BTreeMap;

@@ -3,7 +3,7 @@
 
 use super::{Recording, Settings};
 use crate::loaded::{Loaded, picture};
-use crate::setup::case::CaseError;
+use crate::setup::error::CaseError;
 use models::bundle::{Bundle, PromptSpec};
 use runtime::image::PixelValues;
 use runtime::prompt::{Piece, Prompt};

@@ -7,7 +7,7 @@ use conformance::loaded::{Loaded, picture_name};
 use conformance::quality::collect::{self, Compared};
 use conformance::quality::script::Script;
 use conformance::quality::{ExactMatch, Recording, Report, Row, SCHEMA, demo, file, table};
-use conformance::setup::case::CaseError;
+use conformance::setup::error::CaseError;
 use indicatif::ProgressBar;
 use std::path::Path;
 use std::process::ExitCode;

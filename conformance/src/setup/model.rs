@@ -1,9 +1,8 @@
 //! How is a FastVLM computed, network by network, on any subject? No state: the caller holds the cache, so that every
 //! tensor that a reference records can be looked at.
 
-use crate::setup::case::{CaseError, Context};
+use crate::setup::error::{CaseError, Context};
 use crate::setup::subject::{Session, Subject};
-use crate::setup::workspace::Workspace;
 use crate::tensor::Tensor;
 use models::arch::{self, Network};
 use models::bundle::{Bundle, KvSpec, Variant};
@@ -138,15 +137,15 @@ impl Deployed {
     /// Runs the vision encoder on `pixels [n,3,H,W]`, and shows the values inside it that `inner` names
     /// (`vision_tower.stages.2`), in that order, before its `image_features`.
     ///
-    /// The features are those of the bundle's own graph. An engine gives inner values out of a second graph, written for
-    /// that purpose; it is left out where the checkpoint behind the bundle is not known, and with it the inner values.
+    /// The features are those of the bundle's own graph. An engine gives inner values out of a second graph, written to
+    /// `scratch` for that purpose; it is left out where the checkpoint behind the bundle is not known, and with it the inner values.
     ///
     /// # Errors
     /// As [`Deployed::session`].
     pub fn encode(
         &self,
         subject: &Subject,
-        workspace: &Workspace,
+        scratch: &Path,
         pixels: &Tensor,
         inner: &[&str],
     ) -> Result<Vec<(String, Tensor)>, CaseError> {
@@ -160,7 +159,7 @@ impl Deployed {
                 .collect::<Result<Vec<ValueId>, _>>()?;
             graph.outputs.splice(0..0, ids);
             let outputs = subject
-                .session(&graph, described.weights(), workspace)?
+                .session(&graph, described.weights(), scratch)?
                 .run(&inputs)?;
             let names = inner.iter().copied().chain(["image_features"]).map(str::to_owned);
             found = names.zip(outputs.into_iter().map(|(_, tensor)| tensor)).collect();

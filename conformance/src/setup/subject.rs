@@ -3,8 +3,7 @@
 //! The only file here that opens engines.
 
 use crate::interpreter::Interpreter;
-use crate::setup::case::{CaseError, Context};
-use crate::setup::workspace::Workspace;
+use crate::setup::error::{CaseError, Context};
 use crate::tensor::{Data, Tensor};
 use half::f16;
 use models::dtype::DType;
@@ -12,6 +11,7 @@ use models::graph::Graph;
 use models::weights::Weights;
 use runtime::backend::session;
 use std::path::Path;
+use tempfile::TempDir;
 
 /// Who computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -143,7 +143,8 @@ impl Subject {
         self.provider.engine().is_some()
     }
 
-    /// Prepares one graph, which need not be one of a FastVLM.
+    /// Prepares one graph, which need not be one of a FastVLM; what an engine reads is written to a directory in
+    /// `scratch`, and gone when the session is open.
     ///
     /// # Errors
     /// A graph that cannot be written or that the engine refuses.
@@ -151,12 +152,12 @@ impl Subject {
         &self,
         graph: &'a Graph,
         weights: &'a dyn Weights,
-        workspace: &Workspace,
+        scratch: &Path,
     ) -> Result<Box<dyn Session + 'a>, CaseError> {
         if self.is_interpreter() {
             return Ok(self.interpret(graph, weights));
         }
-        let directory = workspace.scratch()?;
+        let directory = TempDir::new_in(scratch).during(|| "making a temporary directory".to_owned())?;
         let path = exporter::onnx::write_graph(graph, weights, self.precision.exported(), directory.path())
             .during(|| format!("writing graph `{}`", graph.name))?;
         let session = self.open(&path)?;

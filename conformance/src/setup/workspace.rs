@@ -2,7 +2,7 @@
 //! with the run.
 
 use crate::golden::{RecordedImage, Reference, Source};
-use crate::setup::case::{CaseError, Context};
+use crate::setup::error::{CaseError, Context};
 use crate::setup::model::Deployed;
 use crate::setup::subject::Precision;
 use crate::synth;

@@ -3,7 +3,8 @@
 //! on every subject; then the runtime's decoders, which carry their own, on every engine.
 
 use crate::compare::{Tolerance, compare};
-use crate::setup::case::{Case, CaseError, Context, Findings};
+use crate::setup::case::{Case, Findings};
+use crate::setup::error::{CaseError, Context};
 use crate::setup::model::{Cache, Decoder, Deployed, left_pad, run_one};
 use crate::setup::subject::{Precision, Subject};
 use crate::setup::workspace::{Workspace, small};

@@ -1,11 +1,12 @@
 //! Do the right words come out? Images and questions through the runtime library, as a user's program does it.
 
 use crate::golden::{RecordedCase, Reference, Row, Segment};
-use crate::setup::case::{Case, CaseError, Context, Findings};
+use crate::setup::case::{Case, Findings};
+use crate::setup::error::{CaseError, Context};
 use crate::setup::model::Deployed;
 use crate::setup::subject::{Precision, Subject};
 use crate::setup::workspace::{self, Workspace};
-use crate::suite::references;
+use crate::suite::recorded;
 use models::bundle::Bundle;
 use runtime::image::{ImageId, Limits, Picture};
 use runtime::prompt::Piece;
@@ -22,9 +23,9 @@ const EVALUATION: &str = "models/demo/eval";
 
 /// The answers of small models, by every engine.
 pub fn cases() -> Vec<Case> {
-    references::embedded(
+    recorded::embedded(
         "end_to_end",
-        |reference| !references::is_full_size(reference),
+        |reference| !recorded::is_full_size(reference),
         |references| of("end_to_end", references, Subject::is_engine),
     )
 }

@@ -2,9 +2,10 @@
 //! by both recipes: LLaVA's pad to a square, and transformers' shortest edge with a centre crop.
 
 use crate::golden::{Reference, Source};
-use crate::setup::case::{Case, CaseError, Context, Findings};
+use crate::setup::case::{Case, Findings};
+use crate::setup::error::{CaseError, Context};
 use crate::setup::workspace::{Workspace, small};
-use crate::suite::references;
+use crate::suite::recorded;
 use crate::tensor::Tensor;
 use models::bundle::{Aspect, ImageSpec, Resample};
 use runtime::image::resize::{Canvas, resize};
@@ -38,7 +39,7 @@ pub fn cases() -> Vec<Case> {
             specs,
         ),
     ];
-    cases.extend(references::embedded("image", has_pixels, |references| {
+    cases.extend(recorded::embedded("image", has_pixels, |references| {
         let case = |reference: &Arc<Reference>| {
             let name = format!("image/{}", reference.name);
             let reference = Arc::clone(reference);

@@ -3,7 +3,8 @@
 //! of them.
 
 use crate::compare::{Tolerance, compare};
-use crate::setup::case::{Case, CaseError, Context, Findings};
+use crate::setup::case::{Case, Findings};
+use crate::setup::error::{CaseError, Context};
 use crate::setup::subject::Precision;
 use crate::setup::workspace::{Workspace, export, synth_options};
 use crate::synth::{self, Size, Stored};

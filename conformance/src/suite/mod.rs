@@ -6,6 +6,7 @@ pub mod image;
 pub mod layouts;
 pub mod networks;
 pub mod ops;
+pub mod recorded;
 pub mod references;
 pub mod text;
 

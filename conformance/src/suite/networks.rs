@@ -2,7 +2,8 @@
 //! common (five stages, two attention stages, powers of two, a tied head) must not be what makes a graph right.
 
 use crate::compare::{Tolerance, compare};
-use crate::setup::case::{Case, CaseError, Context, Findings};
+use crate::setup::case::{Case, Findings};
+use crate::setup::error::{CaseError, Context};
 use crate::setup::model::{Cache, Decoder, left_pad, run_one};
 use crate::setup::subject::{Provider, Subject};
 use crate::setup::workspace::Workspace;
@@ -341,7 +342,7 @@ fn vision(
         pixels.clone(),
     )?;
     let found = run_one(
-        &mut *subject.session(&graph, &weights, workspace)?,
+        &mut *subject.session(&graph, &weights, workspace.root())?,
         "pixel_values",
         pixels,
     )?;
@@ -388,7 +389,7 @@ fn embed(
         );
     }
     let expected = Tensor::float(&[2, 3, width], expected);
-    let mut session = subject.session(&graph, &weights, workspace)?;
+    let mut session = subject.session(&graph, &weights, workspace.root())?;
     let found = run_one(&mut *session, "input_ids", Tensor::int(&[2, 3], ids))?;
     let mut findings = Findings::default();
     findings.push(compare("inputs_embeds", &found, &expected, Tolerance::Exact));
@@ -412,7 +413,7 @@ fn embed_as_interpreted(
         ids.clone(),
     )?;
     let found = run_one(
-        &mut *subject.session(&graph, &weights, workspace)?,
+        &mut *subject.session(&graph, &weights, workspace.root())?,
         "input_ids",
         ids,
     )?;
@@ -483,7 +484,7 @@ fn follow(
         max_context: whole(config.max_position_embeddings),
     };
     let mut referee = Decoder::over(subject.interpret(&graph, &weights), kv.clone());
-    let mut engine = Decoder::over(subject.session(&graph, &weights, workspace)?, kv);
+    let mut engine = Decoder::over(subject.session(&graph, &weights, workspace.root())?, kv);
     let mut expected_cache = referee.empty(batch);
     let mut findings = Findings::default();
     for (name, (embeds, real)) in feeds {

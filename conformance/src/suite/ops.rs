@@ -3,7 +3,8 @@
 
 use crate::compare::{Tolerance, compare};
 use crate::interpreter::Interpreter;
-use crate::setup::case::{Case, CaseError, Context, Findings};
+use crate::setup::case::{Case, Findings};
+use crate::setup::error::{CaseError, Context};
 use crate::setup::subject::{Precision, Provider, Subject};
 use crate::setup::workspace::Workspace;
 use crate::tensor::Tensor;
@@ -58,7 +59,9 @@ impl Problem {
         let expected = Interpreter::new(&graph, &weights)
             .run(&inputs)
             .during(|| format!("interpreting {op}"))?;
-        let found = subject.session(&graph, &weights, workspace)?.run(&inputs)?;
+        let found = subject
+            .session(&graph, &weights, workspace.root())?
+            .run(&inputs)?;
         let tolerance = match subject.precision {
             Precision::Fp32 => Tolerance::Close,
             Precision::Fp16 => Tolerance::Half,

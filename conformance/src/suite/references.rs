@@ -1,12 +1,13 @@
 //! Is what runs what was published? Tensors that `conformance/reference/record.py` recorded from the published
 //! implementation, compared in the order in which the networks compute them.
 
-use crate::golden::{RecordedCase, Reference, Row, Segment, Source, argmax};
-use crate::setup::case::{Case, CaseError, Findings};
+use crate::golden::{RecordedCase, Reference, Row, Segment, argmax};
+use crate::setup::case::{Case, Findings};
+use crate::setup::error::CaseError;
 use crate::setup::model::{Cache, Decoder, Deployed, left_pad, run_one};
 use crate::setup::subject::{Provider, Session, Subject};
-use crate::setup::workspace::{self, Workspace};
-use crate::suite::end_to_end;
+use crate::setup::workspace::Workspace;
+use crate::suite::{end_to_end, recorded};
 use crate::tensor::Tensor;
 use models::arch::Network;
 use runtime::image::preprocess;
@@ -15,53 +16,20 @@ use std::sync::Arc;
 
 /// The references of small models, on everything.
 pub fn cases() -> Vec<Case> {
-    embedded(
+    recorded::embedded(
         "references",
-        |reference| !is_full_size(reference),
+        |reference| !recorded::is_full_size(reference),
         |references| of("references", references, |_| true),
     )
 }
 
 /// The references of models as large as a published one, with their answers.
 pub fn full_size() -> Vec<Case> {
-    embedded("full-size", is_full_size, |references| {
+    recorded::embedded("full-size", recorded::is_full_size, |references| {
         let mut cases = of("full-size", references, is_fast);
         cases.extend(end_to_end::of("full-size", references, is_fast));
         cases
     })
-}
-
-/// The compiled-in references that `wanted` chooses, as cases; references that cannot be read are a case that fails.
-pub fn embedded(
-    suite: &str,
-    wanted: fn(&Reference) -> bool,
-    cases: impl FnOnce(&[Arc<Reference>]) -> Vec<Case>,
-) -> Vec<Case> {
-    match workspace::references() {
-        Ok(mut references) => {
-            references.retain(|reference| wanted(reference));
-            cases(&references)
-        }
-        Err(error) => {
-            let failed = CaseError::failed("reading the recorded references", &error).to_string();
-            let fail = move |_: &Workspace| {
-                Err(CaseError::Failed {
-                    context: "opening".to_owned(),
-                    message: failed.clone(),
-                })
-            };
-            vec![Case::once(
-                format!("{suite}/readable"),
-                "the recorded references can be read",
-                fail,
-            )]
-        }
-    }
-}
-
-/// Whether a reference's model has a published size.
-pub fn is_full_size(reference: &Reference) -> bool {
-    matches!(&reference.checkpoint, Source::Synth { size, .. } if size != "demo")
 }
 
 /// Whether a published size takes minutes, not hours: the interpreter is naive.
@@ -167,7 +135,7 @@ impl Trial<'_> {
             .collect();
         let outputs = self
             .deployed
-            .encode(self.subject, self.workspace, &pixels, &inner)?;
+            .encode(self.subject, self.workspace.root(), &pixels, &inner)?;
         found.extend(outputs);
         let Some(features) = found
             .get("image_features")

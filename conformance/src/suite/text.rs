@@ -2,10 +2,11 @@
 //! ids that transformers recorded, and against the templates' form spelled out here.
 
 use crate::golden::{RecordedCase, Reference, Row, Segment};
-use crate::setup::case::{Case, CaseError, Context, Findings};
+use crate::setup::case::{Case, Findings};
+use crate::setup::error::{CaseError, Context};
 use crate::setup::model::Deployed;
 use crate::setup::workspace::{self, Workspace, small};
-use crate::suite::references;
+use crate::suite::recorded;
 use models::bundle::{Content, PromptSpec};
 use runtime::image::ImageId;
 use runtime::prompt::{Message, Piece, Prompt, Prompter, Role};
@@ -58,7 +59,7 @@ pub fn cases() -> Vec<Case> {
             |workspace| conversations("transformers", workspace),
         ),
     ];
-    cases.extend(references::embedded("text", has_prompts, |references| {
+    cases.extend(recorded::embedded("text", has_prompts, |references| {
         let case = |reference: &Arc<Reference>| {
             let name = format!("text/{}", reference.name);
             let reference = Arc::clone(reference);
@@ -477,7 +478,7 @@ fn conversations(layout: &str, workspace: &Workspace) -> Result<Findings, CaseEr
 /// Whether the reference's model is small enough to be made, and something was asked.
 fn has_prompts(reference: &Reference) -> bool {
     let mut rows = reference.cases.iter().flat_map(|case| &case.rows);
-    !references::is_full_size(reference) && rows.any(|row| row.question.is_some())
+    !recorded::is_full_size(reference) && rows.any(|row| row.question.is_some())
 }
 
 fn recorded(reference: &Reference, workspace: &Workspace) -> Result<Findings, CaseError> {
