@@ -5,8 +5,6 @@ mod engine;
 mod error;
 pub mod generate;
 pub mod image;
-#[cfg(any(feature = "ort", feature = "tract"))]
-pub mod kernels;
 mod lazy;
 pub mod library;
 pub mod manual;

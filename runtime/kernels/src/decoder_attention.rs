@@ -598,8 +598,8 @@ fn add_shares(shares: &[f32], to: &mut [f32]) {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
-    use crate::kernels::parallel::Serial;
-    use crate::kernels::testing::{Backwards, noise};
+    use crate::parallel::Serial;
+    use crate::testing::{Backwards, noise};
 
     #[test]
     fn sines_and_cosines() {

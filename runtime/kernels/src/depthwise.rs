@@ -608,11 +608,11 @@ unsafe fn copy_row<V: Lanes>(
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 pub(super) mod tests {
     use super::*;
-    use crate::kernels::parallel::Serial;
-    use crate::kernels::testing::{Backwards, gelu, noise};
+    use crate::parallel::Serial;
+    use crate::testing::{Backwards, gelu, noise};
 
     /// By the definition.
-    pub(in crate::kernels) fn naive(conv: &DepthwiseConv<'_>, x: &[f64]) -> Vec<f64> {
+    pub(crate) fn naive(conv: &DepthwiseConv<'_>, x: &[f64]) -> Vec<f64> {
         let (rows, columns) = conv.output_size();
         let pad = conv.kernel_size / 2;
         let outputs = conv.channels * conv.multiplier;

@@ -591,9 +591,9 @@ fn few_hidden(
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
-    use crate::kernels::matrix::tests::{FORMS, Form, Weights};
-    use crate::kernels::norm::tests::naive;
-    use crate::kernels::testing::{self, Backwards, noise};
+    use crate::matrix::tests::{FORMS, Form, Weights};
+    use crate::norm::tests::naive;
+    use crate::testing::{self, Backwards, noise};
 
     #[test]
     fn agrees_with_float64() {

@@ -396,9 +396,9 @@ pub(super) fn few_linear(
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 pub(super) mod tests {
     use super::*;
-    use crate::kernels::matrix::tests::{FORMS, Weights};
-    use crate::kernels::norm::tests::naive;
-    use crate::kernels::testing::{self, Backwards, noise};
+    use crate::matrix::tests::{FORMS, Weights};
+    use crate::norm::tests::naive;
+    use crate::testing::{self, Backwards, noise};
 
     #[test]
     fn agrees_with_float64() {

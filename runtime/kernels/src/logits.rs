@@ -273,7 +273,7 @@ unsafe fn entries<V: Lanes, const COUNT: usize>(
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
-    use crate::kernels::testing::{Backwards, noise};
+    use crate::testing::{Backwards, noise};
 
     #[test]
     fn agrees_with_float64() {

@@ -113,8 +113,8 @@ pub unsafe fn gelu_coarse<V: Lanes>(x: V) -> V {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
-    use crate::kernels::simd::{Isa, dispatch};
-    use crate::kernels::testing;
+    use crate::simd::{Isa, dispatch};
+    use crate::testing;
 
     #[inline(always)]
     unsafe fn evaluate<V: Lanes>(x: f32) -> [f32; 4] {

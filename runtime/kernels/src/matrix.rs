@@ -822,7 +822,7 @@ unsafe fn few_nibbles<V: Lanes, const ROWS: usize>(
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 pub(super) mod tests {
     use super::*;
-    use crate::kernels::testing::noise;
+    use crate::testing::noise;
     use half::f16;
 
     /// The three forms.

@@ -225,8 +225,8 @@ pub(super) unsafe fn normalise_row<V: Lanes>(x: &[f32], norm: &Norm<'_>, to: &mu
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 pub(super) mod tests {
     use super::*;
-    use crate::kernels::parallel::Serial;
-    use crate::kernels::testing::noise;
+    use crate::parallel::Serial;
+    use crate::testing::noise;
 
     /// The same in float64.
     pub(crate) fn naive(x: &[f32], channels: usize, norm: &Norm<'_>) -> Vec<f64> {

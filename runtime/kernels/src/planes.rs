@@ -241,8 +241,8 @@ unsafe fn products<V: Lanes, const COUNT: usize>(row: &Row<'_>, from: *const u8)
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
-    use crate::kernels::logits::{Table, logits};
-    use crate::kernels::testing::{Backwards, noise};
+    use crate::logits::{Table, logits};
+    use crate::testing::{Backwards, noise};
 
     /// Random bytes, as rows and in planes.
     fn table(entries: usize, inputs: usize) -> (Vec<u8>, [Vec<u8>; 2], Vec<f32>) {

@@ -275,8 +275,8 @@ pub(super) fn with_rows<R>(
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
-    use crate::kernels::parallel::Serial;
-    use crate::kernels::testing::noise;
+    use crate::parallel::Serial;
+    use crate::testing::noise;
 
     #[test]
     fn blocks_round_to_half_a_step() {

@@ -460,8 +460,8 @@ impl Tile {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
-    use crate::kernels::parallel::Serial;
-    use crate::kernels::testing::{Backwards, noise};
+    use crate::parallel::Serial;
+    use crate::testing::{Backwards, noise};
 
     fn naive(batch: usize, tokens: usize, heads: usize, d: usize, scale: f32, qkv: &[f32]) -> Vec<f64> {
         let mut out = vec![0.0; batch * tokens * heads * d];

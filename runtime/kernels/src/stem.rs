@@ -359,8 +359,8 @@ unsafe fn one_tile<V: Lanes, const P: usize, const N: usize>(
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
-    use crate::kernels::depthwise;
-    use crate::kernels::testing::{Backwards, gelu, noise};
+    use crate::depthwise;
+    use crate::testing::{Backwards, gelu, noise};
 
     fn naive(conv: &StemConv<'_>, x: &[f32]) -> Vec<f64> {
         let (rows, columns) = conv.output_size();

@@ -1,17 +1,17 @@
 //! Which kernel does a node of target `cpu` call, and with what? Attributes and tensors in, whatever engine holds them.
 
-use crate::kernels::decoder_attention::{DecoderAttention, decoder_attention};
-use crate::kernels::depthwise::{DepthwiseConv, depthwise};
-use crate::kernels::feed_forward::{FeedForward, feed_forward};
-use crate::kernels::linear::{Activation, linear};
-use crate::kernels::logits::{Table, logits};
-use crate::kernels::matrix::{Matrix, Panels};
-use crate::kernels::norm::Norm;
-use crate::kernels::parallel::Parallel;
-use crate::kernels::planes::Planes;
-use crate::kernels::self_attention::self_attention;
-use crate::kernels::simd::Isa;
-use crate::kernels::stem::{Depthwise, StemConv, stem};
+use kernels::decoder_attention::{DecoderAttention, decoder_attention};
+use kernels::depthwise::{DepthwiseConv, depthwise};
+use kernels::feed_forward::{FeedForward, feed_forward};
+use kernels::linear::{Activation, linear};
+use kernels::logits::{Table, logits};
+use kernels::matrix::{Matrix, Panels};
+use kernels::norm::Norm;
+use kernels::parallel::Parallel;
+use kernels::planes::Planes;
+use kernels::self_attention::self_attention;
+use kernels::simd::Isa;
+use kernels::stem::{Depthwise, StemConv, stem};
 
 /// The domain of the fused operators, as `models::graph::fused` has it.
 pub(super) const DOMAIN: &str = "fvlm";

@@ -5,7 +5,7 @@ mod operators;
 use super::session::{Description, EngineSession, Port, Session, Tensor, store_positions};
 use super::{Backend, Decoder, Model, Options, Provider, TokenEmbedder, VisionEncoder, catch, parts};
 use crate::error::BackendError;
-use crate::kernels::pool::Pool;
+use kernels::pool::Pool;
 use models::dtype::DType;
 use std::collections::HashMap;
 use std::path::Path;

@@ -2,9 +2,9 @@
 //! a registered operator goes before a function's body.
 
 use crate::backend::fused::{Attributes, DOMAIN, Data, Input, Kind, Outputs, Step};
-use crate::kernels::pool::Pool;
-use crate::kernels::simd::Isa;
 use half::slice::HalfFloatSliceExt as _;
+use kernels::pool::Pool;
+use kernels::simd::Isa;
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
 };
