@@ -2,7 +2,7 @@
 
 use crate::setup::error::{CaseError, Context};
 use crate::synth;
-use models::bundle::{Bundle, Variant};
+use models::bundle::{Bundle, Precision, Target, Variant};
 use runtime::backend::{self, Parts};
 use runtime::generate::{Generation, Limits as Ends, Model};
 use runtime::image::{ImageId, Limits, Picture, PixelValues, preprocess};
@@ -21,10 +21,10 @@ const SCENE: (u32, u32, u64) = (1280, 960, 1);
 pub struct Combination {
     /// Who computes.
     pub provider: Provider,
-    /// For what the graphs were lowered, as `bundle.json` names it.
-    pub target: String,
-    /// In which precision they were exported, as `bundle.json` names it.
-    pub precision: String,
+    /// For what the graphs were lowered.
+    pub target: Target,
+    /// In which precision they were exported.
+    pub precision: Precision,
 }
 
 impl Combination {
@@ -41,13 +41,13 @@ impl Combination {
 /// A sentence on what is named and in no bundle, or on two lists that have no form in common.
 pub fn forms(
     bundles: &[&Bundle],
-    targets: &[String],
-    precisions: &[String],
-) -> Result<Vec<(usize, String, String)>, String> {
+    targets: &[Target],
+    precisions: &[Precision],
+) -> Result<Vec<(usize, Target, Precision)>, String> {
     let mut forms = Vec::new();
     for (number, bundle) in bundles.iter().enumerate() {
         let variants = bundle.variants.iter();
-        forms.extend(variants.map(|variant| (number, variant.target.clone(), variant.precision.clone())));
+        forms.extend(variants.map(|variant| (number, variant.target, variant.precision)));
     }
     let mut found: Vec<String> = Vec::new();
     for (_, target, precision) in &forms {
@@ -57,31 +57,38 @@ pub fn forms(
         }
     }
     let found = found.join(", ");
-    let absent = |kind: &str, asked: &[String], has: &dyn Fn(&String) -> bool| {
-        let absent = asked.iter().find(|name| !has(name));
-        absent.map(|name| format!("there is no {kind} `{name}` in the bundle, found {found}"))
+    let absent = |name: String| format!("there is no {name} in the bundle, found {found}");
+    let mut absent_targets = targets
+        .iter()
+        .filter(|asked| !forms.iter().any(|form| form.1 == **asked));
+    let mut absent_precisions = precisions
+        .iter()
+        .filter(|asked| !forms.iter().any(|form| form.2 == **asked));
+    let problem = match (absent_targets.next(), absent_precisions.next()) {
+        (Some(target), _) => Some(absent(format!("target `{target}`"))),
+        (None, Some(precision)) => Some(absent(format!("precision `{precision}`"))),
+        (None, None) => None,
     };
-    let problem = absent("target", targets, &|name| {
-        forms.iter().any(|form| form.1 == *name)
-    })
-    .or_else(|| {
-        absent("precision", precisions, &|name| {
-            forms.iter().any(|form| form.2 == *name)
-        })
-    });
     if let Some(problem) = problem {
         return Err(problem);
     }
-    let named = |asked: &[String], name: &String| asked.is_empty() || asked.contains(name);
-    forms.retain(|(_, target, precision)| named(targets, target) && named(precisions, precision));
+    forms.retain(|(_, target, precision)| {
+        (targets.is_empty() || targets.contains(target))
+            && (precisions.is_empty() || precisions.contains(precision))
+    });
     if forms.is_empty() {
         return Err(format!(
             "there is no target {} in precision {} in the bundle, found {found}",
-            targets.join(" or "),
-            precisions.join(" or "),
+            names(targets),
+            names(precisions),
         ));
     }
     Ok(forms)
+}
+
+fn names(asked: &[impl ToString]) -> String {
+    let names: Vec<String> = asked.iter().map(ToString::to_string).collect();
+    names.join(" or ")
 }
 
 /// A provider that is left out, and why.

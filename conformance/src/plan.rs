@@ -263,14 +263,14 @@ fn subjects(flags: &cli::Run, bundle: Option<&Bundle>) -> Result<Subjects, Compl
             bundle
                 .variants
                 .iter()
-                .any(|variant| variant.precision == precision.name())
+                .any(|variant| variant.precision == precision.exported().precision())
         };
         let absent = flags.precision.iter().find(|&&precision| !held(precision));
         if let Some(absent) = absent {
             let found: Vec<&str> = bundle
                 .variants
                 .iter()
-                .map(|variant| variant.precision.as_str())
+                .map(|variant| variant.precision.name())
                 .collect();
             return Err(Complaint::new(format!(
                 "the bundle has no {} variant, found {}",

@@ -34,3 +34,14 @@ pub fn markdown<Row: AsRef<[String]>>(rows: &[Row]) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_with_a_bar() {
+        let text = markdown(&[["title".to_owned()], ["a|b".to_owned()]]);
+        assert!(text.contains(r"| a\|b |"), "{text}");
+    }
+}

@@ -24,12 +24,12 @@ fn export(directory: &Path, variants: &[(Target, Precision)], max_context: u64) 
     exporter::export(&plan, &mut Silent).unwrap();
 }
 
-fn engine(directory: &Path, provider: Provider, target: &str, precision: &str) -> Engine {
+fn engine(directory: &Path, provider: Provider, target: Target, precision: Precision) -> Engine {
     let options = Options {
         provider,
         fallback: false,
-        target: Some(target.to_owned()),
-        precision: Some(precision.to_owned()),
+        target: Some(target),
+        precision: Some(precision),
         ..Options::default()
     };
     Engine::open(directory, &options).unwrap()
@@ -64,20 +64,20 @@ fn fixed_lengths_answer_as_any_length_does() {
     let bundle = folder.path().join("bundle");
     let variants = [
         (Target::Portable, Precision::Fp32),
-        (Target::CoreMl, Precision::Fp32),
-        (Target::CoreMl, Precision::Fp16),
+        (Target::OrtCoreMl, Precision::Fp32),
+        (Target::OrtCoreMl, Precision::Fp16),
     ];
     export(&bundle, &variants, 200);
     for provider in [Provider::Cpu, Provider::Tract] {
         if provider.usable(&Options::default()).is_err() {
             continue;
         }
-        let expected = answers(&mut engine(&bundle, provider, "portable", "fp32"));
+        let expected = answers(&mut engine(&bundle, provider, Target::Portable, Precision::Fp32));
         assert!(expected.iter().any(|tokens| tokens.len() > 4));
-        let found = answers(&mut engine(&bundle, provider, "coreml", "fp32"));
+        let found = answers(&mut engine(&bundle, provider, Target::OrtCoreMl, Precision::Fp32));
         assert_eq!(found, expected, "{provider}");
         if provider == Provider::Cpu {
-            let found = answers(&mut engine(&bundle, provider, "coreml", "fp16"));
+            let found = answers(&mut engine(&bundle, provider, Target::OrtCoreMl, Precision::Fp16));
             assert_eq!(found, expected, "{provider} fp16");
         }
     }
@@ -89,8 +89,8 @@ fn a_short_cache_ends_the_answer_and_refuses_the_prompt() {
     let folder = tempfile::tempdir().unwrap();
     let ask = |context: u64| -> Result<usize, EngineError> {
         let bundle = folder.path().join(context.to_string());
-        export(&bundle, &[(Target::CoreMl, Precision::Fp32)], context);
-        let mut engine = engine(&bundle, Provider::Tract, "coreml", "fp32");
+        export(&bundle, &[(Target::OrtCoreMl, Precision::Fp32)], context);
+        let mut engine = engine(&bundle, Provider::Tract, Target::OrtCoreMl, Precision::Fp32);
         let picture = image::open(&scene(1), &image::Limits::default())?;
         let id = engine.add_image(&picture)?;
         let mut answer = engine.chat(&[Message::user([id], QUESTIONS[0])], &Request::default())?;

@@ -135,7 +135,7 @@ fn errors_are_types() {
     let folder = bundle();
     let open = |options: Options| Engine::open(&folder.path().join("bundle"), &options).unwrap_err();
     let found = open(Options {
-        precision: Some("fp16".to_owned()),
+        precision: Some(runtime::Precision::Fp16),
         ..Options::default()
     });
     assert!(matches!(found, EngineError::NoVariant { .. }), "{found}");

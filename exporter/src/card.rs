@@ -5,7 +5,7 @@
 use crate::clients::dtype;
 use crate::summary::{FileOrigin, FileSummary};
 use indicatif::HumanBytes;
-use models::bundle::{Bundle, CoreMlPackages, FileEntry, GraphEntry, Variant};
+use models::bundle::{Bundle, CoreMlPackages, FileEntry, GraphEntry, Precision, Target, Variant};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
@@ -140,7 +140,7 @@ fn precisions(text: &mut String, bundle: &Bundle) -> std::fmt::Result {
             "| ONNX, target `{}` | {} | {} | {} | {encoder} | {embedding} | {decoder} |",
             variant.target,
             variant.precision,
-            stored(&variant.precision),
+            stored(variant.precision),
             variant.kv_dtype.name(),
         )?;
     }
@@ -151,7 +151,7 @@ fn precisions(text: &mut String, bundle: &Bundle) -> std::fmt::Result {
             text,
             "| Core ML | {} | {} | float16 | {encoder} | in the decoder | {decoder} |",
             packages.precision,
-            stored(&packages.precision),
+            stored(packages.precision),
         )?;
     }
     writeln!(
@@ -173,13 +173,12 @@ fn self_contained(variant: &Variant) -> bool {
     graphs.into_iter().all(alone)
 }
 
-fn stored(precision: &str) -> &'static str {
+fn stored(precision: Precision) -> &'static str {
     match precision {
-        "fp32" => "float32",
-        "fp16" => "float16",
-        "int8" => "8 bits, a scale for each output",
-        "q4" => "decoder 4 bits, a scale for each 32; the rest 8 bits",
-        _other => "",
+        Precision::Fp32 => "float32",
+        Precision::Fp16 => "float16",
+        Precision::Int8 => "8 bits, a scale for each output",
+        Precision::Q4 => "decoder 4 bits, a scale for each 32; the rest 8 bits",
     }
 }
 
@@ -237,7 +236,7 @@ fn clients(text: &mut String, bundle: &Bundle) -> std::fmt::Result {
             "With ONNX Runtime in any language{}, three graphs: `{}` (`pixel_values` to `image_features`), `{}` (`input_ids` to \
              `inputs_embeds`, into which the features go at the places of `{}`), and `{}`, which takes `past_key_values.*` and \
              gives `logits` of the last position and `present.*`. `bundle.json` has every input and output.\n",
-            if variant.target == "portable" {
+            if variant.target == Target::Portable {
                 ", or OpenVINO"
             } else {
                 ""

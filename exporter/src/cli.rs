@@ -1,10 +1,13 @@
 //! Which flags are there, and which export do they mean?
 
 use crate::manual::Generate;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
-use exporter::{ExportPlan, Precision, Source, Target, Variant};
+use exporter::{ExportPlan, Precision, Source, Target, Variant, plan};
+use models::bundle::UnknownWord;
 use models::checkpoint::Layout;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 /// Turns a FastVLM checkpoint into a bundle that fvlm-run answers with
 #[derive(Debug, Parser)]
@@ -45,12 +48,12 @@ pub(crate) struct Cli {
     pub(crate) neural_engine: bool,
 
     /// For which engines; can be given several times [default: portable, or cpu for int8 and q4]
-    #[arg(long, value_enum, value_name = "TARGET")]
-    pub(crate) target: Vec<TargetFlag>,
+    #[arg(long, value_parser = target(), value_name = "TARGET")]
+    pub(crate) target: Vec<Target>,
 
     /// How weights are stored; can be given several times, each is a variant of the bundle [default: fp32, fp16 for coreml]
-    #[arg(long, value_enum, value_name = "PRECISION")]
-    pub(crate) precision: Vec<PrecisionFlag>,
+    #[arg(long, value_parser = precision(), value_name = "PRECISION")]
+    pub(crate) precision: Vec<Precision>,
 
     /// Side of square images, in pixels, to add an encoder for beside the model's own size; can be given several times
     #[arg(long, value_name = "N")]
@@ -138,28 +141,36 @@ pub(crate) enum Check {
     CoreMl,
 }
 
-/// For which engines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum TargetFlag {
-    /// Standard ONNX operators, for every engine: fp32, fp16
-    Portable,
-    /// Fused operators with kernels in fvlm-run, for the fastest first token on a CPU: fp32, int8, q4
-    Cpu,
-    /// Fixed lengths, for ONNX Runtime's CoreML execution provider, which takes each graph whole: fp16, fp32
-    #[value(name = "coreml")]
-    CoreMl,
+/// A target by its name; help and completions list them.
+fn target() -> impl TypedValueParser<Value = Target> {
+    let help = |target| match target {
+        Target::Portable => "Standard ONNX operators, for every engine: fp32, fp16",
+        Target::Cpu => {
+            "Fused operators with kernels in fvlm-run, for the fastest first token on a CPU: fp32, int8, q4"
+        }
+        Target::OrtCoreMl => {
+            "Fixed lengths, for ONNX Runtime's CoreML execution provider, which takes each graph whole: fp16, fp32"
+        }
+    };
+    one_of(Target::ALL.map(|target| PossibleValue::new(target.name()).help(help(target))))
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum PrecisionFlag {
-    /// float32
-    Fp32,
-    /// float16 weights and cache
-    Fp16,
-    /// 8-bit weights, 8-bit activations in products
-    Int8,
-    /// 4-bit weights in the decoder, 8-bit elsewhere
-    Q4,
+/// A precision by its name; help and completions list them.
+fn precision() -> impl TypedValueParser<Value = Precision> {
+    let help = |precision| match precision {
+        Precision::Fp32 => "float32",
+        Precision::Fp16 => "float16 weights and cache",
+        Precision::Int8 => "8-bit weights, 8-bit activations in products",
+        Precision::Q4 => "4-bit weights in the decoder, 8-bit elsewhere",
+    };
+    one_of(Precision::ALL.map(|precision| PossibleValue::new(precision.name()).help(help(precision))))
+}
+
+fn one_of<T, const N: usize>(values: [PossibleValue; N]) -> impl TypedValueParser<Value = T>
+where
+    T: FromStr<Err = UnknownWord> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(values).try_map(|word| word.parse())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -249,7 +260,7 @@ impl Cli {
             return Vec::new();
         }
         let mut precisions: Vec<Precision> = Vec::new();
-        for precision in self.precision.iter().map(|flag| flag.precision()) {
+        for precision in self.precision.iter().copied() {
             if !precisions.contains(&precision) {
                 precisions.push(precision);
             }
@@ -262,18 +273,18 @@ impl Cli {
 
     /// Each precision for each target that has it.
     fn variants(&self) -> Result<Vec<Variant>, String> {
-        let targets: Vec<Target> = self.target.iter().map(|flag| flag.target()).collect();
+        let targets = &self.target;
         let mut variants: Vec<Variant> = Vec::new();
         if self.precision.is_empty() {
             // Each target in the precision that is its own.
             let targets = if targets.is_empty() {
                 &[Target::Portable][..]
             } else {
-                &targets
+                targets
             };
             for variant in targets
                 .iter()
-                .filter_map(|target| Variant::new(*target, target.precision()))
+                .filter_map(|target| Variant::new(*target, plan::usual_precision(*target)))
             {
                 if !variants.contains(&variant) {
                     variants.push(variant);
@@ -281,9 +292,9 @@ impl Cli {
             }
             return Ok(variants);
         }
-        for precision in self.precision.iter().map(|flag| flag.precision()) {
+        for precision in self.precision.iter().copied() {
             let wanted = if targets.is_empty() {
-                precision.targets().get(..1).unwrap_or_default()
+                plan::targets(precision).get(..1).unwrap_or_default()
             } else {
                 &targets[..]
             };
@@ -292,7 +303,10 @@ impl Cli {
                 .filter_map(|target| Variant::new(*target, precision))
                 .collect();
             if found.is_empty() {
-                let has: Vec<&str> = precision.targets().iter().map(|target| target.name()).collect();
+                let has: Vec<&str> = plan::targets(precision)
+                    .iter()
+                    .map(|target| target.name())
+                    .collect();
                 return Err(format!(
                     "--precision {} is a form of target {}, found --target {}",
                     precision.name(),
@@ -319,27 +333,6 @@ impl Cli {
                 "--target {} has none of the given --precision",
                 target.name()
             )),
-        }
-    }
-}
-
-impl TargetFlag {
-    fn target(self) -> Target {
-        match self {
-            TargetFlag::Portable => Target::Portable,
-            TargetFlag::Cpu => Target::Cpu,
-            TargetFlag::CoreMl => Target::CoreMl,
-        }
-    }
-}
-
-impl PrecisionFlag {
-    fn precision(self) -> Precision {
-        match self {
-            PrecisionFlag::Fp32 => Precision::Fp32,
-            PrecisionFlag::Fp16 => Precision::Fp16,
-            PrecisionFlag::Int8 => Precision::Int8,
-            PrecisionFlag::Q4 => Precision::Q4,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::Lowered;
 use crate::error::ExportError;
-use models::bundle::{GraphEntry, Io, PromptSpec, Variant};
+use models::bundle::{GraphEntry, Io, Precision, PromptSpec, Target, Variant};
 use models::checkpoint::{Asset, Assets};
 use models::config::DecoderConfig;
 use serde_json::{Map, Value};
@@ -11,9 +11,11 @@ use serde_json::{Map, Value};
 const FIELD: &str = "transformers.js_config";
 
 /// The dtype of transformers.js that means a variant, where it can open one.
-pub(crate) fn dtype(variant: &Variant) -> Option<&str> {
-    let ours = variant.target == "coreml" || (variant.target == "cpu" && variant.precision == "fp32");
-    (!ours).then_some(variant.precision.as_str())
+pub(crate) fn dtype(variant: &Variant) -> Option<Precision> {
+    match (variant.target, variant.precision) {
+        (Target::OrtCoreMl, _) | (Target::Cpu, Precision::Fp32) => None,
+        (Target::Portable | Target::Cpu, precision) => Some(precision),
+    }
 }
 
 /// Tells transformers.js which precision to take unless it is told, and which graphs have their weights in a file beside

@@ -178,7 +178,7 @@ impl Opened {
 
     /// The decoder for several new positions, where lengths are fixed.
     fn prefill(&self, variant: Variant) -> Result<Vec<Graph>, ExportError> {
-        if variant.target() != Target::CoreMl {
+        if variant.target() != Target::OrtCoreMl {
             return Ok(Vec::new());
         }
         let context = self.context;
@@ -235,7 +235,7 @@ fn build(
     context: u64,
 ) -> Result<Graph, GraphError> {
     match (variant.target(), variant.encodings()) {
-        (Target::CoreMl, _) => match network {
+        (Target::OrtCoreMl, _) => match network {
             Network::VisionEncoder => fixed::vision_encoder(config),
             Network::EmbedTokens => fixed::embed_tokens(config),
             Network::Decoder => fixed::decoder(config, Lengths { context, new: 1 }),
@@ -277,7 +277,7 @@ impl Lowered {
     /// What is written: of target `coreml` only what Core ML would take whole.
     fn new(opened: &Opened, variant: Variant) -> Result<Self, ExportError> {
         let lowered = Lowered::prepare(opened, variant)?;
-        if variant.target() == Target::CoreMl {
+        if variant.target() == Target::OrtCoreMl {
             let verdicts = lowered.verdicts(opened, true)?;
             let broken = verdicts.iter().filter(|verdict| !verdict.whole());
             let broken: Vec<String> = broken.map(coreml::Verdict::to_string).collect();
@@ -291,7 +291,7 @@ impl Lowered {
     /// What Core ML would do with each graph that it is given.
     fn verdicts(&self, opened: &Opened, fixed: bool) -> Result<Vec<coreml::Verdict>, ExportError> {
         let [_, embed_tokens, _] = &self.graphs;
-        let outside = (self.variant.target() == Target::CoreMl).then_some(&embed_tokens.file_name);
+        let outside = (self.variant.target() == Target::OrtCoreMl).then_some(&embed_tokens.file_name);
         let given = self.all().filter(|graph| Some(&graph.file_name) != outside);
         let verdict = |graph: &Prepared| {
             let model = onnx::described(graph, &opened.weights, &self.pool)?;
@@ -509,6 +509,7 @@ fn contract(
             .map(|packages| packages_entry(opened, packages))
             .collect(),
         files,
+        unknown: Vec::new(),
     }
 }
 
@@ -524,15 +525,15 @@ fn variant_entry(opened: &Opened, lowered: &Lowered) -> bundle::Variant {
     let sized = opened.further.iter().zip(&lowered.further);
     let further_encoders = sized.map(|(config, graph)| sized_encoder(image, config, graph));
     bundle::Variant {
-        target: lowered.variant.target().name().to_owned(),
-        precision: lowered.variant.precision().name().to_owned(),
+        target: lowered.variant.target(),
+        precision: lowered.variant.precision(),
         opset: models::graph::OPSET,
         kv_dtype: lowered.variant.kv_dtype(),
         vision_encoder,
         further_encoders: further_encoders.collect(),
         embed_tokens,
         decoder,
-        fixed: (lowered.variant.target() == Target::CoreMl).then(|| fixed_decoder(opened, lowered)),
+        fixed: (lowered.variant.target() == Target::OrtCoreMl).then(|| fixed_decoder(opened, lowered)),
     }
 }
 
@@ -540,7 +541,7 @@ fn packages_entry(opened: &Opened, packages: &Packages) -> CoreMlPackages {
     let whole = |length: u64| usize::try_from(length).unwrap_or(usize::MAX);
     let name = |package: &mlpackage::Package| in_coreml(&package.file_name);
     CoreMlPackages {
-        precision: packages.precision.name().to_owned(),
+        precision: packages.precision,
         vision_encoder: name(&packages.vision_encoder),
         decoder: name(&packages.decoder),
         vision_encoder_ios16: packages.vision_encoder_ios16.as_ref().map(name),

@@ -143,8 +143,8 @@ pub(crate) fn write_json(account: &impl serde::Serialize) -> Result<(), ExportEr
 
 /// A finished export in a few lines: where it is, what the checkpoint lacked, under which terms it comes.
 pub(crate) fn result(summary: &Summary) -> String {
-    let variants = summary.variants.iter().map(|variant| variant.precision.as_str());
-    let packages = summary.packages.iter().map(|package| package.precision.as_str());
+    let variants = summary.variants.iter().map(|variant| variant.precision.name());
+    let packages = summary.packages.iter().map(|package| package.precision.name());
     let mut precisions: Vec<&str> = Vec::new();
     for precision in variants.chain(packages) {
         if !precisions.contains(&precision) {

@@ -1,6 +1,7 @@
 //! What exactly will be exported? Everything decided, nothing optional left.
 
 use models::arch::fused::Encodings;
+pub use models::bundle::{Precision, Target};
 use models::checkpoint::Layout;
 use models::dtype::DType;
 use models::graph::fused::{Encoding, TableEncoding};
@@ -49,7 +50,7 @@ impl ExportPlan {
 
     /// Whether there are decoders of fixed lengths, which [`ExportPlan::max_context`] and [`ExportPlan::prefill`] are about.
     pub fn has_fixed_lengths(&self) -> bool {
-        let fixed = |variant: &Variant| variant.target() == Target::CoreMl;
+        let fixed = |variant: &Variant| variant.target() == Target::OrtCoreMl;
         !self.packages.is_empty() || self.variants.iter().any(fixed)
     }
 
@@ -90,67 +91,20 @@ pub enum Source {
     },
 }
 
-/// For which engines a variant is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Target {
-    /// Standard ONNX operators, for every engine.
-    Portable,
-    /// Fused operators, for processors: our kernels in ONNX Runtime and tract, their bodies anywhere else.
-    Cpu,
-    /// Fixed lengths, in forms that ONNX Runtime's CoreML execution provider claims.
-    CoreMl,
-}
-
-impl Target {
-    /// As flags and bundles spell it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Target::Portable => "portable",
-            Target::Cpu => "cpu",
-            Target::CoreMl => "coreml",
-        }
-    }
-
-    /// The precision that it has unless another is asked for.
-    pub const fn precision(self) -> Precision {
-        match self {
-            Target::Portable | Target::Cpu => Precision::Fp32,
-            Target::CoreMl => Precision::Fp16,
-        }
+/// The precision that a target has unless another is asked for.
+pub const fn usual_precision(target: Target) -> Precision {
+    match target {
+        Target::Portable | Target::Cpu => Precision::Fp32,
+        Target::OrtCoreMl => Precision::Fp16,
     }
 }
 
-/// How weights are stored, and most products computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Precision {
-    /// float32 throughout.
-    Fp32,
-    /// float16 weights and KV cache; sums that need it in float32.
-    Fp16,
-    /// Bytes with a scale for each output; activations become bytes on their way into a product.
-    Int8,
-    /// The decoder in nibbles with a scale for each 32 weights, everything else as int8.
-    Q4,
-}
-
-impl Precision {
-    /// As flags and bundles spell it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Precision::Fp32 => "fp32",
-            Precision::Fp16 => "fp16",
-            Precision::Int8 => "int8",
-            Precision::Q4 => "q4",
-        }
-    }
-
-    /// The targets that have it, the default first.
-    pub const fn targets(self) -> &'static [Target] {
-        match self {
-            Precision::Fp32 => &[Target::Portable, Target::Cpu, Target::CoreMl],
-            Precision::Fp16 => &[Target::Portable, Target::CoreMl],
-            Precision::Int8 | Precision::Q4 => &[Target::Cpu],
-        }
+/// The targets that have a precision, the one that is taken unless another is asked for first.
+pub const fn targets(precision: Precision) -> &'static [Target] {
+    match precision {
+        Precision::Fp32 => &[Target::Portable, Target::Cpu, Target::OrtCoreMl],
+        Precision::Fp16 => &[Target::Portable, Target::OrtCoreMl],
+        Precision::Int8 | Precision::Q4 => &[Target::Cpu],
     }
 }
 
@@ -171,7 +125,7 @@ impl Variant {
     /// A target in a precision, if there is such a form.
     pub fn new(target: Target, precision: Precision) -> Option<Variant> {
         let variant = Variant { target, precision };
-        precision.targets().contains(&target).then_some(variant)
+        targets(precision).contains(&target).then_some(variant)
     }
 
     /// For which engines.
@@ -189,8 +143,8 @@ impl Variant {
         match (self.target, self.precision) {
             (Target::Portable, Precision::Fp32) => "",
             (Target::Cpu, Precision::Fp32) => "_cpu",
-            (Target::CoreMl, Precision::Fp16) => "_coreml_fp16",
-            (Target::CoreMl, _) => "_coreml",
+            (Target::OrtCoreMl, Precision::Fp16) => "_coreml_fp16",
+            (Target::OrtCoreMl, _) => "_coreml",
             (_, Precision::Fp16) => "_fp16",
             (_, Precision::Int8) => "_int8",
             (_, Precision::Q4) => "_q4",
@@ -208,7 +162,7 @@ impl Variant {
     /// How fused operators store their weights; `None` for networks of standard operators.
     pub const fn encodings(self) -> Option<Encodings> {
         let (vision, decoder, table) = match (self.target, self.precision) {
-            (Target::Portable | Target::CoreMl, _) => return None,
+            (Target::Portable | Target::OrtCoreMl, _) => return None,
             (Target::Cpu, Precision::Fp32 | Precision::Fp16) => {
                 (Encoding::Float32, Encoding::Float32, TableEncoding::Float32)
             }
@@ -225,6 +179,6 @@ impl Variant {
 
 impl std::fmt::Display for Variant {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.target.name(), self.precision.name())
+        write!(f, "{} {}", self.target, self.precision)
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::mlpackage::{Package, Packages};
 use crate::{Forms, Lowered, Opened, graph_entry};
-use models::bundle::{GraphEntry, ModelInfo};
+use models::bundle::{GraphEntry, ModelInfo, Precision, Target};
 use models::checkpoint::{Accounting, Asset, Origin};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -31,10 +31,10 @@ pub struct Summary {
 /// One exported form.
 #[derive(Debug, Clone, Serialize)]
 pub struct VariantSummary {
-    /// `portable`, `cpu` or `coreml`.
-    pub target: String,
-    /// `fp32`, `fp16`, `int8` or `q4`.
-    pub precision: String,
+    /// For which engines.
+    pub target: Target,
+    /// How weights are stored.
+    pub precision: Precision,
     /// ONNX opset.
     pub opset: i64,
     /// Vision encoder, token embedding, decoder, then decoders for several new positions, then vision encoders for other
@@ -59,8 +59,8 @@ pub struct GraphSummary {
 pub struct PackageSummary {
     /// Directory of the package in the bundle.
     pub path: String,
-    /// `fp32`, `fp16`, `int8` or `q4`.
-    pub precision: String,
+    /// How weights are stored.
+    pub precision: Precision,
     /// Names of its functions.
     pub functions: Vec<String>,
     /// Bytes of its weight file.
@@ -113,8 +113,8 @@ fn variant(lowered: &Lowered) -> VariantSummary {
         data_bytes: graph.data.length,
     });
     VariantSummary {
-        target: lowered.variant.target().name().to_owned(),
-        precision: lowered.variant.precision().name().to_owned(),
+        target: lowered.variant.target(),
+        precision: lowered.variant.precision(),
         opset: models::graph::OPSET,
         graphs: graphs.collect(),
     }
@@ -136,7 +136,7 @@ fn file(asset: &Asset) -> FileSummary {
 fn packages(packages: &Packages) -> Vec<PackageSummary> {
     let one = |package: &Package| PackageSummary {
         path: crate::in_coreml(&package.file_name),
-        precision: packages.precision.name().to_owned(),
+        precision: packages.precision,
         functions: package.functions.clone(),
         data_bytes: package.data.length,
     };

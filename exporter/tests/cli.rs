@@ -300,7 +300,7 @@ fn packages_for_core_ml() {
     let named: Vec<(&str, &str)> = bundle
         .packages
         .iter()
-        .map(|packages| (&*packages.precision, &*packages.decoder))
+        .map(|packages| (packages.precision.name(), &*packages.decoder))
         .collect();
     assert_eq!(
         named,

@@ -6,6 +6,9 @@
 #![deny(clippy::as_conversions)]
 
 mod check;
+mod form;
+
+pub use form::{Precision, Target, UnknownForm, UnknownWord};
 
 #[cfg(feature = "describe")]
 pub(crate) use check::inside;
@@ -59,6 +62,9 @@ pub struct Bundle {
     pub packages: Vec<CoreMlPackages>,
     /// Every other file of the bundle, sorted by path, with length and SHA-256.
     pub files: Vec<FileEntry>,
+    /// What was left out of `variants` and `packages` when the contract was read, because this build does not know its words.
+    #[serde(skip)]
+    pub unknown: Vec<UnknownForm>,
 }
 
 /// What was exported.
@@ -206,10 +212,10 @@ pub enum Content {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Variant {
-    /// `portable`, `cpu` or `coreml`.
-    pub target: String,
-    /// `fp32` or `fp16`.
-    pub precision: String,
+    /// For which engines.
+    pub target: Target,
+    /// How weights are stored.
+    pub precision: Precision,
     /// ONNX opset of the graphs.
     pub opset: i64,
     /// Element type of the KV cache's inputs and outputs.
@@ -273,8 +279,8 @@ pub struct Prefill {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CoreMlPackages {
-    /// `fp32`, `fp16`, `int8` or `q4`.
-    pub precision: String,
+    /// How weights are stored.
+    pub precision: Precision,
     /// Directory of the encoder's package in the bundle.
     pub vision_encoder: String,
     /// The same for iOS 16 and macOS 13, where it was asked for.
@@ -380,10 +386,11 @@ pub enum IoDim {
 }
 
 impl Bundle {
-    /// Reads the contract of the bundle in `directory` and checks it.
+    /// Reads the contract of the bundle in `directory` and checks it. A form whose target or precision this build does not
+    /// know is set aside, see [`Bundle::unknown`]: a bundle of a newer program opens with the forms that are known.
     ///
     /// # Errors
-    /// No bundle there, another schema, or a contract that the files do not keep.
+    /// No bundle there, another schema, no form with known words, or a contract that the files do not keep.
     pub fn open(directory: &Path) -> Result<Bundle, BundleError> {
         let path = directory.join(FILE_NAME);
         let io = |source| BundleError::Io {
@@ -408,7 +415,7 @@ impl Bundle {
         if u64::try_from(read).unwrap_or(u64::MAX) > MAX_BYTES {
             return Err(malformed(format!("is longer than {MAX_BYTES} bytes")));
         }
-        let value: serde_json::Value =
+        let mut value: serde_json::Value =
             serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
         // The schema first: the fields of another one mean nothing here.
         match value.get("schema").and_then(serde_json::Value::as_u64) {
@@ -422,7 +429,15 @@ impl Bundle {
             }
             Some(_) => {}
         }
-        let bundle: Bundle = serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
+        let unknown = form::set_aside(&mut value);
+        let bundle = if unknown.is_empty() {
+            // From the text, so that an error has its line.
+            serde_json::from_str(&text)
+        } else {
+            serde_json::from_value(value)
+        };
+        let mut bundle: Bundle = bundle.map_err(|error| malformed(error.to_string()))?;
+        bundle.unknown = unknown;
         bundle.check(directory)?;
         Ok(bundle)
     }
@@ -610,8 +625,8 @@ mod tests {
                 hidden_size: 16,
             },
             variants: vec![Variant {
-                target: "portable".to_owned(),
-                precision: "fp32".to_owned(),
+                target: Target::Portable,
+                precision: Precision::Fp32,
                 opset: 20,
                 kv_dtype: Float32,
                 vision_encoder: graph(
@@ -629,6 +644,7 @@ mod tests {
                 fixed: None,
             }],
             files: files.iter().map(entry).collect(),
+            unknown: Vec::new(),
         }
     }
 
@@ -664,7 +680,7 @@ mod tests {
         // A variant without that size is not part of it.
         let mut uneven = whole;
         uneven.variants.push(Variant {
-            target: "cpu".to_owned(),
+            target: Target::Cpu,
             further_encoders: Vec::new(),
             ..uneven.variants[0].clone()
         });
@@ -691,7 +707,7 @@ mod tests {
             graph("onnx/d.onnx", inputs, outputs)
         };
         let variant = &mut bundle.variants[0];
-        variant.target = "coreml".to_owned();
+        variant.target = Target::OrtCoreMl;
         variant.vision_encoder.inputs[0].dims[0] = IoDim::Fixed(1);
         variant.vision_encoder.outputs[0].dims[0] = IoDim::Fixed(1);
         variant.decoder = decoder("1", "7");
@@ -771,7 +787,7 @@ mod tests {
         for (change, expected) in cases {
             let mut bundle = bundle();
             let mut packages = CoreMlPackages {
-                precision: "fp16".to_owned(),
+                precision: Precision::Fp16,
                 vision_encoder: "coreml/vision_encoder.mlpackage".to_owned(),
                 vision_encoder_ios16: None,
                 decoder: "coreml/decoder.mlpackage".to_owned(),
@@ -821,7 +837,7 @@ mod tests {
             (
                 |b| {
                     let mut other = b.variants[0].clone();
-                    other.target = "cpu".to_owned();
+                    other.target = Target::Cpu;
                     other.further_encoders[0].shortest_edge = 128;
                     b.variants.push(other);
                 },
@@ -834,6 +850,40 @@ mod tests {
             let message = Bundle::open(on_disk(&bundle).path()).unwrap_err().to_string();
             assert!(message.contains(expected), "{message}, expected {expected}");
         }
+    }
+
+    /// A newer program may write forms that this build has no word for, with fields that it does not know either.
+    #[test]
+    fn forms_of_a_newer_program_are_set_aside() {
+        let directory = on_disk(&bundle());
+        let open = |change: &dyn Fn(&mut serde_json::Value)| {
+            let mut value = serde_json::to_value(bundle()).unwrap();
+            change(&mut value);
+            std::fs::write(directory.path().join(FILE_NAME), value.to_string()).unwrap();
+            Bundle::open(directory.path())
+        };
+        let newer = serde_json::json!({"target": "npu", "precision": "fp32", "new": 1});
+        let read = open(&|value| value["variants"].as_array_mut().unwrap().insert(0, newer.clone())).unwrap();
+        let [unknown] = &read.unknown[..] else {
+            panic!("{:?}", read.unknown)
+        };
+        assert_eq!(
+            unknown.to_string(),
+            "`variants[0].target` is `npu`, expected one of portable, cpu, coreml"
+        );
+        let known = Bundle {
+            unknown: Vec::new(),
+            ..read
+        };
+        assert_eq!(known, bundle());
+        let message = open(&|value| value["variants"][0]["precision"] = "fp8".into()).unwrap_err();
+        let expected = "no form that this build knows: `variants[0].precision` is `fp8`, expected one of fp32, fp16, int8, q4";
+        assert!(message.to_string().ends_with(expected), "{message}");
+        let message = open(&|value| value["variants"][0]["target"] = 1.into()).unwrap_err();
+        assert!(
+            message.to_string().contains("invalid type: integer `1`"),
+            "{message}"
+        );
     }
 
     fn on_disk(bundle: &Bundle) -> tempfile::TempDir {

@@ -1,10 +1,12 @@
 //! Which flags are there? Only the flags: what they mean together is decided in `plan`.
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
 use runtime::backend::{CoreMlFormat, CoreMlOptions, CoreMlUnits};
 use runtime::manual::Generate;
-use runtime::{DEFAULT_MAX_TOKENS, DEFAULT_PROMPT, Provider};
+use runtime::{DEFAULT_MAX_TOKENS, DEFAULT_PROMPT, Precision, Provider, Target, UnknownWord};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// Answers questions about images with a FastVLM bundle
 #[derive(Debug, Parser)]
@@ -40,12 +42,12 @@ pub(crate) struct Cli {
     pub(crate) no_fallback: bool,
 
     /// Which of the bundle's precisions, for example fp16 [default: the first of the target]
-    #[arg(long, value_name = "PRECISION")]
-    pub(crate) precision: Option<String>,
+    #[arg(long, value_name = "PRECISION", value_parser = one_of::<Precision>(Precision::ALL.map(Precision::name)))]
+    pub(crate) precision: Option<Precision>,
 
     /// Which of the bundle's targets, for example portable [default: the best that the provider takes]
-    #[arg(long, value_name = "TARGET")]
-    pub(crate) target: Option<String>,
+    #[arg(long, value_name = "TARGET", value_parser = one_of::<Target>(Target::ALL.map(Target::name)))]
+    pub(crate) target: Option<Target>,
 
     /// Side of the square that images become, in pixels: smaller is faster [default: the model's own]
     #[arg(long, value_name = "N")]
@@ -164,6 +166,14 @@ pub(crate) enum Format {
     MlProgram,
     /// The older one, which knows fewer operators
     NeuralNetwork,
+}
+
+/// A member of a closed set by its name, which help and completions list.
+fn one_of<T>(names: impl IntoIterator<Item = &'static str>) -> impl TypedValueParser<Value = T>
+where
+    T: FromStr<Err = UnknownWord> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(names).try_map(|word| word.parse())
 }
 
 impl Cli {

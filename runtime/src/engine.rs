@@ -12,7 +12,7 @@ use crate::sample::{Sampler, Sampling};
 use crate::sequence::{Geometry, Sequence};
 use crate::stats::{Stats, peak_memory};
 use crate::timeline::Timeline;
-use models::bundle::Bundle;
+use models::bundle::{Bundle, Precision, Target};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -66,10 +66,11 @@ pub struct ProviderReport {
     pub asked: Provider,
     /// Who computes.
     pub used: Provider,
-    /// Target of the graphs: `portable`.
-    pub target: String,
-    /// Precision of the graphs: `fp32`.
-    pub precision: String,
+    /// Target of the graphs; `None`, in JSON `coreml-native`, where Core ML packages are run, which have none.
+    #[serde(serialize_with = "serialize_target")]
+    pub target: Option<Target>,
+    /// Precision of the weights.
+    pub precision: Precision,
     /// What images become.
     pub image: ImageSize,
     /// For CoreML: how many nodes it took; `None` where it does not say, and for others.
@@ -77,6 +78,21 @@ pub struct ProviderReport {
     /// Why it is not who was asked for; empty where it is.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notices: Vec<String>,
+}
+
+impl ProviderReport {
+    /// The target's name; where Core ML packages are run, that of the provider which runs them.
+    pub fn target_name(&self) -> &'static str {
+        target_name(self.target)
+    }
+}
+
+fn target_name(target: Option<Target>) -> &'static str {
+    target.map_or(Provider::CoreMlNative.name(), Target::name)
+}
+
+fn serialize_target<S: serde::Serializer>(target: &Option<Target>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(target_name(*target))
 }
 
 /// What an image becomes.
@@ -149,7 +165,7 @@ impl Engine {
         if let Some(side) = options.image_size {
             bundle = at_image_size(&bundle, side)?;
         }
-        backend::check_variants(&bundle, options)?;
+        backend::check_forms(&bundle, options)?;
         let geometry = Geometry {
             hidden: bundle.prompt.hidden_size,
             image_tokens: bundle.image.tokens,
@@ -207,12 +223,12 @@ impl Engine {
     pub fn provider(&mut self) -> Result<ProviderReport, EngineError> {
         let opening = self.sequence.parts();
         let placement = opening.ready()?;
-        let (used, variant) = opening.chosen()?;
+        let (used, form) = opening.chosen()?;
         Ok(ProviderReport {
             asked: self.source.options.provider,
             used,
-            target: variant.target.clone(),
-            precision: variant.precision.clone(),
+            target: form.target(),
+            precision: form.precision(),
             image: ImageSize {
                 height: self.source.bundle.image.height,
                 width: self.source.bundle.image.width,

@@ -5,6 +5,7 @@ use crate::image::ImageError;
 use crate::prompt::PromptError;
 use crate::sample::SampleError;
 use crate::splice::SpliceError;
+use models::bundle::{Precision, Target};
 use models::error::BundleError;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -31,16 +32,20 @@ pub enum BackendError {
     },
     /// The bundle has no graphs for the provider, in what is asked for.
     #[error(
-        "provider `{provider}` finds no graphs{asked} in the bundle, it takes target {}",
-        list(takes)
+        "provider `{provider}` finds no {}",
+        if takes.is_empty() {
+            format!("Core ML packages{asked} in the bundle")
+        } else {
+            format!("graphs{asked} in the bundle, it takes target {}", list(takes))
+        }
     )]
     NoGraphs {
         /// Which provider.
         provider: Provider,
         /// What is asked for, in words.
         asked: String,
-        /// Targets that it takes.
-        takes: &'static [&'static str],
+        /// Targets that it takes; none where it takes packages.
+        takes: &'static [Target],
     },
     /// This program was built without any engine.
     #[error("this program was built without any engine: neither feature `ort` nor feature `tract`")]
@@ -107,9 +112,22 @@ impl BackendError {
     }
 }
 
-fn list(names: &[&str]) -> String {
+fn list(names: &[Target]) -> String {
     let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
     names.join(", ")
+}
+
+/// The forms that a bundle has, in words.
+fn held(variants: &[(Target, Precision)], packages: &[Precision], unknown: &[String]) -> String {
+    let variants = variants.iter();
+    let variants = variants.map(|(target, precision)| format!("{target} `{precision}`"));
+    let packages = packages.iter();
+    let packages = packages.map(|precision| format!("{} `{precision}`", Provider::CoreMlNative));
+    let unknown = unknown
+        .iter()
+        .map(|form| format!("one of a newer program ({form})"));
+    let all: Vec<String> = variants.chain(packages).chain(unknown).collect();
+    all.join(", ")
 }
 
 impl EngineError {
@@ -155,14 +173,21 @@ pub enum EngineError {
     #[error("cannot choose a token: {0}")]
     Sample(#[from] SampleError),
     /// The bundle has no graphs of what was asked for that the provider, or one that may replace it, can run.
-    #[error("the bundle has no graphs{asked} for provider `{provider}`, it has {}", found.join(", "))]
+    #[error(
+        "the bundle has no graphs{asked} for provider `{provider}`, it has {}",
+        held(variants, packages, unknown)
+    )]
     NoVariant {
         /// What was asked for, in words.
         asked: String,
         /// For whom.
         provider: Provider,
-        /// What there is.
-        found: Vec<String>,
+        /// Targets and precisions of the graphs that there are.
+        variants: Vec<(Target, Precision)>,
+        /// Precisions of the Core ML packages that there are.
+        packages: Vec<Precision>,
+        /// What this build has no word for, one sentence each.
+        unknown: Vec<String>,
     },
     /// The bundle has no image encoder for the size that was asked for.
     #[error("the bundle has no encoder for images of {asked} x {asked}, it has {}", found.join(", "))]

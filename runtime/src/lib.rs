@@ -23,6 +23,7 @@ pub use engine::{
 };
 pub use error::{BackendError, EngineError};
 pub use generate::{Finish, Piece};
+pub use models::bundle::{Precision, Target, UnknownWord};
 pub use prompt::{Message, Role};
 pub use sample::Sampling;
 pub use stats::Stats;

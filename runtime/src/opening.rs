@@ -1,12 +1,12 @@
 //! How does a bundle become a model? Each part is opened on a thread of its own and joined when it is first needed, so
 //! that the image is encoded while the decoder still loads.
 
-use crate::backend::{self, Backend, Choice, Decoder, Model, Options, TokenEmbedder, VisionEncoder};
+use crate::backend::{self, Backend, Choice, Decoder, Form, Model, Options, TokenEmbedder, VisionEncoder};
 use crate::backend::{Provider, session::Placement};
 use crate::error::{BackendError, EngineError};
 use crate::lazy::Lazy;
 use crate::timeline::Timeline;
-use models::bundle::{Bundle, Variant};
+use models::bundle::Bundle;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -30,7 +30,7 @@ pub(crate) type Choose =
 #[derive(Debug)]
 struct Roles {
     provider: Provider,
-    variant: Variant,
+    form: Form,
     notice: Option<String>,
     encoder: Lazy<Box<dyn VisionEncoder>>,
     embedder: Lazy<Box<dyn TokenEmbedder>>,
@@ -49,17 +49,17 @@ impl Roles {
         } = &**source;
         let Choice { backend, notice } =
             timeline.measure("load library", || choose(bundle, options, failed))?;
-        let variant = backend::variant(backend, bundle, options)?;
+        let form = backend::form(backend, bundle, options)?;
         let open = Open {
             source: Arc::clone(source),
             backend,
-            variant: variant.clone(),
+            form: form.clone(),
         };
         // The first that is needed is the first that begins.
         let (first, second, third) = (open.clone(), open.clone(), open);
         Ok(Roles {
             provider: backend.provider(),
-            variant,
+            form,
             notice,
             encoder: Lazy::begin("encoder", move || {
                 first.part("load encoder", |backend, model| backend.vision_encoder(model))
@@ -74,12 +74,12 @@ impl Roles {
     }
 }
 
-/// Opens parts of a variant on an engine.
+/// Opens parts of a form on an engine.
 #[derive(Clone)]
 struct Open {
     source: Arc<Source>,
     backend: &'static dyn Backend,
-    variant: Variant,
+    form: Form,
 }
 
 impl Open {
@@ -98,7 +98,7 @@ impl Open {
         let model = Model {
             directory,
             bundle,
-            variant: &self.variant,
+            form: &self.form,
             options,
         };
         Ok(timeline.measure(step, || open(self.backend, &model))?)
@@ -140,9 +140,9 @@ impl Opening {
     }
 
     /// Who computes, and with which graphs; waits for the choice, not for the parts.
-    pub(crate) fn chosen(&mut self) -> Result<(Provider, &Variant), EngineError> {
+    pub(crate) fn chosen(&mut self) -> Result<(Provider, &Form), EngineError> {
         let roles = self.roles()?;
-        Ok((roles.provider, &roles.variant))
+        Ok((roles.provider, &roles.form))
     }
 
     /// Waits until every part is there; says how many nodes an accelerator took, where all parts say so.
@@ -221,7 +221,7 @@ impl Parts for Opening {
 
     fn context(&mut self) -> Result<usize, EngineError> {
         let source = Arc::clone(&self.source);
-        Ok(source.bundle.context(&self.roles()?.variant))
+        Ok(self.roles()?.form.context(&source.bundle))
     }
 }
 
@@ -229,6 +229,7 @@ impl Parts for Opening {
 mod tests {
     use super::*;
     use crate::backend::session::Session;
+    use models::bundle::Target;
     use std::path::Path;
 
     /// An engine whose parts do nothing, or of which some turn out not to work.
@@ -278,8 +279,8 @@ mod tests {
             Err(BackendError::NoBackend)
         }
 
-        fn targets(&self) -> &'static [&'static str] {
-            &["portable"]
+        fn targets(&self) -> &'static [Target] {
+            &[Target::Portable]
         }
 
         fn vision_encoder(&self, _: &Model<'_>) -> Result<Box<dyn VisionEncoder>, BackendError> {

@@ -3,7 +3,7 @@
 use indicatif::{ProgressBar, ProgressStyle};
 use runtime::backend::session::Placement;
 use runtime::timeline::Step;
-use runtime::{EngineError, Finish, ImageSize, Provider, ProviderReport, Stats};
+use runtime::{EngineError, Finish, ImageSize, Precision, Provider, ProviderReport, Stats};
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -55,7 +55,7 @@ pub(crate) struct Record<'a> {
     /// Who computed.
     pub(crate) provider: ProviderRecord,
     /// With which graphs.
-    pub(crate) precision: &'a str,
+    pub(crate) precision: Precision,
     /// Made for which engine.
     pub(crate) target: &'a str,
     /// What images became, and the positions that each took.
@@ -122,7 +122,10 @@ pub(crate) fn tell_stats(stats: &Stats, report: &ProviderReport) {
     };
     tell(&format!(
         "provider    {} (asked for {}), {} {}{placement}",
-        report.used, report.asked, report.target, report.precision
+        report.used,
+        report.asked,
+        report.target_name(),
+        report.precision
     ));
     let ImageSize {
         height,
@@ -178,7 +181,9 @@ pub(crate) fn hint(error: &EngineError, model: &std::path::Path) -> Option<Strin
                     .to_owned(),
             )
         }
-        EngineError::NoVariant { found, .. } if found.iter().all(|one| one.starts_with("coreml-native ")) => {
+        EngineError::NoVariant {
+            variants, packages, ..
+        } if variants.is_empty() && !packages.is_empty() => {
             let way = "packages are for --provider coreml-native, on a Mac, in a program that was built with `--features \
                        coreml-native`; `fvlm-export --to onnx --to coreml` writes graphs for everyone beside them";
             Some(way.to_owned())

@@ -22,8 +22,8 @@ pub fn arguments(settings: &Settings, combination: &Combination) -> Vec<OsString
     };
     add("model", settings.model.clone().into());
     add("provider", combination.provider.name().into());
-    add("target", combination.target.clone().into());
-    add("precision", combination.precision.clone().into());
+    add("target", combination.target.name().into());
+    add("precision", combination.precision.name().into());
     add("prompt", settings.prompt.clone().into());
     add("warm-up", settings.warm_up.to_string().into());
     add("decode-tokens", settings.decode_tokens.to_string().into());
@@ -71,7 +71,7 @@ fn complaint(stderr: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use runtime::Provider;
+    use runtime::{Precision, Provider, Target};
 
     #[test]
     fn the_error_is_found_among_what_libraries_say() {
@@ -95,8 +95,8 @@ mod tests {
         };
         let combination = Combination {
             provider: Provider::Tract,
-            target: "portable".to_owned(),
-            precision: "fp32".to_owned(),
+            target: Target::Portable,
+            precision: Precision::Fp32,
         };
         let arguments = arguments(&settings, &combination);
         assert_eq!(arguments[..2], ["bench", FLAG]);

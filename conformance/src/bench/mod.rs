@@ -180,13 +180,13 @@ pub fn rounds(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use runtime::Provider;
+    use runtime::{Precision, Provider, Target};
 
-    fn combination(precision: &str) -> Combination {
+    fn combination(precision: Precision) -> Combination {
         Combination {
             provider: Provider::Tract,
-            target: "portable".to_owned(),
-            precision: precision.to_owned(),
+            target: Target::Portable,
+            precision,
         }
     }
 
@@ -205,24 +205,22 @@ mod tests {
 
     #[test]
     fn combinations_take_turns_and_one_that_fails_is_left_out() {
-        let combinations = ["fp32", "int8", "fp16"].map(combination);
+        use Precision::{Fp16, Fp32, Int8};
+        let combinations = [Fp32, Int8, Fp16].map(combination);
         let mut order = Vec::new();
         let (measured, failed) = rounds(&combinations, 3, &mut |combination| {
-            order.push(combination.precision.clone());
-            match combination.precision.as_str() {
-                "int8" => Err("no".to_owned()),
+            order.push(combination.precision);
+            match combination.precision {
+                Int8 => Err("no".to_owned()),
                 // The time is the number of the run.
                 _ => Ok(sample(order.len() as f64, 100 - order.len() as u64)),
             }
         });
-        assert_eq!(order, ["fp32", "int8", "fp16", "fp32", "fp16", "fp32", "fp16"]);
+        assert_eq!(order, [Fp32, Int8, Fp16, Fp32, Fp16, Fp32, Fp16]);
         assert_eq!(failed.len(), 1);
         assert_eq!(
-            (
-                failed[0].combination.precision.as_str(),
-                failed[0].reason.as_str()
-            ),
-            ("int8", "no")
+            (failed[0].combination.precision, failed[0].reason.as_str()),
+            (Int8, "no")
         );
         let loads: Vec<[f64; 3]> = measured
             .iter()
@@ -235,7 +233,7 @@ mod tests {
 
     #[test]
     fn the_json_form_is_the_one_that_scripts_read() {
-        let measured = Measured::of(&combination("fp32"), &[sample(1.0, 7)]).unwrap();
+        let measured = Measured::of(&combination(Precision::Fp32), &[sample(1.0, 7)]).unwrap();
         let json = serde_json::to_value(&measured).unwrap();
         let spread = serde_json::json!({"median": 1.0, "min": 1.0, "max": 1.0});
         assert_eq!(json["load_s"], spread);

@@ -1,7 +1,7 @@
 //! The flags of `fvlm-conform bench`.
 
 use clap::Args;
-use runtime::{DEFAULT_PROMPT, Provider};
+use runtime::{DEFAULT_PROMPT, Precision, Provider, Target};
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
@@ -27,11 +27,11 @@ pub(crate) struct Bench {
 
     /// Only this target of the bundle, for example portable; can be given several times [default: all]
     #[arg(long, value_name = "TARGET")]
-    pub(crate) target: Vec<String>,
+    pub(crate) target: Vec<Target>,
 
     /// Only this precision of the bundle, for example fp32; can be given several times [default: all]
     #[arg(long, value_name = "PRECISION")]
-    pub(crate) precision: Vec<String>,
+    pub(crate) precision: Vec<Precision>,
 
     /// The image [default: a painted scene of 1280 x 960]
     #[arg(long, value_name = "FILE")]

@@ -65,8 +65,8 @@ impl Plan {
         let combinations = providers.iter().flat_map(|&provider| {
             forms.iter().map(move |(_, target, precision)| Combination {
                 provider,
-                target: target.clone(),
-                precision: precision.clone(),
+                target: *target,
+                precision: *precision,
             })
         });
         Ok(Plan {

@@ -7,11 +7,11 @@ use crate::plan::{embedded_references, open_bundle};
 use conformance::loaded::{self, Combination};
 use conformance::quality::Settings;
 use models::bundle::Bundle;
-use runtime::{Options, Provider};
+use runtime::{Options, Precision, Provider, Target};
 use std::path::{Path, PathBuf};
 
 /// The form that is the reference where no other is named.
-const REFERENCE: (&str, &str) = ("portable", "fp32");
+const REFERENCE: (Target, Precision) = (Target::Portable, Precision::Fp32);
 
 /// Most positions: more than any model holds.
 const MAX_POSITIONS: usize = 10_000_000;
@@ -105,12 +105,12 @@ impl Plan {
             check_file("dump", path)?;
         }
         let provider = provider(flags.provider, &options)?;
-        let form = |directory: &Path, (target, precision): (&str, &str)| Form {
+        let form = |directory: &Path, (target, precision): (Target, Precision)| Form {
             directory: directory.to_owned(),
             combination: Combination {
                 provider,
-                target: target.to_owned(),
-                precision: precision.to_owned(),
+                target,
+                precision,
             },
         };
         let reference = match (&flags.reference, &against, bundles.first()) {
@@ -125,7 +125,7 @@ impl Plan {
             .iter()
             .filter_map(|(number, target, precision)| {
                 let (directory, _) = bundles.get(*number)?;
-                Some(form(directory, (target, precision)))
+                Some(form(directory, (*target, *precision)))
             })
             .collect();
         let dump = dump(flags, &forms)?;

@@ -114,7 +114,7 @@ impl Deployed {
         self.bundle
             .variants
             .iter()
-            .find(|variant| variant.precision == subject.precision.name())
+            .find(|variant| variant.precision == subject.precision.exported().precision())
             .ok_or_else(|| CaseError::Skip(format!("the bundle has no {} variant", subject.precision.name())))
     }
 

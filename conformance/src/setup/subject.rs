@@ -204,7 +204,7 @@ pub fn available(
                 options: runtime::Options {
                     provider: provider.engine().unwrap_or_default(),
                     fallback: false,
-                    precision: Some(precision.name().to_owned()),
+                    precision: Some(precision.exported().precision()),
                     ..options.clone()
                 },
             })),

@@ -605,7 +605,7 @@ fn follow_up_equals_fresh(deployed: &Deployed, subject: &Subject) -> Result<Find
     let options = runtime::Options {
         provider,
         fallback: false,
-        precision: Some(deployed.variant(subject)?.precision.clone()),
+        precision: Some(deployed.variant(subject)?.precision),
         ..subject.options.clone()
     };
     let picture = Picture::new(96, 64, synth::image::scene(96, 64, 7))

@@ -49,7 +49,7 @@ pub fn prepare(graph: Graph, variant: Variant, pool: &mut Pool) -> Result<Prepar
         file_name: format!("{stem}.onnx"),
         data,
         reads,
-        described: variant.target() == Target::CoreMl,
+        described: variant.target() == Target::OrtCoreMl,
     })
 }
 

@@ -153,9 +153,14 @@ impl Bundle {
                 prompt.vocab_size
             ),
         );
+        let unknown: Vec<String> = self.unknown.iter().map(ToString::to_string).collect();
         expect(
             !(self.variants.is_empty() && self.packages.is_empty()),
-            "there is neither a variant nor a package".to_owned(),
+            if unknown.is_empty() {
+                "there is neither a variant nor a package".to_owned()
+            } else {
+                format!("there is no form that this build knows: {}", unknown.join("; "))
+            },
         );
         let mut stored = BTreeSet::new();
         for packages in &self.packages {

@@ -4,7 +4,7 @@ use crate::types::{
     ABI, Answer, Cancel, Engine, Failure, Finish, ImageId, Message, OnText, Options, Request, Role, Status,
 };
 use runtime::image::{self, Limits, Picture};
-use runtime::{Provider, Sampling};
+use runtime::{Provider, Sampling, UnknownWord};
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -423,13 +423,20 @@ unsafe fn slice<'a, T>(values: *const T, count: usize, name: &str) -> Result<&'a
 unsafe fn engine_options(options: &Options) -> Result<runtime::Options, Failure> {
     let text = |text, name| unsafe { optional(text, name) };
     let count = |number: u32| (number > 0).then_some(number);
+    // No bundle has what has no name.
+    let unknown = |word: UnknownWord| Failure {
+        status: Status::Bundle,
+        message: word.to_string(),
+    };
     let mut found = runtime::Options::default();
     if let Some(provider) = text(options.provider, "provider")? {
         found.provider = provider.parse::<Provider>().map_err(Failure::argument)?;
     }
     found.fallback = !options.no_fallback;
-    found.precision = text(options.precision, "precision")?.map(str::to_owned);
-    found.target = text(options.target, "target")?.map(str::to_owned);
+    let precision = text(options.precision, "precision")?.map(str::parse);
+    found.precision = precision.transpose().map_err(unknown)?;
+    let target = text(options.target, "target")?.map(str::parse);
+    found.target = target.transpose().map_err(unknown)?;
     found.onnxruntime = text(options.onnxruntime, "onnxruntime")?.map(Into::into);
     found.coreml.cache = text(options.coreml_cache, "coreml_cache")?.map(Into::into);
     found.image_size = count(options.image_size);

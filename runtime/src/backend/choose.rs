@@ -1,6 +1,7 @@
 //! Choice of a provider: the engines that this program was built with, in which order they replace each
-//! other, and which variant of a bundle each of them runs.
+//! other, and which form of a bundle each of them runs.
 
+use super::form::Form;
 #[cfg(feature = "coreml-native")]
 use super::native;
 use super::options::Options;
@@ -14,7 +15,7 @@ use super::session::Session;
 #[cfg(feature = "tract")]
 use super::tract;
 use crate::error::{BackendError, EngineError};
-use models::bundle::{Bundle, Variant};
+use models::bundle::{Bundle, Precision};
 use std::fmt;
 use std::path::Path;
 
@@ -118,14 +119,14 @@ pub fn choose(asked: Provider, fallback: bool, options: &Options) -> Result<Choi
     choose_among(asked, fallback, options, &|_| Ok(()), None)
 }
 
-/// As [`choose`], among those that can run a variant of `bundle` and come after `failed`, which turned out
+/// As [`choose`], among those that can run a form of `bundle` and come after `failed`, which turned out
 /// not to work when it was opened.
 pub(crate) fn choose_for(
     bundle: &Bundle,
     options: &Options,
     failed: Option<(Provider, BackendError)>,
 ) -> Result<Choice, EngineError> {
-    let takes = |backend: &dyn Backend| variant(backend, bundle, options).map(|_| ());
+    let takes = |backend: &dyn Backend| form(backend, bundle, options).map(|_| ());
     Ok(choose_among(
         options.provider,
         options.fallback,
@@ -179,25 +180,25 @@ fn choose_among(
     })
 }
 
-/// The variant of `bundle` that `backend` is to run: of the best target that it takes and the bundle has in
+/// The form of `bundle` that `backend` is to run: of the best target that it takes and the bundle has in
 /// the precision that is asked for, the first.
-pub(crate) fn variant(
-    backend: &dyn Backend,
-    bundle: &Bundle,
-    options: &Options,
-) -> Result<Variant, BackendError> {
-    let asked = |target: &&&str| options.target.as_ref().is_none_or(|asked| asked == **target);
-    let wanted = |variant: &&Variant| {
-        let asked = options.precision.as_ref();
-        asked.is_none_or(|precision| *precision == variant.precision)
+pub(crate) fn form(backend: &dyn Backend, bundle: &Bundle, options: &Options) -> Result<Form, BackendError> {
+    let asked = |precision: Precision| options.precision.is_none_or(|asked| asked == precision);
+    let targets = backend.targets().iter();
+    let mut targets = targets.filter(|target| options.target.is_none_or(|asked| asked == **target));
+    let graphs = targets.find_map(|target| {
+        let mut variants = bundle.variants.iter();
+        variants.find(|variant| variant.target == *target && asked(variant.precision))
+    });
+    let packages = || {
+        let mut packages = bundle.packages.iter();
+        let found = packages.find(|packages| asked(packages.precision));
+        // Packages have no target that could be asked for.
+        found.filter(|_| backend.runs_packages() && options.target.is_none())
     };
-    let mut targets = backend.targets().iter().filter(asked);
-    let packages = packages(bundle);
-    targets
-        .find_map(|target| {
-            let mut variants = bundle.variants.iter().chain(&packages).filter(wanted);
-            variants.find(|variant| variant.target == *target).cloned()
-        })
+    let graphs = graphs.map(|variant| Form::Graphs(Box::new(variant.clone())));
+    graphs
+        .or_else(|| packages().cloned().map(Form::Packages))
         .ok_or_else(|| BackendError::NoGraphs {
             provider: backend.provider(),
             asked: asked_for(options),
@@ -205,19 +206,8 @@ pub(crate) fn variant(
         })
 }
 
-/// The Core ML packages of a bundle as variants, where this program could use them.
-fn packages(bundle: &Bundle) -> Vec<Variant> {
-    #[cfg(feature = "coreml-native")]
-    return native::variants(bundle).collect();
-    #[cfg(not(feature = "coreml-native"))]
-    {
-        let _ = bundle;
-        Vec::new()
-    }
-}
-
-/// Whether `bundle` has what is asked for at all: a variant for any provider that may be taken.
-pub(crate) fn check_variants(bundle: &Bundle, options: &Options) -> Result<(), EngineError> {
+/// Whether `bundle` has what is asked for at all: a form for any provider that may be taken.
+pub(crate) fn check_forms(bundle: &Bundle, options: &Options) -> Result<(), EngineError> {
     let order = match options.provider {
         Provider::Auto => Provider::Auto.order(),
         named if !options.fallback => &named.order()[..1],
@@ -228,17 +218,19 @@ pub(crate) fn check_variants(bundle: &Bundle, options: &Options) -> Result<(), E
         .filter_map(|&provider| backend(provider).ok())
         .peekable();
     // Without any engine there is a better word for it.
-    if built.peek().is_none() || built.any(|backend| variant(backend, bundle, options).is_ok()) {
+    if built.peek().is_none() || built.any(|backend| form(backend, bundle, options).is_ok()) {
         return Ok(());
     }
     let variants = bundle.variants.iter();
-    let variants = variants.map(|variant| format!("{} `{}`", variant.target, variant.precision));
     let packages = bundle.packages.iter();
-    let packages = packages.map(|packages| format!("coreml-native `{}`", packages.precision));
     Err(EngineError::NoVariant {
         asked: asked_for(options),
         provider: options.provider,
-        found: variants.chain(packages).collect(),
+        variants: variants
+            .map(|variant| (variant.target, variant.precision))
+            .collect(),
+        packages: packages.map(|packages| packages.precision).collect(),
+        unknown: bundle.unknown.iter().map(ToString::to_string).collect(),
     })
 }
 
@@ -275,6 +267,8 @@ pub fn open_session(
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(all(feature = "ort", feature = "tract"))]
+    use models::bundle::{Target, Variant};
     use std::path::PathBuf;
 
     #[test]
@@ -312,13 +306,13 @@ mod tests {
     }
 
     #[cfg(all(feature = "ort", feature = "tract"))]
-    fn bundle(variants: &[(&str, &str)]) -> Bundle {
+    fn bundle(variants: &[(Target, Precision)]) -> Bundle {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bundle");
         let mut bundle = Bundle::open(&directory).unwrap();
         let one = bundle.variants[0].clone();
-        let variant = |&(target, precision): &(&str, &str)| Variant {
-            target: target.to_owned(),
-            precision: precision.to_owned(),
+        let variant = |&(target, precision): &(Target, Precision)| Variant {
+            target,
+            precision,
             ..one.clone()
         };
         bundle.variants = variants.iter().map(variant).collect();
@@ -330,9 +324,9 @@ mod tests {
     fn each_provider_takes_the_best_target_of_what_is_asked_for() {
         struct Case {
             provider: Provider,
-            target: Option<&'static str>,
-            precision: Option<&'static str>,
-            expected: Option<(&'static str, &'static str)>,
+            target: Option<Target>,
+            precision: Option<Precision>,
+            expected: Option<(Target, Precision)>,
         }
         let case = |provider, target, precision, expected| Case {
             provider,
@@ -342,35 +336,57 @@ mod tests {
         };
         use Provider::{CoreMl, Cpu, Tract};
         let bundle = bundle(&[
-            ("portable", "fp32"),
-            ("portable", "fp16"),
-            ("cpu", "int8"),
-            ("cpu", "fp32"),
+            (Target::Portable, Precision::Fp32),
+            (Target::Portable, Precision::Fp16),
+            (Target::Cpu, Precision::Int8),
+            (Target::Cpu, Precision::Fp32),
         ]);
         let cases = [
-            case(Cpu, None, None, Some(("cpu", "int8"))),
-            case(Cpu, None, Some("fp32"), Some(("cpu", "fp32"))),
-            case(Cpu, None, Some("fp16"), Some(("portable", "fp16"))),
-            case(Cpu, Some("portable"), None, Some(("portable", "fp32"))),
-            case(Cpu, Some("portable"), Some("int8"), None),
-            case(Cpu, Some("elsewhere"), None, None),
-            case(Tract, None, None, Some(("cpu", "int8"))),
-            case(Tract, None, Some("fp16"), Some(("portable", "fp16"))),
-            case(Tract, Some("elsewhere"), None, None),
-            case(CoreMl, None, Some("fp16"), Some(("portable", "fp16"))),
-            case(CoreMl, None, Some("int8"), None),
+            case(Cpu, None, None, Some((Target::Cpu, Precision::Int8))),
+            case(
+                Cpu,
+                None,
+                Some(Precision::Fp32),
+                Some((Target::Cpu, Precision::Fp32)),
+            ),
+            case(
+                Cpu,
+                None,
+                Some(Precision::Fp16),
+                Some((Target::Portable, Precision::Fp16)),
+            ),
+            case(
+                Cpu,
+                Some(Target::Portable),
+                None,
+                Some((Target::Portable, Precision::Fp32)),
+            ),
+            case(Cpu, Some(Target::Portable), Some(Precision::Int8), None),
+            case(Cpu, Some(Target::OrtCoreMl), None, None),
+            case(Tract, None, None, Some((Target::Cpu, Precision::Int8))),
+            case(
+                Tract,
+                None,
+                Some(Precision::Fp16),
+                Some((Target::Portable, Precision::Fp16)),
+            ),
+            case(Tract, Some(Target::OrtCoreMl), None, None),
+            case(
+                CoreMl,
+                None,
+                Some(Precision::Fp16),
+                Some((Target::Portable, Precision::Fp16)),
+            ),
+            case(CoreMl, None, Some(Precision::Int8), None),
         ];
         for case in cases {
             let options = Options {
-                target: case.target.map(str::to_owned),
-                precision: case.precision.map(str::to_owned),
+                target: case.target,
+                precision: case.precision,
                 ..Options::default()
             };
-            let found = variant(backend(case.provider).unwrap(), &bundle, &options);
-            let found = found
-                .as_ref()
-                .ok()
-                .map(|found| (&*found.target, &*found.precision));
+            let found = form(backend(case.provider).unwrap(), &bundle, &options).ok();
+            let found = found.and_then(|found| Some((found.target()?, found.precision())));
             assert_eq!(
                 found, case.expected,
                 "{} {:?} {:?}",
@@ -382,28 +398,28 @@ mod tests {
     #[test]
     #[cfg(all(feature = "ort", feature = "tract"))]
     fn what_no_provider_can_run_is_an_error_before_anything_is_loaded() {
-        let bundle = bundle(&[("portable", "fp32"), ("cpu", "q4")]);
-        let check = |provider, fallback, target: Option<&str>, precision: &str| {
+        let bundle = bundle(&[(Target::Portable, Precision::Fp32), (Target::Cpu, Precision::Q4)]);
+        let check = |provider, fallback, target: Option<Target>, precision: Precision| {
             let options = Options {
                 provider,
                 fallback,
-                target: target.map(str::to_owned),
-                precision: Some(precision.to_owned()),
+                target,
+                precision: Some(precision),
                 ..Options::default()
             };
-            check_variants(&bundle, &options).map_err(|error| error.to_string())
+            check_forms(&bundle, &options).map_err(|error| error.to_string())
         };
-        assert_eq!(check(Provider::Auto, true, None, "q4"), Ok(()));
-        assert_eq!(check(Provider::Tract, true, None, "q4"), Ok(()));
-        assert_eq!(check(Provider::Tract, false, None, "q4"), Ok(()));
-        let error = check(Provider::CoreMl, false, None, "q4").unwrap_err();
+        assert_eq!(check(Provider::Auto, true, None, Precision::Q4), Ok(()));
+        assert_eq!(check(Provider::Tract, true, None, Precision::Q4), Ok(()));
+        assert_eq!(check(Provider::Tract, false, None, Precision::Q4), Ok(()));
+        let error = check(Provider::CoreMl, false, None, Precision::Q4).unwrap_err();
         assert!(
             error.contains("precision `q4`") && error.contains("portable `fp32`, cpu `q4`"),
             "{error}"
         );
-        let error = check(Provider::Auto, true, Some("portable"), "q4").unwrap_err();
+        let error = check(Provider::Auto, true, Some(Target::Portable), Precision::Q4).unwrap_err();
         assert!(error.contains("target `portable` and precision `q4`"), "{error}");
-        assert!(check(Provider::Cpu, true, None, "int8").is_err());
+        assert!(check(Provider::Cpu, true, None, Precision::Int8).is_err());
     }
 
     #[test]
@@ -414,7 +430,7 @@ mod tests {
             onnxruntime: Some(PathBuf::from("/nowhere/libonnxruntime.so")),
             ..Options::default()
         };
-        let only_cpu = bundle(&[("cpu", "q4")]);
+        let only_cpu = bundle(&[(Target::Cpu, Precision::Q4)]);
         let choice = choose_for(&only_cpu, &options, None).unwrap();
         assert_eq!(choice.backend.provider(), Provider::Tract);
         let alone = Options {
@@ -423,13 +439,13 @@ mod tests {
         };
         let error = choose_for(&only_cpu, &alone, None).unwrap_err();
         assert!(error.to_string().contains("/nowhere"), "{error}");
-        let elsewhere = bundle(&[("elsewhere", "fp32")]);
-        let error = choose_for(&elsewhere, &options, None).unwrap_err();
+        let none = bundle(&[]);
+        let error = choose_for(&none, &options, None).unwrap_err();
         assert!(
             error.to_string().contains("takes target `cpu`, `portable`"),
             "{error}"
         );
-        let portable = bundle(&[("portable", "fp32")]);
+        let portable = bundle(&[(Target::Portable, Precision::Fp32)]);
         let choice = choose_for(&portable, &options, None).unwrap();
         assert_eq!(choice.backend.provider(), Provider::Tract);
     }

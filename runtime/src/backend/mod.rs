@@ -1,7 +1,7 @@
 //! Backends: the roles that a model is made of, and the engines that can play them. This file is the map.
 //!
 //! `provider` names the engines, `options` says how they are opened, `roles` what they must be able to do,
-//! and `choose` takes one. An engine is a file (`ort`, `tract`, `rten`, `native`) over what engines share:
+//! `form` what of a bundle they run, and `choose` takes one. An engine is a file (`ort`, `tract`, `rten`, `native`) over what engines share:
 //! `session`, `kv`, `fixed`, `stateless`, `parts`, `fused`, `catch`. "Compiled in" and "usable here" are two
 //! things: [`Backend::check`] tells the second.
 
@@ -9,6 +9,7 @@ mod catch;
 mod choose;
 mod cores;
 pub mod fixed;
+mod form;
 #[cfg(any(feature = "ort", feature = "tract"))]
 mod fused;
 pub mod kv;
@@ -32,7 +33,8 @@ mod tract;
 use catch::catch;
 pub use catch::silence_caught_panics;
 pub use choose::{Choice, backends, choose, open_session};
-pub(crate) use choose::{check_variants, choose_for, variant};
+pub(crate) use choose::{check_forms, choose_for, form};
+pub use form::Form;
 pub use options::{CoreMlFormat, CoreMlOptions, CoreMlUnits, Options};
 pub use provider::Provider;
 pub use roles::{Backend, Decoder, Model, Parts, TokenEmbedder, VisionEncoder};

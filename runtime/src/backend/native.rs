@@ -27,17 +27,14 @@ use super::fixed::check_room;
 #[cfg(any(test, target_os = "macos", fvlm_type_check))]
 use super::kv::count_positions;
 use super::session::Session;
-use super::{Backend, Decoder, Model, Options, Provider, TokenEmbedder, VisionEncoder};
+use super::{Backend, Decoder, Form, Model, Options, Provider, TokenEmbedder, VisionEncoder};
 use crate::error::BackendError;
 use half::f16;
 use memmap2::Mmap;
-use models::bundle::{Bundle, CoreMlPackages, EmbeddingRows, FixedDecoder, GraphEntry, Variant};
+use models::bundle::{CoreMlPackages, EmbeddingRows, Target};
 use models::dtype::DType;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-
-/// The target that packages count as.
-pub(super) const TARGET: &str = "coreml-native";
 
 /// Core ML without ONNX Runtime.
 #[derive(Debug)]
@@ -56,8 +53,12 @@ impl Backend for CoreMl {
         Err(unavailable("it opens packages, not graphs"))
     }
 
-    fn targets(&self) -> &'static [&'static str] {
-        &[TARGET]
+    fn targets(&self) -> &'static [Target] {
+        &[]
+    }
+
+    fn runs_packages(&self) -> bool {
+        true
     }
 
     fn vision_encoder(&self, model: &Model<'_>) -> Result<Box<dyn VisionEncoder>, BackendError> {
@@ -83,41 +84,12 @@ fn unavailable(reason: &str) -> BackendError {
     }
 }
 
-/// The packages that a variant stands for.
+/// The packages of a model.
 fn packages<'a>(model: &Model<'a>) -> Result<&'a CoreMlPackages, BackendError> {
-    let precision = &model.variant.precision;
-    let mut all = model.bundle.packages.iter();
-    all.find(|packages| packages.precision == *precision)
-        .ok_or_else(|| unavailable("the bundle has no packages"))
-}
-
-/// Packages in the words of a variant, so that whoever chooses one need not know of both.
-pub(super) fn variant(packages: &CoreMlPackages) -> Variant {
-    let entry = |path: &String| GraphEntry {
-        path: path.clone(),
-        data: Vec::new(),
-        inputs: Vec::new(),
-        outputs: Vec::new(),
-    };
-    Variant {
-        target: TARGET.to_owned(),
-        precision: packages.precision.clone(),
-        opset: 0,
-        kv_dtype: DType::Float16,
-        vision_encoder: entry(&packages.vision_encoder),
-        further_encoders: Vec::new(),
-        embed_tokens: entry(&packages.embedding.path),
-        decoder: entry(&packages.decoder),
-        fixed: Some(FixedDecoder {
-            context: packages.context,
-            prefill: Vec::new(),
-        }),
+    match model.form {
+        Form::Packages(packages) => Ok(packages),
+        Form::Graphs(_) => Err(unavailable("it opens packages, not graphs")),
     }
-}
-
-/// The packages of the bundle as variants.
-pub(super) fn variants(bundle: &Bundle) -> impl Iterator<Item = Variant> {
-    bundle.packages.iter().map(variant)
 }
 
 /// A decoder with a state, as an engine runs it.
@@ -319,6 +291,7 @@ impl TokenEmbedder for Rows {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
+    use models::bundle::Precision;
 
     /// Keeps what it is given; logits are the sum over all slots up to the last real one, and how many there are.
     struct Sum {
@@ -353,7 +326,7 @@ mod tests {
 
     fn packages(context: usize, prefill: &[usize]) -> CoreMlPackages {
         CoreMlPackages {
-            precision: "fp16".to_owned(),
+            precision: Precision::Fp16,
             vision_encoder: "coreml/vision_encoder.mlpackage".to_owned(),
             vision_encoder_ios16: None,
             decoder: "coreml/decoder.mlpackage".to_owned(),

@@ -2,6 +2,7 @@
 
 use super::cores::physical_cores;
 use super::provider::Provider;
+use models::bundle::{Precision, Target};
 use std::path::PathBuf;
 
 /// How engines are opened.
@@ -11,11 +12,11 @@ pub struct Options {
     pub provider: Provider,
     /// Whether another may when that one cannot run here.
     pub fallback: bool,
-    /// Which of the bundle's variants, by precision (`fp32`); the first of the target when not given.
-    pub precision: Option<String>,
-    /// Which of the bundle's variants, by target (`portable`); the best that the provider takes when not
-    /// given.
-    pub target: Option<String>,
+    /// Which of the bundle's forms, by precision; the first of the target when not given.
+    pub precision: Option<Precision>,
+    /// Which of the bundle's variants, by target; the best that the provider takes when not given. Core ML
+    /// packages have none.
+    pub target: Option<Target>,
     /// Side of the square that images become, in pixels, one of those that the bundle has encoders for; its
     /// default when not given.
     pub image_size: Option<u32>,

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::error::BackendError;
 use crate::library;
+use models::bundle::{Precision, Target};
 use models::dtype::DType;
 use ort::environment::GlobalThreadPoolOptions;
 use ort::ep::coreml::{ComputeUnits, ModelFormat, SpecializationStrategy};
@@ -69,26 +70,30 @@ impl Backend for OnnxRuntime {
         )?))
     }
 
-    fn targets(&self) -> &'static [&'static str] {
+    fn targets(&self) -> &'static [Target] {
         match self.provider {
-            Provider::Cpu => &["cpu", "portable", "coreml"],
-            _ => &["coreml", "portable"],
+            Provider::Cpu => &[Target::Cpu, Target::Portable, Target::OrtCoreMl],
+            _ => &[Target::OrtCoreMl, Target::Portable],
         }
     }
 
     fn vision_encoder(&self, model: &Model<'_>) -> Result<Box<dyn VisionEncoder>, BackendError> {
-        parts::vision_encoder(model, &|path, fixed| self.open_part(model, path, fixed))
+        parts::vision_encoder(model, model.form.graphs(self.provider)?, &|path, fixed| {
+            self.open_part(model, path, fixed)
+        })
     }
 
     fn embedder(&self, model: &Model<'_>) -> Result<Box<dyn TokenEmbedder>, BackendError> {
-        if self.provider != Provider::CoreMl || model.variant.fixed.is_none() {
-            return parts::embedder(model, &|path, fixed| self.open_part(model, path, fixed));
+        if self.provider != Provider::CoreMl || model.form.graphs(self.provider)?.fixed.is_none() {
+            return parts::embedder(model, model.form.graphs(self.provider)?, &|path, fixed| {
+                self.open_part(model, path, fixed)
+            });
         }
         // The embedding of fixed lengths is looked up outside: its length varies.
         let outside = OnnxRuntime {
             provider: Provider::Cpu,
         };
-        parts::embedder(model, &|path, fixed| {
+        parts::embedder(model, model.form.graphs(self.provider)?, &|path, fixed| {
             Ok(OrtSession {
                 placement: Some(Placement {
                     accelerated: 0,
@@ -100,7 +105,9 @@ impl Backend for OnnxRuntime {
     }
 
     fn decoder(&self, model: &Model<'_>) -> Result<Box<dyn Decoder>, BackendError> {
-        parts::decoder(model, &|path, fixed| self.open_part(model, path, fixed))
+        parts::decoder(model, model.form.graphs(self.provider)?, &|path, fixed| {
+            self.open_part(model, path, fixed)
+        })
     }
 }
 
@@ -111,11 +118,12 @@ impl OnnxRuntime {
         path: &Path,
         fixed: &[(&str, usize)],
     ) -> Result<OrtSession, BackendError> {
+        let variant = model.form.graphs(self.provider)?;
         let manner = Manner {
             // Packed copies of float32 weights cost as much memory and more time than they save until the first words.
-            packed: model.variant.precision != "fp32",
-            fused: model.variant.target == "cpu",
-            whole: model.variant.fixed.is_some(),
+            packed: variant.precision != Precision::Fp32,
+            fused: variant.target == Target::Cpu,
+            whole: variant.fixed.is_some(),
         };
         OrtSession::open(self.provider, path, fixed, manner, model.options)
     }

@@ -6,7 +6,7 @@ use super::session::{EngineSession, check_contract};
 use super::stateless::{SessionEmbedder, SessionEncoder};
 use super::{Decoder, Model, TokenEmbedder, VisionEncoder};
 use crate::error::BackendError;
-use models::bundle::GraphEntry;
+use models::bundle::{GraphEntry, Variant};
 use std::path::Path;
 
 /// The lengths that are the same in every call of a conversation; engines specialise on them.
@@ -18,28 +18,31 @@ type OpenGraph<'a, S> = dyn Fn(&Path, &[(&str, usize)]) -> Result<S, BackendErro
 /// The vision encoder of a variant.
 pub(super) fn vision_encoder<S: EngineSession + 'static>(
     model: &Model<'_>,
+    variant: &Variant,
     open: &OpenGraph<'_, S>,
 ) -> Result<Box<dyn VisionEncoder>, BackendError> {
-    let session = session(model, &model.variant.vision_encoder, open)?;
+    let session = session(model, &variant.vision_encoder, open)?;
     Ok(Box::new(SessionEncoder(session)))
 }
 
 /// The token embedding of a variant.
 pub(super) fn embedder<S: EngineSession + 'static>(
     model: &Model<'_>,
+    variant: &Variant,
     open: &OpenGraph<'_, S>,
 ) -> Result<Box<dyn TokenEmbedder>, BackendError> {
-    let session = session(model, &model.variant.embed_tokens, open)?;
+    let session = session(model, &variant.embed_tokens, open)?;
     Ok(Box::new(SessionEmbedder(session)))
 }
 
 /// The decoder of a variant, which has seen nothing.
 pub(super) fn decoder<S: EngineSession + 'static>(
     model: &Model<'_>,
+    variant: &Variant,
     open: &OpenGraph<'_, S>,
 ) -> Result<Box<dyn Decoder>, BackendError> {
-    let entry = &model.variant.decoder;
-    if let Some(fixed) = &model.variant.fixed {
+    let entry = &variant.decoder;
+    if let Some(fixed) = &variant.fixed {
         let kv = &model.bundle.kv;
         let graph = |new, entry| Graph::new(new, session(model, entry, open)?, entry, kv);
         let step = graph(1, entry)?;
@@ -48,11 +51,11 @@ pub(super) fn decoder<S: EngineSession + 'static>(
             .iter()
             .map(|prefill| graph(prefill.new, &prefill.graph));
         let prefill = prefill.collect::<Result<_, _>>()?;
-        let decoder = FixedDecoder::new(step, prefill, fixed.context, kv, model.variant.kv_dtype)?;
+        let decoder = FixedDecoder::new(step, prefill, fixed.context, kv, variant.kv_dtype)?;
         return Ok(Box::new(decoder));
     }
     let session = session(model, entry, open)?;
-    let decoder = KvDecoder::new(session, entry, &model.bundle.kv, model.variant.kv_dtype)?;
+    let decoder = KvDecoder::new(session, entry, &model.bundle.kv, variant.kv_dtype)?;
     Ok(Box::new(decoder))
 }
 

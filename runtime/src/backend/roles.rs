@@ -1,10 +1,11 @@
 //! Roles: what a model is made of, and what an engine must be able to do to play them.
 
+use super::form::Form;
 use super::options::Options;
 use super::provider::Provider;
 use super::session::{Placement, Session};
 use crate::error::BackendError;
-use models::bundle::{Bundle, GraphEntry, Variant};
+use models::bundle::{Bundle, GraphEntry, Target, Variant};
 use std::fmt;
 use std::path::Path;
 
@@ -99,8 +100,8 @@ pub struct Model<'a> {
     pub directory: &'a Path,
     /// Its contract.
     pub bundle: &'a Bundle,
-    /// Which of its variants.
-    pub variant: &'a Variant,
+    /// What of it.
+    pub form: &'a Form,
     /// How.
     pub options: &'a Options,
 }
@@ -122,8 +123,13 @@ pub trait Backend: Sync {
     /// A graph that it refuses, or an engine that cannot run here.
     fn open_session(&self, path: &Path, options: &Options) -> Result<Box<dyn Session>, BackendError>;
 
-    /// The targets whose graphs it can run, the best first.
-    fn targets(&self) -> &'static [&'static str];
+    /// The targets whose graphs it can run, the best first; none where it runs packages.
+    fn targets(&self) -> &'static [Target];
+
+    /// Whether it runs Core ML packages.
+    fn runs_packages(&self) -> bool {
+        false
+    }
 
     /// Prepares a model's vision encoder.
     ///
@@ -159,7 +165,7 @@ pub trait Backend: Sync {
         let model = &Model {
             directory,
             bundle,
-            variant,
+            form: &Form::Graphs(Box::new(variant.clone())),
             options,
         };
         let (vision_encoder, embedder, decoder) = std::thread::scope(|scope| {

@@ -5,6 +5,7 @@ use super::session::{Description, EngineSession, Port, Session, Tensor};
 use super::{Backend, Decoder, Model, Options, Provider, TokenEmbedder, VisionEncoder, catch, parts};
 use crate::error::BackendError;
 use ::rten::{DataType, Dimension, NodeId, RunOptions, ThreadPool, Value, ValueType};
+use models::bundle::Target;
 use models::dtype::DType;
 use rten_tensor::prelude::*;
 use std::path::Path;
@@ -27,20 +28,26 @@ impl Backend for Rten {
         Ok(Box::new(RtenSession::open(path, options)?))
     }
 
-    fn targets(&self) -> &'static [&'static str] {
-        &["portable"]
+    fn targets(&self) -> &'static [Target] {
+        &[Target::Portable]
     }
 
     fn vision_encoder(&self, model: &Model<'_>) -> Result<Box<dyn VisionEncoder>, BackendError> {
-        parts::vision_encoder(model, &|path, _fixed| RtenSession::open(path, model.options))
+        parts::vision_encoder(model, model.form.graphs(Provider::Rten)?, &|path, _fixed| {
+            RtenSession::open(path, model.options)
+        })
     }
 
     fn embedder(&self, model: &Model<'_>) -> Result<Box<dyn TokenEmbedder>, BackendError> {
-        parts::embedder(model, &|path, _fixed| RtenSession::open(path, model.options))
+        parts::embedder(model, model.form.graphs(Provider::Rten)?, &|path, _fixed| {
+            RtenSession::open(path, model.options)
+        })
     }
 
     fn decoder(&self, model: &Model<'_>) -> Result<Box<dyn Decoder>, BackendError> {
-        parts::decoder(model, &|path, _fixed| RtenSession::open(path, model.options))
+        parts::decoder(model, model.form.graphs(Provider::Rten)?, &|path, _fixed| {
+            RtenSession::open(path, model.options)
+        })
     }
 }
 

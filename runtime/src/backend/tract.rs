@@ -6,6 +6,7 @@ use super::session::{Description, EngineSession, Port, Session, Tensor, store_po
 use super::{Backend, Decoder, Model, Options, Provider, TokenEmbedder, VisionEncoder, catch, parts};
 use crate::error::BackendError;
 use kernels::pool::Pool;
+use models::bundle::Target;
 use models::dtype::DType;
 use std::collections::HashMap;
 use std::path::Path;
@@ -40,26 +41,32 @@ impl Backend for Tract {
         Ok(Box::new(TractSession::open(path, &[], options.thread_count())?))
     }
 
-    fn targets(&self) -> &'static [&'static str] {
-        &["cpu", "portable", "coreml"]
+    fn targets(&self) -> &'static [Target] {
+        &[Target::Cpu, Target::Portable, Target::OrtCoreMl]
     }
 
     fn vision_encoder(&self, model: &Model<'_>) -> Result<Box<dyn VisionEncoder>, BackendError> {
         let threads = model.options.thread_count();
         use_threads(threads);
-        parts::vision_encoder(model, &|path, fixed| TractSession::open(path, fixed, threads))
+        parts::vision_encoder(model, model.form.graphs(Provider::Tract)?, &|path, fixed| {
+            TractSession::open(path, fixed, threads)
+        })
     }
 
     fn embedder(&self, model: &Model<'_>) -> Result<Box<dyn TokenEmbedder>, BackendError> {
         let threads = model.options.thread_count();
         use_threads(threads);
-        parts::embedder(model, &|path, fixed| TractSession::open(path, fixed, threads))
+        parts::embedder(model, model.form.graphs(Provider::Tract)?, &|path, fixed| {
+            TractSession::open(path, fixed, threads)
+        })
     }
 
     fn decoder(&self, model: &Model<'_>) -> Result<Box<dyn Decoder>, BackendError> {
         let threads = model.options.thread_count();
         use_threads(threads);
-        parts::decoder(model, &|path, fixed| TractSession::open(path, fixed, threads))
+        parts::decoder(model, model.form.graphs(Provider::Tract)?, &|path, fixed| {
+            TractSession::open(path, fixed, threads)
+        })
     }
 }
 
