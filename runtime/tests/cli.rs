@@ -563,6 +563,98 @@ fn onnx_runtime_gives_the_same_answers() {
     run.success("==> red.png <==\nR.\n\n==> blue.png <==\nB.\n");
 }
 
+/// A library that says when it is loaded, by making the file that the variable `LOADED` names; without a C compiler
+/// a file that is none, which an error names.
+#[cfg(all(feature = "ort", unix))]
+fn trap(folder: &Path) -> (PathBuf, bool) {
+    let (source, library) = (folder.join("trap.c"), folder.join("trap"));
+    let text = "#include <stdio.h>\n#include <stdlib.h>\n\
+        __attribute__((constructor)) static void loaded(void) {\n\
+        FILE *file = fopen(getenv(\"LOADED\"), \"w\");\n  if (file) fclose(file);\n}\n";
+    std::fs::write(&source, text).unwrap();
+    let mut compiler = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()));
+    compiler
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&library, &source]);
+    let compiled = compiler.status().is_ok_and(|status| status.success());
+    if !compiled {
+        std::fs::write(&library, "no library").unwrap();
+    }
+    (library, compiled)
+}
+
+#[test]
+#[cfg(all(feature = "ort", unix))]
+fn no_library_is_loaded_from_the_current_folder_or_above_it() {
+    let name = if cfg!(target_os = "macos") {
+        "libonnxruntime.dylib"
+    } else {
+        "libonnxruntime.so"
+    };
+    let installed = tempfile::tempdir().unwrap();
+    let (trap, compiled) = trap(installed.path());
+    let plant = |folder: PathBuf| {
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::copy(&trap, folder.join(name)).unwrap();
+    };
+    // A program with nothing up its tree, run in a folder that somebody else filled.
+    let program = installed.path().join("bin/fvlm-run");
+    std::fs::create_dir_all(program.parent().unwrap()).unwrap();
+    std::fs::copy(env!("CARGO_BIN_EXE_fvlm-run"), &program).unwrap();
+    let folder = Folder::new();
+    copy(
+        &folder.path("fastvlm-bundle"),
+        &folder.path("above/current/fastvlm-bundle"),
+    );
+    std::fs::copy(folder.path("red.png"), folder.path("above/current/red.png")).unwrap();
+    let site = "lib/python3.12/site-packages/onnxruntime/capi";
+    for above in ["above/current", "above"] {
+        plant(folder.path(above));
+        for planted in [".ort", ".ort/onnxruntime/capi", "lib", "bin"] {
+            plant(folder.path(above).join(planted));
+        }
+        for prefix in [".venv", ".local", "."] {
+            plant(folder.path(above).join(prefix).join(site));
+        }
+        std::fs::write(folder.path(above).join("bin/python3"), "").unwrap();
+    }
+    let marker = installed.path().join("marker");
+    let run = |variables: &[(&str, &str)]| {
+        let _ = std::fs::remove_file(&marker);
+        let output = Command::new(&program)
+            .current_dir(folder.path("above/current"))
+            .args(["--provider", "cpu", "red.png"])
+            .env_remove("ORT_DYLIB_PATH")
+            .env_remove("LD_LIBRARY_PATH")
+            .env_remove("CONDA_PREFIX")
+            .env_remove("VIRTUAL_ENV")
+            .env("HOME", installed.path())
+            .env("PATH", "")
+            .env("LOADED", &marker)
+            .envs(variables.iter().copied())
+            .output();
+        (Run::new(output.unwrap()).success("R.\n").stderr, marker.exists())
+    };
+    let planted = folder.0.path().file_name().unwrap().to_str().unwrap();
+    for variables in [
+        &[][..],
+        &[("PATH", "bin::.")],
+        &[("VIRTUAL_ENV", ".venv"), ("CONDA_PREFIX", "."), ("HOME", ".")],
+        &[("LD_LIBRARY_PATH", "lib:")],
+        &[("ORT_DYLIB_PATH", name)],
+    ] {
+        let (said, loaded) = run(variables);
+        assert!(!loaded && !said.contains(planted), "{variables:?}: {said}");
+    }
+    // The trap is one: where it may be looked for, it is loaded.
+    let venv = folder.path("above/current/.venv");
+    let (said, loaded) = run(&[("VIRTUAL_ENV", venv.to_str().unwrap())]);
+    assert!(loaded == compiled && said.contains(planted), "{said}");
+    plant(installed.path().join(".ort"));
+    let (said, loaded) = run(&[]);
+    assert!(loaded == compiled && said.contains(".ort"), "{said}");
+}
+
 #[test]
 #[cfg(unix)]
 fn a_closed_pipe_is_success() {

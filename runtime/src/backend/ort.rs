@@ -183,6 +183,7 @@ fn load(options: &Options) -> Result<PathBuf, String> {
         }
         return Ok(loaded.path.clone());
     }
+    let named = options.onnxruntime.is_some() || std::env::var_os(library::VARIABLE).is_some();
     let mut problems = Vec::new();
     for path in candidates? {
         match ort::init_from(&path) {
@@ -206,6 +207,8 @@ fn load(options: &Options) -> Result<PathBuf, String> {
                 });
                 return Ok(path);
             }
+            // A bare name is for the system's loader, whose failure is the common case.
+            Err(ort::LoadDynamicError::Dlopen { path, .. }) if !named && path.is_relative() => {}
             Err(ort::LoadDynamicError::Dlopen { error, path }) => {
                 // The system's words are in the cause.
                 let cause =
@@ -215,12 +218,9 @@ fn load(options: &Options) -> Result<PathBuf, String> {
             Err(error) => problems.push(line(&error)),
         }
     }
-    // The last candidate is the bare name for the system's loader, whose failure is the common case.
-    let named =
-        problems.len() > 1 || options.onnxruntime.is_some() || std::env::var_os(library::VARIABLE).is_some();
     Err(match problems.first() {
-        Some(problem) if named => format!("ONNX Runtime cannot be loaded: {problem}"),
-        _ => "no ONNX Runtime library was found".to_owned(),
+        Some(problem) => format!("ONNX Runtime cannot be loaded: {problem}"),
+        None => "no ONNX Runtime library was found".to_owned(),
     })
 }
 
