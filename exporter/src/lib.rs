@@ -1,15 +1,14 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
-mod card;
 mod clients;
-pub mod coreml;
 pub mod demo;
 mod error;
 pub mod files;
 mod hub;
 pub mod mlpackage;
 pub mod onnx;
+pub mod ort_coreml;
 pub mod passes;
 pub mod plan;
 pub mod report;
@@ -110,11 +109,11 @@ pub fn dump(plan: &ExportPlan) -> Result<String, ExportError> {
 }
 
 /// What ONNX Runtime's CoreML execution provider would do with the graphs of a plan; the token embedding of target
-/// `coreml` is left out, which is looked up outside. `fixed` as in [`coreml::check`].
+/// `coreml` is left out, which is looked up outside. `fixed` as in [`ort_coreml::check`].
 ///
 /// # Errors
 /// As [`export`], as far as it reads.
-pub fn check_coreml(plan: &ExportPlan, fixed: bool) -> Result<Vec<coreml::Verdict>, ExportError> {
+pub fn check_coreml(plan: &ExportPlan, fixed: bool) -> Result<Vec<ort_coreml::Verdict>, ExportError> {
     let source = source::resolve(&plan.source, false, &mut Silent)?;
     let opened = Opened::open(source.directory(), plan)?;
     let mut verdicts = Vec::new();
@@ -280,7 +279,7 @@ impl Lowered {
         if variant.target() == Target::OrtCoreMl {
             let verdicts = lowered.verdicts(opened, true)?;
             let broken = verdicts.iter().filter(|verdict| !verdict.whole());
-            let broken: Vec<String> = broken.map(coreml::Verdict::to_string).collect();
+            let broken: Vec<String> = broken.map(ort_coreml::Verdict::to_string).collect();
             if !broken.is_empty() {
                 return Err(ExportError::NotWhole { verdicts: broken });
             }
@@ -289,13 +288,13 @@ impl Lowered {
     }
 
     /// What Core ML would do with each graph that it is given.
-    fn verdicts(&self, opened: &Opened, fixed: bool) -> Result<Vec<coreml::Verdict>, ExportError> {
+    fn verdicts(&self, opened: &Opened, fixed: bool) -> Result<Vec<ort_coreml::Verdict>, ExportError> {
         let [_, embed_tokens, _] = &self.graphs;
         let outside = (self.variant.target() == Target::OrtCoreMl).then_some(&embed_tokens.file_name);
         let given = self.all().filter(|graph| Some(&graph.file_name) != outside);
         let verdict = |graph: &Prepared| {
             let model = onnx::described(graph, &opened.weights, &self.pool)?;
-            Ok(coreml::check(&model, &in_onnx(&graph.file_name), fixed))
+            Ok(ort_coreml::check(&model, &in_onnx(&graph.file_name), fixed))
         };
         given.map(verdict).collect()
     }
@@ -389,8 +388,8 @@ fn write(
             Source::Hub { id, .. } => Some(id.as_str()),
             Source::Directory(_) | Source::Demo => None,
         };
-        let text = card::render(&bundle, base, &summary.files);
-        let file = files::write(staging.path(), card::FILE_NAME, text.as_bytes())?;
+        let text = clients::card::render(&bundle, base, &summary.files);
+        let file = files::write(staging.path(), clients::card::FILE_NAME, text.as_bytes())?;
         bundle.files.push(file);
         bundle.files.sort();
     }

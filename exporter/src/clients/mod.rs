@@ -1,5 +1,7 @@
 //! What do other people's clients want to know about an export before they open it?
 
+pub(crate) mod card;
+
 use crate::Lowered;
 use crate::error::ExportError;
 use models::bundle::{GraphEntry, Io, Precision, PromptSpec, Target, Variant};

@@ -7,7 +7,7 @@ mod output;
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 use cli::{Check, Cli};
-use exporter::{ExportError, ExportPlan, coreml};
+use exporter::{ExportError, ExportPlan, ort_coreml};
 use output::Progress;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
@@ -60,7 +60,7 @@ fn check(cli: &Cli, plan: &ExportPlan) -> Result<bool, ExportError> {
     } else {
         let files = cli.onnx.iter();
         files
-            .map(|file| coreml::check_file(file, fixed))
+            .map(|file| ort_coreml::check_file(file, fixed))
             .collect::<Result<_, _>>()?
     };
     if cli.json {
@@ -68,7 +68,7 @@ fn check(cli: &Cli, plan: &ExportPlan) -> Result<bool, ExportError> {
     } else {
         output::write(&output::verdicts(&verdicts))?;
     }
-    Ok(verdicts.iter().all(coreml::Verdict::whole))
+    Ok(verdicts.iter().all(ort_coreml::Verdict::whole))
 }
 
 fn export(cli: &Cli, plan: &ExportPlan) -> Result<(), ExportError> {

@@ -120,7 +120,7 @@ pub(crate) fn write(text: &str) -> Result<(), ExportError> {
 }
 
 /// What Core ML would take, for people.
-pub(crate) fn verdicts(verdicts: &[exporter::coreml::Verdict]) -> String {
+pub(crate) fn verdicts(verdicts: &[exporter::ort_coreml::Verdict]) -> String {
     let mut text = String::new();
     for verdict in verdicts {
         let _ = writeln!(text, "{verdict}");
@@ -128,7 +128,7 @@ pub(crate) fn verdicts(verdicts: &[exporter::coreml::Verdict]) -> String {
     let _ = writeln!(
         text,
         "rules of ONNX Runtime {}, ML Program format; nothing was run on Core ML",
-        exporter::coreml::VERSION
+        exporter::ort_coreml::VERSION
     );
     text
 }

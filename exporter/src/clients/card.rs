@@ -2,7 +2,7 @@
 //!
 //! Everything in it is in the contract; nothing is claimed that was not read or written by this export.
 
-use crate::clients::dtype;
+use super::dtype;
 use crate::summary::{FileOrigin, FileSummary};
 use indicatif::HumanBytes;
 use models::bundle::{Bundle, CoreMlPackages, FileEntry, GraphEntry, Precision, Target, Variant};
