@@ -1,10 +1,13 @@
 //! What exactly will be exported? Everything decided, nothing optional left.
 
+use crate::error::ExportError;
 use models::arch::fused::Encodings;
 pub use models::bundle::{Precision, Target};
 use models::checkpoint::Layout;
+use models::config::{DecoderConfig, ModelConfig};
 use models::dtype::DType;
 use models::graph::fused::{Encoding, TableEncoding};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 /// An export, ready to be carried out by [`crate::export`].
@@ -54,6 +57,48 @@ impl ExportPlan {
         !self.packages.is_empty() || self.variants.iter().any(fixed)
     }
 
+    /// The lengths that the decoders of fixed lengths of a model have.
+    ///
+    /// # Errors
+    /// Lengths that no such decoder has, where there is one.
+    pub fn fixed_lengths(&self, decoder: &DecoderConfig) -> Result<FixedLengths, ExportError> {
+        let context = self.max_context.min(decoder.max_position_embeddings);
+        let prefill: BTreeSet<u64> = self.prefill.iter().map(|new| *new.min(&context)).collect();
+        if self.has_fixed_lengths() && (context == 0 || prefill.iter().any(|new| *new < 2)) {
+            return Err(ExportError::Lengths {
+                context: self.max_context,
+                prefill: self.prefill.clone(),
+            });
+        }
+        Ok(FixedLengths {
+            context,
+            prefill: prefill.into_iter().collect(),
+        })
+    }
+
+    /// The model for each of the image sizes beside its own, ascending, each once.
+    ///
+    /// # Errors
+    /// A size that the model cannot have.
+    pub fn further_sizes(&self, config: &ModelConfig) -> Result<Vec<ModelConfig>, ExportError> {
+        let own = config.vision.image_size;
+        let further: BTreeSet<u64> = self
+            .image_sizes
+            .iter()
+            .copied()
+            .filter(|side| *side != own)
+            .collect();
+        let at_size = |asked| {
+            let (multiple, largest) = config.image_sizes();
+            config.at_image_size(asked).ok_or(ExportError::ImageSize {
+                asked,
+                multiple,
+                largest,
+            })
+        };
+        further.into_iter().map(at_size).collect()
+    }
+
     /// The default export of a model: portable, float32, layout detected, nothing replaced.
     pub fn new(source: Source, output: PathBuf) -> Self {
         ExportPlan {
@@ -73,6 +118,15 @@ impl ExportPlan {
             dry_run: false,
         }
     }
+}
+
+/// The lengths of a model's decoders of fixed lengths.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FixedLengths {
+    /// Slots of the cache.
+    pub context: u64,
+    /// New positions of the prefill graphs, ascending, each at least 2 and at most `context`.
+    pub prefill: Vec<u64>,
 }
 
 /// Where a checkpoint comes from.

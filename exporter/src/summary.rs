@@ -1,7 +1,8 @@
 //! What does an export hold? The account that `--dry-run`, `--json` and the last lines of a run are made from.
 
-use crate::mlpackage::{Package, Packages};
-use crate::{Forms, Lowered, Opened, graph_entry};
+use crate::forms::{Forms, Lowered, Opened};
+use crate::mlpackage::{self, Package, Packages};
+use crate::onnx;
 use models::bundle::{GraphEntry, ModelInfo, Precision, Target};
 use models::checkpoint::{Accounting, Asset, Origin};
 use serde::Serialize;
@@ -91,7 +92,7 @@ pub enum FileOrigin {
 }
 
 impl Summary {
-    pub(crate) fn new(opened: &Opened, model: ModelInfo, forms: &Forms) -> Self {
+    pub(crate) fn new(opened: &Opened<'_>, model: ModelInfo, forms: &Forms) -> Self {
         let assets: usize = opened.assets.files.iter().map(|asset| asset.contents.len()).sum();
         Summary {
             output: None,
@@ -108,7 +109,7 @@ impl Summary {
 
 fn variant(lowered: &Lowered) -> VariantSummary {
     let graphs = lowered.all().map(|graph| GraphSummary {
-        entry: graph_entry(graph),
+        entry: onnx::entry(graph),
         nodes: graph.graph.nodes.len(),
         data_bytes: graph.data.length,
     });
@@ -135,7 +136,7 @@ fn file(asset: &Asset) -> FileSummary {
 
 fn packages(packages: &Packages) -> Vec<PackageSummary> {
     let one = |package: &Package| PackageSummary {
-        path: crate::in_coreml(&package.file_name),
+        path: mlpackage::in_bundle(&package.file_name),
         precision: packages.precision,
         functions: package.functions.clone(),
         data_bytes: package.data.length,

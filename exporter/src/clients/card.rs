@@ -2,7 +2,8 @@
 //!
 //! Everything in it is in the contract; nothing is claimed that was not read or written by this export.
 
-use super::dtype;
+use super::own_data;
+use super::transformers_js::dtype;
 use crate::summary::{FileOrigin, FileSummary};
 use indicatif::HumanBytes;
 use models::bundle::{Bundle, CoreMlPackages, FileEntry, GraphEntry, Precision, Target, Variant};
@@ -328,11 +329,6 @@ fn license(text: &mut String, bundle: &Bundle) -> std::fmt::Result {
 fn terms(bundle: &Bundle) -> impl Iterator<Item = &FileEntry> {
     let files = bundle.files.iter();
     files.filter(|file| models::checkpoint::is_license(&file.path))
-}
-
-/// The data file that is a graph's own.
-fn own_data(graph: &GraphEntry) -> String {
-    format!("{}_data", graph.path)
 }
 
 /// Bytes of a graph and of the data file that is its own.

@@ -91,6 +91,14 @@ pub enum Storage {
     Int4,
 }
 
+/// The directory of Core ML packages inside a bundle.
+pub(crate) const DIRECTORY: &str = "coreml";
+
+/// The path in the bundle of a file or package there.
+pub(crate) fn in_bundle(name: &str) -> String {
+    format!("{DIRECTORY}/{name}")
+}
+
 /// What the packages of a precision are made from.
 #[derive(Debug, Clone, Copy)]
 pub struct Recipe<'a> {

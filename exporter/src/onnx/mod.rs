@@ -11,11 +11,14 @@ use crate::passes;
 use crate::plan::{Target, Variant};
 use crate::report::{Report, Silent};
 use external::{DataFile, Pool};
-use models::bundle::FileEntry;
-use models::graph::Graph;
+use models::bundle::{FileEntry, GraphEntry, Io, IoDim};
+use models::graph::{Graph, ValueId};
 use models::weights::Weights;
 use prost::Message;
 use std::path::{Path, PathBuf};
+
+/// The directory of the graphs inside a bundle.
+pub(crate) const DIRECTORY: &str = "onnx";
 
 /// A graph on its way into a directory: its weights have places, nothing is written yet.
 #[derive(Debug)]
@@ -86,6 +89,37 @@ pub fn write(
     let bytes = model.encode_to_vec();
     written.push(files::write(directory, &prepared.file_name, &bytes)?);
     Ok(written)
+}
+
+/// A graph's entry in the contract, from the graph that is written.
+pub(crate) fn entry(graph: &Prepared) -> GraphEntry {
+    let list = |ids: &[ValueId]| -> Vec<Io> {
+        ids.iter()
+            .map(|id| {
+                let value = graph.graph.value(*id);
+                let dims = value.shape.iter().map(|dim| match dim.fixed() {
+                    Some(length) => IoDim::Fixed(length),
+                    None => IoDim::Symbol(dim.to_string()),
+                });
+                Io {
+                    name: value.name.clone(),
+                    dtype: value.dtype,
+                    dims: dims.collect(),
+                }
+            })
+            .collect()
+    };
+    GraphEntry {
+        path: in_bundle(&graph.file_name),
+        data: graph.reads.iter().map(|name| in_bundle(name)).collect(),
+        inputs: list(&graph.graph.inputs),
+        outputs: list(&graph.graph.outputs),
+    }
+}
+
+/// The path in the bundle of a file beside the graphs.
+pub(crate) fn in_bundle(name: &str) -> String {
+    format!("{DIRECTORY}/{name}")
 }
 
 /// Writes one graph with its weights into an existing directory, without a bundle around it, passes included.

@@ -1,4 +1,5 @@
-//! Which rewrites happen between a network and its file, and in which order? This list.
+//! Which rewrites happen between a network and its file, and in which order? This list. After each the invariants
+//! of the graph are checked.
 //!
 //! 1. `convolutions`, for the Neural Engine only: it takes marks away that the next pass reads.
 //! 2. `cast_f16`, for fp16 exports only: it decides element types, so everything that looks at them comes after.
@@ -20,7 +21,7 @@ use models::graph::Graph;
 pub fn stored_as(graph: Graph, precision: Precision) -> Result<Graph, ExportError> {
     match precision {
         Precision::Fp32 => Ok(graph),
-        Precision::Fp16 | Precision::Int8 | Precision::Q4 => cast_f16::cast_f16(&graph),
+        Precision::Fp16 | Precision::Int8 | Precision::Q4 => checked(cast_f16::cast_f16(&graph)?),
     }
 }
 
@@ -29,7 +30,7 @@ pub fn stored_as(graph: Graph, precision: Precision) -> Result<Graph, ExportErro
 /// # Errors
 /// As [`stored_as`].
 pub fn for_neural_engine(graph: &Graph, precision: Precision) -> Result<Graph, ExportError> {
-    stored_as(convolutions::convolutions(graph), precision)
+    stored_as(checked(convolutions::convolutions(graph))?, precision)
 }
 
 /// Applies the passes of a variant.
@@ -40,6 +41,12 @@ pub fn run(graph: Graph, variant: Variant) -> Result<Graph, ExportError> {
     match variant.precision() {
         // How fused operators store their weights was decided when the network was built.
         Precision::Fp32 | Precision::Int8 | Precision::Q4 => Ok(graph),
-        Precision::Fp16 => cast_f16::cast_f16(&graph),
+        Precision::Fp16 => checked(cast_f16::cast_f16(&graph)?),
     }
+}
+
+/// What a pass made, if it is sound: otherwise an engine would find that out.
+fn checked(graph: Graph) -> Result<Graph, ExportError> {
+    graph.check()?;
+    Ok(graph)
 }

@@ -39,6 +39,15 @@ pub struct Graph {
 }
 
 impl Graph {
+    /// Whether the graph is sound: names are unique, every value is defined before it is used and by one node, and
+    /// everything declared is used. Whoever rewrites a graph asks this.
+    ///
+    /// # Errors
+    /// The first invariant that does not hold.
+    pub fn check(&self) -> Result<(), GraphError> {
+        check::check(self)
+    }
+
     /// The value behind an id of this graph.
     pub fn value(&self, id: ValueId) -> &Value {
         &self.values[id.0]

@@ -1,12 +1,11 @@
-//! Which flags are there, and which export do they mean?
+//! The flags, and nothing but the flags: `plan.rs` says which export they mean.
 
 use crate::manual::Generate;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
-use exporter::{ExportPlan, Precision, Source, Target, Variant, plan};
+use exporter::{Precision, Target};
 use models::bundle::UnknownWord;
-use models::checkpoint::Layout;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 /// Turns a FastVLM checkpoint into a bundle that fvlm-run answers with
@@ -138,7 +137,7 @@ pub(crate) enum Form {
 pub(crate) enum Check {
     /// The CoreML execution provider, ML Program format
     #[value(name = "coreml")]
-    CoreMl,
+    OrtCoreMl,
 }
 
 /// A target by its name; help and completions list them.
@@ -183,255 +182,9 @@ pub(crate) enum LayoutFlag {
     Transformers,
 }
 
-impl Cli {
-    /// The export that the flags mean.
-    ///
-    /// # Errors
-    /// A target that has none of the precisions, or the other way round.
-    pub(crate) fn plan(&self) -> Result<ExportPlan, String> {
-        let onnx = self.to.contains(&Form::Onnx);
-        let packages = self.packages();
-        for (given, flag) in [
-            (self.ios16_encoder, "--ios16-encoder"),
-            (self.neural_engine, "--neural-engine"),
-        ] {
-            if given && packages.is_empty() {
-                return Err(format!("{flag} is about --to coreml, found --to onnx"));
-            }
-        }
-        if self.neural_engine && packages.contains(&Precision::Fp32) {
-            return Err("--neural-engine is float16 throughout, found --precision fp32".to_owned());
-        }
-        if !self.image_size.is_empty() && !packages.is_empty() {
-            return Err(
-                "--image-size is about --to onnx alone: packages have the model's own size".to_owned(),
-            );
-        }
-        for (given, flag) in [
-            (!self.target.is_empty(), "--target"),
-            (self.self_contained, "--self-contained"),
-            (self.check.is_some(), "--check"),
-            (self.dump, "--dump"),
-        ] {
-            if given && !onnx {
-                return Err(format!("{flag} is about --to onnx, found --to coreml"));
-            }
-        }
-        let plan = ExportPlan {
-            source: source(&self.model),
-            output: self.output.clone(),
-            variants: if onnx { self.variants()? } else { Vec::new() },
-            packages,
-            older_encoder: self.ios16_encoder,
-            neural_engine: self.neural_engine,
-            card: self.card,
-            image_sizes: self.image_size.clone(),
-            self_contained: self.self_contained,
-            max_context: self.max_context.unwrap_or(ExportPlan::MAX_CONTEXT),
-            prefill: if self.prefill.is_empty() {
-                ExportPlan::PREFILL.to_vec()
-            } else {
-                self.prefill.clone()
-            },
-            layout: match self.layout {
-                LayoutFlag::Auto => None,
-                LayoutFlag::Llava => Some(Layout::Llava),
-                LayoutFlag::Transformers => Some(Layout::Transformers),
-            },
-            overwrite: self.overwrite,
-            dry_run: self.dry_run,
-        };
-        for (given, flag) in [
-            (self.max_context.is_some(), "--max-context"),
-            (!self.prefill.is_empty(), "--prefill"),
-        ] {
-            if given && !plan.has_fixed_lengths() {
-                return Err(format!(
-                    "{flag} is about --target coreml and --to coreml, found neither"
-                ));
-            }
-        }
-        Ok(plan)
-    }
-
-    /// Precisions of Core ML packages, each once.
-    fn packages(&self) -> Vec<Precision> {
-        if !self.to.contains(&Form::CoreMl) {
-            return Vec::new();
-        }
-        let mut precisions: Vec<Precision> = Vec::new();
-        for precision in self.precision.iter().copied() {
-            if !precisions.contains(&precision) {
-                precisions.push(precision);
-            }
-        }
-        if precisions.is_empty() {
-            precisions.push(Precision::Fp16);
-        }
-        precisions
-    }
-
-    /// Each precision for each target that has it.
-    fn variants(&self) -> Result<Vec<Variant>, String> {
-        let targets = &self.target;
-        let mut variants: Vec<Variant> = Vec::new();
-        if self.precision.is_empty() {
-            // Each target in the precision that is its own.
-            let targets = if targets.is_empty() {
-                &[Target::Portable][..]
-            } else {
-                targets
-            };
-            for variant in targets
-                .iter()
-                .filter_map(|target| Variant::new(*target, plan::usual_precision(*target)))
-            {
-                if !variants.contains(&variant) {
-                    variants.push(variant);
-                }
-            }
-            return Ok(variants);
-        }
-        for precision in self.precision.iter().copied() {
-            let wanted = if targets.is_empty() {
-                plan::targets(precision).get(..1).unwrap_or_default()
-            } else {
-                &targets[..]
-            };
-            let found: Vec<Variant> = wanted
-                .iter()
-                .filter_map(|target| Variant::new(*target, precision))
-                .collect();
-            if found.is_empty() {
-                let has: Vec<&str> = plan::targets(precision)
-                    .iter()
-                    .map(|target| target.name())
-                    .collect();
-                return Err(format!(
-                    "--precision {} is a form of target {}, found --target {}",
-                    precision.name(),
-                    has.join(" and "),
-                    targets
-                        .iter()
-                        .map(|target| target.name())
-                        .collect::<Vec<_>>()
-                        .join(" and "),
-                ));
-            }
-            for variant in found {
-                if !variants.contains(&variant) {
-                    variants.push(variant);
-                }
-            }
-        }
-        match targets
-            .iter()
-            .find(|target| !variants.iter().any(|variant| variant.target() == **target))
-        {
-            None => Ok(variants),
-            Some(target) => Err(format!(
-                "--target {} has none of the given --precision",
-                target.name()
-            )),
-        }
-    }
-}
-
-/// `demo` is the demo model (a directory of that name is `./demo`); what exists is a directory; `a/b` is a hub id.
-fn source(model: &str) -> Source {
-    if model == "demo" {
-        return Source::Demo;
-    }
-    let directory = || Source::Directory(PathBuf::from(model));
-    if Path::new(model).exists() {
-        return directory();
-    }
-    let (id, revision) = model.split_once('@').unwrap_or((model, "main"));
-    let word = |text: &str| {
-        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        !text.is_empty() && !text.starts_with('.') && text.chars().all(legal)
-    };
-    match id.split_once('/') {
-        Some((organisation, name)) if word(organisation) && word(name) && revision.split('/').all(word) => {
-            Source::Hub {
-                id: id.to_owned(),
-                revision: revision.to_owned(),
-            }
-        }
-        _other => directory(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn models_by_name() {
-        let hub = |id: &str, revision: &str| Source::Hub {
-            id: id.to_owned(),
-            revision: revision.to_owned(),
-        };
-        let cases = [
-            ("demo", Source::Demo),
-            ("./demo", Source::Directory("./demo".into())),
-            ("src", Source::Directory("src".into())),
-            ("apple/FastVLM-0.5B", hub("apple/FastVLM-0.5B", "main")),
-            ("apple/FastVLM-0.5B@v1", hub("apple/FastVLM-0.5B", "v1")),
-            ("/no/such", Source::Directory("/no/such".into())),
-            ("a/b/c", Source::Directory("a/b/c".into())),
-            ("../b", Source::Directory("../b".into())),
-            ("a/b@../c", Source::Directory("a/b@../c".into())),
-            ("a/b@refs/pr/1", hub("a/b", "refs/pr/1")),
-            ("a/b@v1/", Source::Directory("a/b@v1/".into())),
-        ];
-        for (model, expected) in cases {
-            assert_eq!(source(model), expected, "{model}");
-        }
-    }
-
-    #[test]
-    fn variants_of_flags() {
-        let variants = |flags: &str| -> Result<Vec<String>, String> {
-            let arguments = std::iter::once("x").chain(flags.split_whitespace());
-            let variants = Cli::try_parse_from(arguments).unwrap().variants()?;
-            Ok(variants.iter().map(Variant::to_string).collect())
-        };
-        let cases = [
-            ("", "portable fp32"),
-            (
-                "--precision fp16 --precision fp32 --precision fp16",
-                "portable fp16, portable fp32",
-            ),
-            ("--precision q4 --precision int8", "cpu q4, cpu int8"),
-            ("--target cpu", "cpu fp32"),
-            ("--target coreml", "coreml fp16"),
-            ("--target coreml --target portable", "coreml fp16, portable fp32"),
-            (
-                "--target coreml --precision fp32 --precision fp16",
-                "coreml fp32, coreml fp16",
-            ),
-            (
-                "--precision fp16 --target portable --target coreml",
-                "portable fp16, coreml fp16",
-            ),
-            ("--target cpu --target portable", "cpu fp32, portable fp32"),
-            (
-                "--target portable --target cpu --precision fp32 --precision q4",
-                "portable fp32, cpu fp32, cpu q4",
-            ),
-        ];
-        for (flags, expected) in cases {
-            assert_eq!(variants(flags).unwrap().join(", "), expected, "{flags}");
-        }
-        let message = variants("--target portable --precision q4").unwrap_err();
-        assert_eq!(
-            message,
-            "--precision q4 is a form of target cpu, found --target portable"
-        );
-        let message = variants("--target cpu --target portable --precision q4").unwrap_err();
-        assert_eq!(message, "--target portable has none of the given --precision");
-    }
 
     #[test]
     fn definition() {

@@ -3,6 +3,7 @@
 mod cli;
 mod manual;
 mod output;
+mod plan;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
@@ -21,7 +22,7 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    let plan = match cli.plan() {
+    let plan = match plan::plan(&cli) {
         Ok(plan) => plan,
         Err(problem) => {
             let error = Cli::command().error(ErrorKind::ArgumentConflict, problem);
@@ -47,7 +48,7 @@ fn run(cli: &Cli, plan: &ExportPlan) -> Result<bool, ExportError> {
     if let Some(kind) = cli.generate {
         return output::write(&kind.text(Cli::command())).map(|()| true);
     }
-    if let Some(Check::CoreMl) = cli.check {
+    if let Some(Check::OrtCoreMl) = cli.check {
         return check(cli, plan);
     }
     export(cli, plan).map(|()| true)
@@ -56,7 +57,7 @@ fn run(cli: &Cli, plan: &ExportPlan) -> Result<bool, ExportError> {
 fn check(cli: &Cli, plan: &ExportPlan) -> Result<bool, ExportError> {
     let fixed = !cli.dynamic_shapes;
     let verdicts = if cli.onnx.is_empty() {
-        exporter::check_coreml(plan, fixed)?
+        exporter::check_ort_coreml(plan, fixed)?
     } else {
         let files = cli.onnx.iter();
         files

@@ -1,0 +1,50 @@
+//! transformers.js: which precision it takes, and which graphs have their weights in a file beside them.
+
+use super::own_data;
+use crate::error::ExportError;
+use models::bundle::{Precision, Target, Variant};
+use models::checkpoint::{Asset, Assets};
+use serde_json::{Map, Value};
+
+/// The field of `config.json` that transformers.js reads.
+const FIELD: &str = "transformers.js_config";
+
+/// The dtype of transformers.js that means a variant, where it can open one.
+pub(crate) fn dtype(variant: &Variant) -> Option<Precision> {
+    match (variant.target, variant.precision) {
+        (Target::OrtCoreMl, _) | (Target::Cpu, Precision::Fp32) => None,
+        (Target::Portable | Target::Cpu, precision) => Some(precision),
+    }
+}
+
+/// Tells transformers.js which precision to take unless it is told, and which graphs have their weights in a file beside
+/// them: from a hub it brings only what it knows of.
+///
+/// # Errors
+/// None that a config of ours has.
+pub(crate) fn announce(assets: &mut Assets, variants: &[Variant]) -> Result<(), ExportError> {
+    let Some(first) = variants.iter().find_map(dtype) else {
+        return Ok(());
+    };
+    let graphs = variants
+        .iter()
+        .filter(|variant| dtype(variant).is_some())
+        .flat_map(|variant| [&variant.vision_encoder, &variant.embed_tokens, &variant.decoder]);
+    let with_data: Map<String, Value> = graphs
+        .filter(|graph| graph.data.contains(&own_data(graph)))
+        .filter_map(|graph| Some((graph.path.rsplit('/').next()?.to_owned(), Value::Bool(true))))
+        .collect();
+    let internal = |what: &str| ExportError::Internal {
+        what: format!("config.json {what}"),
+    };
+    let config = assets.files.iter_mut().find(|asset| asset.path == "config.json");
+    let Asset { contents, .. } = config.ok_or_else(|| internal("is not written"))?;
+    let mut fields: Map<String, Value> =
+        serde_json::from_slice(contents).map_err(|error| internal(&error.to_string()))?;
+    fields.insert(
+        FIELD.to_owned(),
+        serde_json::json!({"dtype": first, "use_external_data_format": with_data}),
+    );
+    *contents = format!("{:#}\n", Value::Object(fields)).into_bytes();
+    Ok(())
+}

@@ -1,0 +1,150 @@
+//! Writing: a bundle beside its target, read back and compared, then published in one step.
+
+use crate::clients::{card, genai};
+use crate::contract::{self, contract};
+use crate::error::ExportError;
+use crate::files::{self, Staging};
+use crate::forms::{Forms, Opened};
+use crate::hub;
+use crate::mlpackage::{self, Packages};
+use crate::onnx;
+use crate::plan::Source;
+use crate::report::{Phase, Report};
+use crate::summary::Summary;
+use models::bundle::{Bundle, FILE_NAME, FileEntry};
+use models::checkpoint::Checkpoint;
+use models::error::BundleError;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Writes everything into a sibling directory, reads it back, and makes it the target.
+///
+/// # Errors
+/// A target that may not be written, a system that refuses, or an interruption. Nothing that was written stays.
+pub(crate) fn write(
+    opened: &Opened<'_>,
+    summary: &Summary,
+    forms: &Forms,
+    report: &mut dyn Report,
+) -> Result<Bundle, ExportError> {
+    let plan = opened.plan;
+    let staging = Staging::create(&plan.output, plan.overwrite)?;
+    staging.check_space(summary.bytes)?;
+    report.start(Phase::Write, forms.data_bytes());
+
+    let stop = AtomicBool::new(false);
+    let (written, hashed) = std::thread::scope(|scope| {
+        // Beside the writing, so that a second core does it while the pages are in memory anyway.
+        let hashing = scope.spawn(|| hash_source(&opened.checkpoint, &|| stop.load(Ordering::Relaxed)));
+        let written = write_files(opened, forms, &staging, report);
+        stop.store(written.is_err(), Ordering::Relaxed);
+        while !hashing.is_finished() {
+            if report.interrupted() {
+                stop.store(true, Ordering::Relaxed);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        let panicked = |_| {
+            Err(ExportError::Internal {
+                what: "the hashing thread panicked".to_owned(),
+            })
+        };
+        (written, hashing.join().unwrap_or_else(panicked))
+    });
+    let files = written?;
+    let mut bundle = contract(opened, summary.model.clone(), forms, hashed?, files);
+    if plan.card {
+        let base = match &plan.source {
+            Source::Hub { id, .. } => Some(id.as_str()),
+            Source::Directory(_) | Source::Demo => None,
+        };
+        let text = card::render(&bundle, base, &summary.files);
+        let file = files::write(staging.path(), card::FILE_NAME, text.as_bytes())?;
+        bundle.files.push(file);
+        bundle.files.sort();
+    }
+    files::write(staging.path(), FILE_NAME, bundle.to_json().as_bytes())?;
+    read_back(staging.path(), &bundle)?;
+    if report.interrupted() {
+        return Err(ExportError::Interrupted);
+    }
+    staging.publish()?;
+    Ok(bundle)
+}
+
+fn write_files(
+    opened: &Opened<'_>,
+    forms: &Forms,
+    staging: &Staging,
+    report: &mut dyn Report,
+) -> Result<Vec<FileEntry>, ExportError> {
+    let mut files = Vec::new();
+    for asset in &opened.assets.files {
+        files.push(files::write(staging.path(), &asset.path, &asset.contents)?);
+    }
+    let decoder = &opened.weights.config().decoder;
+    if let Some(text) = genai::config(decoder, &opened.assets.prompt, &contract::variants(opened, forms)) {
+        files.push(files::write(staging.path(), genai::FILE_NAME, text.as_bytes())?);
+    }
+    let directory = staging.path().join(onnx::DIRECTORY);
+    if !forms.variants.is_empty() {
+        std::fs::create_dir(&directory).map_err(ExportError::io("create", &directory))?;
+    }
+    for variant in &forms.variants {
+        for graph in variant.all() {
+            let written = onnx::write(graph, &opened.weights, &variant.pool, &directory, report)?;
+            files.extend(written.into_iter().map(|file| FileEntry {
+                path: onnx::in_bundle(&file.path),
+                ..file
+            }));
+        }
+    }
+    let directory = staging.path().join(mlpackage::DIRECTORY);
+    for package in forms.packages.iter().flat_map(Packages::all) {
+        let written = mlpackage::write(package, &opened.weights, &directory, report)?;
+        files.extend(written.into_iter().map(|file| FileEntry {
+            path: mlpackage::in_bundle(&file.path),
+            ..file
+        }));
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn hash_source(checkpoint: &Checkpoint, stop: &dyn Fn() -> bool) -> Result<Vec<FileEntry>, ExportError> {
+    let mut entries = Vec::new();
+    for file in checkpoint.files() {
+        let (bytes, sha256) = files::hash_file(&file.path, stop)?;
+        hub::check_hash(&file.path, &sha256)?;
+        let name = file
+            .path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        entries.push(FileEntry {
+            path: name,
+            bytes,
+            sha256,
+        });
+    }
+    entries.sort();
+    Ok(entries)
+}
+
+/// What is written is what was meant: the contract as a reader reads and checks it, and every file but the data files
+/// by its hash. Data files were hashed on their way out; their lengths are in the contract's check.
+fn read_back(directory: &Path, bundle: &Bundle) -> Result<(), ExportError> {
+    let mut found = Bundle::open(directory)?;
+    if found != *bundle {
+        let problem = format!("`{FILE_NAME}` reads differently from what was written");
+        return Err(BundleError::Broken {
+            path: directory.to_owned(),
+            problems: vec![problem],
+        }
+        .into());
+    }
+    let data = |path: &str| path.ends_with(".onnx_data") || path.ends_with(mlpackage::WEIGHT_FILE);
+    found.files.retain(|file| !data(&file.path));
+    Ok(found.verify_hashes(directory, &mut |_| {})?)
+}
