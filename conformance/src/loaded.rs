@@ -115,7 +115,7 @@ pub fn providers(asked: &[Provider], options: &Options) -> Result<(Vec<Provider>
     for backend in backend::backends() {
         let provider = backend.provider();
         // Elsewhere nobody misses it.
-        if provider == Provider::CoreMl && !cfg!(target_os = "macos") {
+        if provider == Provider::OrtCoreMl && !cfg!(target_os = "macos") {
             continue;
         }
         match backend.check(options) {

@@ -303,7 +303,7 @@ mod tests {
     }
 
     const BROKEN: Fake = Fake {
-        provider: Provider::CoreMl,
+        provider: Provider::OrtCoreMl,
         decodes: false,
     };
     const WHOLE: Fake = Fake {
@@ -338,7 +338,7 @@ mod tests {
         });
         let mut opening = Opening::begin(&source);
         assert_eq!(opening.encoder().unwrap().encode(&[1.0], 1, 1).unwrap(), [1.0]);
-        assert_eq!(opening.chosen().unwrap().0, Provider::CoreMl);
+        assert_eq!(opening.chosen().unwrap().0, Provider::OrtCoreMl);
         assert_eq!(opening.take_notices(), [""; 0]);
         assert!(opening.decoder().unwrap().is_empty());
         assert_eq!(opening.chosen().unwrap().0, Provider::Cpu);

@@ -80,7 +80,7 @@ pub(crate) struct ProviderRecord {
 
 impl From<&ProviderReport> for ProviderRecord {
     fn from(report: &ProviderReport) -> ProviderRecord {
-        let coreml = (report.used == Provider::CoreMl).then_some(report.placement);
+        let coreml = (report.used == Provider::OrtCoreMl).then_some(report.placement);
         ProviderRecord {
             asked: report.asked,
             used: report.used,
@@ -116,7 +116,7 @@ pub(crate) fn write_text(text: &str) -> io::Result<()> {
 /// What an answer took, for people.
 pub(crate) fn tell_stats(stats: &Stats, report: &ProviderReport) {
     let placement = match report.placement {
-        _ if report.used != Provider::CoreMl => String::new(),
+        _ if report.used != Provider::OrtCoreMl => String::new(),
         Some(Placement { accelerated, nodes }) => format!(", {accelerated} of {nodes} nodes on CoreML"),
         None => ", nodes on CoreML unknown".to_owned(),
     };

@@ -34,10 +34,10 @@ impl Provider {
     /// Who is tried, in order, when this one is asked for.
     const fn order(self) -> &'static [Provider] {
         match self {
-            Provider::Auto | Provider::CoreMl => &[Provider::CoreMl, Provider::Cpu, Provider::Tract],
+            Provider::Auto | Provider::OrtCoreMl => &[Provider::OrtCoreMl, Provider::Cpu, Provider::Tract],
             Provider::CoreMlNative => &[
                 Provider::CoreMlNative,
-                Provider::CoreMl,
+                Provider::OrtCoreMl,
                 Provider::Cpu,
                 Provider::Tract,
             ],
@@ -53,7 +53,7 @@ pub fn backends() -> &'static [&'static dyn Backend] {
     &[
         #[cfg(feature = "ort")]
         &ort::OnnxRuntime {
-            provider: Provider::CoreMl,
+            provider: Provider::OrtCoreMl,
         },
         #[cfg(feature = "ort")]
         &ort::OnnxRuntime {
@@ -62,7 +62,7 @@ pub fn backends() -> &'static [&'static dyn Backend] {
         #[cfg(feature = "tract")]
         &tract::Tract,
         #[cfg(feature = "coreml-native")]
-        &native::CoreMl,
+        &native::CoreMlNative,
         #[cfg(feature = "rten")]
         &rten::Rten,
     ]
@@ -73,7 +73,7 @@ fn backend(provider: Provider) -> Result<&'static dyn Backend, BackendError> {
     let found = backends().iter().find(|backend| backend.provider() == provider);
     found.copied().ok_or(match provider {
         Provider::Auto => BackendError::NoBackend,
-        Provider::CoreMl | Provider::Cpu => BackendError::NotCompiled {
+        Provider::OrtCoreMl | Provider::Cpu => BackendError::NotCompiled {
             provider,
             feature: "ort",
         },
@@ -152,7 +152,7 @@ fn choose_among(
     }
     for candidate in order {
         // Nobody misses CoreML where `auto` was asked for and CoreML cannot be.
-        let silent = asked == Provider::Auto && candidate == Provider::CoreMl;
+        let silent = asked == Provider::Auto && candidate == Provider::OrtCoreMl;
         let usable = |backend: &'static dyn Backend| {
             suits(backend)?;
             backend.check(options)?;
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn every_order_begins_with_the_one_asked_for() {
-        for provider in [Provider::CoreMl, Provider::Cpu, Provider::Tract] {
+        for provider in [Provider::OrtCoreMl, Provider::Cpu, Provider::Tract] {
             assert_eq!(provider.order()[0], provider);
         }
         assert_eq!(Provider::Auto.order().len(), 3);
@@ -285,7 +285,7 @@ mod tests {
             onnxruntime: Some(PathBuf::from("/nowhere/libonnxruntime.so")),
             ..Options::default()
         };
-        let result = choose(Provider::CoreMl, true, &options);
+        let result = choose(Provider::OrtCoreMl, true, &options);
         if cfg!(feature = "tract") {
             let choice = result.unwrap();
             assert_eq!(choice.backend.provider(), Provider::Tract);
@@ -298,7 +298,7 @@ mod tests {
         } else {
             assert!(result.is_err());
         }
-        let error = choose(Provider::CoreMl, false, &options).unwrap_err();
+        let error = choose(Provider::OrtCoreMl, false, &options).unwrap_err();
         assert!(
             error.is_unavailable() || matches!(error, BackendError::NoBackend),
             "{error}"
@@ -334,7 +334,7 @@ mod tests {
             precision,
             expected,
         };
-        use Provider::{CoreMl, Cpu, Tract};
+        use Provider::{Cpu, OrtCoreMl, Tract};
         let bundle = bundle(&[
             (Target::Portable, Precision::Fp32),
             (Target::Portable, Precision::Fp16),
@@ -372,12 +372,12 @@ mod tests {
             ),
             case(Tract, Some(Target::OrtCoreMl), None, None),
             case(
-                CoreMl,
+                OrtCoreMl,
                 None,
                 Some(Precision::Fp16),
                 Some((Target::Portable, Precision::Fp16)),
             ),
-            case(CoreMl, None, Some(Precision::Int8), None),
+            case(OrtCoreMl, None, Some(Precision::Int8), None),
         ];
         for case in cases {
             let options = Options {
@@ -412,7 +412,7 @@ mod tests {
         assert_eq!(check(Provider::Auto, true, None, Precision::Q4), Ok(()));
         assert_eq!(check(Provider::Tract, true, None, Precision::Q4), Ok(()));
         assert_eq!(check(Provider::Tract, false, None, Precision::Q4), Ok(()));
-        let error = check(Provider::CoreMl, false, None, Precision::Q4).unwrap_err();
+        let error = check(Provider::OrtCoreMl, false, None, Precision::Q4).unwrap_err();
         assert!(
             error.contains("precision `q4`") && error.contains("portable `fp32`, cpu `q4`"),
             "{error}"

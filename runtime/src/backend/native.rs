@@ -38,9 +38,9 @@ use std::path::{Path, PathBuf};
 
 /// Core ML without ONNX Runtime.
 #[derive(Debug)]
-pub(super) struct CoreMl;
+pub(super) struct CoreMlNative;
 
-impl Backend for CoreMl {
+impl Backend for CoreMlNative {
     fn provider(&self) -> Provider {
         Provider::CoreMlNative
     }

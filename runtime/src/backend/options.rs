@@ -24,11 +24,11 @@ pub struct Options {
     pub onnxruntime: Option<PathBuf>,
     /// Threads that compute; as many as there are physical cores when not given.
     pub threads: Option<usize>,
-    /// How the provider `coreml` works.
+    /// How Core ML works, of which `coreml-native` heeds units and cache.
     pub coreml: CoreMlOptions,
 }
 
-/// How ONNX Runtime's CoreML provider is asked to work.
+/// How Core ML is asked to work, behind ONNX Runtime or by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CoreMlOptions {
     /// What Core ML may compute on.

@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// ONNX Runtime as a backend: one for each provider that it has.
 #[derive(Debug)]
 pub(super) struct OnnxRuntime {
-    /// `CoreMl` or `Cpu`.
+    /// `OrtCoreMl` or `Cpu`.
     pub(super) provider: Provider,
 }
 
@@ -44,7 +44,7 @@ impl Backend for OnnxRuntime {
             reason,
         };
         let loaded = load(options).map_err(unavailable)?;
-        if self.provider == Provider::CoreMl
+        if self.provider == Provider::OrtCoreMl
             && !<CoreML as ExecutionProvider>::is_available().map_err(|error| unavailable(line(&error)))?
         {
             let path = loaded.display();
@@ -84,7 +84,7 @@ impl Backend for OnnxRuntime {
     }
 
     fn embedder(&self, model: &Model<'_>) -> Result<Box<dyn TokenEmbedder>, BackendError> {
-        if self.provider != Provider::CoreMl || model.form.graphs(self.provider)?.fixed.is_none() {
+        if self.provider != Provider::OrtCoreMl || model.form.graphs(self.provider)?.fixed.is_none() {
             return parts::embedder(model, model.form.graphs(self.provider)?, &|path, fixed| {
                 self.open_part(model, path, fixed)
             });
@@ -281,7 +281,7 @@ impl OrtSession {
             .map_err(|error| refuse(line(&error)))?
             .with_operators(operators::domain(threads).map_err(|error| refuse(line(&error)))?)
             .map_err(|error| refuse(line(&error)))?
-            .with_log_level(if provider == Provider::CoreMl {
+            .with_log_level(if provider == Provider::OrtCoreMl {
                 LogLevel::Info
             } else {
                 LogLevel::Error
@@ -294,7 +294,7 @@ impl OrtSession {
                 .map_err(|error| refuse(line(&error)))?;
         }
         let placed: Arc<Mutex<Option<Placement>>> = Arc::default();
-        if provider == Provider::CoreMl {
+        if provider == Provider::OrtCoreMl {
             let heard = Arc::clone(&placed);
             builder = builder
                 .with_logger(Arc::new(

@@ -11,7 +11,9 @@ pub enum Provider {
     #[default]
     Auto,
     /// ONNX Runtime with its CoreML execution provider.
-    CoreMl,
+    #[value(name = "coreml")]
+    #[serde(rename = "coreml")]
+    OrtCoreMl,
     /// Core ML itself, on the packages of `fvlm-export --to coreml`; on macOS, where it was built in. Never
     /// run by its authors.
     #[value(name = "coreml-native")]
@@ -30,7 +32,7 @@ impl Provider {
     pub const fn name(self) -> &'static str {
         match self {
             Provider::Auto => "auto",
-            Provider::CoreMl => "coreml",
+            Provider::OrtCoreMl => "coreml",
             Provider::CoreMlNative => "coreml-native",
             Provider::Cpu => "cpu",
             Provider::Tract => "tract",
