@@ -33,26 +33,58 @@ def peak_anonymous(process):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("binaries", type=pathlib.Path)
     parser.add_argument("--size", default="7b")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--to", default="onnx")
-    parser.add_argument("--keep", type=pathlib.Path, help="directory for the checkpoint, reused where it exists")
+    parser.add_argument(
+        "--keep", type=pathlib.Path, help="directory for the checkpoint, reused where it exists"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fvlm-measure-") as work:
         work = pathlib.Path(work)
         checkpoint = arguments.keep or work / "checkpoint"
         if not checkpoint.exists():
-            subprocess.run([arguments.binaries / "fvlm-conform", "synth", "--size", arguments.size, "--layout", "llava",
-                            "--dtype", "bf16", "--seed", "1", "-o", checkpoint], check=True)
+            subprocess.run(
+                [
+                    arguments.binaries / "fvlm-conform",
+                    "synth",
+                    "--size",
+                    arguments.size,
+                    "--layout",
+                    "llava",
+                    "--dtype",
+                    "bf16",
+                    "--seed",
+                    "1",
+                    "-o",
+                    checkpoint,
+                ],
+                check=True,
+            )
         stored = sum(path.stat().st_size for path in checkpoint.iterdir())
         bundle = work / "bundle"
         os.sync()  # both measurements begin with nothing left to write
         start = time.monotonic()
-        peak = peak_anonymous(subprocess.Popen(
-            [arguments.binaries / "fvlm-export", "--model", checkpoint, "--precision", arguments.precision, "--to", arguments.to,
-             "-o", bundle, "--quiet"]))
+        peak = peak_anonymous(
+            subprocess.Popen(
+                [
+                    arguments.binaries / "fvlm-export",
+                    "--model",
+                    checkpoint,
+                    "--precision",
+                    arguments.precision,
+                    "--to",
+                    arguments.to,
+                    "-o",
+                    bundle,
+                    "--quiet",
+                ]
+            )
+        )
         exported = time.monotonic() - start
         written = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
         os.sync()
@@ -61,7 +93,9 @@ def main():
         os.sync()  # an export syncs what it writes
         copied = time.monotonic() - start
         shutil.rmtree(work / "copy")
-        print(f"checkpoint {stored / 1e9:.2f} GB, bundle {written / 1e9:.2f} GB ({arguments.to}, {arguments.precision})")
+        print(
+            f"checkpoint {stored / 1e9:.2f} GB, bundle {written / 1e9:.2f} GB ({arguments.to}, {arguments.precision})"
+        )
         print(f"peak of anonymous memory {peak / 1e6:.0f} MB")
         print(f"export {exported:.1f} s, cp of the bundle {copied:.1f} s, ratio {exported / copied:.2f}")
 

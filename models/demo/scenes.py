@@ -21,34 +21,114 @@ CELLS = 4  # image tokens per side
 
 # name -> (short name in emoji-datasource, plural if not name + "s")
 KINDS = {
-    "dog": "dog", "cat": "cat", "mouse": ("mouse", "mice"), "rabbit": "rabbit", "fox": ("fox_face", "foxes"),
-    "bear": "bear", "panda": "panda_face", "lion": "lion_face", "cow": "cow", "pig": "pig", "frog": "frog",
-    "monkey": "monkey_face", "chicken": "chicken", "penguin": "penguin", "owl": "owl", "unicorn": "unicorn_face",
-    "bee": "bee", "butterfly": ("butterfly", "butterflies"), "ladybug": "ladybug", "snail": "snail",
-    "turtle": "turtle", "snake": "snake", "octopus": ("octopus", "octopuses"), "crab": "crab",
-    "fish": ("tropical_fish", "fish"), "whale": "whale", "shark": "shark", "elephant": "elephant", "duck": "duck",
-    "bat": "bat", "spider": "spider", "dinosaur": "sauropod", "cactus": ("cactus", "cactuses"),
-    "tree": "evergreen_tree", "tulip": "tulip", "sunflower": "sunflower", "mushroom": "mushroom",
-    "clover": "four_leaf_clover", "apple": "apple", "banana": "banana", "watermelon": "watermelon",
-    "strawberry": ("strawberry", "strawberries"), "pineapple": "pineapple", "lemon": "lemon", "carrot": "carrot",
-    "burger": "hamburger", "pizza": "pizza", "donut": "doughnut", "cookie": "cookie", "cake": "birthday",
-    "corn cob": "corn", "broccoli": ("broccoli", "broccolis"), "soccer ball": "soccer", "basketball": "basketball",
-    "car": "car", "bus": ("bus", "buses"), "bike": "bike", "airplane": "airplane", "rocket": "rocket",
-    "sailboat": "boat", "train": "steam_locomotive", "tractor": "tractor", "balloon": "balloon",
-    "umbrella": "umbrella", "key": "key", "hammer": "hammer", "guitar": "guitar", "trumpet": "trumpet",
-    "drum": "drum_with_drumsticks", "camera": "camera", "phone": "telephone", "clock": "alarm_clock",
-    "pencil": "pencil2", "light bulb": "bulb", "gift": "gift", "crown": "crown", "hat": "tophat",
-    "heart": "heart", "star": "star", "sun": "sun_with_face", "moon": "crescent_moon",
-    "snowman": ("snowman_without_snow", "snowmen"), "anchor": "anchor", "bell": "bell",
-    "trophy": ("trophy", "trophies"), "diamond": "gem", "house": "house", "tent": "tent", "robot": "robot_face",
-    "ghost": "ghost", "pumpkin": "jack_o_lantern", "rainbow": "rainbow", "magnet": "magnet", "teddy bear": "teddy_bear",
+    "dog": "dog",
+    "cat": "cat",
+    "mouse": ("mouse", "mice"),
+    "rabbit": "rabbit",
+    "fox": ("fox_face", "foxes"),
+    "bear": "bear",
+    "panda": "panda_face",
+    "lion": "lion_face",
+    "cow": "cow",
+    "pig": "pig",
+    "frog": "frog",
+    "monkey": "monkey_face",
+    "chicken": "chicken",
+    "penguin": "penguin",
+    "owl": "owl",
+    "unicorn": "unicorn_face",
+    "bee": "bee",
+    "butterfly": ("butterfly", "butterflies"),
+    "ladybug": "ladybug",
+    "snail": "snail",
+    "turtle": "turtle",
+    "snake": "snake",
+    "octopus": ("octopus", "octopuses"),
+    "crab": "crab",
+    "fish": ("tropical_fish", "fish"),
+    "whale": "whale",
+    "shark": "shark",
+    "elephant": "elephant",
+    "duck": "duck",
+    "bat": "bat",
+    "spider": "spider",
+    "dinosaur": "sauropod",
+    "cactus": ("cactus", "cactuses"),
+    "tree": "evergreen_tree",
+    "tulip": "tulip",
+    "sunflower": "sunflower",
+    "mushroom": "mushroom",
+    "clover": "four_leaf_clover",
+    "apple": "apple",
+    "banana": "banana",
+    "watermelon": "watermelon",
+    "strawberry": ("strawberry", "strawberries"),
+    "pineapple": "pineapple",
+    "lemon": "lemon",
+    "carrot": "carrot",
+    "burger": "hamburger",
+    "pizza": "pizza",
+    "donut": "doughnut",
+    "cookie": "cookie",
+    "cake": "birthday",
+    "corn cob": "corn",
+    "broccoli": ("broccoli", "broccolis"),
+    "soccer ball": "soccer",
+    "basketball": "basketball",
+    "car": "car",
+    "bus": ("bus", "buses"),
+    "bike": "bike",
+    "airplane": "airplane",
+    "rocket": "rocket",
+    "sailboat": "boat",
+    "train": "steam_locomotive",
+    "tractor": "tractor",
+    "balloon": "balloon",
+    "umbrella": "umbrella",
+    "key": "key",
+    "hammer": "hammer",
+    "guitar": "guitar",
+    "trumpet": "trumpet",
+    "drum": "drum_with_drumsticks",
+    "camera": "camera",
+    "phone": "telephone",
+    "clock": "alarm_clock",
+    "pencil": "pencil2",
+    "light bulb": "bulb",
+    "gift": "gift",
+    "crown": "crown",
+    "hat": "tophat",
+    "heart": "heart",
+    "star": "star",
+    "sun": "sun_with_face",
+    "moon": "crescent_moon",
+    "snowman": ("snowman_without_snow", "snowmen"),
+    "anchor": "anchor",
+    "bell": "bell",
+    "trophy": ("trophy", "trophies"),
+    "diamond": "gem",
+    "house": "house",
+    "tent": "tent",
+    "robot": "robot_face",
+    "ghost": "ghost",
+    "pumpkin": "jack_o_lantern",
+    "rainbow": "rainbow",
+    "magnet": "magnet",
+    "teddy bear": "teddy_bear",
 }
 NAMES = list(KINDS)
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six"]
 COLORS = {
-    "white": (244, 244, 244), "black": (18, 18, 18), "gray": (128, 128, 128), "red": (205, 30, 35),
-    "orange": (250, 140, 20), "yellow": (248, 222, 50), "green": (40, 150, 60), "blue": (40, 90, 210),
-    "purple": (125, 45, 170), "pink": (250, 150, 195),
+    "white": (244, 244, 244),
+    "black": (18, 18, 18),
+    "gray": (128, 128, 128),
+    "red": (205, 30, 35),
+    "orange": (250, 140, 20),
+    "yellow": (248, 222, 50),
+    "green": (40, 150, 60),
+    "blue": (40, 90, 210),
+    "purple": (125, 45, 170),
+    "pink": (250, 150, 195),
 }
 COLOR_NAMES = list(COLORS)
 WORDS = (
@@ -129,7 +209,9 @@ def place(rng, count, sizes):
             half = size / 2 + 3
             for _ in range(25):
                 x, y = rng.uniform(half, SIZE - half, 2)
-                if all((x - a) ** 2 + (y - b) ** 2 > ((size + other) / 2 * 1.08) ** 2 for a, b, other in centres):
+                if all(
+                    (x - a) ** 2 + (y - b) ** 2 > ((size + other) / 2 * 1.08) ** 2 for a, b, other in centres
+                ):
                     centres.append((x, y, size))
                     break
             else:
@@ -206,7 +288,9 @@ def questions(scene, rng):
     if scene.kind == "text":
         what = "number" if scene.text.isdigit() else "word"
         described = f"The {what} {scene.text} {on}"
-        found.append(("read", pick("What does it say?", "Read the text.", f"What {what} is this?"), scene.text + "."))
+        found.append(
+            ("read", pick("What does it say?", "Read the text.", f"What {what} is this?"), scene.text + ".")
+        )
         found.append(("read", pick("What is written here?", "What does the picture say?"), scene.text + "."))
         absent = NAMES[rng.integers(len(NAMES))]
         found.append(("is there", f"Is there {article(absent)}?", "No."))
@@ -215,34 +299,67 @@ def questions(scene, rng):
         if scene.kind == "count" and count > 1:
             listed = f"{NUMBERS[count]} {plural(names[0])}"
         else:
-            listed = " and ".join(filter(None, [", ".join(article(n) for n in names[:-1]), article(names[-1])]))
+            listed = " and ".join(
+                filter(None, [", ".join(article(n) for n in names[:-1]), article(names[-1])])
+            )
         described = f"{capital(listed)} {on}"
         if len(set(names)) == 1:
-            question = pick("What is this?", "What object is this?", "What do you see?") if count == 1 else pick(
-                "What are these?", "What objects are these?")
+            question = (
+                pick("What is this?", "What object is this?", "What do you see?")
+                if count == 1
+                else pick("What are these?", "What objects are these?")
+            )
             answer = article(names[0]) if count == 1 else plural(names[0])
             found.append(("name", question, capital(answer) + "."))
-            found.append(("name", pick("Name the object.", "What kind of object is shown?"), capital(names[0]) + "."))
+            found.append(
+                ("name", pick("Name the object.", "What kind of object is shown?"), capital(names[0]) + ".")
+            )
             found.append(("count", f"How many {plural(names[0])} are there?", capital(NUMBERS[count]) + "."))
         elif rng.random() < 0.5:
-            found.append(("name", pick("Name the objects.", "What objects are there?"), capital(listed) + "."))
-        found.append(("count", pick("How many objects are there?", "How many things do you see?"),
-                      capital(NUMBERS[count]) + "."))
+            found.append(
+                ("name", pick("Name the objects.", "What objects are there?"), capital(listed) + ".")
+            )
+        found.append(
+            (
+                "count",
+                pick("How many objects are there?", "How many things do you see?"),
+                capital(NUMBERS[count]) + ".",
+            )
+        )
         present = names[rng.integers(count)]
         absent = NAMES[rng.integers(len(NAMES))]
         found.append(("is there", f"Is there {article(present)}?", "Yes."))
         if absent not in names:
             found.append(("is there", f"Is there {article(absent)}?", "No."))
         if scene.kind == "several":
-            for side, axis, sign in (("on the left", 1, -1), ("on the right", 1, 1), ("at the top", 2, -1),
-                                     ("at the bottom", 2, 1)):
+            for side, axis, sign in (
+                ("on the left", 1, -1),
+                ("on the right", 1, 1),
+                ("at the top", 2, -1),
+                ("at the bottom", 2, 1),
+            ):
                 name = extreme(scene, axis, sign)
                 if name:
                     found.append(("place", f"What is {side}?", capital(article(name)) + "."))
-    found.append(("describe", pick("Describe the image.", "Describe the image.", "Describe this picture.",
-                                   "What is in the image?"), described))
-    found.append(("color", pick("What color is the background?", "Which color is the background?"),
-                  capital(scene.color) + "."))
+    found.append(
+        (
+            "describe",
+            pick(
+                "Describe the image.",
+                "Describe the image.",
+                "Describe this picture.",
+                "What is in the image?",
+            ),
+            described,
+        )
+    )
+    found.append(
+        (
+            "color",
+            pick("What color is the background?", "Which color is the background?"),
+            capital(scene.color) + ".",
+        )
+    )
     return found
 
 
@@ -268,7 +385,8 @@ def write_eval(emoji, seed, count, per_scene, output):
             continue
         name = f"{index:03}.png"
         scene.image.quantize(256, dither=Image.Dither.NONE).convert("RGB").quantize(256).save(
-            output / name, optimize=True)
+            output / name, optimize=True
+        )
         rng.shuffle(found)
         for task, question, answer in sorted(found, key=lambda item: asked.get(item[0], 0))[:per_scene]:
             asked[task] = asked.get(task, 0) + 1
@@ -287,22 +405,35 @@ def write_scenes(emoji, seed, count, output):
     entries, colors = [], set()
     while len(entries) < count:
         scene = make_scene(int(rng.integers(2**41, 2**42)), pictures, fonts)
-        if scene.kind != wanted[len(entries)] or scene.color in colors or scene.kind == "count" and len(scene.objects) < 3:
+        if (
+            scene.kind != wanted[len(entries)]
+            or scene.color in colors
+            or scene.kind == "count"
+            and len(scene.objects) < 3
+        ):
             continue
         colors.add(scene.color)
         name = f"scene_{len(entries) + 1}.png"
         scene.image.save(output / name, optimize=True)
         found = [item for item in questions(scene, rng) if item[0] not in ("describe", "color")]
         described = next(answer for task, _, answer in questions(scene, rng) if task == "describe")
-        entries.append({"image": name, "questions": [
-            {"question": "Describe the image.", "answer": described},
-            {"question": found[0][1], "answer": found[0][2]},
-            {"question": "What color is the background?", "answer": capital(scene.color) + "."}]})
+        entries.append(
+            {
+                "image": name,
+                "questions": [
+                    {"question": "Describe the image.", "answer": described},
+                    {"question": found[0][1], "answer": found[0][2]},
+                    {"question": "What color is the background?", "answer": capital(scene.color) + "."},
+                ],
+            }
+        )
     (output / "scenes.json").write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", choices=["eval", "scenes"])
     parser.add_argument("--emoji", required=True, help="folder of the npm package emoji-datasource-google")
     parser.add_argument("--seed", type=int, default=990001)

@@ -1,6 +1,6 @@
 """Trains the demo model from scratch and writes a checkpoint in the transformers layout, train-time branches kept.
 
-    pip install -r requirements.txt && npm pack emoji-datasource-google@16.0.0 && tar xf emoji-datasource-google-*.tgz
+    npm pack emoji-datasource-google@16.0.0 && tar xf emoji-datasource-google-*.tgz
     python train.py --emoji package --steps 6000 -o checkpoint
 
 Each image is encoded once and asked several questions in one packed sequence: every question attends to the common
@@ -16,16 +16,19 @@ import pathlib
 import time
 
 import numpy as np
+import scenes
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from tokenizers.pre_tokenizers import ByteLevel, Split
-from tokenizers import Regex, normalizers
-from transformers import (AutoConfig, FastVlmConfig, FastVlmForConditionalGeneration, GenerationConfig,
-                          PreTrainedTokenizerFast)
-
-import scenes
 from scenes import CELLS, COLOR_NAMES, NAMES, SIZE, WORDS
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers.pre_tokenizers import ByteLevel, Split
+from transformers import (
+    AutoConfig,
+    FastVlmConfig,
+    FastVlmForConditionalGeneration,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
 
 PREFIX = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
 ASK, ANSWER, END = "\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
@@ -41,8 +44,10 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-QWEN2_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-               r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 TEXTS = [str(n) for n in range(100)] + WORDS
 
 
@@ -51,46 +56,85 @@ def make_tokenizer():
     rng = np.random.default_rng(5)
     corpus = [PREFIX + ANSWER]
     for _ in range(6000):
-        scene = scenes.Scene(kind=str(rng.choice(["several", "count", "text"])),
-                             color=COLOR_NAMES[rng.integers(len(COLOR_NAMES))])
+        scene = scenes.Scene(
+            kind=str(rng.choice(["several", "count", "text"])),
+            color=COLOR_NAMES[rng.integers(len(COLOR_NAMES))],
+        )
         if scene.kind == "text":
             scene.text = TEXTS[rng.integers(len(TEXTS))]
         else:
             count = int(rng.integers(1, 7))
-            scene.objects = [(NAMES[rng.integers(len(NAMES))] if scene.kind == "several" else NAMES[count],
-                              float(x), float(rng.uniform(0, 256))) for x in range(0, 40 * count, 40)][:count]
+            scene.objects = [
+                (
+                    NAMES[rng.integers(len(NAMES))] if scene.kind == "several" else NAMES[count],
+                    float(x),
+                    float(rng.uniform(0, 256)),
+                )
+                for x in range(0, 40 * count, 40)
+            ][:count]
         for _, question, answer in scenes.questions(scene, rng):
             corpus += [ASK + question, answer]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [Split(Regex(QWEN2_SPLIT), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
+        [Split(Regex(QWEN2_SPLIT), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(corpus, trainers.BpeTrainer(
-        vocab_size=1020, initial_alphabet=ByteLevel.alphabet(), show_progress=False))
+    tokenizer.train_from_iterator(
+        corpus,
+        trainers.BpeTrainer(vocab_size=1020, initial_alphabet=ByteLevel.alphabet(), show_progress=False),
+    )
     tokenizer.add_special_tokens(SPECIAL)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=2048,
-        additional_special_tokens=["<|im_start|>", "<image>"], extra_special_tokens={"image_token": "<image>"},
-        chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False)
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=2048,
+        additional_special_tokens=["<|im_start|>", "<image>"],
+        extra_special_tokens={"image_token": "<image>"},
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def make_model(tokenizer):
     vocab = (len(tokenizer) + 63) // 64 * 64
     config = FastVlmConfig(
         vision_config=AutoConfig.for_model(
-            "timm_wrapper", architecture="fastvit_mci3", do_pooling=True, global_pool="avg", hidden_size=512,
-            num_classes=0, initializer_range=0.02,
-            model_args={"inference_mode": False, "embed_dims": [16, 32, 64, 128, 256], "layers": [1, 1, 3, 1, 1],
-                        "layer_scale_init_value": 0.1}).to_dict(),
+            "timm_wrapper",
+            architecture="fastvit_mci3",
+            do_pooling=True,
+            global_pool="avg",
+            hidden_size=512,
+            num_classes=0,
+            initializer_range=0.02,
+            model_args={
+                "inference_mode": False,
+                "embed_dims": [16, 32, 64, 128, 256],
+                "layers": [1, 1, 3, 1, 1],
+                "layer_scale_init_value": 0.1,
+            },
+        ).to_dict(),
         text_config=dict(
-            model_type="qwen2", hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6,
-            num_key_value_heads=2, vocab_size=vocab, max_position_embeddings=2048, tie_word_embeddings=True,
-            rms_norm_eps=1e-6, rope_theta=1000000.0, bos_token_id=None,
+            model_type="qwen2",
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            vocab_size=vocab,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            rms_norm_eps=1e-6,
+            rope_theta=1000000.0,
+            bos_token_id=None,
             eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
-            pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>")),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"), image_seq_length=CELLS * CELLS,
-        tie_word_embeddings=True)
+            pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+        ),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=CELLS * CELLS,
+        tie_word_embeddings=True,
+    )
     return FastVlmForConditionalGeneration(config)
 
 
@@ -151,9 +195,14 @@ def pack(drawn, encode, rng, per_image):
             block += [index] * (len(asked) + len(told))
         rows.append((ids, labels, position, block, weights))
     length = max(len(row[0]) for row in rows)
-    pad = lambda values, fill: values + [fill] * (length - len(values))
+
+    def pad(values, fill):
+        return values + [fill] * (length - len(values))
+
     ids, labels, position, block, weights = (
-        torch.tensor([pad(list(row[i]), fill) for row in rows]) for i, fill in enumerate((0, -100, 0, -1, 0.0)))
+        torch.tensor([pad(list(row[i]), fill) for row in rows])
+        for i, fill in enumerate((0, -100, 0, -1, 0.0))
+    )
     cells = np.zeros((len(drawn), CELLS, CELLS), np.int64)
     counts = np.zeros((len(drawn), CELLS, CELLS), np.int64)
     for b, scene in enumerate(drawn):
@@ -162,9 +211,16 @@ def pack(drawn, encode, rng, per_image):
             cells[b, row, column] = 1 + NAMES.index(name)
             counts[b, row, column] = min(counts[b, row, column] + 1, 3)
     return {
-        "pixels": torch.from_numpy(np.stack([np.asarray(s.image) for s in drawn])).permute(0, 3, 1, 2).contiguous(),
-        "ids": ids, "labels": labels, "position": position, "block": block, "weights": weights,
-        "cells": torch.from_numpy(cells), "counts": torch.from_numpy(counts),
+        "pixels": torch.from_numpy(np.stack([np.asarray(s.image) for s in drawn]))
+        .permute(0, 3, 1, 2)
+        .contiguous(),
+        "ids": ids,
+        "labels": labels,
+        "position": position,
+        "block": block,
+        "weights": weights,
+        "cells": torch.from_numpy(cells),
+        "counts": torch.from_numpy(counts),
         "color": torch.tensor([COLOR_NAMES.index(s.color) for s in drawn]),
         "text": torch.tensor([TEXTS.index(s.text) + 1 if s.text else 0 for s in drawn]),
     }
@@ -192,7 +248,9 @@ class Heads(torch.nn.Module):
         tokens = features.flatten(2).transpose(1, 2).float()  # [B, cells, width]
         cells = F.cross_entropy(self.cell(tokens).flatten(0, 1), batch["cells"].flatten())
         counts = F.cross_entropy(self.count(tokens).flatten(0, 1), batch["counts"].flatten())
-        color = F.cross_entropy(self.color(tokens).flatten(0, 1), batch["color"].repeat_interleave(tokens.shape[1]))
+        color = F.cross_entropy(
+            self.color(tokens).flatten(0, 1), batch["color"].repeat_interleave(tokens.shape[1])
+        )
         text = F.cross_entropy(self.text(tokens.mean(1)), batch["text"])
         return cells, counts, color, text
 
@@ -206,12 +264,17 @@ def forward(model, heads, batch, half):
         slots = batch["ids"] == model.config.image_token_index
         embeds = embeds.masked_scatter(slots[..., None], image.to(embeds.dtype))
         hidden = model.model.language_model(
-            inputs_embeds=embeds, attention_mask=attention_mask(batch["block"]), position_ids=batch["position"],
-            use_cache=False).last_hidden_state
+            inputs_embeds=embeds,
+            attention_mask=attention_mask(batch["block"]),
+            position_ids=batch["position"],
+            use_cache=False,
+        ).last_hidden_state
         told = batch["labels"][:, 1:] >= 0
         logits = model.lm_head(hidden[:, :-1][told]).float()
     weights = batch["weights"][:, 1:][told]
-    words = (F.cross_entropy(logits, batch["labels"][:, 1:][told], reduction="none") * weights).sum() / weights.sum()
+    words = (
+        F.cross_entropy(logits, batch["labels"][:, 1:][told], reduction="none") * weights
+    ).sum() / weights.sum()
     right = (logits.argmax(-1) == batch["labels"][:, 1:][told]).float().mean()
     return words, right, heads(features.float(), batch)
 
@@ -220,19 +283,36 @@ def save(model, tokenizer, output):
     """What `save_pretrained` of model and processor write, weights rounded to float16."""
     output = pathlib.Path(output)
     import copy
+
     stored = copy.deepcopy(model).to(torch.float16).eval()
     stored.generation_config = GenerationConfig(
-        eos_token_id=[tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.convert_tokens_to_ids("<|endoftext|>")],
-        pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"), do_sample=False, max_new_tokens=64)
+        eos_token_id=[
+            tokenizer.convert_tokens_to_ids("<|im_end|>"),
+            tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+        ],
+        pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+        do_sample=False,
+        max_new_tokens=64,
+    )
     stored.save_pretrained(output)
     from transformers import LlavaProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
     image_processor = CLIPImageProcessorPil(
-        size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}, image_mean=[0.0, 0.0, 0.0],
-        image_std=[1.0, 1.0, 1.0])
+        size={"shortest_edge": SIZE},
+        crop_size={"height": SIZE, "width": SIZE},
+        image_mean=[0.0, 0.0, 0.0],
+        image_std=[1.0, 1.0, 1.0],
+    )
     processor = LlavaProcessor(
-        image_processor=image_processor, tokenizer=tokenizer, patch_size=64, vision_feature_select_strategy="full",
-        chat_template=CHAT_TEMPLATE, image_token="<image>", num_additional_image_tokens=0)
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=64,
+        vision_feature_select_strategy="full",
+        chat_template=CHAT_TEMPLATE,
+        image_token="<image>",
+        num_additional_image_tokens=0,
+    )
     processor.save_pretrained(output)
     image_processor.save_pretrained(output)
 
@@ -241,6 +321,7 @@ def save(model, tokenizer, output):
 def accuracy(model, tokenizer, folder, limit=None):
     """Exact match per task on a written evaluation set, greedy, in batches of single turns."""
     from PIL import Image
+
     model.eval()
     entries = json.loads((pathlib.Path(folder) / "questions.json").read_text())[:limit]
     right = {}
@@ -248,10 +329,12 @@ def accuracy(model, tokenizer, folder, limit=None):
     stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
     features = {}
     for start in range(0, len(entries), 64):
-        part = entries[start:start + 64]
+        part = entries[start : start + 64]
         for entry in part:
             if entry["image"] not in features:
-                pixels = torch.from_numpy(np.array(Image.open(pathlib.Path(folder) / entry["image"]).convert("RGB")))
+                pixels = torch.from_numpy(
+                    np.array(Image.open(pathlib.Path(folder) / entry["image"]).convert("RGB"))
+                )
                 pixels = pixels.permute(2, 0, 1)[None].float() / 255
                 features[entry["image"]] = model.model.get_image_features(pixels).pooler_output[0]
         ids = [tokenizer.encode(PREFIX + "<image>" * 16 + ASK + e["question"] + ANSWER) for e in part]
@@ -259,10 +342,16 @@ def accuracy(model, tokenizer, folder, limit=None):
         table = torch.tensor([[0] * (length - len(row)) + row for row in ids])
         mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in ids])
         embeds = model.model.language_model.embed_tokens(table)
-        slots = (table == model.config.image_token_index)
+        slots = table == model.config.image_token_index
         embeds = embeds.masked_scatter(slots[..., None], torch.cat([features[e["image"]] for e in part]))
-        told = model.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=40, do_sample=False,
-                              eos_token_id=stop, pad_token_id=stop)
+        told = model.generate(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            max_new_tokens=40,
+            do_sample=False,
+            eos_token_id=stop,
+            pad_token_id=stop,
+        )
         for entry, row in zip(part, told.tolist()):
             text = tokenizer.decode(row, skip_special_tokens=True).strip()
             right.setdefault(entry["task"], []).append(text == entry["answer"])
@@ -273,7 +362,9 @@ def accuracy(model, tokenizer, folder, limit=None):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--emoji", required=True)
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--minutes", type=float, default=1e9, help="end the schedule by the clock instead")
@@ -297,8 +388,12 @@ def main():
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
     decayed = [p for p in [*model.parameters(), *heads.parameters()] if p.ndim > 1]
     others = [p for p in [*model.parameters(), *heads.parameters()] if p.ndim <= 1]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}],
-                                  lr=arguments.rate, betas=(0.9, 0.98), foreach=True)
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}],
+        lr=arguments.rate,
+        betas=(0.9, 0.98),
+        foreach=True,
+    )
     step, spent = 0, 0.0
     if arguments.resume:
         state = torch.load(arguments.resume)
@@ -306,9 +401,14 @@ def main():
         heads.load_state_dict(state["heads"])
         optimizer.load_state_dict(state["optimizer"])
         step, spent = state["step"], state["spent"]
-    loader = iter(torch.utils.data.DataLoader(
-        Scenes(arguments.emoji, arguments.seed + step, arguments.batch, arguments.questions), batch_size=None,
-        num_workers=1, prefetch_factor=6))
+    loader = iter(
+        torch.utils.data.DataLoader(
+            Scenes(arguments.emoji, arguments.seed + step, arguments.batch, arguments.questions),
+            batch_size=None,
+            num_workers=1,
+            prefetch_factor=6,
+        )
+    )
     started = time.time() - spent
     shown = time.time()
     running = None
@@ -331,13 +431,24 @@ def main():
         values = np.array([words.item(), right.item(), *(a.item() for a in auxiliary)])
         running = values if running is None else 0.95 * running + 0.05 * values
         if step % 20 == 0:
-            print(f"step {step} progress {progress:.3f} {(time.time() - shown) / 20:.2f} s/step rate {rate:.2e} "
-                  f"words {running[0]:.3f} right {running[1]:.3f} cells {running[2]:.3f} counts {running[3]:.3f} "
-                  f"color {running[4]:.3f} text {running[5]:.3f}", flush=True)
+            print(
+                f"step {step} progress {progress:.3f} {(time.time() - shown) / 20:.2f} s/step rate {rate:.2e} "
+                f"words {running[0]:.3f} right {running[1]:.3f} cells {running[2]:.3f} counts {running[3]:.3f} "
+                f"color {running[4]:.3f} text {running[5]:.3f}",
+                flush=True,
+            )
             shown = time.time()
         if step % 300 == 0:
-            torch.save({"model": model.state_dict(), "heads": heads.state_dict(), "optimizer": optimizer.state_dict(),
-                        "step": step, "spent": time.time() - started}, arguments.state)
+            torch.save(
+                {
+                    "model": model.state_dict(),
+                    "heads": heads.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step,
+                    "spent": time.time() - started,
+                },
+                arguments.state,
+            )
             if arguments.eval:
                 print("exact match", accuracy(model, tokenizer, arguments.eval, 150)[:2], flush=True)
                 model.train()

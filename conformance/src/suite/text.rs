@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What `reference/qwen_tokenizer.py` recorded: texts and their ids.
+/// What `fvlm_conformance.reference.qwen_tokenizer` recorded: texts and their ids.
 const QWEN2: &str = "conformance/golden/qwen2-text.json";
 
 /// What `runtime/tests/data/record_prompts.py` recorded, of the demo model's and of Qwen2's tokenizer.

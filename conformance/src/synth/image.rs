@@ -3,7 +3,7 @@
 use super::noise::splitmix64;
 
 /// A gradient, seven discs and a little noise, in integers only: RGB bytes, row by row. References name it by
-/// width, height and seed; `reference/synth.py` paints the same.
+/// width, height and seed; `fvlm_conformance.reference.synth` paints the same.
 pub fn scene(width: u32, height: u32, seed: u64) -> Vec<u8> {
     let discs: Vec<Disc> = (0..7).map(|k| Disc::draw(width, height, seed, k)).collect();
     let (w, h) = (i64::from(width), i64::from(height));

@@ -2,7 +2,7 @@
 //!
 //! Element `i` of a tensor is a function of the seed, the tensor's canonical name and `i` alone, so that layouts that
 //! hold the same canonical tensors hold the same bits, files can be written in parallel and in pieces, and
-//! `conformance/reference/synth.py` writes byte for byte the same files where the references are recorded. Geometry,
+//! `fvlm_conformance.reference.synth` writes byte for byte the same files where references are recorded. Geometry,
 //! scales and outliers stand in `table.json`, which both programs read.
 
 mod file;
@@ -246,7 +246,7 @@ mod tests {
     use super::*;
     use sha2::{Digest, Sha256};
 
-    /// `hashes.json` is written by `reference/synth.py --hashes` and checked by it and here.
+    /// `hashes.json` is written by `synth.py --hashes` and checked by it and here.
     #[derive(Deserialize)]
     struct Hashes {
         tensors: Vec<TensorHash>,

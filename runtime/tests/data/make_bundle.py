@@ -27,7 +27,9 @@ def write(name, nodes, inputs, outputs, constants):
         return [helper.make_tensor_value_info(*tensor) for tensor in tensors]
 
     graph = helper.make_graph(nodes, name, info(inputs), info(outputs), constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="")
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name=""
+    )
     onnx.checker.check_model(model, full_check=True)
     (ROOT / "onnx" / f"{name}.onnx").write_bytes(model.SerializeToString(deterministic=True))
 
@@ -169,7 +171,13 @@ def main():
         "kv_dtype": "float32",
         "vision_encoder": vision_encoder("vision_encoder", 4, 2),
         "further_encoders": [
-            {"height": 8, "width": 8, "shortest_edge": 8, "tokens": 5, "graph": vision_encoder("vision_encoder_8", 8, 5)}
+            {
+                "height": 8,
+                "width": 8,
+                "shortest_edge": 8,
+                "tokens": 5,
+                "graph": vision_encoder("vision_encoder_8", 8, 5),
+            }
         ],
         "embed_tokens": embed_tokens(),
         "decoder": decoder(),

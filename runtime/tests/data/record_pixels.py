@@ -17,7 +17,11 @@ from PIL import Image, ImageOps
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 HERE = pathlib.Path(__file__).parent
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.LANCZOS}
+FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 
 
 def picture(width, height, kind):
@@ -206,11 +210,22 @@ def record_files():
     # Adam7, which Pillow does not write: passes of (x0, y0, dx, dy).
     pixels = np.asarray(rgb)
     rows = []
-    for x0, y0, dx, dy in [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]:
+    for x0, y0, dx, dy in [
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    ]:
         rows += [row.tobytes() for row in pixels[y0::dy, x0::dx] if row.size]
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 1)
     data = zlib.compress(b"".join(b"\0" + row for row in rows), 9)
-    add("png_interlaced.png", b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
+    add(
+        "png_interlaced.png",
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b""),
+    )
 
     # JPEG
     for subsampling, name in [(0, "444"), (1, "422"), (2, "420")]:
@@ -226,7 +241,11 @@ def record_files():
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
-        add(f"jpeg_orientation_{orientation}.jpg", save(rgb, "JPEG", quality=90, subsampling=0, exif=exif), tolerance=4)
+        add(
+            f"jpeg_orientation_{orientation}.jpg",
+            save(rgb, "JPEG", quality=90, subsampling=0, exif=exif),
+            tolerance=4,
+        )
 
     # WebP, GIF, BMP, TIFF
     add("webp_lossless.webp", save(rgb, "WEBP", lossless=True))
@@ -238,7 +257,10 @@ def record_files():
     exif[0x0112] = 8
     add("webp_oriented.webp", save(rgb, "WEBP", lossless=True, exif=exif))
     add("gif.gif", save(rgb.convert("P"), "GIF"))
-    add("gif_animated.gif", save(frames[0].convert("P"), "GIF", save_all=True, append_images=[frames[1].convert("P")]))
+    add(
+        "gif_animated.gif",
+        save(frames[0].convert("P"), "GIF", save_all=True, append_images=[frames[1].convert("P")]),
+    )
     add("gif_transparent.gif", save(rgb.convert("P"), "GIF", transparency=5))
     for mode in ["RGB", "L", "1", "P"]:
         add(f"bmp_{mode.lower()}.bmp", save(rgb.convert(mode), "BMP"))
@@ -251,7 +273,9 @@ def record_files():
     add("tiff_packbits.tiff", save(rgb, "TIFF", compression="packbits"))
     add("tiff_oriented.tiff", save(rgb, "TIFF", tiffinfo={274: 3}))
     data = io.BytesIO()
-    tifffile.imwrite(data, np.repeat(samples, 3).reshape(1, -1, 3), photometric="rgb", byteorder=">", metadata=None)
+    tifffile.imwrite(
+        data, np.repeat(samples, 3).reshape(1, -1, 3), photometric="rgb", byteorder=">", metadata=None
+    )
     add("tiff_rgb_16_bits.tiff", data.getvalue())
     data = io.BytesIO()
     tifffile.imwrite(data, samples.astype("<u2").reshape(1, -1), photometric="minisblack", metadata=None)

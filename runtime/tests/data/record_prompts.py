@@ -85,7 +85,9 @@ def record_demo(directory):
         ids = processor(text=rendered, images=images or None)["input_ids"]
         ids = ids[0] if isinstance(ids[0], list) else ids
         image = tokenizer.convert_tokens_to_ids("<image>")
-        conversations.append({"messages": conversation, "rendered": rendered, "ids": collapse(list(ids), image)})
+        conversations.append(
+            {"messages": conversation, "rendered": rendered, "ids": collapse(list(ids), image)}
+        )
     return {"texts": texts, "conversations": conversations}
 
 

@@ -1,6 +1,6 @@
 """The case that all contestants run: checkpoint, image, prompt, and the bundles that ours reads.
 
-The image is the scene of `reference/synth.py`. The prompt has 286 positions with 256 image tokens: the checkpoint gets a
+The image is the scene of `fvlm_conformance.reference.synth`. The prompt has 286 positions with 256 image tokens: the checkpoint gets a
 stand-in tokenizer that knows the words of the prompt, unless a real one is given.
 """
 
@@ -8,10 +8,10 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+from ..common import ROOT
+from ..reference import synth
+
 SEED = 1
 QUESTION = "Describe the image and say what is in it."
 SYSTEM = "You are a helpful assistant."
@@ -36,22 +36,28 @@ def words(text):
 
 def tokenizer_with_words():
     """The byte-level stand-in of `synth`, with every word of the prompt as one token."""
-    sys.path.insert(0, str(ROOT / "conformance" / "reference"))
-    import synth
     tokenizer = json.loads((ROOT / "conformance/src/synth/tokenizer.json").read_text(encoding="utf-8"))
     tokenizer["model"]["vocab"] = synth.byte_vocabulary()
     known = dict.fromkeys(words(f"system\n{SYSTEM}\nuser\n{QUESTION}\nassistant"))
     tokenizer["added_tokens"] = [
-        {"id": 256 + i, "content": word, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-         "special": False} for i, word in enumerate(sorted(known, key=len, reverse=True))]
+        {
+            "id": 256 + i,
+            "content": word,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": False,
+        }
+        for i, word in enumerate(sorted(known, key=len, reverse=True))
+    ]
     return tokenizer
 
 
 def scene(width, height, path):
-    sys.path.insert(0, str(ROOT / "conformance" / "reference"))
     import numpy
-    import synth
     from PIL import Image
+
     with numpy.errstate(over="ignore"):
         Image.fromarray(synth.scene(width, height, SEED)).save(path)
 
@@ -65,8 +71,23 @@ def make(work, size, programs, tokenizer=None, outliers=False):
         if tokenizer is None:
             tokenizer = work / "tokenizer.json"
             tokenizer.write_text(json.dumps(tokenizer_with_words()), encoding="utf-8")
-        run([programs / "fvlm-conform", "synth", "--size", size, "--layout", "transformers", "--seed", SEED,
-             "--tokenizer", tokenizer, "-o", checkpoint] + (["--outliers"] if outliers else []))
+        run(
+            [
+                programs / "fvlm-conform",
+                "synth",
+                "--size",
+                size,
+                "--layout",
+                "transformers",
+                "--seed",
+                SEED,
+                "--tokenizer",
+                tokenizer,
+                "-o",
+                checkpoint,
+            ]
+            + (["--outliers"] if outliers else [])
+        )
     if not image.exists():
         scene(*IMAGES[size], image)
     write_facts(work, checkpoint)
@@ -74,13 +95,16 @@ def make(work, size, programs, tokenizer=None, outliers=False):
 
 def write_facts(work, checkpoint):
     from transformers import AutoTokenizer
+
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = (checkpoint / "chat_template.jinja").read_text(encoding="utf-8")
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}],
-        tokenize=False, add_generation_prompt=True)
+        tokenize=False,
+        add_generation_prompt=True,
+    )
     ids, image = [], config["image_token_index"]
     for i in tokenizer(text, add_special_tokens=False)["input_ids"]:
         ids += [i] * (config["image_seq_length"] if i == image else 1)

@@ -2,7 +2,7 @@
 """What the peers compute of a script of `fvlm-conform quality`, for its --reference and --compare.
 
     fvlm-conform quality --model BUNDLE --precision fp32 --dump script.safetensors [--text-only]
-    python quality_peers.py --model CHECKPOINT --script script.safetensors -o DIR
+    python -m fvlm_conformance.benches.quality_peers --model CHECKPOINT --script script.safetensors -o DIR
     fvlm-conform quality --model BUNDLE --reference DIR/transformers-fp32.safetensors \\
         --compare DIR/transformers-bf16.safetensors [--text-only]
 
@@ -30,7 +30,9 @@ class Script:
             names = set(file.keys())
             for name in ("prompt_ids", "token_ids"):
                 if name not in names:
-                    raise SystemExit(f"error: {path} has no tensor `{name}`: expected what `quality --dump` writes")
+                    raise SystemExit(
+                        f"error: {path} has no tensor `{name}`: expected what `quality --dump` writes"
+                    )
             self.prompt_ids = file.get_tensor("prompt_ids").astype(np.int64)
             self.token_ids = file.get_tensor("token_ids").astype(np.int64)
             self.image = (file.metadata() or {}).get("image", "none")
@@ -41,8 +43,10 @@ class Script:
 
 def of_transformers(case, script, precision, threads):
     import torch
-    from contestants.transformers_peer import Transformers, cache_argument
     from transformers import DynamicCache
+
+    from .contestants.transformers_peer import Transformers, cache_argument
+
     peer = Transformers(case, precision, threads)
     peer.load()
     with torch.inference_mode():
@@ -54,18 +58,22 @@ def of_transformers(case, script, precision, threads):
             pixels = torch.tensor(script.pixels).reshape(1, *script.pixels.shape[-3:]).to(peer.dtype)
             features = peer.encode(pixels.contiguous(memory_format=torch.channels_last))
             if int(at.sum()) != len(features):
-                raise SystemExit(f"error: the prompt has {int(at.sum())} image positions, the image {len(features)}")
+                raise SystemExit(
+                    f"error: the prompt has {int(at.sum())} image positions, the image {len(features)}"
+                )
             embeds[:, at] = features
             found["image_features"] = features.float().numpy()
-        out = peer.model.model.language_model(inputs_embeds=embeds, use_cache=True,
-                                              **{cache_argument(): DynamicCache()})
-        last = out.last_hidden_state[0, len(script.prompt_ids):]
+        out = peer.model.model.language_model(
+            inputs_embeds=embeds, use_cache=True, **{cache_argument(): DynamicCache()}
+        )
+        last = out.last_hidden_state[0, len(script.prompt_ids) :]
         found["logits"] = peer.model.lm_head(last).float().numpy()
     return found
 
 
 def of_genai(case, script, _precision, threads):
-    from contestants.genai_peer import Genai
+    from .contestants.genai_peer import Genai
+
     if script.image != "none":
         return "onnxruntime-genai takes token ids only; make the script with --text-only"
     peer = Genai(case, "int4", threads)
@@ -83,7 +91,9 @@ TOOLS = {
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, required=True, help="checkpoint directory")
     parser.add_argument("--script", type=Path, required=True, help="what `fvlm-conform quality --dump` wrote")
     parser.add_argument("--tools", default=",".join(TOOLS), help="comma-separated (default: all)")
@@ -97,13 +107,20 @@ def main():
             parser.error(f"--tools: found `{name}`, expected some of {', '.join(TOOLS)}")
     config = json.loads((chosen.model / "config.json").read_text(encoding="utf-8"))
     if config.get("model_type") != "fast_vlm":
-        raise SystemExit(f"error: {chosen.model} has model_type {config.get('model_type')}, expected fast_vlm")
+        raise SystemExit(
+            f"error: {chosen.model} has model_type {config.get('model_type')}, expected fast_vlm"
+        )
     script = Script(chosen.script)
     cache = chosen.cache or chosen.output / "cache"
     cache.mkdir(parents=True, exist_ok=True)
     chosen.output.mkdir(parents=True, exist_ok=True)
-    case = SimpleNamespace(checkpoint=chosen.model, config=config, cache=cache, prompt_ids=script.prompt_ids.tolist(),
-                           image_token_id=config["image_token_index"])
+    case = SimpleNamespace(
+        checkpoint=chosen.model,
+        config=config,
+        cache=cache,
+        prompt_ids=script.prompt_ids.tolist(),
+        image_token_id=config["image_token_index"],
+    )
     for name in tools:
         compute, precision = TOOLS[name]
         found = compute(case, script, precision, chosen.threads)
@@ -112,7 +129,11 @@ def main():
             continue
         tensors = found | {"token_ids": script.token_ids, "prompt_ids": script.prompt_ids}
         path = chosen.output / f"{name}.safetensors"
-        save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, path, {"name": name, "image": script.image})
+        save_file(
+            {n: np.ascontiguousarray(t) for n, t in tensors.items()},
+            path,
+            {"name": name, "image": script.image},
+        )
         print(path)
 
 

@@ -1,4 +1,6 @@
-"""The text decoder of a bundle in onnxruntime-genai, by the bundle's genai_config.json.    genai_client.py BUNDLE CASES.json
+"""The text decoder of a bundle in onnxruntime-genai, by the bundle's genai_config.json.
+
+    python -m fvlm_conformance.clients.genai_client BUNDLE CASES.json
 
 CASES: [{text, limit}, ..]; one line of JSON with the prompt's tokens and the answer's, of each.
 """
@@ -19,5 +21,8 @@ for case in json.load(open(cases)):
     generator.append_tokens(prompt)
     while not generator.is_done():
         generator.generate_next_token()
-    answer = generator.get_sequence(0)[len(prompt):]
-    print(json.dumps({"prompt": [int(token) for token in prompt], "tokens": [int(token) for token in answer]}), flush=True)
+    answer = generator.get_sequence(0)[len(prompt) :]
+    print(
+        json.dumps({"prompt": [int(token) for token in prompt], "tokens": [int(token) for token in answer]}),
+        flush=True,
+    )

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A FastVLM bundle without our runtime: image and question to words with onnxruntime, numpy, Pillow and tokenizers.
 
-    python onnxruntime_plain.py BUNDLE IMAGE QUESTION [SUFFIX]        SUFFIX of the graphs: `` (fp32), _fp16, _int8, _q4
+python onnxruntime_plain.py BUNDLE IMAGE QUESTION [SUFFIX]        SUFFIX of the graphs: `` (fp32), _fp16, _int8, _q4
 """
 
 import json
@@ -22,7 +22,8 @@ class FastVlm:
         self.tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
         names = ("vision_encoder", "embed_tokens", "decoder_model_merged")
         self.encoder, self.embedding, self.decoder = (
-            onnxruntime.InferenceSession(bundle / "onnx" / f"{name}{suffix}.onnx") for name in names)
+            onnxruntime.InferenceSession(bundle / "onnx" / f"{name}{suffix}.onnx") for name in names
+        )
         stop = json.loads((bundle / "generation_config.json").read_text())["eos_token_id"]
         self.stop = set(stop) if isinstance(stop, list) else {stop}
 
@@ -40,15 +41,17 @@ class FastVlm:
     def ask(self, image, question, limit=64):
         """The greedy answer's token ids, without the stop token."""
         image_token = self.config["image_token_index"]
-        features, = self.encoder.run(["image_features"], {"pixel_values": self.pixels(image)})
+        (features,) = self.encoder.run(["image_features"], {"pixel_values": self.pixels(image)})
         word = self.tokenizer.id_to_token(image_token)
-        prompt = ("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-                  f"<|im_start|>user\n{word}\n{question}<|im_end|>\n<|im_start|>assistant\n")
+        prompt = (
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+            f"<|im_start|>user\n{word}\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        )
         ids = []
         for token in self.tokenizer.encode(prompt, add_special_tokens=False).ids:
             ids += [token] * (features.shape[1] if token == image_token else 1)
         ids = np.array([ids])
-        embeds, = self.embedding.run(None, {"input_ids": ids})
+        (embeds,) = self.embedding.run(None, {"input_ids": ids})
         embeds[ids == image_token] = features[0]
         cache = {}
         for port in self.decoder.get_inputs():
@@ -58,8 +61,12 @@ class FastVlm:
         answer, past = [], 0
         while len(answer) < limit:
             total = past + embeds.shape[1]
-            inputs = {"inputs_embeds": embeds, "attention_mask": np.ones((1, total), np.int64),
-                      "position_ids": np.arange(past, total)[None], **cache}
+            inputs = {
+                "inputs_embeds": embeds,
+                "attention_mask": np.ones((1, total), np.int64),
+                "position_ids": np.arange(past, total)[None],
+                **cache,
+            }
             names = [port.name for port in self.decoder.get_outputs()]
             outputs = dict(zip(names, self.decoder.run(names, inputs)))
             token = int(outputs.pop("logits")[0, -1].argmax())

@@ -1,10 +1,13 @@
-"""The same loop with OpenVINO in ONNX Runtime's place: it reads the graphs as they are.    openvino_client.py BUNDLE DTYPE CASES.json"""
+"""The same loop with OpenVINO in ONNX Runtime's place: it reads the graphs as they are.
+
+python -m fvlm_conformance.clients.openvino_client BUNDLE DTYPE CASES.json
+"""
 
 from pathlib import Path
 
-import onnxruntime_plain
 import openvino
-import plain
+
+from . import onnxruntime_plain, plain
 
 
 class Session:
@@ -29,7 +32,10 @@ class Session:
 
 class Port:
     def __init__(self, port):
-        self.name, self.type = port.any_name, "float16" if port.element_type == openvino.Type.f16 else "float32"
+        self.name, self.type = (
+            port.any_name,
+            "float16" if port.element_type == openvino.Type.f16 else "float32",
+        )
         self.shape = [None if length.is_dynamic else length.get_length() for length in port.partial_shape]
 
 

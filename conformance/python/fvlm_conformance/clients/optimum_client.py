@@ -1,15 +1,17 @@
-"""The same loop with optimum's own class for graphs that are no task of its: ORTModelForCustomTasks.    optimum_client.py BUNDLE DTYPE CASES.json
+"""The same loop with optimum's own class for graphs that are no task of its: ORTModelForCustomTasks.
+
+    python -m fvlm_conformance.clients.optimum_client BUNDLE DTYPE CASES.json
 
 Its classes for generation take no decoder of embeddings (ORTModelForCausalLM wants `input_ids`), nor three graphs of this kind.
 """
 
 from pathlib import Path
 
-import onnxruntime_plain
-import plain
 import torch
 from optimum.onnxruntime import ORTModelForCustomTasks
 from transformers import PretrainedConfig
+
+from . import onnxruntime_plain, plain
 
 
 class Session:
@@ -19,7 +21,12 @@ class Session:
         path = Path(path)
         # transformers knows no `llava_qwen2`; the class needs no more than some config.
         self.model = ORTModelForCustomTasks.from_pretrained(
-            path.parents[1], subfolder="onnx", file_name=path.name, config=PretrainedConfig(), use_io_binding=False)
+            path.parents[1],
+            subfolder="onnx",
+            file_name=path.name,
+            config=PretrainedConfig(),
+            use_io_binding=False,
+        )
 
     def get_inputs(self):
         return self.model.session.get_inputs()

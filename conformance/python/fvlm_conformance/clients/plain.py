@@ -1,10 +1,14 @@
-"""Every case through `onnxruntime_plain.FastVlm`; one line of JSON with the tokens of each.    plain.py BUNDLE DTYPE CASES.json"""
+"""Every case through `onnxruntime_plain.FastVlm`; one line of JSON with the tokens of each.
+
+python -m fvlm_conformance.clients.plain BUNDLE DTYPE CASES.json
+"""
 
 import json
 import sys
 
-from onnxruntime_plain import FastVlm
 from PIL import Image
+
+from .onnxruntime_plain import FastVlm
 
 
 def main():

@@ -1,8 +1,8 @@
-#!/usr/bin/env python3
 """Opens freshly exported bundles of the demo model with other people's clients, and compares tokens with the recorded ones.
 
     conformance/clients/run                 from anywhere; needs a release build's tools, Python with pip, and Node.js with npm
     conformance/clients/run --optimum       optimum too, which brings torch: gigabytes, unless PIP_FIND_LINKS has a build for CPUs
+    conformance/clients/run --prepare       only brings what the clients are, from PyPI and npm
 
 A table on stdout: client, version, precision, tokens equal to the reference. Exit code 1 if one is not.
 """
@@ -11,6 +11,7 @@ import contextlib
 import filecmp
 import functools
 import http.server
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -21,8 +22,9 @@ import sys
 import tempfile
 import threading
 
-HERE = pathlib.Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+from ..common import ROOT
+
+HERE = ROOT / "conformance" / "clients"
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 WORK = TARGET / "clients"
 
@@ -34,29 +36,32 @@ def call(*command, **options):
     return subprocess.run([str(part) for part in command], check=True, **options)
 
 
-def fresh(name, source, install):
-    """A directory of installed packages, made anew when what it was made from changes."""
-    directory = WORK / name
-    mark = directory / f"from-{source.name}"
+def node_packages():
+    """A directory of installed npm packages, made anew when package.json changes."""
+    source, directory = HERE / "package.json", WORK / "node"
+    mark = directory / "made-of.json"
     if not (mark.exists() and filecmp.cmp(source, mark, shallow=False)):
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
-        install(directory, source)
+        shutil.copy(source, directory)
+        # Its install script wants another download; the CPU library is in the package.
+        call(
+            "npm",
+            "install",
+            "--silent",
+            "--no-audit",
+            "--no-fund",
+            cwd=directory,
+            env={**os.environ, "ONNXRUNTIME_NODE_INSTALL": "skip"},
+        )
         # Last: an installation that was cut off is made again.
         shutil.copy(source, mark)
     return directory
 
 
-def python_packages(directory, source):
-    call(sys.executable, "-m", "venv", directory)
-    call(directory / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", source)
-
-
-def node_packages(directory, source):
-    shutil.copy(source, directory)
-    # Its install script wants another download; the CPU library is in the package.
-    call("npm", "install", "--silent", "--no-audit", "--no-fund", cwd=directory,
-         env={**os.environ, "ONNXRUNTIME_NODE_INSTALL": "skip"})
+def client(name, python=sys.executable):
+    """The command that runs a client of this package."""
+    return [python, "-m", f"{__package__}.{name}"]
 
 
 def recorded():
@@ -70,14 +75,21 @@ def recorded():
         image, row = case["images"][0]["path"], case["rows"][0]
         # Decoders of JPEG differ; those images are recorded for another purpose.
         if row["question"] and image.endswith(".png"):
-            cases.append({"image": str(ROOT / image), "question": row["question"],
-                          "tokens": [token for token in row["greedy"] if token not in stop]})
+            cases.append(
+                {
+                    "image": str(ROOT / image),
+                    "question": row["question"],
+                    "tokens": [token for token in row["greedy"] if token not in stop],
+                }
+            )
     return cases, stop
 
 
 def agree(command, cases, stop, environment):
     """How many cases have the recorded tokens, or what the client said instead."""
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env={**os.environ, **environment})
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, env={**os.environ, **environment}
+    )
     answers = [json.loads(line)["tokens"] for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode != 0 or len(answers) != len(cases):
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
@@ -92,19 +104,38 @@ def locked(crate):
     return re.search(f'name = "{crate}"\nversion = "(.*)"', (ROOT / "Cargo.lock").read_text()).group(1)
 
 
-def text_in_genai(binaries, venv, work):
+def text_in_genai(binaries, work):
     """Whether onnxruntime-genai cuts and continues a recorded text as the published code does."""
-    reference = json.loads((ROOT / "conformance" / "golden" / "synth-demo-transformers-train-1.json").read_text())
+    reference = json.loads(
+        (ROOT / "conformance" / "golden" / "synth-demo-transformers-train-1.json").read_text()
+    )
     made = reference["checkpoint"]
     checkpoint, bundle, asked = work / "checkpoint-text", work / "bundle-text", work / "text.json"
-    call(binaries / "fvlm-conform", "synth", "--size", made["size"], "--layout", made["layout"], "--seed", made["seed"], "--output", checkpoint,
-         stderr=subprocess.DEVNULL)
+    call(
+        binaries / "fvlm-conform",
+        "synth",
+        "--size",
+        made["size"],
+        "--layout",
+        made["layout"],
+        "--seed",
+        made["seed"],
+        "--output",
+        checkpoint,
+        stderr=subprocess.DEVNULL,
+    )
     call(binaries / "fvlm-export", "--quiet", "--model", checkpoint, "--output", bundle)
     rows = [row for case in reference["cases"] if not case["images"] for row in case["rows"]]
     asked.write_text(json.dumps([{"text": row["text"], "limit": len(row["greedy"])} for row in rows]))
-    done = subprocess.run([venv, HERE / "genai_client.py", bundle, asked], capture_output=True, text=True)
+    done = subprocess.run([*client("genai_client"), bundle, asked], capture_output=True, text=True)
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    expected = [{"prompt": [token for segment in row["segments"] for token in segment["ids"]], "tokens": row["greedy"]} for row in rows]
+    expected = [
+        {
+            "prompt": [token for segment in row["segments"] for token in segment["ids"]],
+            "tokens": row["greedy"],
+        }
+        for row in rows
+    ]
     problem = None if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
     return sum(a == b for a, b in zip(found, expected)), len(expected), problem
 
@@ -138,26 +169,41 @@ def card_in_transformers_js(bundle, image, node, work):
     shutil.copy(HERE / "hub.mjs", node)
     shutil.copy(image, work / "image.png")
     with hub(bundle) as address:
-        done = subprocess.run(["node", "--import", str(node / "hub.mjs"), str(node / "card.mjs")], cwd=work, capture_output=True, text=True,
-                              env={**os.environ, "HUB": address, "CACHE": str(work / "cache")})
+        done = subprocess.run(
+            ["node", "--import", str(node / "hub.mjs"), str(node / "card.mjs")],
+            cwd=work,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "HUB": address, "CACHE": str(work / "cache")},
+        )
     complaints = [line for line in done.stderr.splitlines() if "Error" in line]
     return done.stdout.strip() or next(iter(complaints), "nothing")
 
 
-def pinned(source):
-    """Versions of a requirements file."""
-    return dict(line.split("==") for line in source.read_text().split())
-
-
 def main():
-    if sys.argv[1:] not in ([], ["--optimum"]):
-        print(f"error: found {' '.join(sys.argv[1:])}, expected nothing or --optimum", file=sys.stderr)
+    if sys.argv[1:] not in ([], ["--optimum"], ["--prepare"]):
+        print(
+            f"error: found {' '.join(sys.argv[1:])}, expected nothing, --optimum or --prepare",
+            file=sys.stderr,
+        )
         return 2
-    built = call(ROOT / "scripts" / "binaries", "-p", "exporter", "-p", "runtime", "-p", "conformance", stdout=subprocess.PIPE, text=True)
+    node = node_packages()
+    if "--prepare" in sys.argv:
+        return 0
+    built = call(
+        ROOT / "scripts" / "binaries",
+        "-p",
+        "exporter",
+        "-p",
+        "runtime",
+        "-p",
+        "conformance",
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     binaries = pathlib.Path(built.stdout.strip())
-    venv = fresh("python", HERE / "requirements.txt", python_packages) / "bin" / "python"
-    node = fresh("node", HERE / "package.json", node_packages)
-    versions = pinned(HERE / "requirements.txt") | json.loads((HERE / "package.json").read_text())["dependencies"]
+    js = json.loads((HERE / "package.json").read_text())["dependencies"]["@huggingface/transformers"]
+    version = importlib.metadata.version
     cases, stop = recorded()
     failed = False
     with tempfile.TemporaryDirectory(prefix="fvlm-clients-") as work:
@@ -168,66 +214,137 @@ def main():
         script = node / "transformers_js.mjs"
         shutil.copy(HERE / "transformers_js.mjs", script)
         bundle = work / "bundle"
-        call(binaries / "fvlm-export", "--quiet", "--card", "--output", bundle,
-             *(flag for precision in ("fp32", "fp16", "int8", "q4") for flag in ("--precision", precision)))
+        call(
+            binaries / "fvlm-export",
+            "--quiet",
+            "--card",
+            "--output",
+            bundle,
+            *(flag for precision in ("fp32", "fp16", "int8", "q4") for flag in ("--precision", precision)),
+        )
         clients = [
-            ("transformers.js", versions["@huggingface/transformers"], ["node", script], ("fp32", "fp16", "int8", "q4")),
-            ("Python onnxruntime", versions["onnxruntime"], [venv, HERE / "plain.py"], ("fp32", "fp16", "int8", "q4")),
-            ("OpenVINO", versions["openvino"], [venv, HERE / "openvino_client.py"], ("fp32", "fp16")),
+            ("transformers.js", js, ["node", script], ("fp32", "fp16", "int8", "q4")),
+            ("Python onnxruntime", version("onnxruntime"), client("plain"), ("fp32", "fp16", "int8", "q4")),
+            ("OpenVINO", version("openvino"), client("openvino_client"), ("fp32", "fp16")),
         ]
         if "--optimum" in sys.argv:
-            versions |= pinned(HERE / "optimum.txt")
-            command = [fresh("optimum", HERE / "optimum.txt", python_packages) / "bin" / "python", HERE / "optimum_client.py"]
-            clients.append(("optimum-onnx", versions["optimum-onnx"], command, ("fp32", "fp16")))
+            made = call(ROOT / "scripts" / "python_env", "optimum", stdout=subprocess.PIPE, text=True)
+            python = made.stdout.strip()
+            asking = "import importlib.metadata; print(importlib.metadata.version('optimum-onnx'))"
+            said = call(python, "-c", asking, stdout=subprocess.PIPE, text=True).stdout.strip()
+            clients.append(("optimum-onnx", said, client("optimum_client", python), ("fp32", "fp16")))
         print("| client | version | precision | tokens equal |\n|---|---|---|---|")
-        for name, version, command, precisions in clients:
+        for name, release, command, precisions in clients:
             for precision in precisions:
-                equal, problem = agree([*command, bundle, precision, asked], cases, stop, {"PYTHONPATH": str(HERE)})
+                equal, problem = agree([*command, bundle, precision, asked], cases, stop, {})
                 failed |= equal != len(cases)
-                print(f"| {name} | {version} | {precision} | {problem or f'{equal} of {len(cases)}'} |", flush=True)
+                print(
+                    f"| {name} | {release} | {precision} | {problem or f'{equal} of {len(cases)}'} |",
+                    flush=True,
+                )
         # A browser gives each graph its own data file and no other. One compiler of WebAssembly: the better one takes half a minute.
         alone = work / "bundle-alone"
-        call(binaries / "fvlm-export", "--quiet", "--self-contained", "--output", alone,
-             *(flag for precision in BROWSER for flag in ("--precision", precision)))
+        call(
+            binaries / "fvlm-export",
+            "--quiet",
+            "--self-contained",
+            "--output",
+            alone,
+            *(flag for precision in BROWSER for flag in ("--precision", precision)),
+        )
         for precision in BROWSER:
             with hub(alone) as address:
-                equal, problem = agree(["node", "--liftoff-only", script, alone, precision, asked], cases, stop, {"HUB": address})
+                equal, problem = agree(
+                    ["node", "--liftoff-only", script, alone, precision, asked], cases, stop, {"HUB": address}
+                )
             failed |= equal != len(cases)
-            print(f"| transformers.js, as in a browser | {versions['@huggingface/transformers']} | {precision} | "
-                  f"{problem or f'{equal} of {len(cases)}'} |", flush=True)
+            print(
+                f"| transformers.js, as in a browser | {js} | {precision} | "
+                f"{problem or f'{equal} of {len(cases)}'} |",
+                flush=True,
+            )
         # Layouts of checkpoints: equal weights in Apple's and in transformers' names. The reference is fvlm-run, which is compared with
         # the published code elsewhere. The picture is square: Apple's layout would have another padded, which this client does not do.
         said = {}
         for layout in ("llava", "transformers"):
             checkpoint, other = work / f"checkpoint-{layout}", work / f"bundle-{layout}"
-            call(binaries / "fvlm-conform", "synth", "--size", "demo", "--layout", layout, "--seed", "5", "--output", checkpoint,
-                 stderr=subprocess.DEVNULL)
+            call(
+                binaries / "fvlm-conform",
+                "synth",
+                "--size",
+                "demo",
+                "--layout",
+                layout,
+                "--seed",
+                "5",
+                "--output",
+                checkpoint,
+                stderr=subprocess.DEVNULL,
+            )
             call(binaries / "fvlm-export", "--quiet", "--model", checkpoint, "--output", other)
             case = dict(cases[0])
-            answer = call(binaries / "fvlm-run", "--model", other, "--provider", "cpu", "--no-fallback", "--json", "--max-tokens", "16",
-                          "--prompt", case["question"], case["image"], capture_output=True, text=True, cwd=ROOT)
+            answer = call(
+                binaries / "fvlm-run",
+                "--model",
+                other,
+                "--provider",
+                "cpu",
+                "--no-fallback",
+                "--json",
+                "--max-tokens",
+                "16",
+                "--prompt",
+                case["question"],
+                case["image"],
+                capture_output=True,
+                text=True,
+                cwd=ROOT,
+            )
             said[layout] = case["tokens"] = json.loads(answer.stdout)["tokens"]
             few = work / f"{layout}.json"
             few.write_text(json.dumps([case | {"limit": 16}]))
             equal, problem = agree(["node", script, other, "fp32", few], [case], stop, {})
             good = equal == 1 and said[layout] == said["llava"]
             failed |= not good
-            print(f"| transformers.js, {layout} layout | {versions['@huggingface/transformers']} | fp32 | {problem or f'{int(good)} of 1'} |", flush=True)
-        equal, count, problem = text_in_genai(binaries, venv, work)
+            print(
+                f"| transformers.js, {layout} layout | {js} | fp32 | {problem or f'{int(good)} of 1'} |",
+                flush=True,
+            )
+        equal, count, problem = text_in_genai(binaries, work)
         failed |= equal != count
-        print(f"| onnxruntime-genai, text alone | {versions['onnxruntime-genai']} | fp32 | {problem or f'{equal} of {count}'} |", flush=True)
+        print(
+            f"| onnxruntime-genai, text alone | {version('onnxruntime-genai')} | fp32 | {problem or f'{equal} of {count}'} |",
+            flush=True,
+        )
         # rten is an engine of the conformance suites, linked into their program.
-        done = subprocess.run([binaries / "fvlm-conform", "run", "--provider", "rten", "--suite", "end_to_end"], capture_output=True, text=True)
+        done = subprocess.run(
+            [binaries / "fvlm-conform", "run", "--provider", "rten", "--suite", "end_to_end"],
+            capture_output=True,
+            text=True,
+        )
         verdict = done.stdout.strip().splitlines()[-1]
         failed |= done.returncode != 0
         print(f"| rten, answers of all recordings | {locked('rten')} | fp32 | {verdict} |", flush=True)
         # The model card is a program too: as a reader would run it, with everything from a hub.
         image = ROOT / "models" / "demo" / "scenes" / "scene_1.png"
-        answer = call(binaries / "fvlm-run", "--model", bundle, "--provider", "cpu", image, capture_output=True, text=True, cwd=ROOT)
+        answer = call(
+            binaries / "fvlm-run",
+            "--model",
+            bundle,
+            "--provider",
+            "cpu",
+            image,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
         found, expected = card_in_transformers_js(bundle, image, node, work), answer.stdout.strip()
         failed |= found != expected
-        print(f"| transformers.js, the model card's program, from a hub | {versions['@huggingface/transformers']} | fp32 | "
-              f"{'1 of 1' if found == expected else f'{found!r}, expected {expected!r}'} |", flush=True)
+        print(
+            f"| transformers.js, the model card's program, from a hub | {js} | fp32 | "
+            f"{'1 of 1' if found == expected else f'{found!r}, expected {expected!r}'} |",
+            flush=True,
+        )
     return 1 if failed else 0
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Reads the Core ML packages of a bundle as coremltools does, and evaluates their programs against recorded references.
 
-    python check.py BUNDLE REFERENCE.json [--weights BUNDLE] [--cases N] [--neural-engine] [--no-pieces]
+    python -m fvlm_conformance.coreml.check BUNDLE REFERENCE.json [--weights BUNDLE] [--cases N] [--neural-engine] [--no-pieces]
 
 Checked are, for every precision in the bundle: that the packages are accepted and parse to typed operations; that functions,
 inputs, outputs and states are those of the contract; that weights read back are, bit for bit, those of the ONNX graphs of target
@@ -23,11 +23,9 @@ from coremltools.libmodelpackage import ModelPackage
 from PIL import Image
 from safetensors.numpy import load_file
 
-import evaluate
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "conformance" / "reference"))
-import synth  # noqa: E402  numpy only
+from ..common import ROOT, relative_l2
+from ..reference import synth
+from . import evaluate
 
 # Of compressed weights, relative L2: eight bits with a scale for each output, four with one for each 32 inputs.
 COMPRESSED = {"int8": 0.05, "int4": 0.12}
@@ -46,12 +44,10 @@ class Tally:
             print(f"FAIL {what}", flush=True)
 
     def near(self, found, expected, limit, what):
-        found, expected = (np.asarray(x, np.float64).reshape(-1) for x in (found, expected))
-        if found.shape != expected.shape:
-            self.check(False, f"{what}: {found.size} values, expected {expected.size}")
+        if np.size(found) != np.size(expected):
+            self.check(False, f"{what}: {np.size(found)} values, expected {np.size(expected)}")
             return np.inf
-        error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
-        # A value that is not a number must not pass.
+        error = relative_l2(found, expected)
         self.check(error <= limit, f"{what}: relative L2 {error:.2e}, allowed {limit:.2e}")
         return error
 
@@ -66,7 +62,9 @@ class Package:
         self.weights = path / "Data" / "com.apple.CoreML" / "weights"
         self.program = load_program(self.spec, self.spec.specificationVersion, str(self.weights))
         opsets = {function.opset for function in self.spec.mlProgram.functions.values()}
-        tally.check(opsets == {SYSTEMS.get(self.spec.specificationVersion)}, f"{path.name} has operator sets {opsets}")
+        tally.check(
+            opsets == {SYSTEMS.get(self.spec.specificationVersion)}, f"{path.name} has operator sets {opsets}"
+        )
         metadata = self.spec.description.metadata
         for field in ("shortDescription", "author", "license", "versionString"):
             tally.check(getattr(metadata, field), f"{path.name} has no {field}")
@@ -76,6 +74,7 @@ class Package:
         description = self.spec.description
         if description.functions:
             description = next(f for f in description.functions if f.name == function)
+
         def seen(features):
             found = {}
             for feature in features:
@@ -87,6 +86,7 @@ class Package:
                 if not feature.shortDescription:
                     raise ValueError(f"`{feature.name}` is not described")
             return found
+
         return seen(description.input), seen(description.output), seen(description.state)
 
 
@@ -95,11 +95,22 @@ def check_contract(contract, packages, encoder, decoder, tally):
     pixels = {"pixel_values": ("FLOAT32", (1, 3, image["height"], image["width"]))}
     features = {"image_features": ("FLOAT32", (1, image["tokens"], prompt["hidden_size"]))}
     for package in encoder:
-        tally.check(list(package.program.functions) == ["main"], f"{package.path.name} has functions {list(package.program.functions)}")
-        tally.check(package.features("main") == (pixels, features, {}), f"{package.path.name} takes {package.features('main')}")
+        tally.check(
+            list(package.program.functions) == ["main"],
+            f"{package.path.name} has functions {list(package.program.functions)}",
+        )
+        tally.check(
+            package.features("main") == (pixels, features, {}),
+            f"{package.path.name} takes {package.features('main')}",
+        )
     lengths = {"step": 1} | {f"prefill_{n}": n for n in packages["prefill"]}
-    tally.check(set(decoder.program.functions) == set(lengths), f"decoder has functions {sorted(decoder.program.functions)}")
-    tally.check(decoder.spec.description.defaultFunctionName == "step", "the decoder's default function is not `step`")
+    tally.check(
+        set(decoder.program.functions) == set(lengths),
+        f"decoder has functions {sorted(decoder.program.functions)}",
+    )
+    tally.check(
+        decoder.spec.description.defaultFunctionName == "step", "the decoder's default function is not `step`"
+    )
     cache = ("FLOAT16", (kv["layers"], kv["kv_heads"], packages["context"], kv["head_dim"]))
     for name, new in lengths.items():
         inputs = {"inputs_embeds": ("FLOAT32", (1, new, prompt["hidden_size"])), "position": ("INT32", (1,))}
@@ -119,10 +130,15 @@ def check_neural_engine(package, tally):
     for name, function in package.program.functions.items():
         border = set(function.inputs.values()) | set(function.outputs)
         for op in function.operations:
-            tally.check(op.op_type not in ("linear", "matmul") or "ios16" in package.path.name, f"`{op.name}` is a {op.op_type}")
+            tally.check(
+                op.op_type not in ("linear", "matmul") or "ios16" in package.path.name,
+                f"`{op.name}` is a {op.op_type}",
+            )
             for var in op.outputs:
                 wide = getattr(var.dtype, "__name__", "") == "fp32"
-                tally.check(not wide or var in border, f"{package.path.name}, {name}, `{var.name}` is in float32")
+                tally.check(
+                    not wide or var in border, f"{package.path.name}, {name}, `{var.name}` is in float32"
+                )
 
 
 def record(file, offset):
@@ -138,6 +154,7 @@ def record(file, offset):
 
 def dequantised(package, operation):
     """A compressed weight of the specification, by our own reading: float16 arithmetic in float32, rounded once."""
+
     def part(parameter):
         value = operation.inputs[parameter].arguments[0].value
         shape = [d.constant.size for d in value.type.tensorType.dimensions]
@@ -147,6 +164,7 @@ def dequantised(package, operation):
             raw = np.stack([raw & 15, raw >> 4], axis=-1).reshape(-1)
             return ((raw ^ 8).astype(np.int8) - 8).reshape(shape), "int4"
         return (raw.view({1: np.float16, 4: np.int8}[kind]).reshape(shape), {1: "fp16", 4: "int8"}[kind])
+
     (data, kind), (scale, _) = part("data"), part("scale")
     for axis in range(data.ndim):
         scale = np.repeat(scale, data.shape[axis] // scale.shape[axis], axis=axis)
@@ -165,7 +183,9 @@ def initializers(bundle):
         for role in ("vision_encoder", "embed_tokens", "decoder"):
             path = bundle / variant[role]["path"]
             for tensor in onnx.load(path).graph.initializer:
-                named["".join(c if c.isalnum() else "_" for c in tensor.name)] = numpy_helper.to_array(tensor, str(path.parent))
+                named["".join(c if c.isalnum() else "_" for c in tensor.name)] = numpy_helper.to_array(
+                    tensor, str(path.parent)
+                )
     return found
 
 
@@ -194,8 +214,13 @@ def check_weights(package, precision, stored, tally):
                 compressed[output] = kind
                 tally.near(ours, wanted[output], COMPRESSED[kind], label)
     kinds = set(compressed.values())
-    expected = {"int8": {"int8"}, "q4": {"int8", "int4"} if "decoder" in package.path.name else {"int8"}}.get(precision, set())
-    tally.check(kinds == expected, f"{package.path.name} of precision {precision} has weights in {kinds}, expected {expected}")
+    expected = {"int8": {"int8"}, "q4": {"int8", "int4"} if "decoder" in package.path.name else {"int8"}}.get(
+        precision, set()
+    )
+    tally.check(
+        kinds == expected,
+        f"{package.path.name} of precision {precision} has weights in {kinds}, expected {expected}",
+    )
     return len(plain), len(compressed)
 
 
@@ -295,7 +320,10 @@ def check_case(model, precision, reference, tensors, case, worst, tally):
             limit = tolerances[check["tolerance"]]["fp32" if precision == "fp32" else "fp16"]
             if "max_abs" in limit:
                 error = np.abs(actual - expected).max()
-                tally.check(error <= limit["max_abs"], f"{label}, {value}: {error:.2e}, allowed {limit['max_abs']:.2e}")
+                tally.check(
+                    error <= limit["max_abs"],
+                    f"{label}, {value}: {error:.2e}, allowed {limit['max_abs']:.2e}",
+                )
                 continue
             # States are float16 whatever the precision: what is computed from them has its tolerance.
             limit = limit if value == "image_features" else tolerances[check["tolerance"]]["fp16"]
@@ -317,7 +345,9 @@ def check_case(model, precision, reference, tensors, case, worst, tally):
     alone = len(case["rows"]) == 1
     logits = {}
     for index, row in enumerate(case["rows"]):
-        embeds = np.concatenate([features[s["image"]] if "image" in s else model.embed(s["ids"]) for s in row["segments"]])
+        embeds = np.concatenate(
+            [features[s["image"]] if "image" in s else model.embed(s["ids"]) for s in row["segments"]]
+        )
         sequence = model.sequence()
         logits.setdefault("prefill.logits", []).append(sequence.feed(embeds))
         if alone:
@@ -353,8 +383,14 @@ def check_pieces(model, precision, case, tally):
     """A prompt in pieces that are padded is the prompt at once, and the cache can be filled to its last slot."""
     rng = np.random.default_rng(1)
     row = case["rows"][0]
-    embeds = np.concatenate([model.embed(s["ids"]) if "ids" in s else model.encode(model.pixels(open_image(case["images"][s["image"]])))[0]
-                             for s in row["segments"]])
+    embeds = np.concatenate(
+        [
+            model.embed(s["ids"])
+            if "ids" in s
+            else model.encode(model.pixels(open_image(case["images"][s["image"]])))[0]
+            for s in row["segments"]
+        ]
+    )
     whole = model.sequence().feed(embeds)
     pieces = model.sequence(min(model.packages["prefill"]))
     for piece in np.array_split(embeds, 3):
@@ -377,13 +413,21 @@ def check_pieces(model, precision, case, tally):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("reference", type=Path)
-    parser.add_argument("--weights", type=Path, help="a bundle with ONNX graphs of target coreml, fp32 and fp16")
+    parser.add_argument(
+        "--weights", type=Path, help="a bundle with ONNX graphs of target coreml, fp32 and fp16"
+    )
     parser.add_argument("--cases", type=int, help="only the first N")
-    parser.add_argument("--neural-engine", action="store_true", help="the encoders are laid out for the Neural Engine")
-    parser.add_argument("--no-pieces", action="store_true", help="no prompts in pieces and full caches: they are long")
+    parser.add_argument(
+        "--neural-engine", action="store_true", help="the encoders are laid out for the Neural Engine"
+    )
+    parser.add_argument(
+        "--no-pieces", action="store_true", help="no prompts in pieces and full caches: they are long"
+    )
     options = parser.parse_args()
     contract = json.loads((options.bundle / "bundle.json").read_text())
     reference = json.loads(options.reference.read_text())
@@ -400,7 +444,10 @@ def main():
             check_neural_engine(package, tally)
         said = f"{precision}: {len(encoder) + 1} packages read"
         if stored:
-            counts = [check_weights(encoder[0], precision, stored, tally), check_weights(decoder, precision, stored, tally)]
+            counts = [
+                check_weights(encoder[0], precision, stored, tally),
+                check_weights(decoder, precision, stored, tally),
+            ]
             plain, compressed = (sum(c) for c in zip(*counts))
             said += f", {plain} weights equal bit for bit, {compressed} compressed"
         print(said, flush=True)
@@ -411,9 +458,14 @@ def main():
             for case in cases if package is encoder[0] else cases[:1]:
                 check_case(model, precision, reference, tensors, case, worst, tally)
             shown = ", ".join(f"{kind} {error:.1e}" for kind, error in sorted(worst.items()))
-            print(f"{precision}: {package.path.name} and decoder evaluated, relative L2 at most {shown}", flush=True)
+            print(
+                f"{precision}: {package.path.name} and decoder evaluated, relative L2 at most {shown}",
+                flush=True,
+            )
         if not options.no_pieces:
-            check_pieces(Model(options.bundle, contract, packages, encoder[0], decoder), precision, cases[0], tally)
+            check_pieces(
+                Model(options.bundle, contract, packages, encoder[0], decoder), precision, cases[0], tally
+            )
     for file in contract["files"]:
         found = hashlib.sha256((options.bundle / file["path"]).read_bytes()).hexdigest()
         tally.check(found == file["sha256"], f"`{file['path']}` was changed by reading it")

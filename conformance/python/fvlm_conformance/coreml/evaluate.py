@@ -9,7 +9,6 @@ import numpy as np
 from scipy.special import erf
 
 
-
 class State:
     """The states of a package, by name, as a program leaves them."""
 
@@ -168,7 +167,9 @@ def conv(a):
     weight = weight.reshape(groups, outputs // groups, per_group, height, width)
     for i in range(height):
         for j in range(width):
-            part = grouped[:, :, i : i + down * (rows - 1) + 1 : down, j : j + across * (columns - 1) + 1 : across]
+            part = grouped[
+                :, :, i : i + down * (rows - 1) + 1 : down, j : j + across * (columns - 1) + 1 : across
+            ]
             tap = weight[..., i, j]
             if per_group == 1:
                 for output in range(outputs // groups):
@@ -223,7 +224,9 @@ OPERATORS = {
     "matmul": matmul,
     "linear": linear,
     "conv": conv,
-    "reduce_mean": lambda a: wide(a["x"]).mean(axis=tuple(int(n) for n in a["axes"]), keepdims=bool(a["keep_dims"])),
+    "reduce_mean": lambda a: wide(a["x"]).mean(
+        axis=tuple(int(n) for n in a["axes"]), keepdims=bool(a["keep_dims"])
+    ),
     "layer_norm": layer_norm,
     "cast": lambda a: np.asarray(a["x"]).astype(CASTS[a["dtype"]]),
     "concat": lambda a: np.concatenate([np.atleast_1d(v) for v in a["values"]], axis=int(a["axis"])),

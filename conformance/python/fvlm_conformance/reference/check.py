@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
 """Compares a bundle with a reference on Python's onnxruntime: a second opinion on `fvlm-conform run`, independent of it.
 
-    python check.py BUNDLE REFERENCE.json [--precision fp32]
+    python -m fvlm_conformance.reference.check BUNDLE REFERENCE.json [--precision fp32]
 
 Pixels come from Pillow, so the reference's own recipe; encoder stages are not graph outputs and are left to
 `fvlm-conform`. Exit code 1 on a mismatch.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -16,8 +15,8 @@ import numpy as np
 import onnxruntime
 from safetensors.numpy import load_file
 
-import published
-import record
+from ..common import relative_l2
+from . import published, record
 
 
 class Bundle:
@@ -29,9 +28,11 @@ class Bundle:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         self.sessions = {
-            role: onnxruntime.InferenceSession(str(directory / variant[role]["path"]), options,
-                                               providers=["CPUExecutionProvider"])
-            for role in ("vision_encoder", "embed_tokens", "decoder")}
+            role: onnxruntime.InferenceSession(
+                str(directory / variant[role]["path"]), options, providers=["CPUExecutionProvider"]
+            )
+            for role in ("vision_encoder", "embed_tokens", "decoder")
+        }
         self.kv = self.contract["kv"]
         self.kv_dtype = np.float16 if variant["kv_dtype"] == "float16" else np.float32
 
@@ -42,10 +43,15 @@ class Bundle:
 
     def preprocess(self, images):
         image = self.contract["image"]
-        processor = published.clip_processor({
-            "size": {"shortest_edge": image["shortest_edge"]},
-            "crop_size": {"height": image["height"], "width": image["width"]},
-            "image_mean": image["mean"], "image_std": image["std"], "rescale_factor": image["rescale"]})
+        processor = published.clip_processor(
+            {
+                "size": {"shortest_edge": image["shortest_edge"]},
+                "crop_size": {"height": image["height"], "width": image["width"]},
+                "image_mean": image["mean"],
+                "image_std": image["std"],
+                "rescale_factor": image["rescale"],
+            }
+        )
         return published.Preprocessing(processor, image["aspect"]["kind"] == "pad")(images).numpy()
 
     def embed(self, ids):
@@ -55,8 +61,11 @@ class Bundle:
         """Logits [rows, vocab] and the longer cache."""
         if past is None:
             shape = (embeds.shape[0], self.kv["kv_heads"], 0, self.kv["head_dim"])
-            past = {f"past_key_values.{i}.{part}": np.zeros(shape, self.kv_dtype)
-                    for i in range(self.kv["layers"]) for part in ("key", "value")}
+            past = {
+                f"past_key_values.{i}.{part}": np.zeros(shape, self.kv_dtype)
+                for i in range(self.kv["layers"])
+                for part in ("key", "value")
+            }
         out = self.run("decoder", inputs_embeds=embeds, attention_mask=mask, position_ids=positions, **past)
         return out.pop("logits")[:, -1], out
 
@@ -68,8 +77,12 @@ def values_of(bundle, case):
         found["pixel_values"] = bundle.preprocess([record.open_image(image)[0] for image in case["images"]])
         features = bundle.run("vision_encoder", pixel_values=found["pixel_values"])["image_features"]
         found["image_features"] = features
-    rows = [np.concatenate([features[s["image"]] if "image" in s else bundle.embed(s["ids"]) for s in row["segments"]])
-            for row in case["rows"]]
+    rows = [
+        np.concatenate(
+            [features[s["image"]] if "image" in s else bundle.embed(s["ids"]) for s in row["segments"]]
+        )
+        for row in case["rows"]
+    ]
     longest = max(map(len, rows))
     embeds = np.stack([np.pad(row, ((longest - len(row), 0), (0, 0))) for row in rows])
     mask = np.array([[0] * (longest - len(row)) + [1] * len(row) for row in rows], dtype=np.int64)
@@ -84,26 +97,35 @@ def values_of(bundle, case):
     for step, ids in enumerate(case["feed"]):
         mask = np.concatenate([mask, np.ones((len(rows), 1), dtype=np.int64)], axis=1)
         past = {name.replace("present", "past_key_values"): value for name, value in cache.items()}
-        logits, cache = bundle.feed(np.stack([bundle.embed([i]) for i in ids]), mask,
-                                    mask.sum(axis=1, keepdims=True) - 1, past)
+        logits, cache = bundle.feed(
+            np.stack([bundle.embed([i]) for i in ids]), mask, mask.sum(axis=1, keepdims=True) - 1, past
+        )
         keep(f"steps.{step}", logits, cache)
     return found
 
 
 def greedy(bundle, case, features, row):
-    embeds = np.concatenate([features[s["image"]] if "image" in s else bundle.embed(s["ids"]) for s in row["segments"]])
+    embeds = np.concatenate(
+        [features[s["image"]] if "image" in s else bundle.embed(s["ids"]) for s in row["segments"]]
+    )
     embeds, cache, ids, past = embeds[None], None, [], 0
     while len(ids) < len(row["greedy"]):
         total = past + embeds.shape[1]
-        renamed = cache and {name.replace("present", "past_key_values"): value for name, value in cache.items()}
-        logits, cache = bundle.feed(embeds, np.ones((1, total), np.int64), np.arange(past, total)[None], renamed)
+        renamed = cache and {
+            name.replace("present", "past_key_values"): value for name, value in cache.items()
+        }
+        logits, cache = bundle.feed(
+            embeds, np.ones((1, total), np.int64), np.arange(past, total)[None], renamed
+        )
         ids.append(int(logits[0].argmax()))
         embeds, past = bundle.embed(ids[-1:])[None], total
     return ids
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("reference", type=Path)
     parser.add_argument("--precision", default="fp32")
@@ -122,21 +144,24 @@ def main():
             expected = tensors[check["tensor"]].reshape(-1)
             actual = flat[tensors[check["indices"]]] if check["indices"] else flat
             limit = reference["tolerances"][check["tolerance"]][options.precision]
-            difference = actual.astype(np.float64) - expected
             if "max_abs" in limit:
-                error, bound = np.abs(difference).max(), limit["max_abs"]
+                error, bound = np.abs(actual.astype(np.float64) - expected).max(), limit["max_abs"]
             else:
-                error, bound = np.linalg.norm(difference) / np.linalg.norm(expected), limit["relative_l2"]
+                error, bound = relative_l2(actual, expected), limit["relative_l2"]
             good = list(found[check["value"]].shape) == check["shape"] and error <= bound
             passed, failed = passed + good, failed + (not good)
-            print(f"{'ok  ' if good else 'FAIL'} {case['name']:12} {check['value']:28} {error:9.2e} of {bound:9.2e}")
+            print(
+                f"{'ok  ' if good else 'FAIL'} {case['name']:12} {check['value']:28} {error:9.2e} of {bound:9.2e}"
+            )
         if options.precision == "fp32":
             for k, row in enumerate(case["rows"]):
                 ids = greedy(bundle, case, found.get("image_features"), row)
                 good = ids == row["greedy"]
                 passed, failed = passed + good, failed + (not good)
-                print(f"{'ok  ' if good else 'FAIL'} {case['name']:12} greedy ids of row {k}"
-                      + ("" if good else f": {ids}, expected {row['greedy']}"))
+                print(
+                    f"{'ok  ' if good else 'FAIL'} {case['name']:12} greedy ids of row {k}"
+                    + ("" if good else f": {ids}, expected {row['greedy']}")
+                )
     print(f"{passed} passed, {failed} failed")
     return 1 if failed else 0
 

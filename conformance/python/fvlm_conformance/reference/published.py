@@ -54,12 +54,18 @@ def transformers_name(name):
         name = name.replace("model.mm_projector.0.", "model.multi_modal_projector.linear_1.")
         name = name.replace("model.mm_projector.2.", "model.multi_modal_projector.linear_2.")
         return re.sub(r"^model\.(layers|norm|embed_tokens)\.", r"model.language_model.\1.", name)
-    name = name[len(tower):]
+    name = name[len(tower) :]
     if name.startswith("head."):
         return None
-    name = re.sub(r"^network\.(\d+)\.(proj|reparam_conv)\.", lambda m: (
-        f"stages.{DOWNSAMPLING[m[1]]}.downsample.proj." if m[2] == "proj"
-        else f"stages.{POSITION[m[1]]}.pos_emb.reparam_conv."), name)
+    name = re.sub(
+        r"^network\.(\d+)\.(proj|reparam_conv)\.",
+        lambda m: (
+            f"stages.{DOWNSAMPLING[m[1]]}.downsample.proj."
+            if m[2] == "proj"
+            else f"stages.{POSITION[m[1]]}.pos_emb.reparam_conv."
+        ),
+        name,
+    )
     name = re.sub(r"^network\.(\d+)\.", lambda m: f"stages.{BLOCKS[m[1]]}.blocks.", name)
     name = re.sub(r"^patch_embed\.", "stem.", name)
     name = re.sub(r"^conv_exp\.", "final_conv.", name)
@@ -86,6 +92,7 @@ def load_strictly(module, state, head_is_tied):
 
 # --- images -------------------------------------------------------------------------------------------------------
 
+
 class Preprocessing:
     """CLIP's processor on Pillow, with LLaVA's padding to a square where the layout asks for it."""
 
@@ -99,11 +106,15 @@ class Preprocessing:
         crop = self.config["crop_size"]
         crop = crop["height"] if isinstance(crop, dict) else crop
         edge = (self.config["size"]["shortest_edge"] * side + crop // 2) // crop
-        return Preprocessing(self.config | {"size": {"shortest_edge": edge},
-                                            "crop_size": {"height": side, "width": side}}, self.pad)
+        return Preprocessing(
+            self.config | {"size": {"shortest_edge": edge}, "crop_size": {"height": side, "width": side}},
+            self.pad,
+        )
 
     def __call__(self, images):
-        squares = [self.square(image.convert("RGB")) if self.pad else image.convert("RGB") for image in images]
+        squares = [
+            self.square(image.convert("RGB")) if self.pad else image.convert("RGB") for image in images
+        ]
         return self.processor(squares, return_tensors="pt")["pixel_values"].float()
 
     def square(self, image):
@@ -119,12 +130,24 @@ def clip_processor(config):
         from transformers import CLIPImageProcessorPil as processor
     except ImportError:
         from transformers import CLIPImageProcessor as processor
-    keys = ("size", "crop_size", "do_resize", "do_center_crop", "do_rescale", "do_normalize", "image_mean",
-            "image_std", "resample", "rescale_factor", "do_convert_rgb")
+    keys = (
+        "size",
+        "crop_size",
+        "do_resize",
+        "do_center_crop",
+        "do_rescale",
+        "do_normalize",
+        "image_mean",
+        "image_std",
+        "resample",
+        "rescale_factor",
+        "do_convert_rgb",
+    )
     return processor(**{k: config[k] for k in keys if k in config})
 
 
 # --- the two implementations --------------------------------------------------------------------------------------
+
 
 class Decoding:
     """What both share: transformers' Qwen2 with its head, an explicit mask and explicit positions."""
@@ -136,14 +159,21 @@ class Decoding:
     def decode(self, embeds, mask, positions, cache):
         """Logits of every position given, and the cache after them."""
         from transformers import DynamicCache
+
         cache = cache if cache is not None else DynamicCache()
-        out = self.language_model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions,
-                                  use_cache=True, **{self.cache_argument: cache})
+        out = self.language_model(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+            **{self.cache_argument: cache},
+        )
         return self.head(out.last_hidden_state), cache
 
     @property
     def cache_argument(self):
         from transformers import __version__ as version
+
         return "cache" if tuple(map(int, version.split(".")[:2])) >= (5, 23) else "past_key_values"
 
     @staticmethod
@@ -155,8 +185,13 @@ class Decoding:
         """Outputs of stem, stages, final convolution and projector, by value name."""
         found, hooks = {}, []
         for name, module in self.taps().items():
-            hooks.append(module.register_forward_hook(
-                lambda _m, _i, out, name=name: found.__setitem__(f"vision_tower.{name}", out.detach().clone())))
+            hooks.append(
+                module.register_forward_hook(
+                    lambda _m, _i, out, name=name: found.__setitem__(
+                        f"vision_tower.{name}", out.detach().clone()
+                    )
+                )
+            )
         try:
             found["image_features"] = self.features(pixels)
         finally:
@@ -170,6 +205,7 @@ class Transformers(Decoding):
 
     def __init__(self, source):
         from transformers import FastVlmConfig, FastVlmForConditionalGeneration
+
         config = read_json(Path(source) / "config.json") if Path(source).is_dir() else {}
         llava = config.get("model_type", "").startswith("llava")
         if llava:
@@ -179,11 +215,16 @@ class Transformers(Decoding):
             self.model = FastVlmForConditionalGeneration(FastVlmConfig(**converted_config(config)))
             load_strictly(self.model, state, tied(state))
             edge = int(config["mm_vision_tower"].split("_")[-1])
-            image_config = {"size": {"shortest_edge": edge}, "crop_size": {"height": edge, "width": edge},
-                            "image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+            image_config = {
+                "size": {"shortest_edge": edge},
+                "crop_size": {"height": edge, "width": edge},
+                "image_mean": [0.0] * 3,
+                "image_std": [1.0] * 3,
+            }
         else:
             self.model, info = FastVlmForConditionalGeneration.from_pretrained(
-                source, dtype=torch.float32, output_loading_info=True)
+                source, dtype=torch.float32, output_loading_info=True
+            )
             bad = {k: sorted(v) for k, v in info.items() if v and k != "error_msgs"}
             if bad:
                 raise SystemExit(f"error: weights do not fit the model: {bad}")
@@ -220,21 +261,31 @@ class Apple(Decoding):
 
     def __init__(self, source, repository):
         from transformers import Qwen2Config, Qwen2ForCausalLM
+
         config = read_json(Path(source) / "config.json")
         if config.get("model_type") != "llava_qwen2":
-            raise SystemExit(f"error: --apple-repo needs Apple's layout, found model_type {config.get('model_type')}")
+            raise SystemExit(
+                f"error: --apple-repo needs Apple's layout, found model_type {config.get('model_type')}"
+            )
         state = read_tensors(source)
         config["tie_word_embeddings"] = tied(state)
         mci = import_file(Path(repository) / "llava/model/multimodal_encoder/mobileclip/mci.py")
         self.tower = apple_tower(mci, config.get("vision_config"))
         prefix = "model.vision_tower.vision_tower.model."
-        load_strictly(self.tower, {n[len(prefix):]: state.pop(n) for n in list(state) if n.startswith(prefix)}, False)
+        load_strictly(
+            self.tower, {n[len(prefix) :]: state.pop(n) for n in list(state) if n.startswith(prefix)}, False
+        )
         self.projector = torch.nn.Sequential(
-            torch.nn.Linear(config["mm_hidden_size"], config["hidden_size"]), torch.nn.GELU(),
-            torch.nn.Linear(config["hidden_size"], config["hidden_size"]))
+            torch.nn.Linear(config["mm_hidden_size"], config["hidden_size"]),
+            torch.nn.GELU(),
+            torch.nn.Linear(config["hidden_size"], config["hidden_size"]),
+        )
         prefix = "model.mm_projector."
-        load_strictly(self.projector,
-                      {n[len(prefix):]: state.pop(n) for n in list(state) if n.startswith(prefix)}, False)
+        load_strictly(
+            self.projector,
+            {n[len(prefix) :]: state.pop(n) for n in list(state) if n.startswith(prefix)},
+            False,
+        )
         model = Qwen2ForCausalLM(Qwen2Config(**decoder_fields(config)))
         load_strictly(model, state, tied(state))
         for module in (self.tower, self.projector, model):
@@ -245,8 +296,14 @@ class Apple(Decoding):
         self.decoder = model
         edge = int(config["mm_vision_tower"].split("_")[-1])
         self.preprocess = Preprocessing(
-            {"size": {"shortest_edge": edge}, "crop_size": {"height": edge, "width": edge},
-             "image_mean": [0.0] * 3, "image_std": [1.0] * 3}, config.get("image_aspect_ratio") == "pad")
+            {
+                "size": {"shortest_edge": edge},
+                "crop_size": {"height": edge, "width": edge},
+                "image_mean": [0.0] * 3,
+                "image_std": [1.0] * 3,
+            },
+            config.get("image_aspect_ratio") == "pad",
+        )
 
     def modules(self):
         return [self.tower, self.projector, self.decoder]
@@ -275,27 +332,55 @@ def apple_tower(mci, custom):
         tower = mci.fastvithd(num_classes=768)
     else:
         # The body of `fastvithd()` with other sizes.
-        positions = [mci.partial(mci.RepCPE, spatial_shape=tuple(p)) if p else None for p in custom["pos_embs_shapes"]]
+        positions = [
+            mci.partial(mci.RepCPE, spatial_shape=tuple(p)) if p else None for p in custom["pos_embs_shapes"]
+        ]
         tower = mci.FastViT(
-            custom["layers"], token_mixers=tuple(custom["token_mixers"]), embed_dims=custom["embed_dims"],
-            pos_embs=positions, mlp_ratios=custom["mlp_ratios"], downsamples=[True] * STAGES,
-            norm_layer=mci.LayerNormChannel, stem_scale_branch=False, inference_mode=True, num_classes=768)
+            custom["layers"],
+            token_mixers=tuple(custom["token_mixers"]),
+            embed_dims=custom["embed_dims"],
+            pos_embs=positions,
+            mlp_ratios=custom["mlp_ratios"],
+            downsamples=[True] * STAGES,
+            norm_layer=mci.LayerNormChannel,
+            stem_scale_branch=False,
+            inference_mode=True,
+            num_classes=768,
+        )
     features = tower.head.in_features
     tower.head = mci.GlobalPool2D(in_dim=features, out_dim=768)
     return tower
 
 
 def commit_of(repository):
-    found = subprocess.run(["git", "-C", str(repository), "rev-parse", "HEAD"], capture_output=True, text=True)
+    found = subprocess.run(
+        ["git", "-C", str(repository), "rev-parse", "HEAD"], capture_output=True, text=True
+    )
     stamp = Path(repository) / "COMMIT"
-    return found.stdout.strip() if found.returncode == 0 else (
-        stamp.read_text().strip() if stamp.exists() else "at an unknown commit")
+    return (
+        found.stdout.strip()
+        if found.returncode == 0
+        else (stamp.read_text().strip() if stamp.exists() else "at an unknown commit")
+    )
 
 
 def decoder_fields(config):
-    keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
-            "vocab_size", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings", "hidden_act",
-            "attention_dropout", "use_sliding_window", "bos_token_id", "eos_token_id")
+    keys = (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "intermediate_size",
+        "vocab_size",
+        "rms_norm_eps",
+        "max_position_embeddings",
+        "tie_word_embeddings",
+        "hidden_act",
+        "attention_dropout",
+        "use_sliding_window",
+        "bos_token_id",
+        "eos_token_id",
+    )
     fields = {k: config[k] for k in keys if k in config}
     return fields | {"rope_parameters": {"rope_theta": config["rope_theta"], "rope_type": "default"}}
 
@@ -306,9 +391,15 @@ def converted_config(config):
     custom = config.get("vision_config") or {}
     args |= {k: custom[k] for k in ("embed_dims", "layers") if k in custom}
     return {
-        "vision_config": {"model_type": "timm_wrapper", "architecture": "fastvit_mci3", "do_pooling": True,
-                          "global_pool": "avg", "hidden_size": config["mm_hidden_size"], "model_args": args,
-                          "num_classes": 0},
+        "vision_config": {
+            "model_type": "timm_wrapper",
+            "architecture": "fastvit_mci3",
+            "do_pooling": True,
+            "global_pool": "avg",
+            "hidden_size": config["mm_hidden_size"],
+            "model_args": args,
+            "num_classes": 0,
+        },
         "text_config": decoder_fields(config) | {"model_type": "qwen2"},
         "tie_word_embeddings": config["tie_word_embeddings"],
         "image_token_index": config.get("image_token_index", 151646),
@@ -332,6 +423,7 @@ def find_file(source, name):
         return path if path.exists() else None
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
+
     try:
         return hf_hub_download(source, name)
     except EntryNotFoundError:
@@ -339,13 +431,20 @@ def find_file(source, name):
 
 
 def versions():
+    import PIL
     import timm
     import tokenizers
     import transformers
-    import PIL
-    return {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__,
-            "timm": timm.__version__, "tokenizers": tokenizers.__version__, "pillow": PIL.__version__,
-            "numpy": np.__version__}
+
+    return {
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "timm": timm.__version__,
+        "tokenizers": tokenizers.__version__,
+        "pillow": PIL.__version__,
+        "numpy": np.__version__,
+    }
 
 
 def rms(tensor):

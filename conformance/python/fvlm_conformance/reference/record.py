@@ -1,16 +1,15 @@
 #!/usr/bin/env python3
 """Records what the published implementation computes: the files of conformance/golden (schema in its README.md).
 
-    python record.py --recipe NAME                      one of recipes.json, into conformance/golden
-    python record.py --recipe all
-    python record.py --model DIR|ORG/NAME --image FILE [--question TEXT] [--image-size N] -o OUT      for weights of your own
+python conformance/reference/record.py --recipe NAME         one of recipes.json, into conformance/golden
+python conformance/reference/record.py --recipe all
+python conformance/reference/record.py --model DIR|ORG/NAME --image FILE [--question TEXT] [--image-size N] -o OUT      for weights of your own
 """
 
 import argparse
 import copy
 import hashlib
 import json
-import math
 import os
 import shlex
 import sys
@@ -21,13 +20,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from safetensors.numpy import save_file
-
-import published
-import synth
 from transformers import DynamicCache
 
+from ..common import ROOT
+from . import published, synth
+
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 GOLDEN = ROOT / "conformance" / "golden"
 IMAGE = "<image>"
 TOP = 10
@@ -52,16 +50,20 @@ NOISE_FACTOR = 5.0
 
 # --- prompts ------------------------------------------------------------------------------------------------------
 
+
 class Text:
     """Tokenizer, chat template and stop ids of a checkpoint."""
 
     def __init__(self, source, model):
         from transformers import AutoTokenizer
+
         self.tokenizer = AutoTokenizer.from_pretrained(source)
         self.llava = model.llava
         self.image_id = None if model.llava else model.model.config.image_token_index
         if self.tokenizer.chat_template is None:
-            self.tokenizer.chat_template = synth.TABLE["templates"]["llava" if model.llava else "transformers"]
+            self.tokenizer.chat_template = synth.TABLE["templates"][
+                "llava" if model.llava else "transformers"
+            ]
         found = published.find_file(source, "generation_config.json")
         stop = published.read_json(found).get("eos_token_id") if found else None
         stop = self.tokenizer.eos_token_id if stop is None else stop
@@ -72,8 +74,9 @@ class Text:
             content = f"{IMAGE}\n" * len(images) + question
         else:
             content = [{"type": "image"}] * len(images) + [{"type": "text", "text": question}]
-        return self.tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False,
-                                                  add_generation_prompt=True)
+        return self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
 
     def row(self, question, images):
         """The prompt of one turn: text, segments and ids (the image's id, or -200 as Apple's code has it)."""
@@ -101,13 +104,15 @@ def splice(model, segments, features):
 
 # --- generation ---------------------------------------------------------------------------------------------------
 
+
 @torch.no_grad()
 def greedy(model, embeds, count, stop_ids):
     ids, margins, cache, past = [], [], None, 0
     while len(ids) < count:
         new = embeds.shape[1]
-        logits, cache = model.decode(embeds, torch.ones(1, past + new, dtype=torch.int64),
-                                     torch.arange(past, past + new)[None], cache)
+        logits, cache = model.decode(
+            embeds, torch.ones(1, past + new, dtype=torch.int64), torch.arange(past, past + new)[None], cache
+        )
         past += new
         best = logits[0, -1].topk(2)
         margin = float(best.values[0] - best.values[1])
@@ -122,6 +127,7 @@ def greedy(model, embeds, count, stop_ids):
 
 
 # --- recorded tensors ---------------------------------------------------------------------------------------------
+
 
 class Recording:
     """Collects the checks of a reference and the tensors that they name."""
@@ -142,9 +148,17 @@ class Recording:
             padding = None
         live = live.reshape(-1)
         name = f"{case}.{value}"
-        check = {"value": value, "shape": list(array.shape), "tolerance": tolerance, "tensor": name, "indices": None,
-                 "norm": float(np.sqrt(np.sum(flat[live].astype(np.float64) ** 2))),
-                 "abs_max": float(np.abs(flat[live]).max()), "top": None, "padding": padding}
+        check = {
+            "value": value,
+            "shape": list(array.shape),
+            "tolerance": tolerance,
+            "tensor": name,
+            "indices": None,
+            "norm": float(np.sqrt(np.sum(flat[live].astype(np.float64) ** 2))),
+            "abs_max": float(np.abs(flat[live]).max()),
+            "top": None,
+            "padding": padding,
+        }
         if padding is None and flat.size <= self.full_limit:
             self.tensors[name] = array
         else:
@@ -163,12 +177,15 @@ def sample(name, candidates, count):
     if len(candidates) <= count:
         return candidates.astype(np.int64)
     with np.errstate(over="ignore"):
-        noise = synth.splitmix64(candidates.astype(np.uint64) + np.uint64(
-            int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")))
+        noise = synth.splitmix64(
+            candidates.astype(np.uint64)
+            + np.uint64(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little"))
+        )
     return np.sort(candidates[np.argpartition(noise, count)[:count]]).astype(np.int64)
 
 
 # --- cases --------------------------------------------------------------------------------------------------------
+
 
 def is_jpeg(path):
     return Path(path).suffix.lower() in (".jpg", ".jpeg")
@@ -201,7 +218,9 @@ def record_case(model, text, recipe, recording, detail):
         checks.append(recording.check(name, "pixel_values", pixels, "jpeg_pixels" if vague else "pixels"))
         if recipe.get("stages", not brief) and not vague:
             order = ["stem", *(f"stages.{s}" for s in range(published.STAGES)), "final_conv"]
-            checks += [recording.check(name, f"vision_tower.{v}", found[f"vision_tower.{v}"], "stage") for v in order]
+            checks += [
+                recording.check(name, f"vision_tower.{v}", found[f"vision_tower.{v}"], "stage") for v in order
+            ]
         if not vague:
             checks.append(recording.check(name, "image_features", features, "features"))
     embeds = [splice(model, row["segments"], features) for row in rows]
@@ -209,8 +228,9 @@ def record_case(model, text, recipe, recording, detail):
         row["greedy"], row["margins"] = greedy(model, embed, recipe["greedy"], text.stop_ids)
         row["answer"] = text.tokenizer.decode(row["greedy"], skip_special_tokens=True)
     if model.whole and len(rows) == 1:
-        compare_with_whole(model, text, rows[0], embeds[0], pixels if opened else None,
-                           features.shape[1] if opened else 0)
+        compare_with_whole(
+            model, text, rows[0], embeds[0], pixels if opened else None, features.shape[1] if opened else 0
+        )
     images = [image for _, image in opened]
     if vague:
         return entry_of(name, images, rows, [], checks), features.shape[1]
@@ -230,26 +250,43 @@ def record_case(model, text, recipe, recording, detail):
             checks.append(recording.check(name, "prefill.logits.all", logits, "logits"))
     for layer in [] if brief else chosen:
         for part, tensor in zip(("key", "value"), model.keys_and_values(cache, layer)):
-            checks.append(recording.check(name, f"prefill.present.{layer}.{part}", tensor, "kv", padding=padding))
+            checks.append(
+                recording.check(name, f"prefill.present.{layer}.{part}", tensor, "kv", padding=padding)
+            )
     feed, last = [], logits[:, -1].argmax(-1)
     for step in range(recipe["steps"]):
         feed.append(last.tolist())
         mask = torch.cat([mask, torch.ones(len(rows), 1, dtype=torch.int64)], dim=1)
-        logits, cache = model.decode(torch.stack([model.embed([i]) for i in feed[-1]]), mask,
-                                     (mask.sum(-1, keepdim=True) - 1), cache)
+        logits, cache = model.decode(
+            torch.stack([model.embed([i]) for i in feed[-1]]), mask, (mask.sum(-1, keepdim=True) - 1), cache
+        )
         last = logits[:, -1].argmax(-1)
         checks.append(recording.check(name, f"steps.{step}.logits", logits[:, -1], "logits", top=True))
     for part, tensor in zip(("key", "value"), model.keys_and_values(cache, layers - 1)):
         if recipe["steps"]:
-            checks.append(recording.check(name, f"steps.{recipe['steps'] - 1}.present.{layers - 1}.{part}", tensor,
-                                          "kv", padding=padding))
+            checks.append(
+                recording.check(
+                    name,
+                    f"steps.{recipe['steps'] - 1}.present.{layers - 1}.{part}",
+                    tensor,
+                    "kv",
+                    padding=padding,
+                )
+            )
     return entry_of(name, images, rows, feed, checks), (features.shape[1] if opened else None)
 
 
 def entry_of(name, images, rows, feed, checks):
-    return {"name": name, "images": images,
-            "rows": [{k: row[k] for k in ("segments", "text", "question", "greedy", "margins", "answer")}
-                     for row in rows], "feed": feed, "checks": checks}
+    return {
+        "name": name,
+        "images": images,
+        "rows": [
+            {k: row[k] for k in ("segments", "text", "question", "greedy", "margins", "answer")}
+            for row in rows
+        ],
+        "feed": feed,
+        "checks": checks,
+    }
 
 
 class HalfCache(DynamicCache):
@@ -275,7 +312,9 @@ def noise_errors(model, text, case):
             found = {"stage": list(stages.values()), "features": [features]}
         embeds = splice(model, row["segments"], features if images else None)
         count = embeds.shape[1]
-        logits, cache = model.decode(embeds, torch.ones(1, count, dtype=torch.int64), torch.arange(count)[None], cache)
+        logits, cache = model.decode(
+            embeds, torch.ones(1, count, dtype=torch.int64), torch.arange(count)[None], cache
+        )
         layers = len(model.language_model.layers)
         kv = [t for i in sorted({0, layers // 2, layers - 1}) for t in model.keys_and_values(cache, i)]
         return found | {"kv": kv, "logits": [logits[:, -1]]}
@@ -287,7 +326,10 @@ def noise_errors(model, text, case):
             noise = torch.rand(parameter.shape, generator=source) * 2 - 1
             parameter.data = parameter.data * (1 + noise * 2.0**-11)
     noisy = run(HalfCache())
-    return {name: max(float((a - b).norm() / a.norm()) for a, b in zip(exact[name], noisy[name])) for name in exact}
+    return {
+        name: max(float((a - b).norm() / a.norm()) for a, b in zip(exact[name], noisy[name]))
+        for name in exact
+    }
 
 
 def compare_with_whole(model, text, row, embeds, pixels, tokens):
@@ -304,8 +346,11 @@ def compare_with_whole(model, text, row, embeds, pixels, tokens):
 
 
 def record(checkpoint, source, cases, name, output, options, note):
-    model = published.Apple(source, options.apple_repo) if use_apple(source, options) else (
-        published.Transformers(source))
+    model = (
+        published.Apple(source, options.apple_repo)
+        if use_apple(source, options)
+        else (published.Transformers(source))
+    )
     if options.image_size:
         # The tower is convolutional: it takes what the processor gives.
         model.preprocess = model.preprocess.at_size(options.image_size)
@@ -319,17 +364,32 @@ def record(checkpoint, source, cases, name, output, options, note):
         entries.append(entry)
         tokens = tokens or seen
         for row in entry["rows"]:
-            print(f"{name} {entry['name']}: {row['question']!r} -> {row['answer']!r} {row['greedy']}", file=sys.stderr)
+            print(
+                f"{name} {entry['name']}: {row['question']!r} -> {row['answer']!r} {row['greedy']}",
+                file=sys.stderr,
+            )
     errors = noise_errors(model, text, next((c for c in cases if c.get("images")), cases[0]))
     tolerances = copy.deepcopy(TOLERANCES)
     for kind, error in errors.items():
         limit = tolerances[kind]["fp16"]
         limit["relative_l2"] = max(limit["relative_l2"], float(f"{NOISE_FACTOR * error:.1e}"))
-    reference = {"schema": 1, "name": name, "checkpoint": checkpoint,
-                 "recorder": {"command": note, "versions": published.versions(), "architecture": model.architecture,
-                              "dtype": "float32", "fp16_noise_error": errors},
-                 "tolerances": tolerances, "tensors": f"{name}.safetensors", "image_size": options.image_size,
-                 "image_tokens": tokens, "cases": entries}
+    reference = {
+        "schema": 1,
+        "name": name,
+        "checkpoint": checkpoint,
+        "recorder": {
+            "command": note,
+            "versions": published.versions(),
+            "architecture": model.architecture,
+            "dtype": "float32",
+            "fp16_noise_error": errors,
+        },
+        "tolerances": tolerances,
+        "tensors": f"{name}.safetensors",
+        "image_size": options.image_size,
+        "image_tokens": tokens,
+        "cases": entries,
+    }
     if options.image_size is None:
         del reference["image_size"]
     output.mkdir(parents=True, exist_ok=True)
@@ -347,8 +407,11 @@ def use_apple(source, options):
 def dumps(value, indent=0):
     """JSON with one line for everything that fits into 120 columns."""
     line = json.dumps(value, ensure_ascii=False)
-    if not isinstance(value, (dict, list)) or len(line) + indent <= 118 or all(
-            isinstance(v, (int, float)) for v in (value if isinstance(value, list) else [None])):
+    if (
+        not isinstance(value, (dict, list))
+        or len(line) + indent <= 118
+        or all(isinstance(v, (int, float)) for v in (value if isinstance(value, list) else [None]))
+    ):
         return line
     pad = " " * (indent + 1)
     if isinstance(value, dict):
@@ -358,6 +421,7 @@ def dumps(value, indent=0):
 
 
 # --- commands -----------------------------------------------------------------------------------------------------
+
 
 def run_recipe(name, options):
     recipe = published.read_json(HERE / "recipes.json")[name]
@@ -375,10 +439,22 @@ def run_recipe(name, options):
         # The weights may change after the recording: a reference says which ones it is about.
         weights = (ROOT / checkpoint["path"] / "model.safetensors").read_bytes()
         checkpoint = checkpoint | {"sha256": hashlib.sha256(weights).hexdigest()}
-        return record(checkpoint, str(ROOT / checkpoint["path"]), cases, name, options.output or GOLDEN, options, note)
+        return record(
+            checkpoint, str(ROOT / checkpoint["path"]), cases, name, options.output or GOLDEN, options, note
+        )
     with tempfile.TemporaryDirectory(dir=options.scratch) as directory:
-        arguments = ["--size", checkpoint["size"], "--layout", checkpoint["layout"], "--dtype", checkpoint["dtype"],
-                     "--seed", str(checkpoint["seed"]), "-o", directory]
+        arguments = [
+            "--size",
+            checkpoint["size"],
+            "--layout",
+            checkpoint["layout"],
+            "--dtype",
+            checkpoint["dtype"],
+            "--seed",
+            str(checkpoint["seed"]),
+            "-o",
+            directory,
+        ]
         if checkpoint["outliers"]:
             arguments.append("--outliers")
         with np.errstate(over="ignore"):
@@ -389,8 +465,10 @@ def run_recipe(name, options):
 def scene_cases(scenes):
     """One case for every picture and question of `scenes.json`; the first pictures in detail, the others briefly."""
     directory = ROOT / scenes["directory"]
-    asked = {scene["image"]: [q["question"] for q in scene["questions"]]
-             for scene in published.read_json(directory / "scenes.json")}
+    asked = {
+        scene["image"]: [q["question"] for q in scene["questions"]]
+        for scene in published.read_json(directory / "scenes.json")
+    }
     pictures = [path.name for path in directory.iterdir() if path.suffix.lower() == ".png" or is_jpeg(path)]
     # Photographs come last: nothing is recorded of them in detail.
     pictures.sort(key=lambda name: (is_jpeg(name), name))
@@ -398,11 +476,17 @@ def scene_cases(scenes):
     for k, name in enumerate(pictures):
         for q, question in enumerate(asked.get(name, ["Describe the image."])):
             detail = q == 0 and k < scenes["detailed"]
-            cases.append({
-                "name": Path(name).stem if q == 0 else f"{Path(name).stem}_question_{q}", "detail": detail,
-                "brief": not detail, "greedy": scenes["greedy"], "steps": scenes["steps"] if detail else 0,
-                "images": [{"kind": "file", "path": f"{scenes['directory']}/{name}"}],
-                "rows": [{"question": question, "images": [0]}]})
+            cases.append(
+                {
+                    "name": Path(name).stem if q == 0 else f"{Path(name).stem}_question_{q}",
+                    "detail": detail,
+                    "brief": not detail,
+                    "greedy": scenes["greedy"],
+                    "steps": scenes["steps"] if detail else 0,
+                    "images": [{"kind": "file", "path": f"{scenes['directory']}/{name}"}],
+                    "rows": [{"question": question, "images": [0]}],
+                }
+            )
     return cases
 
 
@@ -420,31 +504,74 @@ def run_model(options):
     output = options.output or Path(".")
     images = [lossless(path, output / f"{name}-image_{k}.png") for k, path in enumerate(options.image)]
     questions = options.question or ["Describe the image."]
-    cases = [{"name": f"image_{k}_question_{q}", "images": [image], "greedy": options.tokens, "steps": 4,
-              "stages": q == 0, "rows": [{"question": question, "images": [0]}]}
-             for k, image in enumerate(images) for q, question in enumerate(questions)]
-    cases.append({"name": "text_only", "images": [], "greedy": options.tokens, "steps": 4,
-                  "rows": [{"question": "What is the capital of France?"}]})
-    cases.append({"name": "batch", "images": images[:1], "greedy": options.tokens, "steps": 4, "stages": False,
-                  "rows": [{"question": questions[0], "images": [0]}, {"question": "Count to five."}]})
-    command = shlex.join(["python", "record.py", *sys.argv[1:]])
-    return record({"kind": "external", "id": options.model}, options.model, cases, name, output, options, command)
+    cases = [
+        {
+            "name": f"image_{k}_question_{q}",
+            "images": [image],
+            "greedy": options.tokens,
+            "steps": 4,
+            "stages": q == 0,
+            "rows": [{"question": question, "images": [0]}],
+        }
+        for k, image in enumerate(images)
+        for q, question in enumerate(questions)
+    ]
+    cases.append(
+        {
+            "name": "text_only",
+            "images": [],
+            "greedy": options.tokens,
+            "steps": 4,
+            "rows": [{"question": "What is the capital of France?"}],
+        }
+    )
+    cases.append(
+        {
+            "name": "batch",
+            "images": images[:1],
+            "greedy": options.tokens,
+            "steps": 4,
+            "stages": False,
+            "rows": [{"question": questions[0], "images": [0]}, {"question": "Count to five."}],
+        }
+    )
+    command = shlex.join(["python", "conformance/reference/record.py", *sys.argv[1:]])
+    return record(
+        {"kind": "external", "id": options.model}, options.model, cases, name, output, options, command
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--recipe", help="a name of recipes.json, or all")
     what.add_argument("--model", help="directory or hub id of a checkpoint")
-    parser.add_argument("--image", action="append", default=[], help="image file; may be given more than once")
-    parser.add_argument("--question", action="append", help="asked about every image; may be given more than once")
-    parser.add_argument("--image-size", type=int, metavar="N",
-                        help="side of the square that images become, by default the checkpoint's own")
+    parser.add_argument(
+        "--image", action="append", default=[], help="image file; may be given more than once"
+    )
+    parser.add_argument(
+        "--question", action="append", help="asked about every image; may be given more than once"
+    )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        metavar="N",
+        help="side of the square that images become, by default the checkpoint's own",
+    )
     parser.add_argument("--tokens", type=int, default=32, help="greedy tokens to record")
     parser.add_argument("--name", help="stem of the files that are written")
     parser.add_argument("-o", "--output", type=Path, help="directory to write to")
-    parser.add_argument("--apple-repo", help="clone of apple/ml-fastvlm: record Apple's layout with Apple's own tower")
-    parser.add_argument("--full-limit", type=int, default=70_000, help="elements up to which detailed cases record a tensor whole")
+    parser.add_argument(
+        "--apple-repo", help="clone of apple/ml-fastvlm: record Apple's layout with Apple's own tower"
+    )
+    parser.add_argument(
+        "--full-limit",
+        type=int,
+        default=70_000,
+        help="elements up to which detailed cases record a tensor whole",
+    )
     parser.add_argument("--small-limit", type=int, default=1024, help="the same for the other cases")
     parser.add_argument("--samples", type=int, default=1024, help="elements recorded of larger tensors")
     parser.add_argument("--threads", type=int, help="threads of torch, by default its own choice")

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Writes synthetic FastVLM checkpoints, bit for bit those of `fvlm-conform synth` (conformance/src/synth).
+"""Writes synthetic FastVLM checkpoints: an independent twin, on purpose, of `fvlm-conform synth` (conformance/src/synth).
 
-    python synth.py --size demo --layout transformers-train --dtype fp32 --seed 1 -o DIR
+References are recorded where there may be no Rust, of bytes that two programs agree about: a mistake in one of them is seen.
+
+    python -m fvlm_conformance.reference.synth --size demo --layout transformers-train --dtype fp32 --seed 1 -o DIR
 
 Geometry, scales and outliers stand in conformance/src/synth/table.json, which both programs read. Needs numpy only.
 `--hashes` writes conformance/src/synth/hashes.json, which the Rust tests check; `--check` checks it here.
@@ -18,7 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-SYNTH = Path(__file__).resolve().parents[1] / "src" / "synth"
+from ..common import ROOT
+
+SYNTH = ROOT / "conformance" / "src" / "synth"
 TABLE = json.loads((SYNTH / "table.json").read_text(encoding="utf-8"))
 LAYOUTS = ("llava", "transformers", "transformers-train")
 DTYPES = {"fp32": ("F32", 4, "float32"), "fp16": ("F16", 2, "float16"), "bf16": ("BF16", 2, "bfloat16")}
@@ -27,6 +31,7 @@ DEFAULT_SHARD_BYTES = 5_000_000_000
 
 
 # --- the values of a tensor ---------------------------------------------------------------------------------------
+
 
 def splitmix64(z):
     """The finaliser of splitmix64 over an array of uint64."""
@@ -71,7 +76,9 @@ def values(seed, name, shape, size, outliers, start, count):
     if "centre" in rule:
         taps = shape[-1] * shape[-2]
         first = (taps // 2 - start) % taps
-        out[first::taps] = (rule["offset"] + rule["centre"]) + scale * uniform(seed, name, start, count)[first::taps]
+        out[first::taps] = (rule["offset"] + rule["centre"]) + scale * uniform(seed, name, start, count)[
+            first::taps
+        ]
     if outliers:
         for outlier in TABLE["outliers"]:
             if not name.endswith(outlier["ends"]):
@@ -98,6 +105,7 @@ def encode(block, dtype):
 
 
 # --- the tensors of a layout --------------------------------------------------------------------------------------
+
 
 def conv_bn(name, shape):
     yield f"{name}.conv.weight", shape
@@ -232,7 +240,11 @@ def llava_tower(name):
     name = re.sub(r"\.proj\.0\.reparam_conv", ".proj.0.lkb_reparam", name)
     name = re.sub(r"^stem\.", "patch_embed.", name)
     name = re.sub(r"^final_conv\.", "conv_exp.", name)
-    name = name.replace(".se.fc1.", ".se.reduce.").replace(".se.fc2.", ".se.expand.").replace(".mlp.", ".convffn.")
+    name = (
+        name.replace(".se.fc1.", ".se.reduce.")
+        .replace(".se.fc2.", ".se.expand.")
+        .replace(".mlp.", ".convffn.")
+    )
     return re.sub(r"\.gamma$", "", name)
 
 
@@ -241,17 +253,19 @@ def file_name(name, layout):
     tower, projector, decoder_ = "vision_tower.", "multi_modal_projector.", "language_model."
     if layout != "llava":
         if name.startswith(tower):
-            return "model.vision_tower.timm_model." + name[len(tower):]
+            return "model.vision_tower.timm_model." + name[len(tower) :]
         return name if name.startswith("lm_head") else "model." + name
     if name.startswith(tower):
-        return "model.vision_tower.vision_tower.model." + llava_tower(name[len(tower):])
+        return "model.vision_tower.vision_tower.model." + llava_tower(name[len(tower) :])
     if name.startswith(projector):
         return name.replace("multi_modal_projector.linear_1", "model.mm_projector.0").replace(
-            "multi_modal_projector.linear_2", "model.mm_projector.2")
-    return "model." + name[len(decoder_):] if name.startswith(decoder_) else name
+            "multi_modal_projector.linear_2", "model.mm_projector.2"
+        )
+    return "model." + name[len(decoder_) :] if name.startswith(decoder_) else name
 
 
 # --- files --------------------------------------------------------------------------------------------------------
+
 
 def stored(name, dtype):
     """(dtype in the header, bytes per element)."""
@@ -274,12 +288,17 @@ def shards(entries, limit, dtype):
 def write_shard(path, entries, options):
     # 8-byte elements first: every tensor is then aligned to its element.
     entries = [e for e in entries if stored(e[0], "fp32")[0] == "I64"] + [
-        e for e in entries if stored(e[0], "fp32")[0] != "I64"]
+        e for e in entries if stored(e[0], "fp32")[0] != "I64"
+    ]
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, shape in entries:
         tag, width = stored(name, options.dtype)
         end = offset + math.prod(shape) * width
-        header[file_name(name, options.layout)] = {"dtype": tag, "shape": shape, "data_offsets": [offset, end]}
+        header[file_name(name, options.layout)] = {
+            "dtype": tag,
+            "shape": shape,
+            "data_offsets": [offset, end],
+        }
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -291,8 +310,15 @@ def write_shard(path, entries, options):
                 continue
             count = math.prod(shape)
             for start in range(0, count, BLOCK):
-                block = values(options.seed, name, shape, options.geometry, options.outliers, start,
-                               min(BLOCK, count - start))
+                block = values(
+                    options.seed,
+                    name,
+                    shape,
+                    options.geometry,
+                    options.outliers,
+                    start,
+                    min(BLOCK, count - start),
+                )
                 out.write(encode(block, options.dtype))
 
 
@@ -327,35 +353,39 @@ def heads_config(size):
 
 def llava_config(size, options):
     config = {"architectures": ["LlavaQwen2ForCausalLM"]} | decoder_config(size)
-    config |= {
-        "freeze_mm_mlp_adapter": False,
-        "image_aspect_ratio": "pad",
-        "image_grid_pinpoints": None,
-        "mm_hidden_size": 2 * size["embed_dims"][-1],
-        "mm_patch_merge_type": "flat",
-        "mm_projector_lr": None,
-        "mm_projector_type": "mlp2x_gelu",
-        "mm_use_im_patch_token": False,
-        "mm_use_im_start_end": False,
-        "mm_vision_select_feature": "patch",
-        "mm_vision_select_layer": -2,
-        "mm_vision_tower": f"mobileclip_l_{size['image_size']}",
-        "model_type": "llava_qwen2",
-    } | heads_config(size) | {
-        "rope_theta": 1000000.0,
-        "sliding_window": 32768,
-        "tie_word_embeddings": size["tied"],
-        "tokenizer_model_max_length": 8192,
-        "tokenizer_padding_side": "right",
-        "torch_dtype": DTYPES[options.dtype][2],
-        "transformers_version": "4.39.3",
-        "tune_mm_mlp_adapter": False,
-        "unfreeze_mm_vision_tower": True,
-        "use_cache": True,
-        "use_mm_proj": True,
-        "use_sliding_window": False,
-        "vocab_size": size["vocab_size"],
-    }
+    config |= (
+        {
+            "freeze_mm_mlp_adapter": False,
+            "image_aspect_ratio": "pad",
+            "image_grid_pinpoints": None,
+            "mm_hidden_size": 2 * size["embed_dims"][-1],
+            "mm_patch_merge_type": "flat",
+            "mm_projector_lr": None,
+            "mm_projector_type": "mlp2x_gelu",
+            "mm_use_im_patch_token": False,
+            "mm_use_im_start_end": False,
+            "mm_vision_select_feature": "patch",
+            "mm_vision_select_layer": -2,
+            "mm_vision_tower": f"mobileclip_l_{size['image_size']}",
+            "model_type": "llava_qwen2",
+        }
+        | heads_config(size)
+        | {
+            "rope_theta": 1000000.0,
+            "sliding_window": 32768,
+            "tie_word_embeddings": size["tied"],
+            "tokenizer_model_max_length": 8192,
+            "tokenizer_padding_side": "right",
+            "torch_dtype": DTYPES[options.dtype][2],
+            "transformers_version": "4.39.3",
+            "tune_mm_mlp_adapter": False,
+            "unfreeze_mm_vision_tower": True,
+            "use_cache": True,
+            "use_mm_proj": True,
+            "use_sliding_window": False,
+            "vocab_size": size["vocab_size"],
+        }
+    )
     if options.size == "demo":
         # Apple's dialect names the tower; a tower of another size has no published spelling. These fields are those
         # that the MLX conversions write.
@@ -382,7 +412,10 @@ def transformers_config(size, options):
         "model_type": "fast_vlm",
         "multimodal_projector_bias": True,
         "projector_hidden_act": "gelu",
-        "text_config": decoder_config(size) | {"model_type": "qwen2"} | heads_config(size) | {
+        "text_config": decoder_config(size)
+        | {"model_type": "qwen2"}
+        | heads_config(size)
+        | {
             "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"},
             "sliding_window": None,
             "tie_word_embeddings": size["tied"],
@@ -451,14 +484,27 @@ def tokenizer_of(size, options):
     kept = [t for t in tokenizer["added_tokens"] if t["content"] not in known]
     for token in kept:
         if token["id"] >= size["first_special"]:
-            raise SystemExit(f"error: added token `{token['content']}` of {options.tokenizer} has id {token['id']}, "
-                             f"expected ids below {size['first_special']}")
+            raise SystemExit(
+                f"error: added token `{token['content']}` of {options.tokenizer} has id {token['id']}, "
+                f"expected ids below {size['first_special']}"
+            )
     if any(i >= size["first_special"] for t, i in tokenizer["model"]["vocab"].items() if t not in known):
-        raise SystemExit(f"error: the vocabulary of {options.tokenizer} is too large for this size: "
-                         f"expected ids below {size['first_special']}")
+        raise SystemExit(
+            f"error: the vocabulary of {options.tokenizer} is too large for this size: "
+            f"expected ids below {size['first_special']}"
+        )
     tokenizer["added_tokens"] = kept + [
-        {"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-         "special": True} for name, i in special.items()]
+        {
+            "id": i,
+            "content": name,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for name, i in special.items()
+    ]
     vocab = {t: i for t, i in tokenizer["model"]["vocab"].items() if t not in known}
     # The library gives added tokens the ids after the vocabulary's last one, unless the vocabulary knows them.
     if len(vocab) != size["first_special"]:
@@ -469,11 +515,20 @@ def tokenizer_of(size, options):
 
 def write_text_files(out, size, options):
     llava = options.layout == "llava"
-    write_json(out / "config.json", llava_config(size, options) if llava else transformers_config(size, options))
+    write_json(
+        out / "config.json", llava_config(size, options) if llava else transformers_config(size, options)
+    )
     first = size["first_special"]
-    write_json(out / "generation_config.json", {
-        "bos_token_id": first, "do_sample": False, "eos_token_id": [first + 2, first], "pad_token_id": first,
-        "transformers_version": "4.39.3" if llava else "5.24.0"})
+    write_json(
+        out / "generation_config.json",
+        {
+            "bos_token_id": first,
+            "do_sample": False,
+            "eos_token_id": [first + 2, first],
+            "pad_token_id": first,
+            "transformers_version": "4.39.3" if llava else "5.24.0",
+        },
+    )
     write_json(out / "tokenizer.json", tokenizer_of(size, options))
     tokenizer_config = {
         "add_prefix_space": False,
@@ -491,9 +546,17 @@ def write_text_files(out, size, options):
         tokenizer_config |= {"image_token": "<image>", "processor_class": "LlavaProcessor"}
         (out / "chat_template.jinja").write_text(TABLE["templates"]["transformers"], encoding="utf-8")
         write_json(out / "preprocessor_config.json", image_config(size))
-        write_json(out / "processor_config.json", {
-            "image_processor": image_config(size), "image_token": "<image>", "num_additional_image_tokens": 0,
-            "patch_size": 64, "processor_class": "LlavaProcessor", "vision_feature_select_strategy": "full"})
+        write_json(
+            out / "processor_config.json",
+            {
+                "image_processor": image_config(size),
+                "image_token": "<image>",
+                "num_additional_image_tokens": 0,
+                "patch_size": 64,
+                "processor_class": "LlavaProcessor",
+                "vision_feature_select_strategy": "full",
+            },
+        )
     write_json(out / "tokenizer_config.json", tokenizer_config)
 
 
@@ -513,19 +576,28 @@ def write(options):
             for name, shape in part:
                 weight_map[file_name(name, options.layout)] = file
                 total += math.prod(shape) * stored(name, options.dtype)[1]
-        write_json(out / "model.safetensors.index.json",
-                   {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_json(
+            out / "model.safetensors.index.json",
+            {"metadata": {"total_size": total}, "weight_map": weight_map},
+        )
     write_text_files(out, size, options)
 
 
 def scene(width, height, seed):
     """The input image of `synth::image::scene`: a gradient, seven discs and noise, in integers only. [height, width, 3]"""
+
     def draw(k):
         return int(splitmix64(np.array([(seed * 1000003 + k) & (2**64 - 1)], dtype=np.uint64))[0])
 
     y, x = np.mgrid[0:height, 0:width].astype(np.int64)
-    out = np.stack([x * 255 // max(width - 1, 1), y * 255 // max(height - 1, 1),
-                    (x + y) * 255 // max(width + height - 2, 1)], axis=-1)
+    out = np.stack(
+        [
+            x * 255 // max(width - 1, 1),
+            y * 255 // max(height - 1, 1),
+            (x + y) * 255 // max(width + height - 2, 1),
+        ],
+        axis=-1,
+    )
     edge = min(width, height)
     for disc in range(7):
         bits = draw(disc)
@@ -567,18 +639,50 @@ def hashes():
     found = {"tensors": [], "files": [], "scenes": []}
     for size, name, shape, outliers in HASHED_TENSORS:
         block = values(1, name, shape, TABLE["sizes"][size], outliers, 0, math.prod(shape))
-        found["tensors"].append({"size": size, "seed": 1, "name": name, "shape": shape, "outliers": outliers,
-                                 "sha256": digest(encode(block, "fp32"))})
+        found["tensors"].append(
+            {
+                "size": size,
+                "seed": 1,
+                "name": name,
+                "shape": shape,
+                "outliers": outliers,
+                "sha256": digest(encode(block, "fp32")),
+            }
+        )
     for layout, dtype, seed, outliers, shard_bytes in HASHED_FILES:
         with tempfile.TemporaryDirectory() as directory:
-            write(argparse.Namespace(size="demo", layout=layout, dtype=dtype, seed=seed, outliers=outliers,
-                                     shard_bytes=shard_bytes, tokenizer=None, output=directory))
+            write(
+                argparse.Namespace(
+                    size="demo",
+                    layout=layout,
+                    dtype=dtype,
+                    seed=seed,
+                    outliers=outliers,
+                    shard_bytes=shard_bytes,
+                    tokenizer=None,
+                    output=directory,
+                )
+            )
             files = {path.name: digest(path.read_bytes()) for path in sorted(Path(directory).iterdir())}
-        found["files"].append({"layout": layout, "dtype": dtype, "seed": seed, "outliers": outliers,
-                               "shard_bytes": shard_bytes, "sha256": files})
+        found["files"].append(
+            {
+                "layout": layout,
+                "dtype": dtype,
+                "seed": seed,
+                "outliers": outliers,
+                "shard_bytes": shard_bytes,
+                "sha256": files,
+            }
+        )
     for width, height, seed in HASHED_SCENES:
-        found["scenes"].append({"width": width, "height": height, "seed": seed,
-                                "sha256": digest(scene(width, height, seed).tobytes())})
+        found["scenes"].append(
+            {
+                "width": width,
+                "height": height,
+                "seed": seed,
+                "sha256": digest(scene(width, height, seed).tobytes()),
+            }
+        )
     return found
 
 
@@ -594,7 +698,9 @@ def main():
 
 
 def options_of(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=list(TABLE["sizes"]), required=True)
     parser.add_argument("--layout", choices=LAYOUTS, required=True)
     parser.add_argument("--dtype", choices=list(DTYPES), default="fp32")

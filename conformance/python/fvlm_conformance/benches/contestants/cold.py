@@ -1,6 +1,6 @@
 """One process from nothing to the first token: what a Python user waits for. Prints the token's id.
 
-    python -m contestants.cold --work DIR --peer NAME
+python -m fvlm_conformance.benches.contestants.cold --work DIR --peer NAME
 """
 
 import argparse
@@ -23,13 +23,16 @@ def main():
     chosen = parser.parse_args()
     from PIL import Image
     from tokenizers import Tokenizer
+
     case = Case(chosen.work)
     peer = PEERS[chosen.peer]
     kind = getattr(importlib.import_module(f"{__package__}.{peer.module}"), KINDS[peer.module])
     contestant = kind(case, peer.precision, chosen.threads)
     tokenizer = Tokenizer.from_file(str(case.checkpoint / "tokenizer.json"))
     contestant.load()
-    logits = contestant.prefill(contestant.encode(contestant.preprocess(Image.open(case.image).convert("RGB"))))
+    logits = contestant.prefill(
+        contestant.encode(contestant.preprocess(Image.open(case.image).convert("RGB")))
+    )
     token = int(np.argmax(logits))
     print(token, repr(tokenizer.decode([token])))
 

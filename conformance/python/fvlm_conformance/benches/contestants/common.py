@@ -20,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ... import common
+
 
 class Case:
     """The files of a work directory that every contestant reads, written by `peers.py`."""
@@ -36,8 +38,9 @@ class Case:
         self.prompt_ids = facts["prompt_ids"]
         self.image_token_id = facts["image_token_id"]
         self.config = json.loads((self.checkpoint / "config.json").read_text(encoding="utf-8"))
-        self.edge = json.loads(
-            (self.checkpoint / "preprocessor_config.json").read_text(encoding="utf-8"))["crop_size"]["height"]
+        self.edge = json.loads((self.checkpoint / "preprocessor_config.json").read_text(encoding="utf-8"))[
+            "crop_size"
+        ]["height"]
 
     @property
     def image_tokens(self):
@@ -56,13 +59,16 @@ def options(description, precisions):
     parser.add_argument("--warm-up", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--decode-tokens", type=int, default=32)
-    parser.add_argument("--prepare", action="store_true", help="convert and cache what the engine reads, time nothing")
+    parser.add_argument(
+        "--prepare", action="store_true", help="convert and cache what the engine reads, time nothing"
+    )
     return parser.parse_args()
 
 
 def pixels(image, edge):
     """What CLIP's processor does here: shortest edge by Pillow's bicubic, centre crop, 0 to 1; [1, 3, edge, edge]."""
     from PIL import Image
+
     scale = edge / min(image.size)
     width, height = (max(edge, int(side * scale)) for side in image.size)
     if (width, height) != image.size:
@@ -88,9 +94,7 @@ def spread(seconds):
 
 def relative_l2(found, expected):
     """Distance from transformers in fp32 on the same input, so that nobody wins by computing something else."""
-    found = np.asarray(found.float() if hasattr(found, "float") else found, np.float64).reshape(-1)
-    expected = expected.astype(np.float64).reshape(-1)
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    return common.relative_l2(found.float() if hasattr(found, "float") else found, expected)
 
 
 def timed(function, *arguments):
@@ -102,6 +106,7 @@ def timed(function, *arguments):
 def measure(contestant, case, options):
     """Seconds of each phase. The phases of one repeat follow each other as they do for a user."""
     from PIL import Image
+
     image = Image.open(case.image).convert("RGB")
     image.load()
     has = {phase: hasattr(contestant, phase) for phase in ("preprocess", "encode", "prefill", "step")}
@@ -138,7 +143,8 @@ def measure(contestant, case, options):
             seconds["decode"].append(spent)
         seconds["decode"] = seconds["decode"][4:]
     return {f"{phase}_s": spread(values) for phase, values in ({"load": [load]} | seconds).items()} | {
-        "relative_l2": errors}
+        "relative_l2": errors
+    }
 
 
 def run(kind, description, precisions, packages):
@@ -152,11 +158,15 @@ def run(kind, description, precisions, packages):
         contestant.prepare()
     if chosen.prepare:
         return
-    line = {
-        "version": ", ".join(f"{name} {version(name)}" for name in packages),
-        "precision": chosen.precision,
-        "threads": chosen.threads,
-        "prompt_tokens": len(case.prompt_ids),
-    } | measure(contestant, case, chosen) | {"peak_rss_bytes": peak_rss_bytes()}
+    line = (
+        {
+            "version": ", ".join(f"{name} {version(name)}" for name in packages),
+            "precision": chosen.precision,
+            "threads": chosen.threads,
+            "prompt_tokens": len(case.prompt_ids),
+        }
+        | measure(contestant, case, chosen)
+        | {"peak_rss_bytes": peak_rss_bytes()}
+    )
     print(json.dumps(line))
     sys.stdout.flush()

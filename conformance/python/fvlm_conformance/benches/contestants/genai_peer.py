@@ -1,5 +1,6 @@
 """onnxruntime-genai's decoder from its own model builder: int4 blocks of 32, accuracy level 4. No encoder."""
 
+import json
 import subprocess
 import sys
 
@@ -12,9 +13,24 @@ from .text_checkpoint import text_checkpoint
 def build(case):
     out = case.cache / "genai_int4"
     if not (out / "genai_config.json").exists():
-        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(text_checkpoint(case)),
-                   "-o", str(out), "-p", "int4", "-e", "cpu", "-c", str(case.cache / "genai_temporary"),
-                   "--extra_options", "int4_accuracy_level=4", "int4_block_size=32"]
+        command = [
+            sys.executable,
+            "-m",
+            "onnxruntime_genai.models.builder",
+            "-i",
+            str(text_checkpoint(case)),
+            "-o",
+            str(out),
+            "-p",
+            "int4",
+            "-e",
+            "cpu",
+            "-c",
+            str(case.cache / "genai_temporary"),
+            "--extra_options",
+            "int4_accuracy_level=4",
+            "int4_block_size=32",
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             raise SystemExit(f"error: the model builder ended with {done.returncode}: {done.stderr[-2000:]}")
@@ -32,10 +48,11 @@ class Genai:
 
     def load(self):
         import onnxruntime_genai
+
         self.genai = onnxruntime_genai
         config = onnxruntime_genai.Config(str(build(self.case)))
-        config.overlay(
-            '{"model": {"decoder": {"session_options": {"intra_op_num_threads": %d}}}}' % self.threads)
+        session = {"intra_op_num_threads": self.threads}
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
         self.model = onnxruntime_genai.Model(config)
 
     def start(self):

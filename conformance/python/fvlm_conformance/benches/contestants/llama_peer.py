@@ -10,6 +10,7 @@ def write_f32(case, path):
     """The decoder as GGUF, architecture qwen2. The vocabulary is a stand-in: only ids are fed."""
     import gguf
     from safetensors.numpy import load_file
+
     text = case.config["text_config"]
     writer = gguf.GGUFWriter(path, "qwen2")
     writer.add_context_length(text["max_position_embeddings"])
@@ -43,6 +44,7 @@ def quantised(case, threads):
     path = case.cache / "qwen2-q4_0.gguf"
     if not path.exists():
         import llama_cpp
+
         full = case.cache / "qwen2-f32.gguf"
         write_f32(case, full)
         chosen = llama_cpp.llama_model_quantize_default_params()
@@ -66,9 +68,17 @@ class Llama:
 
     def load(self):
         import llama_cpp
+
         self.llama = llama_cpp.Llama(
-            str(quantised(self.case, self.threads)), n_ctx=1024, n_batch=512, n_ubatch=512, n_threads=self.threads,
-            n_threads_batch=self.threads, use_mmap=True, verbose=False)
+            str(quantised(self.case, self.threads)),
+            n_ctx=1024,
+            n_batch=512,
+            n_ubatch=512,
+            n_threads=self.threads,
+            n_threads_batch=self.threads,
+            use_mmap=True,
+            verbose=False,
+        )
 
     def prefill(self, _features):
         self.llama.reset()
@@ -79,6 +89,7 @@ class Llama:
 
     def feed(self, ids):
         import llama_cpp
+
         self.llama.eval(ids)
         pointer = llama_cpp.llama_get_logits_ith(self.llama.ctx, -1)
         return np.ctypeslib.as_array(pointer, shape=(self.llama.n_vocab(),))

@@ -7,6 +7,7 @@ from . import common
 
 def session(path, threads):
     import onnxruntime
+
     chosen = onnxruntime.SessionOptions()
     chosen.intra_op_num_threads = threads
     chosen.log_severity_level = 3
@@ -20,6 +21,7 @@ class OnnxRuntime:
 
     def prepare(self):
         from .torch_graphs import export_decoder, export_encoder
+
         export_encoder(self.case)
         export_decoder(self.case)
 

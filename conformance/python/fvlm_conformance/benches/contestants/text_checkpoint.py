@@ -24,8 +24,11 @@ def text_checkpoint(case):
     for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(case.checkpoint / name, out / name)
     text = case.config["text_config"]
-    config = text | {"architectures": ["Qwen2ForCausalLM"], "dtype": case.config["dtype"],
-                     "tie_word_embeddings": "lm_head.weight" not in tensors,
-                     "rope_theta": text["rope_parameters"]["rope_theta"]}
+    config = text | {
+        "architectures": ["Qwen2ForCausalLM"],
+        "dtype": case.config["dtype"],
+        "tie_word_embeddings": "lm_head.weight" not in tensors,
+        "rope_theta": text["rope_parameters"]["rope_theta"],
+    }
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return out

@@ -24,14 +24,22 @@ class Decoder(torch.nn.Module):
 
     def forward(self, inputs_embeds, *past):
         from transformers import DynamicCache
+
         cache = DynamicCache()
         for layer in range(len(past) // 2):
             cache.update(past[2 * layer], past[2 * layer + 1], layer)
         length, new = past[0].shape[2], inputs_embeds.shape[1]
         rows = torch.arange(new)[:, None] + length
-        mask = torch.where(torch.arange(length + new)[None] <= rows, 0.0, torch.finfo(torch.float32).min)[None, None]
-        out = self.decoder(inputs_embeds=inputs_embeds, attention_mask=mask, position_ids=rows.T, use_cache=True,
-                           **{cache_argument(): cache})
+        mask = torch.where(torch.arange(length + new)[None] <= rows, 0.0, torch.finfo(torch.float32).min)[
+            None, None
+        ]
+        out = self.decoder(
+            inputs_embeds=inputs_embeds,
+            attention_mask=mask,
+            position_ids=rows.T,
+            use_cache=True,
+            **{cache_argument(): cache},
+        )
         parts = [part for layer in cache.layers for part in (layer.keys, layer.values)]
         return (self.head(out.last_hidden_state[:, -1]), *parts)
 
@@ -44,9 +52,16 @@ def export_encoder(case):
         source = Transformers(case, "fp32", 2)
         source.load()
         with torch.inference_mode():
-            torch.onnx.export(Encoder(source.model).eval(), (torch.zeros(1, 3, case.edge, case.edge),), str(path), dynamo=True,
-                              input_names=["pixel_values"], output_names=["image_features"], external_data=True,
-                              verbose=False)
+            torch.onnx.export(
+                Encoder(source.model).eval(),
+                (torch.zeros(1, 3, case.edge, case.edge),),
+                str(path),
+                dynamo=True,
+                input_names=["pixel_values"],
+                output_names=["image_features"],
+                external_data=True,
+                verbose=False,
+            )
     return path
 
 
@@ -65,10 +80,16 @@ def export_decoder(case):
         new, length = torch.export.Dim("new", min=1, max=32768), torch.export.Dim("past", min=0, max=32768)
         with torch.inference_mode():
             torch.onnx.export(
-                Decoder(source.model).eval(), (torch.zeros(1, 7, text["hidden_size"]), *past), str(path), dynamo=True,
+                Decoder(source.model).eval(),
+                (torch.zeros(1, 7, text["hidden_size"]), *past),
+                str(path),
+                dynamo=True,
                 input_names=["inputs_embeds"] + names,
                 output_names=["logits"] + [name.replace("past", "present") for name in names],
-                dynamic_shapes=({1: new}, tuple({2: length} for _ in past)), external_data=True, verbose=False)
+                dynamic_shapes=({1: new}, tuple({2: length} for _ in past)),
+                external_data=True,
+                verbose=False,
+            )
             table = source.model.get_input_embeddings().weight.detach().numpy()
             np.save(path.parent / "embedding.npy", table)
     return path

@@ -27,11 +27,14 @@ class Transformers:
     def load(self):
         import transformers
         from transformers import FastVlmForConditionalGeneration
+
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         # The fast processor is the one that AutoProcessor takes.
         self.processor = transformers.AutoImageProcessor.from_pretrained(self.case.checkpoint)
-        self.model = FastVlmForConditionalGeneration.from_pretrained(self.case.checkpoint, dtype=self.dtype).eval()
+        self.model = FastVlmForConditionalGeneration.from_pretrained(
+            self.case.checkpoint, dtype=self.dtype
+        ).eval()
         self.model.model.vision_tower.to(memory_format=torch.channels_last)
         self.ids = torch.tensor([self.case.prompt_ids])
         self.image_positions = self.ids == self.case.image_token_id
@@ -47,6 +50,7 @@ class Transformers:
     @torch.inference_mode()
     def prefill(self, features):
         from transformers import DynamicCache
+
         embeds = self.model.get_input_embeddings()(self.ids)
         embeds[self.image_positions] = features.to(embeds.dtype)
         self.cache = DynamicCache()
@@ -55,6 +59,7 @@ class Transformers:
     @torch.inference_mode()
     def prefill_ids(self, ids):
         from transformers import DynamicCache
+
         self.cache = DynamicCache()
         return self.decode(self.model.get_input_embeddings()(torch.tensor([ids])))
 
@@ -63,13 +68,16 @@ class Transformers:
         return self.decode(self.model.get_input_embeddings()(torch.tensor([[token]])))
 
     def decode(self, embeds):
-        out = self.model.model.language_model(inputs_embeds=embeds, use_cache=True, **{cache_argument(): self.cache})
+        out = self.model.model.language_model(
+            inputs_embeds=embeds, use_cache=True, **{cache_argument(): self.cache}
+        )
         return self.model.lm_head(out.last_hidden_state[:, -1])[0].float().numpy()
 
 
 def cache_argument():
     """transformers 5.23 renamed it."""
     from transformers import __version__ as version
+
     return "cache" if tuple(map(int, version.split(".")[:2])) >= (5, 23) else "past_key_values"
 
 

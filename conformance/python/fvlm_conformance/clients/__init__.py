@@ -1,0 +1,1 @@
+"""Engines and libraries of others, on bundles as they are on disk."""

@@ -1,0 +1,1 @@
+"""The published implementation: what references are recorded with."""
