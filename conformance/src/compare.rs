@@ -1,6 +1,7 @@
 //! Are two tensors the same? By a tolerance that has a name, with the first element that says no.
 
-use crate::tensor::{Tensor, index_of};
+use crate::array::Array;
+use ndarray::{ArrayViewD, Dimension as _};
 use serde::Serialize;
 use std::fmt;
 
@@ -86,35 +87,44 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Measures how far `found` lies from `expected`; `shape` names the place of the first difference.
+/// Measures how far `found` lies from `expected`, which has the same shape.
 ///
 /// A number that is not finite is a difference even where both have it: no reference has one.
-pub fn measure(found: &[f32], expected: &[f32], shape: &[usize], tolerance: Tolerance) -> Distance {
+pub fn measure(
+    found: &ArrayViewD<'_, f32>,
+    expected: &ArrayViewD<'_, f32>,
+    tolerance: Tolerance,
+) -> Distance {
     let mut square_difference = 0.0_f64;
     let mut square_expected = 0.0_f64;
     let mut max_abs = 0.0_f64;
-    let mut first_not_finite = None;
-    for (position, (&a, &b)) in found.iter().zip(expected).enumerate() {
+    let mut finite = true;
+    for (&a, &b) in found.iter().zip(expected) {
         if !(a.is_finite() && b.is_finite()) {
-            first_not_finite.get_or_insert(position);
-            continue;
+            finite = false;
+            break;
         }
         let difference = (f64::from(a) - f64::from(b)).abs();
         max_abs = max_abs.max(difference);
         square_difference += difference * difference;
         square_expected += f64::from(b) * f64::from(b);
     }
-    let difference_at = |position: usize| Difference {
-        index: index_of(shape, position),
-        found: f64::from(found[position]),
-        expected: f64::from(expected[position]),
+    let first = |differs: &dyn Fn(f64, f64) -> bool| {
+        let pairs = found.indexed_iter().zip(expected);
+        let mut pairs = pairs.map(|((index, &a), &b)| (index, f64::from(a), f64::from(b)));
+        pairs
+            .find(|&(_, found, expected)| differs(found, expected))
+            .map(|(index, found, expected)| Difference {
+                index: index.slice().to_vec(),
+                found,
+                expected,
+            })
     };
-    if let Some(position) = first_not_finite {
-        let first = Some(difference_at(position));
+    if !finite {
         return Distance {
             relative_l2: f64::INFINITY,
             max_abs: f64::INFINITY,
-            first,
+            first: first(&|a, b| !(a.is_finite() && b.is_finite())),
         };
     }
     let relative_l2 = if square_difference == 0.0 {
@@ -127,9 +137,7 @@ pub fn measure(found: &[f32], expected: &[f32], shape: &[usize], tolerance: Tole
     let count = expected.len().max(1) as f64;
     let limit = tolerance.relative_l2() * (square_expected / count).sqrt();
     let first = if relative_l2 > tolerance.relative_l2() {
-        let differs =
-            |&position: &usize| (f64::from(found[position]) - f64::from(expected[position])).abs() > limit;
-        (0..expected.len()).find(differs).map(difference_at)
+        first(&|a, b| (a - b).abs() > limit)
     } else {
         None
     };
@@ -191,17 +199,13 @@ impl Comparison {
 }
 
 /// Compares two tensors of one name.
-pub fn compare(value: &str, found: &Tensor, expected: &Tensor, tolerance: Tolerance) -> Comparison {
-    if found.shape != expected.shape {
-        let problem = format!("shape {:?}, expected {:?}", found.shape, expected.shape);
+pub fn compare(value: &str, found: &Array, expected: &Array, tolerance: Tolerance) -> Comparison {
+    if found.shape() != expected.shape() {
+        let problem = format!("shape {:?}, expected {:?}", found.shape(), expected.shape());
         return Comparison::refused(value, tolerance, problem);
     }
-    let (found, shape) = (found.to_float(), &expected.shape);
-    Comparison::judge(
-        value,
-        tolerance,
-        measure(&found, &expected.to_float(), shape, tolerance),
-    )
+    let distance = measure(&found.to_float().view(), &expected.to_float().view(), tolerance);
+    Comparison::judge(value, tolerance, distance)
 }
 
 #[cfg(test)]
@@ -290,8 +294,8 @@ mod tests {
         ];
         for case in cases {
             let (found, expected) = (
-                Tensor::float(&[2, 2], case.found),
-                Tensor::float(&[2, 2], case.expected),
+                Array::float(&[2, 2], case.found),
+                Array::float(&[2, 2], case.expected),
             );
             let comparison = compare("x", &found, &expected, case.tolerance);
             assert_eq!(comparison.passed(), case.passed, "{}: {comparison:?}", case.what);
@@ -307,8 +311,8 @@ mod tests {
     fn other_shapes_are_named() {
         let comparison = compare(
             "logits",
-            &Tensor::float(&[1, 3], vec![0.0; 3]),
-            &Tensor::float(&[3, 1], vec![0.0; 3]),
+            &Array::float(&[1, 3], vec![0.0; 3]),
+            &Array::float(&[3, 1], vec![0.0; 3]),
             Tolerance::Close,
         );
         assert_eq!(

@@ -1,9 +1,10 @@
 //! What did the published implementation compute? The recorded references of `conformance/golden` (schema in its
 //! README), opened and checked.
 
+use crate::array::Array;
 use crate::compare::{Comparison, Distance, Tolerance, measure};
 use crate::safetensors::{self, SafetensorsError};
-use crate::tensor::{Tensor, index_of, strides_of};
+use ndarray::{ArrayViewD, Axis, Dimension as _, IxDyn, Slice};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -60,7 +61,7 @@ pub struct Reference {
     /// In the order of running.
     pub cases: Vec<RecordedCase>,
     #[serde(skip)]
-    data: BTreeMap<String, Tensor>,
+    data: BTreeMap<String, Array>,
     /// Where the file lies: paths of images may be relative to it.
     #[serde(skip)]
     pub directory: PathBuf,
@@ -263,7 +264,7 @@ impl Reference {
     }
 
     /// The recorded elements of a check that the reference holds whole: `pixel_values`, `image_features`.
-    pub fn whole(&self, check: &Check) -> Option<Tensor> {
+    pub fn whole(&self, check: &Check) -> Option<Array> {
         check
             .indices
             .is_none()
@@ -272,7 +273,7 @@ impl Reference {
     }
 
     /// Compares a computed tensor with a check of this reference.
-    pub fn compare(&self, check: &Check, precision: &str, found: &Tensor) -> Comparison {
+    pub fn compare(&self, check: &Check, precision: &str, found: &Array) -> Comparison {
         let limit = self
             .tolerances
             .get(&check.tolerance)
@@ -286,24 +287,26 @@ impl Reference {
             return Comparison::refused(&check.value, Tolerance::Exact, problem);
         };
         let tolerance = Tolerance::Custom(limit.relative_l2.unwrap_or(f64::INFINITY));
-        if found.shape != check.shape {
-            let problem = format!("shape {:?}, expected {:?}", found.shape, check.shape);
+        if found.shape() != check.shape {
+            let problem = format!("shape {:?}, expected {:?}", found.shape(), check.shape);
             return Comparison::refused(&check.value, tolerance, problem);
         }
-        let values = found.to_float();
-        let expected = self.data[&check.tensor].to_float();
-        let distance = match &check.indices {
-            None => measure(&values, &expected, &check.shape, tolerance),
-            Some(indices) => {
-                let places = self.data[indices].as_int().unwrap_or_default();
-                let picked: Vec<f32> = places
-                    .iter()
-                    .map(|&i| usize::try_from(i).map_or(f32::NAN, |i| values[i]))
-                    .collect();
-                let mut distance = measure(&picked, &expected, &[picked.len()], tolerance);
+        let (values, expected) = (found.to_float(), self.data[&check.tensor].to_float());
+        let indices = check.indices.as_ref().and_then(|name| self.data[name].as_int());
+        let distance = match indices {
+            None => match expected.to_shape(IxDyn(&check.shape)) {
+                Ok(expected) => measure(&values.view(), &expected.view(), tolerance),
+                Err(error) => return Comparison::refused(&check.value, tolerance, error.to_string()),
+            },
+            Some(places) => {
+                let flat = values.flatten();
+                let pick = |&place: &i64| usize::try_from(place).map_or(f32::NAN, |place| flat[place]);
+                let picked = places.map(pick);
+                let mut distance = measure(&picked.view(), &expected.view(), tolerance);
                 if let Some(first) = &mut distance.first {
-                    let place = usize::try_from(places[first.index[0]]).unwrap_or(0);
-                    first.index = index_of(&check.shape, place);
+                    let place = usize::try_from(places[&*first.index]).unwrap_or(0);
+                    let place = values.indexed_iter().nth(place);
+                    first.index = place.map_or_else(Vec::new, |(index, _)| index.slice().to_vec());
                 }
                 distance
             }
@@ -311,8 +314,8 @@ impl Reference {
         let mut comparison = Comparison::judge(&check.value, tolerance, distance);
         if comparison.passed() {
             comparison.problem = over(limit.max_abs, comparison.distance.as_ref())
-                .or_else(|| check.whole_problem(&values, limit))
-                .or_else(|| check.top_problem(&values, limit));
+                .or_else(|| check.whole_problem(&values.view(), limit))
+                .or_else(|| check.top_problem(&values.view(), limit));
         }
         comparison
     }
@@ -443,21 +446,18 @@ impl Check {
     }
 
     /// Norm and largest magnitude of the whole tensor: what sampled elements cannot see.
-    fn whole_problem(&self, values: &[f32], limit: Limit) -> Option<String> {
+    fn whole_problem(&self, values: &ArrayViewD<'_, f32>, limit: Limit) -> Option<String> {
         let relative = limit.relative_l2?;
-        let strides = strides_of(&self.shape);
-        let in_padding = |position: usize| {
-            let Some(padding) = &self.padding else {
-                return false;
-            };
-            let row = position / strides[0];
-            let place = position / strides[2] % self.shape[2];
-            place < padding.get(row).copied().unwrap_or(0)
-        };
         let mut square = 0.0_f64;
         let mut largest = 0.0_f64;
-        for (position, &value) in values.iter().enumerate() {
-            if !in_padding(position) {
+        for (row, values) in values.outer_iter().enumerate() {
+            // `[heads, slots, width]` where there is padding.
+            let hidden = self.padding.as_ref().and_then(|padding| padding.get(row));
+            let real = match hidden {
+                Some(&hidden) => values.slice_axis(Axis(1), Slice::from(hidden.min(self.shape[2])..)),
+                None => values.view(),
+            };
+            for &value in &real {
                 square += f64::from(value) * f64::from(value);
                 largest = largest.max(f64::from(value).abs());
             }
@@ -484,13 +484,12 @@ impl Check {
     }
 
     /// The best ids of each row, as far as their logits lie apart enough to be told.
-    fn top_problem(&self, values: &[f32], limit: Limit) -> Option<String> {
+    fn top_problem(&self, values: &ArrayViewD<'_, f32>, limit: Limit) -> Option<String> {
         let top = self.top.as_ref()?;
-        let width = *self.shape.last()?;
         let tolerance = limit.relative_l2? * self.abs_max * 2.0;
-        for (row, (ids, logits)) in top.ids.iter().zip(&top.logits).enumerate() {
-            let found = values.get(row * width..(row + 1) * width)?;
-            let best = argmax(found)?;
+        let rows = values.outer_iter().zip(top.ids.iter().zip(&top.logits));
+        for (row, (found, (ids, logits))) in rows.enumerate() {
+            let best = argmax(&found)?;
             let clear = logits.len() < 2 || logits[0] - logits[1] > tolerance;
             if clear && ids.first() != Some(&best) {
                 return Some(format!(
@@ -504,9 +503,9 @@ impl Check {
 }
 
 /// Index of the largest element; the first of equals.
-pub fn argmax(values: &[f32]) -> Option<usize> {
+pub fn argmax<'a>(values: impl IntoIterator<Item = &'a f32>) -> Option<usize> {
     let mut best: Option<(usize, f32)> = None;
-    for (index, &value) in values.iter().enumerate() {
+    for (index, &value) in values.into_iter().enumerate() {
         if best.is_none_or(|(_, highest)| value > highest) {
             best = Some((index, value));
         }
@@ -517,7 +516,6 @@ pub fn argmax(values: &[f32]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::Tensor;
 
     const NAME: &str = "synth-demo-llava-1";
 
@@ -589,7 +587,7 @@ mod tests {
     }
 
     /// The first check of that name, and what a perfect engine would compute for it.
-    fn check<'a>(reference: &'a Reference, value: &str) -> (&'a Check, Tensor) {
+    fn check<'a>(reference: &'a Reference, value: &str) -> (&'a Check, Array) {
         let checks = reference.cases.iter().flat_map(|case| &case.checks);
         let check = checks
             .filter(|check| check.indices.is_none())
@@ -604,12 +602,12 @@ mod tests {
         let (logits, right) = check(&reference, "prefill.logits");
         let comparison = reference.compare(logits, "fp32", &right);
         assert!(comparison.passed(), "{comparison:?}");
-        let mut values = right.to_float();
-        values[700] += 1.0;
-        let comparison = reference.compare(logits, "fp32", &Tensor::float(&right.shape, values));
+        let mut values = right.to_float().into_owned();
+        values[[0, 700]] += 1.0;
+        let comparison = reference.compare(logits, "fp32", &Array::from(values));
         let problem = comparison.problem.unwrap();
         assert!(problem.contains("first at [0, 700]"), "{problem}");
-        let comparison = reference.compare(logits, "fp32", &right.clone().reshaped(&[1024, 1]));
+        let comparison = reference.compare(logits, "fp32", &right.reshaped(&[1024, 1]).unwrap());
         assert_eq!(comparison.problem.unwrap(), "shape [1024, 1], expected [1, 1024]");
         let comparison = reference.compare(logits, "int8", &right);
         assert!(
@@ -635,11 +633,11 @@ mod tests {
             let places = [3, 11, 20, 33];
             reference.data.insert(
                 "x".to_owned(),
-                Tensor::float(&[4], places.iter().map(|&i: &i64| values[i as usize]).collect()),
+                Array::float(&[4], places.iter().map(|&i: &i64| values[i as usize]).collect()),
             );
             reference
                 .data
-                .insert("x.indices".to_owned(), Tensor::int(&[4], places.to_vec()));
+                .insert("x.indices".to_owned(), Array::int(&[4], places.to_vec()));
             let best = argmax(&values).unwrap();
             let top = Top {
                 ids: vec![vec![best, 0]],
@@ -658,7 +656,7 @@ mod tests {
             };
             edit(&mut values);
             reference
-                .compare(&check, "fp32", &Tensor::float(&[1, 40], values))
+                .compare(&check, "fp32", &Array::float(&[1, 40], values))
                 .problem
         };
         assert_eq!(sampled(|_| {}), None);
@@ -676,7 +674,7 @@ mod tests {
         // Two values swapped: neither samples nor norm nor magnitude can tell.
         assert!(sampled(|values| values.swap(0, 2)).is_none());
         let problem = sampled(|values| {
-            let best = argmax(values).unwrap();
+            let best = argmax(&*values).unwrap();
             values.swap(0, best);
         });
         assert!(problem.unwrap().contains("the largest logit is that of id 0"));

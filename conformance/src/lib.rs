@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod array;
 pub mod bench;
 pub mod compare;
 pub mod golden;
@@ -13,5 +14,4 @@ pub mod status;
 pub mod suite;
 pub mod synth;
 pub mod table;
-pub mod tensor;
 pub mod tiny;

@@ -1,8 +1,9 @@
-//! Reads the tensors of a small safetensors file: recorded references, and checkpoints in tests; and writes what was
-//! computed for other tools. On purpose not the reader of `models`: what checks should not share code with what is checked.
+//! A second safetensors reader, on purpose not that of `models`: what checks shares no code with what is checked. It
+//! reads small files, recorded references and checkpoints in tests, and writes what was computed for other tools.
 
-use crate::tensor::{Data, Tensor};
+use crate::array::{Array, Shared};
 use half::{bf16, f16};
+use ndarray::{ArrayViewD, IxDyn};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -33,7 +34,7 @@ struct Entry {
 ///
 /// # Errors
 /// A file that is missing, cut short, or says something about itself that is not so.
-pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>, SafetensorsError> {
+pub fn read(path: &Path) -> Result<BTreeMap<String, Array>, SafetensorsError> {
     let bytes = std::fs::read(path).map_err(|error| SafetensorsError {
         path: path.to_owned(),
         problem: error.to_string(),
@@ -45,7 +46,7 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>, SafetensorsError> {
 ///
 /// # Errors
 /// As [`read`].
-pub fn read_with_metadata(path: &Path) -> Result<(Metadata, BTreeMap<String, Tensor>), SafetensorsError> {
+pub fn read_with_metadata(path: &Path) -> Result<(Metadata, BTreeMap<String, Array>), SafetensorsError> {
     let failed = |problem: String| SafetensorsError {
         path: path.to_owned(),
         problem,
@@ -59,38 +60,32 @@ pub fn read_with_metadata(path: &Path) -> Result<(Metadata, BTreeMap<String, Ten
 pub type Metadata = BTreeMap<String, String>;
 
 /// The elements of a tensor that is to be written.
-#[derive(Debug, Clone, Copy)]
-pub enum Array<'a> {
+#[derive(Debug, Clone)]
+pub enum View<'a> {
     /// float32.
-    Float(&'a [f32]),
+    Float(ArrayViewD<'a, f32>),
     /// int64.
-    Int(&'a [i64]),
+    Int(ArrayViewD<'a, i64>),
 }
 
-impl Array<'_> {
-    const fn dtype(&self) -> &'static str {
+impl View<'_> {
+    /// Type, shape and bytes as a header says them.
+    fn entry(&self) -> (&'static str, &[usize], usize) {
         match self {
-            Array::Float(_) => "F32",
-            Array::Int(_) => "I64",
-        }
-    }
-
-    const fn bytes(&self) -> usize {
-        match self {
-            Array::Float(data) => size_of_val(*data),
-            Array::Int(data) => size_of_val(*data),
+            View::Float(data) => ("F32", data.shape(), data.len() * size_of::<f32>()),
+            View::Int(data) => ("I64", data.shape(), data.len() * size_of::<i64>()),
         }
     }
 }
 
-/// Writes tensors, a name, a shape and the elements each, in this order; those of eight bytes belong first.
+/// Writes tensors, a name and the elements each, in this order; those of eight bytes belong first.
 ///
 /// # Errors
 /// A file that cannot be written.
 pub fn write(
     path: &Path,
     metadata: &[(&str, &str)],
-    tensors: &[(&str, Vec<usize>, Array<'_>)],
+    tensors: &[(&str, View<'_>)],
 ) -> Result<(), SafetensorsError> {
     write_bytes(path, metadata, tensors).map_err(|error| SafetensorsError {
         path: path.to_owned(),
@@ -98,18 +93,15 @@ pub fn write(
     })
 }
 
-fn write_bytes(
-    path: &Path,
-    metadata: &[(&str, &str)],
-    tensors: &[(&str, Vec<usize>, Array<'_>)],
-) -> std::io::Result<()> {
+fn write_bytes(path: &Path, metadata: &[(&str, &str)], tensors: &[(&str, View<'_>)]) -> std::io::Result<()> {
     let mut header = serde_json::Map::new();
     let metadata: BTreeMap<&str, &str> = metadata.iter().copied().collect();
     header.insert(METADATA.to_owned(), serde_json::json!(metadata));
     let mut start = 0;
-    for (name, shape, array) in tensors {
-        let end = start + array.bytes();
-        let entry = serde_json::json!({"dtype": array.dtype(), "shape": shape, "data_offsets": [start, end]});
+    for (name, view) in tensors {
+        let (dtype, shape, bytes) = view.entry();
+        let end = start + bytes;
+        let entry = serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": [start, end]});
         header.insert((*name).to_owned(), entry);
         start = end;
     }
@@ -118,12 +110,12 @@ fn write_bytes(
     let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(&header)?;
-    for (_, _, array) in tensors {
-        match array {
-            Array::Float(data) => data
+    for (_, view) in tensors {
+        match view {
+            View::Float(data) => data
                 .iter()
                 .try_for_each(|value| file.write_all(&value.to_le_bytes()))?,
-            Array::Int(data) => data
+            View::Int(data) => data
                 .iter()
                 .try_for_each(|value| file.write_all(&value.to_le_bytes()))?,
         }
@@ -135,7 +127,7 @@ fn write_bytes(
 ///
 /// # Errors
 /// As [`read`].
-pub fn parse(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, SafetensorsError> {
+pub fn parse(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Array>, SafetensorsError> {
     tensors_of(bytes).map_err(|problem| SafetensorsError {
         path: path.to_owned(),
         problem,
@@ -169,7 +161,7 @@ fn metadata_of(bytes: &[u8]) -> Result<Metadata, String> {
     serde_json::from_value(metadata).map_err(|error| format!("`{METADATA}`: {error}"))
 }
 
-fn tensors_of(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, String> {
+fn tensors_of(bytes: &[u8]) -> Result<BTreeMap<String, Array>, String> {
     let (entries, bytes) = split(bytes)?;
     let mut tensors = BTreeMap::new();
     for (name, entry) in entries {
@@ -182,45 +174,33 @@ fn tensors_of(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, String> {
         let data = bytes
             .get(start..end)
             .ok_or_else(|| format!("tensor `{name}` lies outside the file"))?;
-        let count = entry
-            .shape
-            .iter()
-            .try_fold(1_usize, |product, &n| product.checked_mul(n));
-        let tensor = decode(&entry.dtype, data, &entry.shape)
-            .filter(|tensor| count == Some(tensor.len()))
-            .ok_or_else(|| {
-                format!(
-                    "tensor `{name}`: {} {:?} in {} bytes",
-                    entry.dtype,
-                    entry.shape,
-                    data.len()
-                )
-            })?;
+        let tensor = decode(&entry.dtype, data, &entry.shape).ok_or_else(|| {
+            let (dtype, shape, bytes) = (&entry.dtype, &entry.shape, data.len());
+            format!("tensor `{name}`: {dtype} {shape:?} in {bytes} bytes")
+        })?;
         tensors.insert(name, tensor);
     }
     Ok(tensors)
 }
 
-fn decode(dtype: &str, data: &[u8], shape: &[usize]) -> Option<Tensor> {
-    fn elements<const N: usize, T>(data: &[u8], from: impl Fn([u8; N]) -> T) -> Option<Vec<T>> {
+/// The elements of a tensor; none where their number is not that of the shape.
+fn decode(dtype: &str, data: &[u8], shape: &[usize]) -> Option<Array> {
+    fn elements<const N: usize, T>(
+        data: &[u8],
+        shape: &[usize],
+        from: impl Fn([u8; N]) -> T,
+    ) -> Option<Shared<T>> {
         let (chunks, rest) = data.as_chunks::<N>();
-        rest.is_empty()
-            .then(|| chunks.iter().map(|&chunk| from(chunk)).collect())
+        let elements = chunks.iter().map(|&chunk| from(chunk)).collect();
+        let array = Shared::from_shape_vec(IxDyn(shape), elements).ok()?;
+        rest.is_empty().then_some(array)
     }
-    let float = |data: Vec<f32>| Tensor {
-        shape: shape.to_vec(),
-        data: Data::Float(data),
-    };
-    let int = |data: Vec<i64>| Tensor {
-        shape: shape.to_vec(),
-        data: Data::Int(data),
-    };
     match dtype {
-        "F32" => elements(data, f32::from_le_bytes).map(float),
-        "F16" => elements(data, |b| f16::from_le_bytes(b).to_f32()).map(float),
-        "BF16" => elements(data, |b| bf16::from_le_bytes(b).to_f32()).map(float),
-        "I32" => elements(data, |b| i64::from(i32::from_le_bytes(b))).map(int),
-        "I64" => elements(data, i64::from_le_bytes).map(int),
+        "F32" => elements(data, shape, f32::from_le_bytes).map(Array::Float),
+        "F16" => elements(data, shape, |b| f16::from_le_bytes(b).to_f32()).map(Array::Float),
+        "BF16" => elements(data, shape, |b| bf16::from_le_bytes(b).to_f32()).map(Array::Float),
+        "I32" => elements(data, shape, |b| i64::from(i32::from_le_bytes(b))).map(Array::Int),
+        "I64" => elements(data, shape, i64::from_le_bytes).map(Array::Int),
         _ => None,
     }
 }
@@ -228,6 +208,7 @@ fn decode(dtype: &str, data: &[u8], shape: &[usize]) -> Option<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ndarray::{aview1, aview2};
 
     fn file(header: &str, data: &[u8]) -> Vec<u8> {
         let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
@@ -247,9 +228,9 @@ mod tests {
         data.extend(7_i64.to_le_bytes());
         data.extend((-3_i32).to_le_bytes());
         let tensors = tensors_of(&file(header, &data)).unwrap();
-        assert_eq!(tensors["a"], Tensor::float(&[2], vec![1.5, -2.0]));
-        assert_eq!(tensors["b"], Tensor::int(&[], vec![7]));
-        assert_eq!(tensors["c"], Tensor::int(&[1], vec![-3]));
+        assert_eq!(tensors["a"], Array::float(&[2], vec![1.5, -2.0]));
+        assert_eq!(tensors["b"], Array::int(&[], vec![7]));
+        assert_eq!(tensors["c"], Array::int(&[1], vec![-3]));
     }
 
     #[test]
@@ -257,14 +238,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.safetensors");
         let tensors = [
-            ("ids", vec![2], Array::Int(&[-1, 1 << 40])),
-            ("values", vec![1, 3], Array::Float(&[1.5, -0.0, 3e38])),
+            ("ids", View::Int(aview1(&[-1, 1 << 40]).into_dyn())),
+            ("values", View::Float(aview2(&[[1.5, -0.0, 3e38]]).into_dyn())),
         ];
         write(&path, &[("name", "a \"tool\"")], &tensors).unwrap();
         let (metadata, found) = read_with_metadata(&path).unwrap();
         assert_eq!(metadata["name"], "a \"tool\"");
-        assert_eq!(found["ids"], Tensor::int(&[2], vec![-1, 1 << 40]));
-        assert_eq!(found["values"], Tensor::float(&[1, 3], vec![1.5, -0.0, 3e38]));
+        assert_eq!(found["ids"], Array::int(&[2], vec![-1, 1 << 40]));
+        assert_eq!(found["values"], Array::float(&[1, 3], vec![1.5, -0.0, 3e38]));
         let bytes = std::fs::read(&path).unwrap();
         assert_eq!(u64::from_le_bytes(*bytes.first_chunk().unwrap()) % 8, 0);
         assert!(write(&folder.path().join("no/where"), &[], &tensors).is_err());

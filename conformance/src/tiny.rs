@@ -1,6 +1,6 @@
 //! Small made-up things for suites: numbers, weights, a config. Deterministic, from no file.
 
-use crate::tensor::Tensor;
+use crate::array::Array;
 use models::error::CheckpointError;
 use models::graph::{Graph, Source, WeightForm};
 use models::weights::{WeightSpec, Weights};
@@ -23,9 +23,9 @@ pub fn numbers(seed: u64, count: usize) -> Vec<f32> {
         .collect()
 }
 
-/// A tensor of [`numbers`].
-pub fn random(seed: u64, shape: &[usize]) -> Tensor {
-    Tensor::float(shape, numbers(seed, shape.iter().product()))
+/// An array of [`numbers`].
+pub fn random(seed: u64, shape: &[usize]) -> Array {
+    Array::float(shape, numbers(seed, shape.iter().product()))
 }
 
 /// Weights held in memory.

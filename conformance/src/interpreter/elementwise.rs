@@ -1,15 +1,13 @@
 //! Operators that look at one element of each input at a time, with ONNX's broadcasting.
 
-use super::shape::{broadcast_shape, broadcast_strides};
-use crate::tensor::{Data, Tensor};
+use super::shape::{broadcast_shape, spread};
+use crate::array::{Array, Shared};
+use ndarray::Zip;
 
 /// Applies `f` to every real number.
-pub(super) fn map(x: &Tensor, f: impl Fn(f64) -> f64) -> Result<Tensor, String> {
-    let data = x.as_float().ok_or("the input is not real")?;
-    Ok(Tensor::float(
-        &x.shape,
-        data.iter().map(|&v| f(f64::from(v)) as f32).collect(),
-    ))
+pub(super) fn map(x: &Array, f: impl Fn(f64) -> f64) -> Result<Array, String> {
+    let x = x.as_float().ok_or("the input is not real")?;
+    Ok(Array::from(x.mapv(|v| f(f64::from(v)) as f32)))
 }
 
 /// The exact form: `x / 2 * (1 + erf(x / sqrt(2)))`.
@@ -44,133 +42,77 @@ fn erf(x: f64) -> f64 {
 }
 
 /// `-x`, real or integer.
-pub(super) fn negate(x: &Tensor) -> Result<Tensor, String> {
-    let data = match &x.data {
-        Data::Float(data) => Data::Float(data.iter().map(|v| -v).collect()),
-        Data::Int(data) => Data::Int(data.iter().map(|v| v.wrapping_neg()).collect()),
-        Data::Bool(_) => return Err("truth values cannot be negated".to_owned()),
-    };
-    Ok(Tensor {
-        shape: x.shape.clone(),
-        data,
-    })
+pub(super) fn negate(x: &Array) -> Result<Array, String> {
+    match x {
+        Array::Float(x) => Ok(Array::from(x.mapv(|v| -v))),
+        Array::Int(x) => Ok(Array::from(x.mapv(i64::wrapping_neg))),
+        Array::Bool(_) => Err("truth values cannot be negated".to_owned()),
+    }
 }
 
 /// A binary operator on reals or integers.
 pub(super) fn arithmetic(
-    a: &Tensor,
-    b: &Tensor,
+    a: &Array,
+    b: &Array,
     real: impl Fn(f64, f64) -> f64,
     integer: impl Fn(i64, i64) -> i64,
-) -> Result<Tensor, String> {
-    match (&a.data, &b.data) {
-        (Data::Float(x), Data::Float(y)) => {
-            let (shape, data) = broadcast(&a.shape, &b.shape, |i, j| {
-                real(f64::from(x[i]), f64::from(y[j])) as f32
-            })?;
-            Ok(Tensor {
-                shape,
-                data: Data::Float(data),
-            })
-        }
-        (Data::Int(x), Data::Int(y)) => {
-            let (shape, data) = broadcast(&a.shape, &b.shape, |i, j| integer(x[i], y[j]))?;
-            Ok(Tensor {
-                shape,
-                data: Data::Int(data),
-            })
-        }
+) -> Result<Array, String> {
+    match (a, b) {
+        (Array::Float(a), Array::Float(b)) => Ok(Array::Float(pairs(a, b, |a, b| {
+            real(f64::from(a), f64::from(b)) as f32
+        })?)),
+        (Array::Int(a), Array::Int(b)) => Ok(Array::Int(pairs(a, b, integer)?)),
         _ => Err("the inputs are of two types".to_owned()),
     }
 }
 
 /// `a <= b`.
-pub(super) fn less_or_equal(a: &Tensor, b: &Tensor) -> Result<Tensor, String> {
-    let (shape, data) = match (&a.data, &b.data) {
-        (Data::Float(x), Data::Float(y)) => broadcast(&a.shape, &b.shape, |i, j| x[i] <= y[j])?,
-        (Data::Int(x), Data::Int(y)) => broadcast(&a.shape, &b.shape, |i, j| x[i] <= y[j])?,
-        _ => return Err("the inputs are of two types".to_owned()),
-    };
-    Ok(Tensor {
-        shape,
-        data: Data::Bool(data),
-    })
+pub(super) fn less_or_equal(a: &Array, b: &Array) -> Result<Array, String> {
+    match (a, b) {
+        (Array::Float(a), Array::Float(b)) => Ok(Array::Bool(pairs(a, b, |a, b| a <= b)?)),
+        (Array::Int(a), Array::Int(b)) => Ok(Array::Bool(pairs(a, b, |a, b| a <= b)?)),
+        _ => Err("the inputs are of two types".to_owned()),
+    }
 }
 
 /// Logical and.
-pub(super) fn and(a: &Tensor, b: &Tensor) -> Result<Tensor, String> {
-    match (&a.data, &b.data) {
-        (Data::Bool(x), Data::Bool(y)) => {
-            let (shape, data) = broadcast(&a.shape, &b.shape, |i, j| x[i] && y[j])?;
-            Ok(Tensor {
-                shape,
-                data: Data::Bool(data),
-            })
-        }
+pub(super) fn and(a: &Array, b: &Array) -> Result<Array, String> {
+    match (a, b) {
+        (Array::Bool(a), Array::Bool(b)) => Ok(Array::Bool(pairs(a, b, |a, b| a && b)?)),
         _ => Err("the inputs are not truth values".to_owned()),
     }
 }
 
 /// `condition ? a : b`.
-pub(super) fn select(condition: &Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor, String> {
-    let Data::Bool(chosen) = &condition.data else {
+pub(super) fn select(condition: &Array, a: &Array, b: &Array) -> Result<Array, String> {
+    let Array::Bool(condition) = condition else {
         return Err("the condition is not truth values".to_owned());
     };
-    // Positions first, then values: broadcasting three tensors is broadcasting two twice.
-    let (shape, pairs) = broadcast(&a.shape, &b.shape, |i, j| (i, j))?;
-    let (shape, picks) = broadcast(&condition.shape, &shape, |i, j| (chosen[i], pairs[j]))?;
-    let data = match (&a.data, &b.data) {
-        (Data::Float(x), Data::Float(y)) => Data::Float(
-            picks
-                .iter()
-                .map(|&(first, (i, j))| if first { x[i] } else { y[j] })
-                .collect(),
-        ),
-        (Data::Int(x), Data::Int(y)) => Data::Int(
-            picks
-                .iter()
-                .map(|&(first, (i, j))| if first { x[i] } else { y[j] })
-                .collect(),
-        ),
-        _ => return Err("the inputs are of two types".to_owned()),
-    };
-    Ok(Tensor { shape, data })
+    match (a, b) {
+        (Array::Float(a), Array::Float(b)) => Ok(Array::Float(chosen(condition, a, b)?)),
+        (Array::Int(a), Array::Int(b)) => Ok(Array::Int(chosen(condition, a, b)?)),
+        _ => Err("the inputs are of two types".to_owned()),
+    }
 }
 
-/// Calls `f` with the flat positions in both inputs of every element of the broadcast shape, row-major.
-fn broadcast<T>(
-    a: &[usize],
-    b: &[usize],
-    mut f: impl FnMut(usize, usize) -> T,
-) -> Result<(Vec<usize>, Vec<T>), String> {
-    let shape = broadcast_shape(a, b)?;
-    let count = shape.iter().product();
-    let mut out = Vec::with_capacity(count);
-    if a == b {
-        out.extend((0..count).map(|i| f(i, i)));
-        return Ok((shape, out));
-    }
-    let (step_a, step_b) = (
-        broadcast_strides(a, shape.len()),
-        broadcast_strides(b, shape.len()),
-    );
-    let mut index = vec![0; shape.len()];
-    let (mut at_a, mut at_b) = (0, 0);
-    for _ in 0..count {
-        out.push(f(at_a, at_b));
-        for axis in (0..shape.len()).rev() {
-            index[axis] += 1;
-            at_a += step_a[axis];
-            at_b += step_b[axis];
-            if index[axis] < shape[axis] {
-                break;
-            }
-            at_a -= step_a[axis] * shape[axis];
-            at_b -= step_b[axis] * shape[axis];
-            index[axis] = 0;
-        }
-    }
-    Ok((shape, out))
+fn chosen<T: Copy>(condition: &Shared<bool>, a: &Shared<T>, b: &Shared<T>) -> Result<Shared<T>, String> {
+    let shape = broadcast_shape(condition.shape(), &broadcast_shape(a.shape(), b.shape())?)?;
+    let inputs = Zip::from(spread(condition, &shape)?)
+        .and(spread(a, &shape)?)
+        .and(spread(b, &shape)?);
+    let result = inputs.map_collect(|&first, &a, &b| if first { a } else { b });
+    Ok(result.into_shared())
+}
+
+/// `f` of every two elements that meet in the broadcast shape.
+fn pairs<T: Copy, U: Clone>(
+    a: &Shared<T>,
+    b: &Shared<T>,
+    f: impl Fn(T, T) -> U,
+) -> Result<Shared<U>, String> {
+    let shape = broadcast_shape(a.shape(), b.shape())?;
+    let inputs = Zip::from(spread(a, &shape)?).and(spread(b, &shape)?);
+    Ok(inputs.map_collect(|&a, &b| f(a, b)).into_shared())
 }
 
 #[cfg(test)]
@@ -198,12 +140,12 @@ mod tests {
 
     #[test]
     fn select_broadcasts_three_ways() {
-        let condition = Tensor::bool(&[2, 1], vec![true, false]);
+        let condition = Array::bool(&[2, 1], vec![true, false]);
         let result = select(
             &condition,
-            &Tensor::int(&[3], vec![1, 2, 3]),
-            &Tensor::int(&[], vec![9]),
+            &Array::int(&[3], vec![1, 2, 3]),
+            &Array::int(&[], vec![9]),
         );
-        assert_eq!(result, Ok(Tensor::int(&[2, 3], vec![1, 2, 3, 9, 9, 9])));
+        assert_eq!(result, Ok(Array::int(&[2, 3], vec![1, 2, 3, 9, 9, 9])));
     }
 }

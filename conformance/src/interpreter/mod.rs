@@ -10,7 +10,7 @@ mod matrix;
 mod movement;
 mod shape;
 
-use crate::tensor::{Data, Tensor, round_to_half};
+use crate::array::{Array, Shared, round_to_half};
 use exporter::onnx::pack;
 use models::arch::fused::body::body;
 use models::dtype::DType;
@@ -18,8 +18,8 @@ use models::error::CheckpointError;
 use models::graph::fused::Fused;
 use models::graph::{Constant, Dim, Graph, Node, Op, Source, Value, ValueId, WeightForm, WeightRef};
 use models::weights::Weights;
+use ndarray::{ArcArray2, ShapeError};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use thiserror::Error;
 
 /// A graph that cannot be evaluated with these inputs.
@@ -61,7 +61,7 @@ pub enum InterpretError {
 pub struct Interpreter<'a> {
     graph: &'a Graph,
     weights: &'a dyn Weights,
-    loaded: BTreeMap<WeightRef, Arc<Tensor>>,
+    loaded: BTreeMap<WeightRef, Array>,
 }
 
 impl std::fmt::Debug for Interpreter<'_> {
@@ -86,7 +86,7 @@ impl<'a> Interpreter<'a> {
     ///
     /// # Errors
     /// Inputs that the graph does not have, or not of that shape; see [`InterpretError`].
-    pub fn run(&mut self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>, InterpretError> {
+    pub fn run(&mut self, inputs: &[(&str, Array)]) -> Result<Vec<(String, Array)>, InterpretError> {
         self.run_traced(inputs, &mut |_, _| {})
     }
 
@@ -96,18 +96,18 @@ impl<'a> Interpreter<'a> {
     /// As [`Interpreter::run`].
     pub fn run_traced(
         &mut self,
-        inputs: &[(&str, Tensor)],
-        trace: &mut dyn FnMut(&str, &Tensor),
-    ) -> Result<Vec<(String, Tensor)>, InterpretError> {
+        inputs: &[(&str, Array)],
+        trace: &mut dyn FnMut(&str, &Array),
+    ) -> Result<Vec<(String, Array)>, InterpretError> {
         let graph = self.graph;
         let lengths = bind(graph, inputs)?;
-        let mut values: Vec<Option<Arc<Tensor>>> = vec![None; graph.values.len()];
+        let mut values: Vec<Option<Array>> = vec![None; graph.values.len()];
         for &id in &graph.inputs {
             let value = graph.value(id);
             values[id.0] = inputs
                 .iter()
                 .find(|(name, _)| *name == value.name)
-                .map(|(_, tensor)| Arc::new(tensor.clone()));
+                .map(|(_, tensor)| tensor.clone());
         }
         let last_use = last_uses(graph);
         for (position, node) in graph.nodes.iter().enumerate() {
@@ -115,7 +115,7 @@ impl<'a> Interpreter<'a> {
             for &id in &node.inputs {
                 arguments.push(self.argument(id, &values)?);
             }
-            let arguments: Vec<&Tensor> = arguments.iter().map(AsRef::as_ref).collect();
+            let arguments: Vec<&Array> = arguments.iter().collect();
             let results = match &node.op {
                 Op::Fused(fused) => self.fused(node, fused, &arguments)?,
                 op => evaluate(op, &arguments).map_err(|problem| InterpretError::Node {
@@ -133,23 +133,19 @@ impl<'a> Interpreter<'a> {
         let mut outputs = Vec::with_capacity(graph.outputs.len());
         for &id in &graph.outputs {
             let tensor = self.argument(id, &values)?;
-            outputs.push((graph.value(id).name.clone(), Tensor::clone(&tensor)));
+            outputs.push((graph.value(id).name.clone(), tensor));
         }
         Ok(outputs)
     }
 
-    fn argument(
-        &mut self,
-        id: ValueId,
-        values: &[Option<Arc<Tensor>>],
-    ) -> Result<Arc<Tensor>, InterpretError> {
+    fn argument(&mut self, id: ValueId, values: &[Option<Array>]) -> Result<Array, InterpretError> {
         if let Some(tensor) = &values[id.0] {
-            return Ok(Arc::clone(tensor));
+            return Ok(tensor.clone());
         }
         let value = self.graph.value(id);
         match &value.source {
             Source::Weight(weight) => self.weight(weight, value),
-            Source::Constant(constant) => Ok(Arc::new(literal(constant, &value.shape))),
+            Source::Constant(constant) => Ok(literal(constant, &value.shape)),
             Source::Input | Source::Node => Err(InterpretError::Node {
                 node: value.name.clone(),
                 problem: "used before it is computed".to_owned(),
@@ -158,12 +154,7 @@ impl<'a> Interpreter<'a> {
     }
 
     /// A fused operator computes what its body computes.
-    fn fused(
-        &self,
-        node: &Node,
-        fused: &Fused,
-        arguments: &[&Tensor],
-    ) -> Result<Vec<Tensor>, InterpretError> {
+    fn fused(&self, node: &Node, fused: &Fused, arguments: &[&Array]) -> Result<Vec<Array>, InterpretError> {
         let values: Vec<&Value> = node.inputs.iter().map(|id| self.graph.value(*id)).collect();
         let body = body(fused, &values).map_err(|error| InterpretError::Node {
             node: node.name.clone(),
@@ -175,15 +166,15 @@ impl<'a> Interpreter<'a> {
             .map(|id| body.value(*id).name.clone())
             .collect();
         let tensors = arguments.iter().copied().cloned();
-        let inputs: Vec<(&str, Tensor)> = names.iter().map(String::as_str).zip(tensors).collect();
+        let inputs: Vec<(&str, Array)> = names.iter().map(String::as_str).zip(tensors).collect();
         let outputs = Interpreter::new(&body, self.weights).run(&inputs)?;
         Ok(outputs.into_iter().map(|(_, tensor)| tensor).collect())
     }
 
     /// A weight in the form in which `value` reads it.
-    fn weight(&mut self, weight: &WeightRef, value: &Value) -> Result<Arc<Tensor>, InterpretError> {
+    fn weight(&mut self, weight: &WeightRef, value: &Value) -> Result<Array, InterpretError> {
         if let Some(tensor) = self.loaded.get(weight) {
-            return Ok(Arc::clone(tensor));
+            return Ok(tensor.clone());
         }
         let refuse = |problem: String| InterpretError::Node {
             node: weight.name.clone(),
@@ -191,15 +182,19 @@ impl<'a> Interpreter<'a> {
         };
         let fixed = |dim: &Dim| dim.fixed().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
         let shape: Vec<usize> = value.shape.iter().map(fixed).collect();
+        let misfit = |error: ShapeError| refuse(error.to_string());
         let tensor = match weight.form {
-            WeightForm::Stored => Tensor::float(&shape, self.weights.read(&weight.name)?),
+            WeightForm::Stored => {
+                let data = self.weights.read(&weight.name)?;
+                Array::Float(Shared::from_shape_vec(shape, data).map_err(misfit)?)
+            }
             WeightForm::Transposed => {
                 let rows = shape.last().copied().unwrap_or(1);
                 let data = self.weights.read(&weight.name)?;
-                let matrix = Tensor::float(&[rows, data.len() / rows.max(1)], data);
-                let mut turned = movement::transpose(&matrix, &[1, 0]).map_err(refuse)?;
-                turned.shape.clone_from(&shape);
-                turned
+                let stored = (rows, data.len() / rows.max(1));
+                let matrix = ArcArray2::from_shape_vec(stored, data).map_err(misfit)?;
+                let turned = Array::from(matrix.reversed_axes());
+                turned.reshaped(&shape).map_err(misfit)?
             }
             WeightForm::Vector(_)
             | WeightForm::Panels(..)
@@ -212,38 +207,37 @@ impl<'a> Interpreter<'a> {
             | WeightForm::Signed4
             | WeightForm::Signed4Scales => {
                 let bytes = pack::bytes(weight, self.weights).map_err(|error| refuse(error.to_string()))?;
-                elements(&shape, value.dtype, &bytes)
+                elements(shape, value.dtype, &bytes).map_err(misfit)?
             }
         };
-        let tensor = Arc::new(tensor);
-        self.loaded.insert(weight.clone(), Arc::clone(&tensor));
+        self.loaded.insert(weight.clone(), tensor.clone());
         Ok(tensor)
     }
 }
 
-/// A tensor from its little-endian bytes.
-fn elements(shape: &[usize], dtype: DType, bytes: &[u8]) -> Tensor {
+/// An array from its little-endian bytes.
+fn elements(shape: Vec<usize>, dtype: DType, bytes: &[u8]) -> Result<Array, ShapeError> {
     match dtype {
-        DType::UInt8 => Tensor::int(shape, bytes.iter().map(|byte| i64::from(*byte)).collect()),
+        DType::UInt8 => {
+            let bytes = bytes.iter().map(|byte| i64::from(*byte)).collect();
+            Ok(Array::Int(Shared::from_shape_vec(shape, bytes)?))
+        }
         DType::Float16 => {
             let halves = bytes.as_chunks::<2>().0.iter();
-            Tensor::float(
-                shape,
-                halves
-                    .map(|bytes| half::f16::from_le_bytes(*bytes).to_f32())
-                    .collect(),
-            )
+            let floats = halves.map(|bytes| half::f16::from_le_bytes(*bytes).to_f32());
+            Ok(Array::Float(Shared::from_shape_vec(shape, floats.collect())?))
         }
         _float32 => {
             let floats = bytes.as_chunks::<4>().0.iter();
-            Tensor::float(shape, floats.map(|bytes| f32::from_le_bytes(*bytes)).collect())
+            let floats = floats.map(|bytes| f32::from_le_bytes(*bytes));
+            Ok(Array::Float(Shared::from_shape_vec(shape, floats.collect())?))
         }
     }
 }
 
 /// One operator on its inputs. The only match over [`Op`] of the interpreter.
-fn evaluate(op: &Op, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
-    let one = |result: Result<Tensor, String>| result.map(|tensor| vec![tensor]);
+fn evaluate(op: &Op, inputs: &[&Array]) -> Result<Vec<Array>, String> {
+    let one = |result: Result<Array, String>| result.map(|tensor| vec![tensor]);
     let a = || {
         inputs
             .first()
@@ -309,7 +303,7 @@ fn evaluate(op: &Op, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
         Op::LayerNormalization { axis, epsilon } => {
             one(matrix::layer_norm(a()?, b()?, c()?, *axis, *epsilon))
         }
-        Op::Cast { to } => one(cast(a()?, *to)),
+        Op::Cast { to } => Ok(vec![cast(a()?, *to)]),
         Op::Concat { axis } => one(movement::concat(inputs, *axis)),
         Op::Gather { axis } => one(movement::gather(a()?, b()?, *axis)),
         Op::Slice { axis, start, end } => one(movement::slice(a()?, *axis, *start, *end)),
@@ -337,53 +331,39 @@ fn evaluate(op: &Op, inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
 
 /// Converts the element type. float16 keeps float32 storage with rounded values, bfloat16 cuts the lower half with
 /// rounding to even; to int64 truncates.
-fn cast(x: &Tensor, to: DType) -> Result<Tensor, String> {
-    let data = match to {
-        DType::Float32 => Data::Float(x.to_float()),
-        DType::Float16 => Data::Float(x.to_float().into_iter().map(round_to_half).collect()),
-        DType::BFloat16 => Data::Float(
-            x.to_float()
-                .into_iter()
-                .map(|v| half::bf16::from_f32(v).to_f32())
-                .collect(),
-        ),
-        DType::Int64 | DType::UInt8 => match &x.data {
-            Data::Int(data) => Data::Int(data.clone()),
+fn cast(x: &Array, to: DType) -> Array {
+    match to {
+        DType::Float32 if x.as_float().is_some() => x.clone(),
+        DType::Float32 => Array::from(x.to_float().into_owned()),
+        DType::Float16 => Array::from(x.to_float().mapv(round_to_half)),
+        DType::BFloat16 => Array::from(x.to_float().mapv(|v| half::bf16::from_f32(v).to_f32())),
+        DType::Int64 | DType::UInt8 => match x {
+            Array::Int(_) => x.clone(),
             // Values that a graph casts to integers are counts and positions.
-            Data::Float(data) => Data::Int(data.iter().map(|&v| v as i64).collect()),
-            Data::Bool(data) => Data::Int(data.iter().map(|&v| i64::from(v)).collect()),
+            Array::Float(x) => Array::from(x.mapv(|v| v as i64)),
+            Array::Bool(x) => Array::from(x.mapv(i64::from)),
         },
-        DType::Bool => match &x.data {
-            Data::Bool(data) => Data::Bool(data.clone()),
-            Data::Float(data) => Data::Bool(data.iter().map(|&v| v != 0.0).collect()),
-            Data::Int(data) => Data::Bool(data.iter().map(|&v| v != 0).collect()),
+        DType::Bool => match x {
+            Array::Bool(_) => x.clone(),
+            Array::Float(x) => Array::from(x.mapv(|v| v != 0.0)),
+            Array::Int(x) => Array::from(x.mapv(|v| v != 0)),
         },
-    };
-    Ok(Tensor {
-        shape: x.shape.clone(),
-        data,
-    })
+    }
 }
 
-fn literal(constant: &Constant, shape: &[Dim]) -> Tensor {
+fn literal(constant: &Constant, shape: &[Dim]) -> Array {
     let shape: Vec<usize> = shape
         .iter()
         .map(|dim| dim.fixed().and_then(|n| usize::try_from(n).ok()).unwrap_or(0))
         .collect();
     match constant {
-        Constant::Float32(data) => Tensor {
-            shape,
-            data: Data::Float(data.clone()),
-        },
-        Constant::Int64(data) => Tensor {
-            shape,
-            data: Data::Int(data.clone()),
-        },
+        Constant::Float32(data) => Array::float(&shape, data.clone()),
+        Constant::Int64(data) => Array::int(&shape, data.clone()),
     }
 }
 
 /// The lengths of the symbols, from the inputs' shapes; `total` is `past + new` where both are known.
-fn bind(graph: &Graph, inputs: &[(&str, Tensor)]) -> Result<BTreeMap<Dim, usize>, InterpretError> {
+fn bind(graph: &Graph, inputs: &[(&str, Array)]) -> Result<BTreeMap<Dim, usize>, InterpretError> {
     let mut lengths = BTreeMap::new();
     let mut problems = Vec::new();
     for &id in &graph.inputs {
@@ -395,21 +375,22 @@ fn bind(graph: &Graph, inputs: &[(&str, Tensor)]) -> Result<BTreeMap<Dim, usize>
         if !tensor.is_a(value.dtype) {
             problems.push(format!("input `{}` is not {}", value.name, value.dtype));
         }
-        if tensor.shape.len() != value.shape.len() {
+        if tensor.shape().len() != value.shape.len() {
             problems.push(format!(
                 "input `{}` has rank {}, expected {}",
                 value.name,
-                tensor.shape.len(),
+                tensor.shape().len(),
                 value.shape.len()
             ));
             continue;
         }
-        for (&length, &dim) in tensor.shape.iter().zip(&value.shape) {
+        for (&length, &dim) in tensor.shape().iter().zip(&value.shape) {
             match dim.fixed() {
                 Some(fixed) if usize::try_from(fixed) != Ok(length) => {
                     problems.push(format!(
                         "input `{}` has shape {:?}, expected {fixed} for {length}",
-                        value.name, tensor.shape
+                        value.name,
+                        tensor.shape()
                     ));
                 }
                 Some(_) => {}
@@ -463,10 +444,10 @@ fn last_uses(graph: &Graph) -> Vec<Option<usize>> {
 fn store(
     graph: &Graph,
     node: &Node,
-    results: Vec<Tensor>,
+    results: Vec<Array>,
     lengths: &BTreeMap<Dim, usize>,
-    values: &mut [Option<Arc<Tensor>>],
-    trace: &mut dyn FnMut(&str, &Tensor),
+    values: &mut [Option<Array>],
+    trace: &mut dyn FnMut(&str, &Array),
 ) -> Result<(), InterpretError> {
     if results.len() != node.outputs.len() {
         let problem = format!(
@@ -489,20 +470,20 @@ fn store(
                 None => lengths.get(dim).copied(),
             })
             .collect();
-        let fits = declared.len() == tensor.shape.len()
+        let fits = declared.len() == tensor.shape().len()
             && declared
                 .iter()
-                .zip(&tensor.shape)
+                .zip(tensor.shape())
                 .all(|(declared, found)| declared.is_none_or(|n| n == *found));
         if !fits || !tensor.is_a(value.dtype) {
             return Err(InterpretError::Declared {
                 value: value.name.clone(),
-                found: format!("{:?}", tensor.shape),
+                found: format!("{:?}", tensor.shape()),
                 declared: format!("{} {:?}", value.dtype, value.shape),
             });
         }
         trace(&value.name, &tensor);
-        values[id.0] = Some(Arc::new(tensor));
+        values[id.0] = Some(tensor);
     }
     Ok(())
 }

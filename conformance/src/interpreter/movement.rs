@@ -1,193 +1,135 @@
-//! Operators that move elements without changing them.
+//! Operators that move elements without changing them. Most only say anew in which order or shape the elements are.
 
 use super::shape::resolve;
-use crate::tensor::{Data, Tensor, strides_of};
-
-/// Builds a tensor of `shape` from flat positions of `x`.
-fn pick(x: &Tensor, shape: Vec<usize>, positions: impl Iterator<Item = usize>) -> Tensor {
-    let data = match &x.data {
-        Data::Float(data) => Data::Float(positions.map(|at| data[at]).collect()),
-        Data::Int(data) => Data::Int(positions.map(|at| data[at]).collect()),
-        Data::Bool(data) => Data::Bool(positions.map(|at| data[at]).collect()),
-    };
-    Tensor { shape, data }
-}
+use crate::array::{Array, Shared, each};
+use ndarray::{Array1, Axis, Ix0, Slice, concatenate};
 
 /// Output axis `i` is input axis `perm[i]`.
-pub(super) fn transpose(x: &Tensor, perm: &[usize]) -> Result<Tensor, String> {
+pub(super) fn transpose(x: &Array, perm: &[usize]) -> Result<Array, String> {
     let mut sorted = perm.to_vec();
     sorted.sort_unstable();
-    if sorted != (0..x.shape.len()).collect::<Vec<_>>() {
-        return Err(format!("{perm:?} does not permute the axes of {:?}", x.shape));
+    if sorted != (0..x.shape().len()).collect::<Vec<_>>() {
+        return Err(format!("{perm:?} does not permute the axes of {:?}", x.shape()));
     }
-    let strides = strides_of(&x.shape);
-    let shape: Vec<usize> = perm.iter().map(|&axis| x.shape[axis]).collect();
-    let steps: Vec<usize> = perm.iter().map(|&axis| strides[axis]).collect();
-    let mut index = vec![0; shape.len()];
-    let mut at = 0;
-    let count = x.len();
-    let positions = (0..count).map(|_| {
-        let here = at;
-        for axis in (0..shape.len()).rev() {
-            index[axis] += 1;
-            at += steps[axis];
-            if index[axis] < shape[axis] {
-                break;
-            }
-            at -= steps[axis] * shape[axis];
-            index[axis] = 0;
-        }
-        here
-    });
-    Ok(pick(x, shape.clone(), positions.collect::<Vec<_>>().into_iter()))
+    Ok(each!(x, x => x.clone().permuted_axes(perm)))
 }
 
 /// Inputs joined along an axis.
-pub(super) fn concat(inputs: &[&Tensor], axis: i64) -> Result<Tensor, String> {
+pub(super) fn concat(inputs: &[&Array], axis: i64) -> Result<Array, String> {
     let first = inputs.first().ok_or("no input")?;
-    let axis = resolve(axis, first.shape.len())?;
-    let mut shape = first.shape.clone();
-    shape[axis] = 0;
+    let axis = Axis(resolve(axis, first.shape().len())?);
+    match first {
+        Array::Float(_) => joined(inputs, axis, Array::as_float).map(Array::Float),
+        Array::Int(_) => joined(inputs, axis, Array::as_int).map(Array::Int),
+        Array::Bool(_) => joined(inputs, axis, Array::as_bool).map(Array::Bool),
+    }
+}
+
+fn joined<T: Clone>(
+    inputs: &[&Array],
+    axis: Axis,
+    elements: fn(&Array) -> Option<&Shared<T>>,
+) -> Result<Shared<T>, String> {
+    let problem = || {
+        let shapes: Vec<&[usize]> = inputs.iter().map(|input| input.shape()).collect();
+        format!("shapes {shapes:?} do not join")
+    };
+    let mut views = Vec::with_capacity(inputs.len());
     for input in inputs {
-        let mut other = input.shape.clone();
-        if other.len() != shape.len() {
-            return Err(format!(
-                "shapes {:?} and {:?} do not join",
-                first.shape, input.shape
-            ));
-        }
-        let length = std::mem::take(&mut other[axis]);
-        let total = std::mem::take(&mut shape[axis]);
-        if other != shape {
-            return Err(format!(
-                "shapes {:?} and {:?} do not join",
-                first.shape, input.shape
-            ));
-        }
-        shape[axis] = total + length;
+        views.push(elements(input).ok_or("the inputs are of two types")?.view());
     }
-    let outer: usize = shape[..axis].iter().product();
-    let widths: Vec<usize> = inputs
-        .iter()
-        .map(|input| input.shape[axis..].iter().product())
-        .collect();
-    let mut result = pick(first, vec![0], std::iter::empty());
-    for row in 0..outer {
-        for (input, &width) in inputs.iter().zip(&widths) {
-            let range = row * width..(row + 1) * width;
-            match (&mut result.data, &input.data) {
-                (Data::Float(out), Data::Float(data)) => out.extend_from_slice(&data[range]),
-                (Data::Int(out), Data::Int(data)) => out.extend_from_slice(&data[range]),
-                (Data::Bool(out), Data::Bool(data)) => out.extend_from_slice(&data[range]),
-                _ => return Err("the inputs are of two types".to_owned()),
-            }
-        }
+    if views.iter().any(|view| view.ndim() != views[0].ndim()) {
+        return Err(problem());
     }
-    result.shape = shape;
-    Ok(result)
+    let joined = concatenate(axis, &views).map_err(|_| problem())?;
+    Ok(joined.into_shared())
 }
 
 /// Slices of `data` along an axis, by index; negative ones count from the end.
-pub(super) fn gather(data: &Tensor, indices: &Tensor, axis: i64) -> Result<Tensor, String> {
-    let axis = resolve(axis, data.shape.len())?;
-    let length = data.shape[axis];
+pub(super) fn gather(data: &Array, indices: &Array, axis: i64) -> Result<Array, String> {
+    let shape = data.shape();
+    let axis = resolve(axis, shape.len())?;
+    let length = shape[axis];
     let wanted = indices.as_int().ok_or("the indices are not integers")?;
-    let mut rows = Vec::with_capacity(wanted.len());
+    let mut places = Vec::with_capacity(wanted.len());
     for &index in wanted {
         let signed = i64::try_from(length).unwrap_or(i64::MAX);
-        let row = usize::try_from(if index < 0 { index + signed } else { index })
+        let place = usize::try_from(if index < 0 { index + signed } else { index })
             .ok()
-            .filter(|&row| row < length);
-        rows.push(row.ok_or_else(|| format!("index {index} is outside axis {axis} of length {length}"))?);
+            .filter(|&place| place < length);
+        places.push(place.ok_or_else(|| format!("index {index} is outside axis {axis} of length {length}"))?);
     }
-    let outer: usize = data.shape[..axis].iter().product();
-    let inner: usize = data.shape[axis + 1..].iter().product();
-    let mut shape = data.shape[..axis].to_vec();
-    shape.extend(&indices.shape);
-    shape.extend(&data.shape[axis + 1..]);
-    let positions = (0..outer)
-        .flat_map(|block| rows.iter().map(move |row| (block * length + row) * inner))
-        .flat_map(|start| start..start + inner);
-    Ok(pick(data, shape, positions))
+    let shape = [&shape[..axis], indices.shape(), &shape[axis + 1..]].concat();
+    let gathered = data.select(axis, &places).reshaped(&shape);
+    gathered.map_err(|error| error.to_string())
 }
 
 /// Elements from `start` to `end` along an axis, ONNX bounds.
-pub(super) fn slice(x: &Tensor, axis: i64, start: i64, end: i64) -> Result<Tensor, String> {
-    let axis = resolve(axis, x.shape.len())?;
-    let length = x.shape[axis];
-    let signed = i64::try_from(length).unwrap_or(i64::MAX);
+pub(super) fn slice(x: &Array, axis: i64, start: i64, end: i64) -> Result<Array, String> {
+    let axis = resolve(axis, x.shape().len())?;
+    let signed = i64::try_from(x.shape()[axis]).unwrap_or(i64::MAX);
     let bound = |at: i64| {
         let from_front = if at < 0 { at.saturating_add(signed) } else { at };
         usize::try_from(from_front.clamp(0, signed)).unwrap_or(0)
     };
     let (start, end) = (bound(start), bound(end));
-    Ok(part(x, axis, start, end.max(start)))
-}
-
-fn part(x: &Tensor, axis: usize, start: usize, end: usize) -> Tensor {
-    let outer: usize = x.shape[..axis].iter().product();
-    let inner: usize = x.shape[axis + 1..].iter().product();
-    let width = x.shape[axis] * inner;
-    let mut shape = x.shape.clone();
-    shape[axis] = end - start;
-    pick(
-        x,
-        shape,
-        (0..outer).flat_map(|row| row * width + start * inner..row * width + end * inner),
-    )
+    Ok(x.part(axis, start..end.max(start)))
 }
 
 /// Parts of the given sizes along an axis.
-pub(super) fn split(x: &Tensor, axis: i64, sizes: &[u64]) -> Result<Vec<Tensor>, String> {
-    let axis = resolve(axis, x.shape.len())?;
+pub(super) fn split(x: &Array, axis: i64, sizes: &[u64]) -> Result<Vec<Array>, String> {
+    let axis = resolve(axis, x.shape().len())?;
+    let length = x.shape()[axis];
     let sizes: Vec<usize> = sizes
         .iter()
         .map(|&n| usize::try_from(n).unwrap_or(usize::MAX))
         .collect();
-    if sizes.iter().fold(0, |sum: usize, &n| sum.saturating_add(n)) != x.shape[axis] {
-        return Err(format!("sizes {sizes:?} do not add up to {}", x.shape[axis]));
+    if sizes.iter().fold(0, |sum: usize, &n| sum.saturating_add(n)) != length {
+        return Err(format!("sizes {sizes:?} do not add up to {length}"));
     }
     let mut start = 0;
-    Ok(sizes
-        .iter()
-        .map(|&size| {
-            start += size;
-            part(x, axis, start - size, start)
-        })
-        .collect())
+    let part = |&size: &usize| {
+        start += size;
+        x.part(axis, start - size..start)
+    };
+    Ok(sizes.iter().map(part).collect())
 }
 
 /// `data` with `update` written at `begin`, one index for each axis.
-pub(super) fn slice_update(data: &Tensor, update: &Tensor, begin: &Tensor) -> Result<Tensor, String> {
+pub(super) fn slice_update(data: &Array, update: &Array, begin: &Array) -> Result<Array, String> {
     let begin = begin.as_int().ok_or("the indices are not integers")?;
-    let (to, from) = (strides_of(&data.shape), strides_of(&update.shape));
-    let mut out = data.clone();
-    let (Data::Float(target), Some(source)) = (&mut out.data, update.as_float()) else {
+    let (Some(data), Some(update)) = (data.as_float(), update.as_float()) else {
         return Err("only real numbers are updated".to_owned());
     };
-    for (index, value) in source.iter().enumerate() {
-        let mut place = 0;
-        for (axis, stride) in from.iter().enumerate() {
-            let within = index / stride % update.shape[axis];
-            let start = usize::try_from(begin[axis]).map_err(|_| "a negative index")?;
-            if start + update.shape[axis] > data.shape[axis] {
-                return Err(format!("axis {axis} ends before {}", start + update.shape[axis]));
-            }
-            place += (start + within) * to[axis];
-        }
-        target[place] = *value;
+    if update.ndim() != data.ndim() || begin.shape() != [data.ndim()] {
+        let (data, update, begin) = (data.shape(), update.shape(), begin.shape());
+        return Err(format!(
+            "{update:?} at an index of shape {begin:?} does not fit {data:?}"
+        ));
     }
-    Ok(out)
+    let mut places = Vec::with_capacity(data.ndim());
+    for (axis, (&start, &length)) in begin.iter().zip(update.shape()).enumerate() {
+        let start = usize::try_from(start).map_err(|_| "a negative index")?;
+        let end = start.saturating_add(length);
+        if end > data.shape()[axis] {
+            return Err(format!("axis {axis} ends before {end}"));
+        }
+        places.push(start..end);
+    }
+    let mut out = data.clone();
+    out.slice_each_axis_mut(|axis| Slice::from(places[axis.axis.index()].clone()))
+        .assign(update);
+    Ok(Array::Float(out))
 }
 
 /// New shape: 0 copies, one -1 is computed.
-pub(super) fn reshape(x: &Tensor, target: &[i64]) -> Result<Tensor, String> {
-    let problem = || format!("shape {:?} cannot become {target:?}", x.shape);
+pub(super) fn reshape(x: &Array, target: &[i64]) -> Result<Array, String> {
+    let problem = || format!("shape {:?} cannot become {target:?}", x.shape());
     let mut shape = Vec::with_capacity(target.len());
     let mut open = None;
     for (axis, &wanted) in target.iter().enumerate() {
         shape.push(match wanted {
-            0 => *x.shape.get(axis).ok_or_else(problem)?,
+            0 => *x.shape().get(axis).ok_or_else(problem)?,
             -1 if open.is_none() => {
                 open = Some(axis);
                 1
@@ -203,66 +145,52 @@ pub(super) fn reshape(x: &Tensor, target: &[i64]) -> Result<Tensor, String> {
         }
         shape[axis] = x.len() / rest;
     }
-    if shape.iter().product::<usize>() != x.len() {
-        return Err(problem());
-    }
-    Ok(x.clone().reshaped(&shape))
+    x.reshaped(&shape).map_err(|_| problem())
 }
 
 /// Axes of length 1 inserted; positions count in the output.
-pub(super) fn unsqueeze(x: &Tensor, axes: &[i64]) -> Result<Tensor, String> {
-    let rank = x.shape.len() + axes.len();
-    let mut inserted = vec![false; rank];
-    for &axis in axes {
-        inserted[resolve(axis, rank)?] = true;
-    }
-    let mut old = x.shape.iter();
-    let shape: Vec<usize> = inserted
+pub(super) fn unsqueeze(x: &Array, axes: &[i64]) -> Result<Array, String> {
+    let rank = x.shape().len() + axes.len();
+    let mut inserted = axes
         .iter()
-        .map(|&new| if new { 1 } else { old.next().copied().unwrap_or(1) })
-        .collect();
-    if old.next().is_some() {
+        .map(|&axis| resolve(axis, rank))
+        .collect::<Result<Vec<usize>, String>>()?;
+    inserted.sort_unstable();
+    if inserted.windows(2).any(|pair| pair[0] == pair[1]) {
         return Err(format!("axes {axes:?} repeat"));
     }
-    Ok(x.clone().reshaped(&shape))
+    let mut shape = x.shape().to_vec();
+    for axis in inserted {
+        shape.insert(axis, 1);
+    }
+    x.reshaped(&shape).map_err(|error| error.to_string())
 }
 
 /// Axes of length 1 removed.
-pub(super) fn squeeze(x: &Tensor, axes: &[i64]) -> Result<Tensor, String> {
-    let rank = x.shape.len();
-    let mut removed = vec![false; rank];
+pub(super) fn squeeze(x: &Array, axes: &[i64]) -> Result<Array, String> {
+    let mut shape: Vec<Option<usize>> = x.shape().iter().copied().map(Some).collect();
     for &axis in axes {
-        let axis = resolve(axis, rank)?;
-        if x.shape[axis] != 1 {
-            return Err(format!("axis {axis} of {:?} is not of length 1", x.shape));
+        let axis = resolve(axis, shape.len())?;
+        if x.shape()[axis] != 1 {
+            return Err(format!("axis {axis} of {:?} is not of length 1", x.shape()));
         }
-        removed[axis] = true;
+        shape[axis] = None;
     }
-    let shape: Vec<usize> = x
-        .shape
-        .iter()
-        .zip(&removed)
-        .filter(|(_, gone)| !**gone)
-        .map(|(&length, _)| length)
-        .collect();
-    Ok(x.clone().reshaped(&shape))
+    let shape: Vec<usize> = shape.into_iter().flatten().collect();
+    x.reshaped(&shape).map_err(|error| error.to_string())
 }
 
 /// The dimensions from `start` to `end`.
-pub(super) fn shape(x: &Tensor, start: i64, end: i64) -> Result<Tensor, String> {
-    let dims: Vec<i64> = x
-        .shape
-        .iter()
-        .map(|&n| i64::try_from(n).unwrap_or(i64::MAX))
-        .collect();
-    slice(&Tensor::int(&[dims.len()], dims), 0, start, end)
+pub(super) fn shape(x: &Array, start: i64, end: i64) -> Result<Array, String> {
+    let dims = x.shape().iter().map(|&n| i64::try_from(n).unwrap_or(i64::MAX));
+    slice(&Array::from(Array1::from_iter(dims)), 0, start, end)
 }
 
 /// `start, start + delta, ..` below `limit`.
-pub(super) fn range(start: &Tensor, limit: &Tensor, delta: &Tensor) -> Result<Tensor, String> {
-    let scalar = |x: &Tensor| match x.as_int() {
-        Some(&[value]) if x.shape.is_empty() => Ok(value),
-        _ => Err(format!("shape {:?} is not an integer scalar", x.shape)),
+pub(super) fn range(start: &Array, limit: &Array, delta: &Array) -> Result<Array, String> {
+    let scalar = |x: &Array| match x.as_int().map(|x| x.view().into_dimensionality::<Ix0>()) {
+        Some(Ok(x)) => Ok(*x.into_scalar()),
+        _ => Err(format!("shape {:?} is not an integer scalar", x.shape())),
     };
     let (start, limit, delta) = (scalar(start)?, scalar(limit)?, scalar(delta)?);
     if delta == 0 {
@@ -274,63 +202,63 @@ pub(super) fn range(start: &Tensor, limit: &Tensor, delta: &Tensor) -> Result<Te
         values.push(next);
         next += delta;
     }
-    Ok(Tensor::int(&[values.len()], values))
+    Ok(Array::from(Array1::from(values)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn counted(shape: &[usize]) -> Tensor {
-        Tensor::int(shape, (0..shape.iter().product::<usize>() as i64).collect())
+    fn counted(shape: &[usize]) -> Array {
+        Array::int(shape, (0..shape.iter().product::<usize>() as i64).collect())
     }
 
     #[test]
     fn movements_by_hand() {
         let x = counted(&[2, 3]);
-        let cases: Vec<(&str, Result<Tensor, String>, Tensor)> = vec![
+        let cases: Vec<(&str, Result<Array, String>, Array)> = vec![
             (
                 "transpose",
                 transpose(&x, &[1, 0]),
-                Tensor::int(&[3, 2], vec![0, 3, 1, 4, 2, 5]),
+                Array::int(&[3, 2], vec![0, 3, 1, 4, 2, 5]),
             ),
             (
                 "concat",
                 concat(&[&x, &x], 1),
-                Tensor::int(&[2, 6], vec![0, 1, 2, 0, 1, 2, 3, 4, 5, 3, 4, 5]),
+                Array::int(&[2, 6], vec![0, 1, 2, 0, 1, 2, 3, 4, 5, 3, 4, 5]),
             ),
             (
                 "gather",
-                gather(&x, &Tensor::int(&[2], vec![2, -3]), 1),
-                Tensor::int(&[2, 2], vec![2, 0, 5, 3]),
+                gather(&x, &Array::int(&[2], vec![2, -3]), 1),
+                Array::int(&[2, 2], vec![2, 0, 5, 3]),
             ),
             (
                 "slice to the end",
                 slice(&x, 1, 1, i64::MAX),
-                Tensor::int(&[2, 2], vec![1, 2, 4, 5]),
+                Array::int(&[2, 2], vec![1, 2, 4, 5]),
             ),
             (
                 "slice from the end",
                 slice(&x, -1, -1, i64::MAX),
-                Tensor::int(&[2, 1], vec![2, 5]),
+                Array::int(&[2, 1], vec![2, 5]),
             ),
-            ("empty slice", slice(&x, 0, 2, 1), Tensor::int(&[0, 3], vec![])),
+            ("empty slice", slice(&x, 0, 2, 1), Array::int(&[0, 3], vec![])),
             (
                 "reshape",
                 reshape(&x, &[0, -1, 1]),
-                Tensor::int(&[2, 3, 1], vec![0, 1, 2, 3, 4, 5]),
+                Array::int(&[2, 3, 1], vec![0, 1, 2, 3, 4, 5]),
             ),
             ("unsqueeze", unsqueeze(&x, &[0, -1]), counted(&[1, 2, 3, 1])),
             ("squeeze", squeeze(&counted(&[1, 2, 1]), &[0, 2]), counted(&[2])),
-            ("shape", shape(&x, -1, i64::MAX), Tensor::int(&[1], vec![3])),
+            ("shape", shape(&x, -1, i64::MAX), Array::int(&[1], vec![3])),
             (
                 "range",
                 range(
-                    &Tensor::int(&[], vec![2]),
-                    &Tensor::int(&[], vec![5]),
-                    &Tensor::int(&[], vec![1]),
+                    &Array::int(&[], vec![2]),
+                    &Array::int(&[], vec![5]),
+                    &Array::int(&[], vec![1]),
                 ),
-                Tensor::int(&[3], vec![2, 3, 4]),
+                Array::int(&[3], vec![2, 3, 4]),
             ),
         ];
         for (what, found, expected) in cases {
@@ -342,7 +270,7 @@ mod tests {
     fn impossible_movements_are_refused() {
         let x = counted(&[2, 3]);
         assert!(transpose(&x, &[0, 0]).is_err());
-        assert!(gather(&x, &Tensor::int(&[1], vec![3]), 1).is_err());
+        assert!(gather(&x, &Array::int(&[1], vec![3]), 1).is_err());
         assert!(reshape(&x, &[4, -1]).is_err());
         assert!(squeeze(&x, &[0]).is_err());
         assert!(split(&x, 1, &[1, 1]).is_err());

@@ -1,6 +1,6 @@
-//! Axes and shapes, without elements: what every kind of operator asks first.
+//! Axes and shapes: what every kind of operator asks first.
 
-use crate::tensor::strides_of;
+use ndarray::{ArrayBase, ArrayViewD, Data, IxDyn};
 
 /// An axis that may count from the back.
 pub(super) fn resolve(axis: i64, rank: usize) -> Result<usize, String> {
@@ -30,16 +30,13 @@ pub(super) fn broadcast_shape(a: &[usize], b: &[usize]) -> Result<Vec<usize>, St
         .collect()
 }
 
-/// Strides of a shape inside a broadcast shape of the given rank: 0 where it is repeated.
-pub(super) fn broadcast_strides(shape: &[usize], rank: usize) -> Vec<usize> {
-    let mut strides = vec![0; rank - shape.len()];
-    strides.extend(
-        shape
-            .iter()
-            .zip(strides_of(shape))
-            .map(|(&length, stride)| if length == 1 { 0 } else { stride }),
-    );
-    strides
+/// `x` repeated to a shape that [`broadcast_shape`] gave.
+pub(super) fn spread<'a, S: Data>(
+    x: &'a ArrayBase<S, IxDyn>,
+    shape: &[usize],
+) -> Result<ArrayViewD<'a, S::Elem>, String> {
+    x.broadcast(shape)
+        .ok_or_else(|| format!("shape {:?} does not broadcast to {shape:?}", x.shape()))
 }
 
 #[cfg(test)]

@@ -7,9 +7,10 @@
 //! - metadata: `name`, and `image`.
 
 use super::{Features, Recording};
-use crate::safetensors::{self, Array};
+use crate::array::Array;
+use crate::safetensors::{self, View};
 use crate::setup::error::CaseError;
-use crate::tensor::Tensor;
+use ndarray::{ArrayView1, ArrayViewD, Ix2};
 use runtime::image::PixelValues;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,26 +29,26 @@ pub fn write(
     pixels: Option<&PixelValues>,
 ) -> Result<(), CaseError> {
     let positions = recording.token_ids.len();
-    let mut tensors: Vec<(&str, Vec<usize>, Array<'_>)> = vec![
-        (
-            "prompt_ids",
-            vec![recording.prompt_ids.len()],
-            Array::Int(&recording.prompt_ids),
-        ),
-        ("token_ids", vec![positions], Array::Int(&recording.token_ids)),
+    let ids = |ids| View::Int(ArrayView1::from(ids).into_dyn());
+    let floats = |shape: &[usize], data| {
+        let view = ArrayViewD::from_shape(shape, data).map(View::Float);
+        view.map_err(|error| CaseError::failed("writing what was collected", &error))
+    };
+    let mut tensors = vec![
+        ("prompt_ids", ids(&recording.prompt_ids)),
+        ("token_ids", ids(&recording.token_ids)),
         (
             "logits",
-            vec![positions, recording.vocabulary],
-            Array::Float(&recording.logits),
+            floats(&[positions, recording.vocabulary], &recording.logits)?,
         ),
     ];
     if let Some(features) = &recording.features {
-        let shape = vec![features.tokens, features.hidden];
-        tensors.push(("image_features", shape, Array::Float(&features.values)));
+        let shape = [features.tokens, features.hidden];
+        tensors.push(("image_features", floats(&shape, &features.values)?));
     }
     if let Some(pixels) = pixels {
-        let shape = vec![3, pixels.height, pixels.width];
-        tensors.push(("pixel_values", shape, Array::Float(&pixels.data)));
+        let shape = [3, pixels.height, pixels.width];
+        tensors.push(("pixel_values", floats(&shape, &pixels.data)?));
     }
     let metadata = [("image", image.unwrap_or(NO_IMAGE)), ("name", &recording.name)];
     safetensors::write(path, &metadata, &tensors)
@@ -70,27 +71,31 @@ pub fn read(path: &Path) -> Result<Recording, CaseError> {
 fn recording(
     path: &Path,
     metadata: &BTreeMap<String, String>,
-    tensors: &mut BTreeMap<String, Tensor>,
+    tensors: &mut BTreeMap<String, Array>,
 ) -> Result<Recording, String> {
     let mut take = |name: &str| {
         tensors
             .remove(name)
             .ok_or_else(|| format!("there is no tensor `{name}`"))
     };
-    let ids = |name: &str, tensor: &Tensor| match (tensor.as_int(), tensor.shape.len()) {
-        (Some(ids), 1) => Ok(ids.to_vec()),
+    let ids = |name: &str, tensor: &Array| match tensor.as_int() {
+        Some(ids) if ids.ndim() == 1 => Ok(ids.iter().copied().collect()),
         _ => Err(format!(
             "`{name}` is of shape {:?}, expected int64 of rank 1",
-            tensor.shape
+            tensor.shape()
         )),
     };
-    let matrix = |name: &str, tensor: Tensor| match (tensor.shape.as_slice(), tensor.as_float().is_some()) {
-        (&[rows, width], true) => Ok((rows, width, tensor.into_float())),
-        (shape, _) => Err(format!(
-            "`{name}` is of shape {shape:?}, expected float of rank 2"
-        )),
+    let matrix = |name: &str, tensor: Array| {
+        let matrix = tensor.as_float().map(|x| x.view().into_dimensionality::<Ix2>());
+        let Some(Ok(matrix)) = matrix else {
+            let shape = tensor.shape();
+            return Err(format!(
+                "`{name}` is of shape {shape:?}, expected float of rank 2"
+            ));
+        };
+        Ok((matrix.nrows(), matrix.ncols(), matrix.iter().copied().collect()))
     };
-    let token_ids = ids("token_ids", &take("token_ids")?)?;
+    let token_ids: Vec<i64> = ids("token_ids", &take("token_ids")?)?;
     let prompt_ids = ids("prompt_ids", &take("prompt_ids")?)?;
     let (positions, vocabulary, logits) = matrix("logits", take("logits")?)?;
     if positions != token_ids.len() || positions == 0 {
@@ -126,6 +131,7 @@ fn recording(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ndarray::{aview1, aview2};
 
     fn example() -> Recording {
         Recording {
@@ -168,9 +174,9 @@ mod tests {
         };
         refused("reading what was collected");
         let uneven = [
-            ("prompt_ids", vec![1], Array::Int(&[1])),
-            ("token_ids", vec![1], Array::Int(&[4])),
-            ("logits", vec![2, 1], Array::Float(&[0.0, 1.0])),
+            ("prompt_ids", View::Int(aview1(&[1]).into_dyn())),
+            ("token_ids", View::Int(aview1(&[4]).into_dyn())),
+            ("logits", View::Float(aview2(&[[0.0], [1.0]]).into_dyn())),
         ];
         safetensors::write(&path, &[("image", NO_IMAGE)], &uneven).unwrap();
         refused("`logits` has 2 rows, expected as many as there are `token_ids`, 1");
@@ -178,7 +184,7 @@ mod tests {
         blind.features = None;
         write(&path, &blind, Some("image.png"), None).unwrap();
         refused("there is no tensor `image_features`, and the metadata do not say `image: none`");
-        let floats = [("token_ids", vec![1], Array::Float(&[0.0]))];
+        let floats = [("token_ids", View::Float(aview1(&[0.0]).into_dyn()))];
         safetensors::write(&path, &[], &floats).unwrap();
         refused("`token_ids` is of shape [1], expected int64 of rank 1");
     }

@@ -258,8 +258,8 @@ pub fn leaves<'a>(cases: &'a [Case], subjects: &'a [Subject]) -> Vec<Leaf<'a>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::array::Array;
     use crate::compare::{Tolerance, compare};
-    use crate::tensor::Tensor;
 
     const KNOWN: Known = Known {
         case: "a",
@@ -270,7 +270,7 @@ mod tests {
 
     fn findings(found: f32) -> Result<Findings, CaseError> {
         let mut findings = Findings::default();
-        let (found, expected) = (Tensor::float(&[1], vec![found]), Tensor::float(&[1], vec![1.0]));
+        let (found, expected) = (Array::float(&[1], vec![found]), Array::float(&[1], vec![1.0]));
         findings.push(compare("x", &found, &expected, Tolerance::Close));
         Ok(findings)
     }

@@ -1,13 +1,14 @@
 //! How is a FastVLM computed, network by network, on any subject? No state: the caller holds the cache, so that every
 //! tensor that a reference records can be looked at.
 
+use crate::array::Array;
 use crate::setup::error::{CaseError, Context};
 use crate::setup::subject::{Session, Subject};
-use crate::tensor::Tensor;
 use models::arch::{self, Network};
 use models::bundle::{Bundle, KvSpec, Variant};
 use models::checkpoint::{Canonical, Checkpoint, canonical};
 use models::graph::{Graph, ValueId};
+use ndarray::{Array3, s};
 use std::path::{Path, PathBuf};
 
 /// A checkpoint as graphs and weights, for the interpreter.
@@ -146,9 +147,9 @@ impl Deployed {
         &self,
         subject: &Subject,
         scratch: &Path,
-        pixels: &Tensor,
+        pixels: &Array,
         inner: &[&str],
-    ) -> Result<Vec<(String, Tensor)>, CaseError> {
+    ) -> Result<Vec<(String, Array)>, CaseError> {
         let inputs = [("pixel_values", pixels.clone())];
         let mut found = Vec::new();
         if let Some(described) = self.described.as_ref().filter(|_| !inner.is_empty()) {
@@ -220,7 +221,7 @@ impl std::fmt::Debug for Decoder<'_> {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cache {
     /// Per layer key and value, `[batch, kv_heads, past, head_dim]`.
-    pub layers: Vec<[Tensor; 2]>,
+    pub layers: Vec<[Array; 2]>,
     /// `[batch][slot]`: 1 where a slot is real.
     pub mask: Vec<Vec<i64>>,
 }
@@ -228,7 +229,7 @@ pub struct Cache {
 impl Cache {
     /// The cache before the first call.
     pub fn empty(kv: &KvSpec, batch: usize) -> Cache {
-        let empty = || Tensor::float(&[batch, kv.kv_heads, 0, kv.head_dim], Vec::new());
+        let empty = || Array::float(&[batch, kv.kv_heads, 0, kv.head_dim], Vec::new());
         Cache {
             layers: (0..kv.layers).map(|_| [empty(), empty()]).collect(),
             mask: vec![Vec::new(); batch],
@@ -237,16 +238,10 @@ impl Cache {
 
     /// Keeps the first slots only.
     pub fn truncate(&mut self, length: usize) {
-        for tensor in self.layers.iter_mut().flatten() {
-            let [batch, heads, past, width] = tensor.shape[..] else {
-                continue;
-            };
-            let data = tensor.to_float();
-            let rows = data.chunks_exact((past * width).max(1)).take(batch * heads);
-            let kept = rows
-                .flat_map(|row| row[..length.min(past) * width].to_vec())
-                .collect();
-            *tensor = Tensor::float(&[batch, heads, length.min(past), width], kept);
+        for array in self.layers.iter_mut().flatten() {
+            if let &[_, _, past, _] = array.shape() {
+                *array = array.part(2, 0..length.min(past));
+            }
         }
         for mask in &mut self.mask {
             mask.truncate(length);
@@ -282,13 +277,8 @@ impl<'a> Decoder<'a> {
     ///
     /// # Errors
     /// An engine that gives up, or outputs that the contract does not have.
-    pub fn feed(
-        &mut self,
-        cache: &mut Cache,
-        embeds: &Tensor,
-        real: &[Vec<i64>],
-    ) -> Result<Tensor, CaseError> {
-        let (batch, new) = (embeds.shape[0], embeds.shape[1]);
+    pub fn feed(&mut self, cache: &mut Cache, embeds: &Array, real: &[Vec<i64>]) -> Result<Array, CaseError> {
+        let (batch, new) = (embeds.shape()[0], embeds.shape()[1]);
         let mut positions = Vec::with_capacity(batch * new);
         for (mask, real) in cache.mask.iter_mut().zip(real) {
             for &one in real {
@@ -299,7 +289,7 @@ impl<'a> Decoder<'a> {
             }
         }
         let total = cache.mask.first().map_or(0, Vec::len);
-        let mask = Tensor::int(&[batch, total], cache.mask.concat());
+        let mask = Array::int(&[batch, total], cache.mask.concat());
         let mut names = Vec::new();
         for layer in 0..cache.layers.len() {
             for part in ["key", "value"] {
@@ -309,7 +299,7 @@ impl<'a> Decoder<'a> {
         let mut inputs = vec![
             ("inputs_embeds", embeds.clone()),
             ("attention_mask", mask),
-            ("position_ids", Tensor::int(&[batch, new], positions)),
+            ("position_ids", Array::int(&[batch, new], positions)),
         ];
         let past = cache.layers.iter().flatten().cloned();
         inputs.extend(names.iter().map(String::as_str).zip(past));
@@ -330,17 +320,16 @@ impl<'a> Decoder<'a> {
                 take(&format!("present.{layer}.value"))?,
             ];
         }
-        if logits.shape.len() != 3 || logits.shape[1] != 1 {
+        let shape = logits.shape();
+        let &[_, 1, width] = shape else {
             return Err(CaseError::Failed {
                 context: "running the decoder".to_owned(),
-                message: format!(
-                    "logits have shape {:?}, expected [{batch}, 1, vocab]",
-                    logits.shape
-                ),
+                message: format!("logits have shape {shape:?}, expected [{batch}, 1, vocab]"),
             });
-        }
-        let width = logits.shape[2];
-        Ok(logits.reshaped(&[batch, width]))
+        };
+        logits
+            .reshaped(&[batch, width])
+            .during(|| "running the decoder".to_owned())
     }
 }
 
@@ -348,7 +337,7 @@ impl<'a> Decoder<'a> {
 ///
 /// # Errors
 /// An engine that gives up, or gives nothing.
-pub fn run_one(session: &mut dyn Session, name: &str, input: Tensor) -> Result<Tensor, CaseError> {
+pub fn run_one(session: &mut dyn Session, name: &str, input: Array) -> Result<Array, CaseError> {
     let outputs = session.run(&[(name, input)])?;
     outputs
         .into_iter()
@@ -361,16 +350,15 @@ pub fn run_one(session: &mut dyn Session, name: &str, input: Tensor) -> Result<T
 }
 
 /// Rows of `[new, hidden]` as one batch, padded on the left with zeros, and which positions are real.
-pub fn left_pad(rows: &[Tensor]) -> (Tensor, Vec<Vec<i64>>) {
-    let longest = rows.iter().map(|row| row.shape[0]).max().unwrap_or(0);
-    let width = rows.first().map_or(0, |row| row.shape[1]);
-    let mut data = Vec::with_capacity(rows.len() * longest * width);
+pub fn left_pad(rows: &[Array]) -> (Array, Vec<Vec<i64>>) {
+    let longest = rows.iter().map(|row| row.shape()[0]).max().unwrap_or(0);
+    let width = rows.first().map_or(0, |row| row.shape()[1]);
+    let mut batch = Array3::zeros((rows.len(), longest, width));
     let mut real = Vec::with_capacity(rows.len());
-    for row in rows {
-        let padding = longest - row.shape[0];
-        data.resize(data.len() + padding * width, 0.0);
-        data.extend(row.to_float());
+    for (mut place, row) in batch.outer_iter_mut().zip(rows) {
+        let padding = longest - row.shape()[0];
+        place.slice_mut(s![padding.., ..]).assign(&row.to_float());
         real.push((0..longest).map(|slot| i64::from(slot >= padding)).collect());
     }
-    (Tensor::float(&[rows.len(), longest, width], data), real)
+    (Array::from(batch), real)
 }

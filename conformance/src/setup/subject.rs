@@ -2,13 +2,14 @@
 //!
 //! The only file here that opens engines.
 
+use crate::array::{Array, Shared};
 use crate::interpreter::Interpreter;
 use crate::setup::error::{CaseError, Context};
-use crate::tensor::{Data, Tensor};
 use half::f16;
 use models::dtype::DType;
 use models::graph::Graph;
 use models::weights::Weights;
+use ndarray::ShapeError;
 use runtime::backend::session;
 use std::path::Path;
 use tempfile::TempDir;
@@ -220,13 +221,13 @@ pub trait Session {
     ///
     /// # Errors
     /// Inputs that do not fit, or an engine that gives up.
-    fn run(&mut self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>, CaseError>;
+    fn run(&mut self, inputs: &[(&str, Array)]) -> Result<Vec<(String, Array)>, CaseError>;
 }
 
 struct InterpreterSession<'a>(Interpreter<'a>);
 
 impl Session for InterpreterSession<'_> {
-    fn run(&mut self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>, CaseError> {
+    fn run(&mut self, inputs: &[(&str, Array)]) -> Result<Vec<(String, Array)>, CaseError> {
         self.0.run(inputs).during(|| "interpreting".to_owned())
     }
 }
@@ -238,7 +239,7 @@ struct EngineSession {
 }
 
 impl Session for EngineSession {
-    fn run(&mut self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>, CaseError> {
+    fn run(&mut self, inputs: &[(&str, Array)]) -> Result<Vec<(String, Array)>, CaseError> {
         let mut given = Vec::with_capacity(inputs.len());
         for (name, tensor) in inputs {
             let half = self
@@ -252,52 +253,44 @@ impl Session for EngineSession {
             .session
             .run(&given)
             .during(|| format!("running `{}`", self.graph))?;
-        Ok(outputs
-            .into_iter()
-            .map(|(name, tensor)| (name, from_engine(tensor)))
-            .collect())
+        let array = |(name, tensor): (String, session::Tensor)| {
+            let array = from_engine(tensor).during(|| format!("reading `{name}` of `{}`", self.graph))?;
+            Ok((name, array))
+        };
+        outputs.into_iter().map(array).collect()
     }
 }
 
-fn to_engine(tensor: &Tensor, half: bool) -> session::Tensor {
-    let shape = tensor.shape.clone();
-    match &tensor.data {
-        Data::Float(data) if half => session::Tensor::F16 {
+fn to_engine(array: &Array, half: bool) -> session::Tensor {
+    let shape = array.shape().to_vec();
+    match array {
+        Array::Float(data) if half => session::Tensor::F16 {
             shape,
             data: data.iter().map(|&value| f16::from_f32(value)).collect(),
         },
-        Data::Float(data) => session::Tensor::F32 {
+        Array::Float(data) => session::Tensor::F32 {
             shape,
-            data: data.clone(),
+            data: data.iter().copied().collect(),
         },
-        Data::Int(data) => session::Tensor::I64 {
+        Array::Int(data) => session::Tensor::I64 {
             shape,
-            data: data.clone(),
+            data: data.iter().copied().collect(),
         },
-        Data::Bool(data) => session::Tensor::Bool {
+        Array::Bool(data) => session::Tensor::Bool {
             shape,
-            data: data.clone(),
+            data: data.iter().copied().collect(),
         },
     }
 }
 
-fn from_engine(tensor: session::Tensor) -> Tensor {
-    match tensor {
-        session::Tensor::F32 { shape, data } => Tensor {
-            shape,
-            data: Data::Float(data),
-        },
-        session::Tensor::F16 { shape, data } => Tensor {
-            shape,
-            data: Data::Float(data.into_iter().map(f16::to_f32).collect()),
-        },
-        session::Tensor::I64 { shape, data } => Tensor {
-            shape,
-            data: Data::Int(data),
-        },
-        session::Tensor::Bool { shape, data } => Tensor {
-            shape,
-            data: Data::Bool(data),
-        },
-    }
+fn from_engine(tensor: session::Tensor) -> Result<Array, ShapeError> {
+    Ok(match tensor {
+        session::Tensor::F32 { shape, data } => Array::Float(Shared::from_shape_vec(shape, data)?),
+        session::Tensor::F16 { shape, data } => {
+            let data = data.into_iter().map(f16::to_f32).collect();
+            Array::Float(Shared::from_shape_vec(shape, data)?)
+        }
+        session::Tensor::I64 { shape, data } => Array::Int(Shared::from_shape_vec(shape, data)?),
+        session::Tensor::Bool { shape, data } => Array::Bool(Shared::from_shape_vec(shape, data)?),
+    })
 }

@@ -2,6 +2,7 @@
 //! to the same sequence give the same logits and the same cache. First the decoder's graph with a cache that we carry,
 //! on every subject; then the runtime's decoders, which carry their own, on every engine.
 
+use crate::array::Array;
 use crate::compare::{Tolerance, compare};
 use crate::setup::case::{Case, Findings};
 use crate::setup::error::{CaseError, Context};
@@ -9,9 +10,9 @@ use crate::setup::model::{Cache, Decoder, Deployed, left_pad, run_one};
 use crate::setup::subject::{Precision, Subject};
 use crate::setup::workspace::{Workspace, small};
 use crate::synth;
-use crate::tensor::Tensor;
 use crate::tiny::numbers;
 use models::arch::Network;
+use ndarray::{Axis, concatenate};
 use runtime::backend::{self, Parts};
 use runtime::image::Picture;
 use runtime::{Engine, Message, Request, Role};
@@ -128,47 +129,45 @@ fn tolerance(subject: &Subject) -> Tolerance {
 }
 
 /// Embeddings of made-up ids, `[length, hidden]`; another seed, other ids.
-fn embeddings(deployed: &Deployed, subject: &Subject, seed: u64, length: usize) -> Result<Tensor, CaseError> {
+fn embeddings(deployed: &Deployed, subject: &Subject, seed: u64, length: usize) -> Result<Array, CaseError> {
     let vocabulary = deployed.bundle.prompt.vocab_size as f32;
     // Rows at the end of a table may belong to no token.
     let id = |n: f32| ((n + 1.0) / 2.0 * 0.9 * vocabulary) as i64;
     let ids = numbers(seed, length).into_iter().map(id).collect();
     let mut session = deployed.session(subject, Network::EmbedTokens)?;
-    let embeds = run_one(&mut *session, "input_ids", Tensor::int(&[1, length], ids))?;
+    let embeds = run_one(&mut *session, "input_ids", Array::int(&[1, length], ids))?;
     let hidden = deployed.bundle.prompt.hidden_size;
-    Ok(embeds.reshaped(&[length, hidden]))
+    embeds
+        .reshaped(&[length, hidden])
+        .during(|| "embedding tokens".to_owned())
 }
 
 /// Rows `from..to` of `[n, hidden]`.
-fn part(rows: &Tensor, from: usize, to: usize) -> Tensor {
-    let width = rows.shape[1];
-    Tensor::float(
-        &[to - from, width],
-        rows.to_float()[from * width..to * width].to_vec(),
-    )
+fn part(rows: &Array, from: usize, to: usize) -> Array {
+    rows.part(0, from..to)
 }
 
 /// Rows of both, one after the other.
-fn joined(first: &Tensor, second: &Tensor) -> Tensor {
-    let mut data = first.to_float();
-    data.extend(second.to_float());
-    Tensor::float(&[first.shape[0] + second.shape[0], first.shape[1]], data)
+fn joined(first: &Array, second: &Array) -> Result<Array, CaseError> {
+    let (first, second) = (first.to_float(), second.to_float());
+    let rows = concatenate(Axis(0), &[first.view(), second.view()]);
+    Ok(Array::from(rows.during(|| "joining rows".to_owned())?))
 }
 
 /// A decoder graph on a subject, a sequence to feed it, and what was found.
 struct Trial<'a> {
     decoder: Decoder<'a>,
     /// `[LENGTH, hidden]`
-    sequence: Tensor,
+    sequence: Array,
     /// As many others.
-    others: Tensor,
+    others: Array,
     tolerance: Tolerance,
     findings: Findings,
 }
 
 /// What a decoder says at the end of a sequence, and what it remembers.
 struct End {
-    logits: Tensor,
+    logits: Array,
     cache: Cache,
 }
 
@@ -184,13 +183,13 @@ impl<'a> Trial<'a> {
     }
 
     /// One sequence, from nothing, in pieces.
-    fn fresh(&mut self, pieces: &[Tensor]) -> Result<End, CaseError> {
+    fn fresh(&mut self, pieces: &[Array]) -> Result<End, CaseError> {
         let cache = self.decoder.empty(1);
         self.go_on(cache, pieces)
     }
 
-    fn go_on(&mut self, mut cache: Cache, pieces: &[Tensor]) -> Result<End, CaseError> {
-        let mut logits = Tensor::float(&[0], Vec::new());
+    fn go_on(&mut self, mut cache: Cache, pieces: &[Array]) -> Result<End, CaseError> {
+        let mut logits = Array::float(&[0], Vec::new());
         for piece in pieces {
             let (embeds, real) = left_pad(std::slice::from_ref(piece));
             logits = self.decoder.feed(&mut cache, &embeds, &real)?;
@@ -200,23 +199,11 @@ impl<'a> Trial<'a> {
 
     /// One row of a batch, as if it were alone: its logits, and the slots of its cache that are real.
     fn row(end: &End, row: usize) -> End {
-        let width = end.logits.shape[1];
-        let logits = Tensor::float(
-            &[1, width],
-            end.logits.to_float()[row * width..(row + 1) * width].to_vec(),
-        );
+        let logits = end.logits.part(0, row..row + 1);
         let mask = &end.cache.mask[row];
-        let keep = |tensor: &Tensor| {
-            let [_, heads, slots, width] = tensor.shape[..] else {
-                return tensor.clone();
-            };
-            let data = tensor.to_float();
-            let own = &data[row * heads * slots * width..(row + 1) * heads * slots * width];
-            let slots_of_heads = own.chunks_exact(width).enumerate();
-            let real = slots_of_heads.filter(|(place, _)| mask[place % slots] == 1);
-            let kept: Vec<f32> = real.flat_map(|(_, slot)| slot.to_vec()).collect();
-            Tensor::float(&[1, heads, kept.len() / (heads * width).max(1), width], kept)
-        };
+        let real: Vec<usize> = (0..mask.len()).filter(|&slot| mask[slot] == 1).collect();
+        // `[batch, kv_heads, slots, head_dim]`
+        let keep = |tensor: &Array| tensor.part(0, row..row + 1).select(2, &real);
         let layers = end
             .cache
             .layers
@@ -256,14 +243,14 @@ impl<'a> Trial<'a> {
 }
 
 /// The pieces of `rows` between cuts.
-fn cut(rows: &Tensor, lengths: &[usize]) -> Vec<Tensor> {
+fn cut(rows: &Array, lengths: &[usize]) -> Vec<Array> {
     let mut start = 0;
     let mut pieces = Vec::with_capacity(lengths.len());
     for &length in lengths {
         pieces.push(part(rows, start, start + length));
         start += length;
     }
-    debug_assert_eq!(start, rows.shape[0]);
+    debug_assert_eq!(start, rows.shape()[0]);
     pieces
 }
 
@@ -289,7 +276,7 @@ fn batch_equals_singles(trial: &mut Trial<'_>) -> Result<(), CaseError> {
     // Three prompts of different lengths, then two steps of all.
     let (sequence, others) = (trial.sequence.clone(), trial.others.clone());
     let prompts = [part(&sequence, 0, 7), part(&others, 0, 3), part(&sequence, 2, 7)];
-    let steps: Vec<Vec<Tensor>> = (0..2)
+    let steps: Vec<Vec<Array>> = (0..2)
         .map(|step| {
             let (first, second) = (7 + step, 4 + step);
             vec![
@@ -335,9 +322,10 @@ fn padding_is_not_seen(trial: &mut Trial<'_>) -> Result<(), CaseError> {
     // One row with four slots of padding: zeros, then the embeddings of other tokens.
     let row = part(&trial.sequence, 0, 5);
     let expected = trial.fresh(&[row.clone(), part(&trial.sequence.clone(), 5, 6)])?;
-    let zeros = Tensor::float(&[4, row.shape[1]], vec![0.0; 4 * row.shape[1]]);
+    let width = row.shape()[1];
+    let zeros = Array::from(ndarray::Array2::<f32>::zeros((4, width)));
     for (way, padding) in [("zeros", zeros), ("other tokens", part(&trial.others, 0, 4))] {
-        let padded = joined(&padding, &row).reshaped(&[1, LENGTH, row.shape[1]]);
+        let (padded, _) = left_pad(&[joined(&padding, &row)?]);
         let mut cache = trial.decoder.empty(1);
         trial.decoder.feed(
             &mut cache,
@@ -357,7 +345,7 @@ fn an_empty_cache(trial: &mut Trial<'_>) -> Result<(), CaseError> {
         let found = trial.fresh(std::slice::from_ref(&row))?;
         // The same after a past in which nothing is real.
         let mut cache = trial.decoder.empty(1);
-        let padding = part(&trial.others, 0, 3).reshaped(&[1, 3, row.shape[1]]);
+        let (padding, _) = left_pad(&[part(&trial.others, 0, 3)]);
         trial.decoder.feed(&mut cache, &padding, &[vec![0; 3]])?;
         let end = trial.go_on(cache, &[row])?;
         trial.equal(&format!("{length} positions"), &found, &Trial::row(&end, 0));
@@ -366,7 +354,7 @@ fn an_empty_cache(trial: &mut Trial<'_>) -> Result<(), CaseError> {
             .layers
             .iter()
             .flatten()
-            .all(|tensor| tensor.shape[2] == length);
+            .all(|tensor| tensor.shape()[2] == length);
         trial
             .findings
             .require(slots, || format!("the cache does not hold {length} positions"));
@@ -381,7 +369,7 @@ fn truncate_and_refeed(trial: &mut Trial<'_>) -> Result<(), CaseError> {
         long.cache.truncate(kept);
         let again = part(&others, kept, LENGTH);
         let found = trial.go_on(long.cache, std::slice::from_ref(&again))?;
-        let expected = trial.fresh(&[joined(&part(&sequence, 0, kept), &again)])?;
+        let expected = trial.fresh(&[joined(&part(&sequence, 0, kept), &again)?])?;
         trial.equal(&format!("{kept} kept"), &found, &expected);
     }
     Ok(())
@@ -390,7 +378,7 @@ fn truncate_and_refeed(trial: &mut Trial<'_>) -> Result<(), CaseError> {
 /// Without this, a model that forgets everything would pass every claim above.
 fn the_past_matters(trial: &mut Trial<'_>) -> Result<(), CaseError> {
     let sequence = trial.sequence.clone();
-    let changed = joined(&part(&trial.others, 0, 1), &part(&sequence, 1, LENGTH));
+    let changed = joined(&part(&trial.others, 0, 1), &part(&sequence, 1, LENGTH))?;
     for lengths in [&[LENGTH][..], &[1; LENGTH]] {
         let first = trial.fresh(&cut(&sequence, lengths))?;
         let second = trial.fresh(&cut(&changed, lengths))?;
@@ -433,8 +421,8 @@ fn computing() -> String {
     "computing".to_owned()
 }
 
-fn row(values: Vec<f32>) -> Tensor {
-    Tensor::float(&[1, values.len()], values)
+fn row(values: Vec<f32>) -> Array {
+    Array::float(&[1, values.len()], values)
 }
 
 fn roles_are_the_graphs(deployed: &Deployed, subject: &Subject) -> Result<Findings, CaseError> {
@@ -457,9 +445,9 @@ fn roles_are_the_graphs(deployed: &Deployed, subject: &Subject) -> Result<Findin
     let expected = run_one(
         &mut *session,
         "pixel_values",
-        Tensor::float(&[1, 3, height, width], pixels),
+        Array::float(&[1, 3, height, width], pixels),
     )?;
-    let found = Tensor::float(&[1, image.tokens, deployed.bundle.prompt.hidden_size], found);
+    let found = Array::float(&[1, image.tokens, deployed.bundle.prompt.hidden_size], found);
     // The engine of a role knows that the batch is 1 and may order its sums otherwise, in half precision too.
     let features = match subject.precision {
         Precision::Fp32 => Tolerance::Close,
@@ -473,12 +461,12 @@ fn roles_are_the_graphs(deployed: &Deployed, subject: &Subject) -> Result<Findin
     let expected = run_one(
         &mut *session,
         "input_ids",
-        Tensor::int(&[1, ids.len()], ids.clone()),
+        Array::int(&[1, ids.len()], ids.clone()),
     )?;
     let shape = [1, ids.len(), deployed.bundle.prompt.hidden_size];
     findings.push(compare(
         "inputs_embeds",
-        &Tensor::float(&shape, found),
+        &Array::float(&shape, found),
         &expected,
         Tolerance::Exact,
     ));
@@ -487,7 +475,7 @@ fn roles_are_the_graphs(deployed: &Deployed, subject: &Subject) -> Result<Findin
     let mut decoder = Decoder::open(deployed, subject)?;
     let mut cache = decoder.empty(1);
     for (step, piece) in cut(&sequence, &[6, 1, 2]).iter().enumerate() {
-        let found = parts.decoder.feed(&piece.to_float()).during(computing)?;
+        let found = parts.decoder.feed(&values(piece)).during(computing)?;
         let (embeds, real) = left_pad(std::slice::from_ref(piece));
         let expected = decoder.feed(&mut cache, &embeds, &real)?;
         findings.push(compare(
@@ -500,13 +488,18 @@ fn roles_are_the_graphs(deployed: &Deployed, subject: &Subject) -> Result<Findin
     Ok(findings)
 }
 
+/// The elements as roles want them.
+fn values(array: &Array) -> Vec<f32> {
+    array.to_float().iter().copied().collect()
+}
+
 /// Feeds the pieces and returns the last logits; the length is what was fed.
-fn feed(parts: &mut Parts, pieces: &[Tensor], findings: &mut Findings) -> Result<Tensor, CaseError> {
+fn feed(parts: &mut Parts, pieces: &[Array], findings: &mut Findings) -> Result<Array, CaseError> {
     let mut logits = Vec::new();
     for piece in pieces {
         let before = parts.decoder.len();
-        logits = parts.decoder.feed(&piece.to_float()).during(computing)?;
-        let (after, expected) = (parts.decoder.len(), before + piece.shape[0]);
+        logits = parts.decoder.feed(&values(piece)).during(computing)?;
+        let (after, expected) = (parts.decoder.len(), before + piece.shape()[0]);
         findings.require(after == expected, || {
             format!("the sequence has length {after}, expected {expected}")
         });
@@ -557,7 +550,7 @@ fn truncate_a_decoder(deployed: &Deployed, subject: &Subject) -> Result<Findings
         let again = part(&others, kept, LENGTH);
         let found = feed(&mut parts, std::slice::from_ref(&again), &mut findings)?;
         fresh.decoder.truncate(0).during(computing)?;
-        let whole = joined(&part(&sequence, 0, kept), &again);
+        let whole = joined(&part(&sequence, 0, kept), &again)?;
         let expected = feed(&mut fresh, &[whole], &mut findings)?;
         findings.push(compare(
             &format!("{kept} kept: logits"),
@@ -575,7 +568,7 @@ fn errors_change_nothing(deployed: &Deployed, subject: &Subject) -> Result<Findi
     let sequence = embeddings(deployed, subject, 61, LENGTH)?;
     let expected = feed(&mut parts, &cut(&sequence, &[6, 3]), &mut findings)?;
     parts.decoder.truncate(6).during(computing)?;
-    let width = sequence.shape[1];
+    let width = sequence.shape()[1];
     for wrong in [0, 1, width + 1] {
         let refused = parts.decoder.feed(&vec![0.5; wrong]).is_err();
         findings.require(refused, || {

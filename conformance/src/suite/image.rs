@@ -6,7 +6,6 @@ use crate::setup::case::{Case, Findings};
 use crate::setup::error::{CaseError, Context};
 use crate::setup::workspace::{Workspace, small};
 use crate::suite::recorded;
-use crate::tensor::Tensor;
 use models::bundle::{Aspect, ImageSpec, Resample};
 use runtime::image::resize::{Canvas, resize};
 use runtime::image::{self, Picture};
@@ -289,15 +288,12 @@ fn recorded(reference: &Reference, workspace: &Workspace) -> Result<Findings, Ca
         };
         let side = check.shape.last().copied().unwrap_or(0);
         let spec = spec(reference, workspace, side)?;
-        let mut data = Vec::new();
-        let mut shape = [case.images.len(), 3, 0, 0];
+        let mut images = Vec::with_capacity(case.images.len());
         for image in &case.images {
             let picture = workspace.picture(reference, image)?;
-            let values = image::preprocess(&picture, &spec).during(|| format!("preprocessing {image:?}"))?;
-            (shape[2], shape[3]) = (values.height, values.width);
-            data.extend(values.data);
+            images.push(image::preprocess(&picture, &spec).during(|| format!("preprocessing {image:?}"))?);
         }
-        let mut comparison = reference.compare(check, "fp32", &Tensor::float(&shape, data));
+        let mut comparison = reference.compare(check, "fp32", &recorded::batch(&images)?);
         comparison.value = format!("{}: {}", case.name, comparison.value);
         findings.push(comparison);
     }

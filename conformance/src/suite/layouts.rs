@@ -2,13 +2,13 @@
 //! files, exported and compared byte for byte; and train-time branches computed one by one against what folding made
 //! of them.
 
+use crate::array::{Array, round_to_half};
 use crate::compare::{Tolerance, compare};
 use crate::setup::case::{Case, Findings};
 use crate::setup::error::{CaseError, Context};
 use crate::setup::subject::Precision;
 use crate::setup::workspace::{Workspace, export, synth_options};
 use crate::synth::{self, Size, Stored};
-use crate::tensor::{Tensor, round_to_half};
 use crate::tiny::numbers;
 use half::bf16;
 use models::bundle::{Aspect, Bundle, Content};
@@ -16,6 +16,7 @@ use models::checkpoint::{Canonical, Checkpoint, Layout, canonical};
 use models::config::{TokenMixer, VisionConfig};
 use models::dtype::DType;
 use models::weights::Weights;
+use ndarray::Array3;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -400,7 +401,7 @@ fn storage(layout: &str, dtype: &str, workspace: &Workspace) -> Result<Findings,
             .iter()
             .map(|&n| usize::try_from(n).unwrap_or(0))
             .collect();
-        let found = Tensor::float(&shape, found.read(&spec.name).during(reading)?);
+        let found = Array::float(&shape, found.read(&spec.name).during(reading)?);
         let expected = expected.read(&spec.name).during(reading)?;
         let (expected, tolerance) = if is_folded(&spec.name, layout) {
             counts[1] += 1;
@@ -412,7 +413,7 @@ fn storage(layout: &str, dtype: &str, workspace: &Workspace) -> Result<Findings,
         findings.push(compare(
             &spec.name,
             &found,
-            &Tensor::float(&shape, expected),
+            &Array::float(&shape, expected),
             tolerance,
         ));
     }
@@ -445,52 +446,25 @@ const SIDE: usize = 9;
 const EPSILON: f64 = 1e-5;
 
 /// A map `[channels, side, side]` in float64.
-#[derive(Clone)]
-struct Map {
-    channels: usize,
-    side: usize,
-    data: Vec<f64>,
+type Map = Array3<f64>;
+
+fn random_map(seed: u64, channels: usize) -> Map {
+    let mut numbers = numbers(seed, channels * SIDE * SIDE).into_iter();
+    let next = || numbers.next().map_or(0.0, f64::from);
+    Map::from_shape_simple_fn((channels, SIDE, SIDE), next)
 }
 
-impl Map {
-    fn random(seed: u64, channels: usize) -> Map {
-        let data = numbers(seed, channels * SIDE * SIDE)
-            .into_iter()
-            .map(f64::from)
-            .collect();
-        Map {
-            channels,
-            side: SIDE,
-            data,
-        }
+/// Each channel `x -> change(c, x)`.
+fn each_channel(mut map: Map, change: impl Fn(usize, f64) -> f64) -> Map {
+    for (channel, mut plane) in map.outer_iter_mut().enumerate() {
+        plane.mapv_inplace(|x| change(channel, x));
     }
+    map
+}
 
-    /// `a * self + b * other`
-    fn mix(mut self, a: f64, other: &Map, b: f64) -> Map {
-        for (x, y) in self.data.iter_mut().zip(&other.data) {
-            *x = a * *x + b * y;
-        }
-        self
-    }
-
-    fn plus(self, other: &Map) -> Map {
-        self.mix(1.0, other, 1.0)
-    }
-
-    /// Each channel `x -> x * scale[c] + shift[c]`.
-    fn each(mut self, change: impl Fn(usize, f64) -> f64) -> Map {
-        let area = self.side * self.side;
-        for (place, x) in self.data.iter_mut().enumerate() {
-            *x = change(place / area, *x);
-        }
-        self
-    }
-
-    fn tensor(&self) -> Tensor {
-        // Rounded for the comparison only.
-        let data = self.data.iter().map(|&x| x as f32).collect();
-        Tensor::float(&[self.channels, self.side, self.side], data)
-    }
+/// Rounded, for the comparison only.
+fn rounded(map: &Map) -> Array {
+    Array::from(map.mapv(|x| x as f32))
 }
 
 /// A convolution of `[output, input / groups, kernel, kernel]`, padded by half its kernel.
@@ -520,35 +494,26 @@ impl Shape {
             kernel,
             stride,
         } = self;
-        let (side, pad) = (x.side.div_ceil(stride), kernel / 2);
+        let (height, width) = (x.dim().1, x.dim().2);
+        let (side, pad) = (height.div_ceil(stride), kernel / 2);
         let (inputs, outputs) = (input / groups, output / groups);
-        let mut data = Vec::with_capacity(output * side * side);
-        for channel in 0..output {
+        Map::from_shape_fn((output, side, side), |(channel, row, column)| {
             let first = channel / outputs * inputs;
-            for (row, column) in (0..side).flat_map(|row| (0..side).map(move |column| (row, column))) {
-                let mut sum = 0.0;
-                for i in 0..inputs {
-                    for (u, v) in (0..kernel).flat_map(|u| (0..kernel).map(move |v| (u, v))) {
-                        let (Some(y), Some(z)) = (
-                            (row * stride + u).checked_sub(pad),
-                            (column * stride + v).checked_sub(pad),
-                        ) else {
-                            continue;
-                        };
-                        if y < x.side && z < x.side {
-                            let weight = weight[((channel * inputs + i) * kernel + u) * kernel + v];
-                            sum += f64::from(weight) * x.data[((first + i) * x.side + y) * x.side + z];
-                        }
-                    }
+            let mut sum = 0.0;
+            for (i, u, v) in ndarray::indices((inputs, kernel, kernel)) {
+                let (Some(y), Some(z)) = (
+                    (row * stride + u).checked_sub(pad),
+                    (column * stride + v).checked_sub(pad),
+                ) else {
+                    continue;
+                };
+                if y < height && z < width {
+                    let weight = weight[((channel * inputs + i) * kernel + u) * kernel + v];
+                    sum += f64::from(weight) * x[[first + i, y, z]];
                 }
-                data.push(sum);
             }
-        }
-        Map {
-            channels: output,
-            side,
-            data,
-        }
+            sum
+        })
     }
 }
 
@@ -559,11 +524,11 @@ fn stored(name: &str, shape: &[u64]) -> Result<Vec<f32>, CaseError> {
 
 /// timm's `BatchNorm2d` in evaluation.
 fn batch_norm(name: &str, x: Map) -> Result<Map, CaseError> {
-    let channels = [x.channels as u64];
+    let channels = [x.dim().0 as u64];
     let part = |part: &str| stored(&format!("{name}.{part}"), &channels);
     let (gamma, beta) = (part("weight")?, part("bias")?);
     let (mean, variance) = (part("running_mean")?, part("running_var")?);
-    Ok(x.each(|channel, x| {
+    Ok(each_channel(x, |channel, x| {
         let deviation = (f64::from(variance[channel]) + EPSILON).sqrt();
         (x - f64::from(mean[channel])) / deviation * f64::from(gamma[channel]) + f64::from(beta[channel])
     }))
@@ -579,10 +544,10 @@ fn conv_norm(name: &str, shape: Shape, x: &Map) -> Result<Map, CaseError> {
 fn mobile_one(name: &str, shape: Shape, scale: bool, identity: bool, x: &Map) -> Result<Map, CaseError> {
     let mut y = conv_norm(&format!("{name}.conv_kxk.0"), shape, x)?;
     if scale {
-        y = y.plus(&conv_norm(&format!("{name}.conv_scale"), shape.with(1), x)?);
+        y += &conv_norm(&format!("{name}.conv_scale"), shape.with(1), x)?;
     }
     if identity {
-        y = y.plus(&batch_norm(&format!("{name}.identity"), x.clone())?);
+        y += &batch_norm(&format!("{name}.identity"), x.clone())?;
     }
     Ok(y)
 }
@@ -591,11 +556,8 @@ fn mobile_one(name: &str, shape: Shape, scale: bool, identity: bool, x: &Map) ->
 fn rep_mixer(name: &str, shape: Shape, x: &Map) -> Result<Map, CaseError> {
     let mixed = mobile_one(&format!("{name}.mixer"), shape, true, true, x)?;
     let normed = batch_norm(&format!("{name}.norm.identity"), x.clone())?;
-    let gamma = stored(&format!("{name}.layer_scale.gamma"), &[x.channels as u64, 1, 1])?;
-    let scaled = mixed
-        .mix(1.0, &normed, -1.0)
-        .each(|channel, x| x * f64::from(gamma[channel]));
-    Ok(scaled.plus(x))
+    let gamma = stored(&format!("{name}.layer_scale.gamma"), &[x.dim().0 as u64, 1, 1])?;
+    Ok(each_channel(mixed - normed, |channel, x| x * f64::from(gamma[channel])) + x)
 }
 
 /// What a train-time module computes.
@@ -623,15 +585,12 @@ fn sites(tower: &VisionConfig) -> Vec<(String, Shape, Unfolded)> {
     let scale: Unfolded = |name, shape, x| mobile_one(name, shape, true, false, x);
     let large: Unfolded = |name, shape, x| {
         let large = conv_norm(&format!("{name}.large_conv"), shape, x)?;
-        Ok(large.plus(&conv_norm(&format!("{name}.small_conv"), shape.with(3), x)?))
+        Ok(large + conv_norm(&format!("{name}.small_conv"), shape.with(3), x)?)
     };
     let position: Unfolded = |name, shape, x| {
         let weight = stored(&format!("{name}.pos_enc.weight"), &shape.dims())?;
-        let bias = stored(&format!("{name}.pos_enc.bias"), &[x.channels as u64])?;
-        Ok(shape
-            .run(x, &weight)
-            .each(|channel, y| y + f64::from(bias[channel]))
-            .plus(x))
+        let bias = stored(&format!("{name}.pos_enc.bias"), &[x.dim().0 as u64])?;
+        Ok(each_channel(shape.run(x, &weight), |channel, y| y + f64::from(bias[channel])) + x)
     };
 
     let widths: Vec<usize> = tower.embed_dims.iter().map(|&n| whole(n)).collect();
@@ -687,14 +646,12 @@ fn folded_equals_unfolded(workspace: &Workspace) -> Result<Findings, CaseError> 
         let reading = || format!("reading `{name}`");
         let weight = weights.read(&format!("{name}.weight")).during(reading)?;
         let bias = weights.read(&format!("{name}.bias")).during(reading)?;
-        let x = Map::random(seed, shape.input);
-        let found = shape
-            .run(&x, &weight)
-            .each(|channel, y| y + f64::from(bias[channel]));
+        let x = random_map(seed, shape.input);
+        let found = each_channel(shape.run(&x, &weight), |channel, y| y + f64::from(bias[channel]));
         let expected = unfolded(&name, *shape, &x)?;
         // The folded weights are rounded to float32 once.
         let once = Tolerance::Custom(3e-7);
-        findings.push(compare(&name, &found.tensor(), &expected.tensor(), once));
+        findings.push(compare(&name, &rounded(&found), &rounded(&expected), once));
     }
     let names = weights.specs().iter().map(|spec| spec.name.as_str());
     let folded = names

@@ -1,13 +1,13 @@
 //! Does every engine compute small networks of odd geometries as the interpreter does? What the published sizes have in
 //! common (five stages, two attention stages, powers of two, a tied head) must not be what makes a graph right.
 
+use crate::array::{Array, round_to_half};
 use crate::compare::{Tolerance, compare};
 use crate::setup::case::{Case, Findings};
 use crate::setup::error::{CaseError, Context};
 use crate::setup::model::{Cache, Decoder, left_pad, run_one};
-use crate::setup::subject::{Provider, Subject};
+use crate::setup::subject::{self, Provider, Subject};
 use crate::setup::workspace::Workspace;
-use crate::tensor::{Data, Tensor, round_to_half};
 use crate::tiny::{Given, numbers, random};
 use exporter::Precision;
 use models::arch::fused::{self, Encodings};
@@ -17,6 +17,7 @@ use models::config::{DecoderConfig, ModelConfig, ProjectorConfig, TokenMixer, Vi
 use models::graph::Graph;
 use models::graph::fused::{Encoding, TableEncoding};
 use models::weights::Weights;
+use ndarray::Axis;
 use std::sync::Arc;
 
 /// Every geometry, on every engine, and in fused operators where their kernels are.
@@ -83,7 +84,7 @@ fn subjects(form: Form) -> fn(&Subject) -> bool {
 /// Fused operators are for the engines that run our kernels, whatever precision they would be given.
 fn has_kernels(subject: &Subject) -> bool {
     let engine = matches!(subject.provider, Provider::Cpu | Provider::Tract);
-    engine && subject.precision == crate::setup::subject::Precision::Fp32
+    engine && subject.precision == subject::Precision::Fp32
 }
 
 /// An image encoder with its projector.
@@ -315,8 +316,8 @@ fn tolerance(subject: &Subject, form: Form, fp32: Tolerance) -> Tolerance {
         return Tolerance::Bytes;
     }
     match subject.precision {
-        crate::setup::subject::Precision::Fp32 => fp32,
-        crate::setup::subject::Precision::Fp16 => Tolerance::Half,
+        subject::Precision::Fp32 => fp32,
+        subject::Precision::Fp16 => Tolerance::Half,
     }
 }
 
@@ -335,7 +336,7 @@ fn vision(
         .into_iter()
         .map(|n| (n + 1.0) / 2.0)
         .collect();
-    let pixels = Tensor::float(&[2, 3, side, side], pixels);
+    let pixels = Array::float(&[2, 3, side, side], pixels);
     let expected = run_one(
         &mut *subject.interpret(&graph, &weights),
         "pixel_values",
@@ -376,21 +377,20 @@ fn embed(
     let width = usize::try_from(shape[1]).unwrap_or(0);
     let last = i64::try_from(shape[0]).unwrap_or(1) - 1;
     let ids = vec![last, 0, 2, 1, last - 1, last];
-    let mut expected = Vec::new();
-    for &id in &ids {
-        let row = usize::try_from(id).unwrap_or(0) * width;
-        expected.extend(
-            table[row..row + width]
-                .iter()
-                .map(|&value| match subject.precision {
-                    crate::setup::subject::Precision::Fp32 => value,
-                    crate::setup::subject::Precision::Fp16 => round_to_half(value),
-                }),
-        );
+    let rows = ids
+        .iter()
+        .map(|&id| usize::try_from(id).unwrap_or(0))
+        .collect::<Vec<_>>();
+    let shape = [table.len() / width.max(1), width];
+    let mut expected = Array::float(&shape, table).select(0, &rows);
+    if let (Array::Float(values), subject::Precision::Fp16) = (&mut expected, subject.precision) {
+        values.mapv_inplace(round_to_half);
     }
-    let expected = Tensor::float(&[2, 3, width], expected);
+    let expected = expected
+        .reshaped(&[2, 3, width])
+        .during(|| "looking up".to_owned())?;
     let mut session = subject.session(&graph, &weights, workspace.root())?;
-    let found = run_one(&mut *session, "input_ids", Tensor::int(&[2, 3], ids))?;
+    let found = run_one(&mut *session, "input_ids", Array::int(&[2, 3], ids))?;
     let mut findings = Findings::default();
     findings.push(compare("inputs_embeds", &found, &expected, Tolerance::Exact));
     Ok(findings)
@@ -406,7 +406,7 @@ fn embed_as_interpreted(
     let of = |form| graph(Network::EmbedTokens, None, Some(language), form);
     let (weights, graph) = (Given::random(&of(None)?, 21), of(form)?);
     let last = i64::try_from(language.config.vocab_size).unwrap_or(1) - 1;
-    let ids = Tensor::int(&[2, 2], vec![last, 0, 1, last]);
+    let ids = Array::int(&[2, 2], vec![last, 0, 1, last]);
     let expected = run_one(
         &mut *subject.interpret(&graph, &weights),
         "input_ids",
@@ -461,7 +461,7 @@ fn hidden(language: &Language) -> usize {
     usize::try_from(language.config.hidden_size).unwrap_or(0)
 }
 
-type Feed = (&'static str, (Tensor, Vec<Vec<i64>>));
+type Feed = (&'static str, (Array, Vec<Vec<i64>>));
 
 /// Feeds the engine and the interpreter alike. Before each feed the engine gets the interpreter's cache, so that each
 /// is judged by itself.
@@ -512,17 +512,21 @@ fn follow(
     Ok(findings)
 }
 
-/// A cache tensor with zeros where the mask hides a slot: nobody reads what stands there.
-fn without_padding(tensor: &Tensor, cache: &Cache) -> Tensor {
+/// A cache tensor `[batch, kv_heads, slots, head_dim]` with zeros where the mask hides a slot: nobody reads what stands
+/// there.
+fn without_padding(tensor: &Array, cache: &Cache) -> Array {
     let mut tensor = tensor.clone();
-    let ([_, heads, slots, width], Data::Float(data)) = (&tensor.shape[..], &mut tensor.data) else {
+    let (&[_, _, slots, _], Array::Float(values)) = (&*tensor.shape().to_vec(), &mut tensor) else {
         return tensor;
     };
-    let (heads, slots, width) = (*heads, *slots, *width);
-    for (position, row) in data.chunks_exact_mut(width.max(1)).enumerate() {
-        let (sequence, slot) = (position / (heads * slots), position % slots);
-        if cache.mask.get(sequence).and_then(|mask| mask.get(slot)) == Some(&0) {
-            row.fill(0.0);
+    for (mut sequence, mask) in values.outer_iter_mut().zip(&cache.mask) {
+        let hidden = mask
+            .iter()
+            .take(slots)
+            .enumerate()
+            .filter(|(_, real)| **real == 0);
+        for (slot, _) in hidden {
+            sequence.index_axis_mut(Axis(1), slot).fill(0.0);
         }
     }
     tensor

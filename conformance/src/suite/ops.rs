@@ -1,13 +1,13 @@
 //! Does every operator do on every engine what the interpreter says? Small graphs, in the forms that the networks use
 //! and a little beyond.
 
+use crate::array::Array;
 use crate::compare::{Tolerance, compare};
 use crate::interpreter::Interpreter;
 use crate::setup::case::{Case, Findings};
 use crate::setup::error::{CaseError, Context};
 use crate::setup::subject::{Precision, Provider, Subject};
 use crate::setup::workspace::Workspace;
-use crate::tensor::Tensor;
 use crate::tiny::{Given, random};
 use models::dtype::DType;
 use models::graph::{Builder, Conv, Dim, GraphError, Op, ValueId};
@@ -15,7 +15,7 @@ use models::graph::{Builder, Conv, Dim, GraphError, Op, ValueId};
 /// A small graph with inputs.
 struct Problem {
     name: &'static str,
-    inputs: Vec<(&'static str, Vec<Dim>, Tensor)>,
+    inputs: Vec<(&'static str, Vec<Dim>, Array)>,
     build: Box<Build>,
 }
 
@@ -24,7 +24,7 @@ type Build = dyn Fn(&mut Builder, &[ValueId]) -> Vec<ValueId> + Send + Sync;
 impl Problem {
     fn new(
         name: &'static str,
-        inputs: Vec<(&'static str, Vec<Dim>, Tensor)>,
+        inputs: Vec<(&'static str, Vec<Dim>, Array)>,
         build: impl Fn(&mut Builder, &[ValueId]) -> Vec<ValueId> + Send + Sync + 'static,
     ) -> Problem {
         Problem {
@@ -35,7 +35,7 @@ impl Problem {
     }
 
     /// One node on the inputs.
-    fn node(name: &'static str, op: Op, inputs: Vec<(&'static str, Vec<Dim>, Tensor)>) -> Problem {
+    fn node(name: &'static str, op: Op, inputs: Vec<(&'static str, Vec<Dim>, Array)>) -> Problem {
         Problem::new(name, inputs, move |b, inputs| vec![b.node(op.clone(), inputs)])
     }
 
@@ -51,7 +51,7 @@ impl Problem {
         }
         let graph = b.finish().during(|| format!("building `{}`", self.name))?;
         let weights = Given::random(&graph, 7);
-        let inputs: Vec<(&str, Tensor)> = self
+        let inputs: Vec<(&str, Array)> = self
             .inputs
             .iter()
             .map(|(name, _, tensor)| (*name, tensor.clone()))
@@ -77,11 +77,11 @@ impl Problem {
     }
 }
 
-fn dtype_of(tensor: &Tensor) -> DType {
-    match &tensor.data {
-        crate::tensor::Data::Float(_) => DType::Float32,
-        crate::tensor::Data::Int(_) => DType::Int64,
-        crate::tensor::Data::Bool(_) => DType::Bool,
+fn dtype_of(tensor: &Array) -> DType {
+    match tensor {
+        Array::Float(_) => DType::Float32,
+        Array::Int(_) => DType::Int64,
+        Array::Bool(_) => DType::Bool,
     }
 }
 
@@ -105,7 +105,7 @@ pub fn cases() -> Vec<Case> {
     cases
 }
 
-type Input = (&'static str, Vec<Dim>, Tensor);
+type Input = (&'static str, Vec<Dim>, Array);
 
 /// `x` of random numbers, with its first two axes symbolic.
 fn x(shape: &[usize]) -> Input {
@@ -137,15 +137,15 @@ fn fixed(shape: &[usize]) -> Vec<Dim> {
 }
 
 fn positive(mut input: Input) -> Input {
-    if let crate::tensor::Data::Float(data) = &mut input.2.data {
-        data.iter_mut().for_each(|v| *v = v.abs() + 0.25);
+    if let Array::Float(values) = &mut input.2 {
+        values.mapv_inplace(|v| v.abs() + 0.25);
     }
     input
 }
 
 fn scaled((name, dims, mut tensor): Input, factor: f32) -> Input {
-    if let crate::tensor::Data::Float(data) = &mut tensor.data {
-        data.iter_mut().for_each(|v| *v *= factor);
+    if let Array::Float(values) = &mut tensor {
+        values.mapv_inplace(|v| v * factor);
     }
     (name, dims, tensor)
 }
@@ -162,7 +162,7 @@ fn cache_and_mask(past: usize, new: usize) -> Vec<Input> {
         (
             "mask",
             vec![Dim::Batch, Dim::Total],
-            Tensor::int(&[2, total], mask),
+            Array::int(&[2, total], mask),
         ),
     ]
 }
@@ -494,7 +494,7 @@ fn cast() -> Vec<Problem> {
     let ids = (
         "x",
         vec![Dim::Batch, Dim::New],
-        Tensor::int(&[2, 3], vec![0, 1, 2, 30_000, -4, 5]),
+        Array::int(&[2, 3], vec![0, 1, 2, 30_000, -4, 5]),
     );
     vec![Problem::new("positions", vec![ids], |b, inputs| {
         vec![b.full().cast(inputs[0], DType::Float32)]
@@ -524,7 +524,7 @@ fn gather() -> Vec<Problem> {
     let ids = (
         "ids",
         vec![Dim::Batch, Dim::New],
-        Tensor::int(&[2, 3], vec![0, 4, 9, 9, 1, 0]),
+        Array::int(&[2, 3], vec![0, 4, 9, 9, 1, 0]),
     );
     vec![Problem::new("embedding", vec![ids], |b, inputs| {
         let table = b.scope("embed").weight("weight", &[10, 4]);
@@ -638,12 +638,12 @@ fn positions() -> Vec<Input> {
         (
             "x",
             vec![Dim::Batch, Dim::New],
-            Tensor::int(&[2, 3], vec![0, 1, 2, 3, 4, 5]),
+            Array::int(&[2, 3], vec![0, 1, 2, 3, 4, 5]),
         ),
         (
             "y",
             vec![Dim::Fixed(1), Dim::New],
-            Tensor::int(&[1, 3], vec![3, 1, 2]),
+            Array::int(&[1, 3], vec![3, 1, 2]),
         ),
     ]
 }

@@ -1,9 +1,12 @@
 //! Which recorded references does a suite look at? Those that are compiled in and that it chooses, as cases.
 
+use crate::array::Array;
 use crate::golden::{Reference, Source};
 use crate::setup::case::Case;
-use crate::setup::error::CaseError;
+use crate::setup::error::{CaseError, Context};
 use crate::setup::workspace::{self, Workspace};
+use ndarray::{ArrayView3, Axis, stack};
+use runtime::image::PixelValues;
 use std::sync::Arc;
 
 /// The compiled-in references that `wanted` chooses, as cases; references that cannot be read are a case that fails.
@@ -37,4 +40,18 @@ pub fn embedded(
 /// Whether a reference's model has a published size.
 pub fn is_full_size(reference: &Reference) -> bool {
     matches!(&reference.checkpoint, Source::Synth { size, .. } if size != "demo")
+}
+
+/// The pixels of a case's images as one batch `[images, 3, height, width]`.
+///
+/// # Errors
+/// No image, or images of different sizes.
+pub fn batch(images: &[PixelValues]) -> Result<Array, CaseError> {
+    let joining = || "joining the pixels of a case".to_owned();
+    let mut views = Vec::with_capacity(images.len());
+    for pixels in images {
+        let shape = (3, pixels.height, pixels.width);
+        views.push(ArrayView3::from_shape(shape, &pixels.data).during(joining)?);
+    }
+    Ok(Array::from(stack(Axis(0), &views).during(joining)?))
 }

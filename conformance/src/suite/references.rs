@@ -1,15 +1,16 @@
-//! Is what runs what was published? Tensors that `conformance/reference/record.py` recorded from the published
+//! Is what runs what was published? Arrays that `conformance/reference/record.py` recorded from the published
 //! implementation, compared in the order in which the networks compute them.
 
+use crate::array::Array;
 use crate::golden::{RecordedCase, Reference, Row, Segment, argmax};
 use crate::setup::case::{Case, Findings};
-use crate::setup::error::CaseError;
+use crate::setup::error::{CaseError, Context};
 use crate::setup::model::{Cache, Decoder, Deployed, left_pad, run_one};
 use crate::setup::subject::{Provider, Session, Subject};
 use crate::setup::workspace::Workspace;
 use crate::suite::{end_to_end, recorded};
-use crate::tensor::Tensor;
 use models::arch::Network;
+use ndarray::{Axis, concatenate};
 use runtime::image::preprocess;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -75,7 +76,7 @@ struct Trial<'a> {
 }
 
 /// Computed tensors by the names that references give them.
-type Found = BTreeMap<String, Tensor>;
+type Found = BTreeMap<String, Array>;
 
 impl Trial<'_> {
     fn run(&self) -> Result<Findings, CaseError> {
@@ -102,20 +103,18 @@ impl Trial<'_> {
     }
 
     /// Preprocesses and encodes the images; returns `[tokens, hidden]` for each.
-    fn encode(&self, found: &mut Found) -> Result<Vec<Tensor>, CaseError> {
+    fn encode(&self, found: &mut Found) -> Result<Vec<Array>, CaseError> {
         if self.case.images.is_empty() {
             return Ok(Vec::new());
         }
-        let mut data = Vec::new();
-        let mut shape = vec![self.case.images.len(), 3, 0, 0];
+        let mut images = Vec::with_capacity(self.case.images.len());
         for image in &self.case.images {
             let picture = self.workspace.picture(self.reference, image)?;
             let pixels = preprocess(&picture, &self.deployed.bundle.image)
                 .map_err(|error| CaseError::failed("preprocessing", &error))?;
-            (shape[2], shape[3]) = (pixels.height, pixels.width);
-            data.extend(pixels.data);
+            images.push(pixels);
         }
-        let mut pixels = Tensor::float(&shape, data);
+        let mut pixels = recorded::batch(&images)?;
         found.insert("pixel_values".to_owned(), pixels.clone());
         // What the published encoder saw, where it is recorded whole.
         let recorded = self
@@ -125,7 +124,7 @@ impl Trial<'_> {
             .find(|check| check.value == "pixel_values");
         if let Some(whole) = recorded
             .and_then(|check| self.reference.whole(check))
-            .filter(|whole| whole.shape == shape)
+            .filter(|whole| whole.shape() == pixels.shape())
         {
             pixels = whole;
         }
@@ -139,21 +138,14 @@ impl Trial<'_> {
         found.extend(outputs);
         let Some(features) = found
             .get("image_features")
-            .filter(|features| features.shape.len() == 3)
+            .filter(|features| features.shape().len() == 3)
         else {
             return Err(CaseError::Failed {
                 context: "running the vision encoder".to_owned(),
                 message: "there is no output `image_features` of rank 3".to_owned(),
             });
         };
-        let [_, tokens, hidden] = features.shape[..] else {
-            return Ok(Vec::new());
-        };
-        let values = features.to_float();
-        Ok(values
-            .chunks_exact((tokens * hidden).max(1))
-            .map(|one| Tensor::float(&[tokens, hidden], one.to_vec()))
-            .collect())
+        Ok(features.outer())
     }
 
     /// Prefill of the left-padded batch, then the recorded steps.
@@ -161,7 +153,7 @@ impl Trial<'_> {
         &self,
         decoder: &mut Decoder<'_>,
         embedder: &mut dyn Session,
-        rows: &[Tensor],
+        rows: &[Array],
         found: &mut Found,
     ) -> Result<(), CaseError> {
         let (embeds, real) = left_pad(rows);
@@ -177,8 +169,9 @@ impl Trial<'_> {
         }
         for (step, ids) in self.case.feed.iter().enumerate() {
             let embeds = embed(embedder, ids)?;
-            let hidden = embeds.shape[1];
-            let embeds = embeds.reshaped(&[ids.len(), 1, hidden]);
+            let embeds = embeds
+                .reshaped(&[ids.len(), 1, embeds.shape()[1]])
+                .during(|| "feeding one by one".to_owned())?;
             let logits = decoder.feed(&mut cache, &embeds, &vec![vec![1]; ids.len()])?;
             found.insert(format!("steps.{step}.logits"), logits);
             self.keep_cache(&format!("steps.{step}"), &cache, found);
@@ -227,7 +220,7 @@ impl Trial<'_> {
         &self,
         decoder: &mut Decoder<'_>,
         embedder: &mut dyn Session,
-        rows: &[Tensor],
+        rows: &[Array],
         findings: &mut Findings,
     ) -> Result<(), CaseError> {
         let margin = self
@@ -239,10 +232,7 @@ impl Trial<'_> {
             let (mut embeds, mut real) = left_pad(std::slice::from_ref(embeds));
             for (place, &expected) in row.greedy[..count].iter().enumerate() {
                 let logits = decoder.feed(&mut cache, &embeds, &real)?;
-                let best = logits
-                    .as_float()
-                    .and_then(argmax)
-                    .and_then(|best| i64::try_from(best).ok());
+                let best = argmax(&logits.to_float()).and_then(|best| i64::try_from(best).ok());
                 if best != Some(expected) {
                     let found = best.map_or_else(|| "none".to_owned(), |best| best.to_string());
                     findings.problems.push(format!(
@@ -251,9 +241,7 @@ impl Trial<'_> {
                     ));
                     break;
                 }
-                let next = embed(embedder, &[expected])?;
-                let hidden = next.shape[1];
-                (embeds, real) = (next.reshaped(&[1, 1, hidden]), vec![vec![1]]);
+                (embeds, real) = left_pad(&[embed(embedder, &[expected])?]);
             }
         }
         Ok(())
@@ -261,8 +249,8 @@ impl Trial<'_> {
 }
 
 /// Logits at every position `[1, new, vocab]`, of a graph that gives the last one only: fed one by one.
-fn logits_of_all(decoder: &mut Decoder<'_>, embeds: &Tensor, real: &[Vec<i64>]) -> Result<Tensor, CaseError> {
-    let [batch, new, hidden] = embeds.shape[..] else {
+fn logits_of_all(decoder: &mut Decoder<'_>, embeds: &Array, real: &[Vec<i64>]) -> Result<Array, CaseError> {
+    let &[batch, new, _] = embeds.shape() else {
         return Err(CaseError::Failed {
             context: "feeding one by one".to_owned(),
             message: "expected rank 3".to_owned(),
@@ -274,37 +262,43 @@ fn logits_of_all(decoder: &mut Decoder<'_>, embeds: &Tensor, real: &[Vec<i64>]) 
             message: format!("{batch} rows have logits of every position, expected one row"),
         });
     }
-    let values = embeds.to_float();
     let mut cache = decoder.empty(1);
-    let mut logits = Vec::new();
-    for (position, one) in values.chunks_exact(hidden.max(1)).enumerate() {
-        let one = Tensor::float(&[1, 1, hidden], one.to_vec());
-        logits.extend(
-            decoder
-                .feed(&mut cache, &one, &[vec![real[0][position]]])?
-                .to_float(),
-        );
+    let mut logits = Vec::with_capacity(new);
+    for (position, &real) in real[0].iter().enumerate().take(new) {
+        let one = embeds.part(1, position..position + 1);
+        logits.push(decoder.feed(&mut cache, &one, &[vec![real]])?);
     }
-    let width = logits.len() / new.max(1);
-    Ok(Tensor::float(&[1, new, width], logits))
+    let logits = joined(&logits)?;
+    let shape = [1, logits.shape()[0], logits.shape()[1]];
+    logits.reshaped(&shape).during(|| "feeding one by one".to_owned())
+}
+
+/// Rows `[n, width]` of real numbers, one after the other.
+fn joined(parts: &[Array]) -> Result<Array, CaseError> {
+    let parts: Vec<_> = parts.iter().map(Array::to_float).collect();
+    let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
+    let rows = concatenate(Axis(0), &views).during(|| "joining rows".to_owned())?;
+    Ok(Array::from(rows))
 }
 
 /// `[ids, hidden]`
-fn embed(session: &mut dyn Session, ids: &[i64]) -> Result<Tensor, CaseError> {
-    let embeds = run_one(session, "input_ids", Tensor::int(&[1, ids.len()], ids.to_vec()))?;
-    let [1, count, hidden] = embeds.shape[..] else {
+fn embed(session: &mut dyn Session, ids: &[i64]) -> Result<Array, CaseError> {
+    let embeds = run_one(session, "input_ids", Array::int(&[1, ids.len()], ids.to_vec()))?;
+    let shape = embeds.shape();
+    let &[1, count, hidden] = shape else {
         return Err(CaseError::Failed {
             context: "embedding tokens".to_owned(),
-            message: format!("shape {:?}, expected [1, {}, hidden]", embeds.shape, ids.len()),
+            message: format!("shape {shape:?}, expected [1, {}, hidden]", ids.len()),
         });
     };
-    Ok(embeds.reshaped(&[count, hidden]))
+    embeds
+        .reshaped(&[count, hidden])
+        .during(|| "embedding tokens".to_owned())
 }
 
 /// A prompt as `[positions, hidden]`.
-fn embed_row(session: &mut dyn Session, row: &Row, features: &[Tensor]) -> Result<Tensor, CaseError> {
-    let mut data = Vec::new();
-    let mut hidden = 0;
+fn embed_row(session: &mut dyn Session, row: &Row, features: &[Array]) -> Result<Array, CaseError> {
+    let mut parts: Vec<Array> = Vec::with_capacity(row.segments.len());
     for segment in &row.segments {
         let part = match segment {
             Segment::Ids { ids } => embed(session, ids)?,
@@ -316,14 +310,14 @@ fn embed_row(session: &mut dyn Session, row: &Row, features: &[Tensor]) -> Resul
                 ),
             })?,
         };
-        if hidden != 0 && part.shape[1] != hidden {
+        let (found, hidden) = (part.shape()[1], parts.first().map(|first| first.shape()[1]));
+        if hidden.is_some_and(|hidden| hidden != found) {
             return Err(CaseError::Failed {
                 context: "joining text and image".to_owned(),
-                message: format!("features are {} long, embeddings {hidden}", part.shape[1]),
+                message: format!("a part is {found} wide, those before it {}", hidden.unwrap_or(0)),
             });
         }
-        hidden = part.shape[1];
-        data.extend(part.to_float());
+        parts.push(part);
     }
-    Ok(Tensor::float(&[data.len() / hidden.max(1), hidden], data))
+    joined(&parts)
 }
