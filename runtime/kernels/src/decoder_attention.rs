@@ -6,9 +6,9 @@
 //! they are near, computes the share that they have in the outputs of all query heads; the shares are added at the
 //! end. The slots of a task do not depend on the number of threads.
 
+use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::parallel::{Parallel, Shared, scratch};
 use super::self_attention::{MOST_ROWS, Tile, pack_keys, pack_rows, tile_rows};
-use super::simd::{Isa, LANES, Lanes, dispatch};
 
 /// Sizes of one call.
 #[derive(Debug, Clone, Copy, PartialEq)]

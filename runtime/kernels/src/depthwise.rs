@@ -6,9 +6,9 @@
 //! tile, every number loaded from the ring meets two taps in registers: those of two output rows or, where every input
 //! channel has two output channels, of both.
 
+use super::isa::{Isa, LANES, Lanes, dispatch, prefetch};
 use super::math::gelu;
 use super::parallel::{Parallel, Shared, scratch};
-use super::simd::{Isa, LANES, Lanes, dispatch, prefetch};
 use std::ops::Range;
 
 /// A depthwise convolution (as many groups as input channels), padded with zeros by half the kernel on each side.

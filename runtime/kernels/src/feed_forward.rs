@@ -7,13 +7,13 @@
 //! Up to four rows, or too few rows for the threads there are: the two products one after the other, each split by
 //! columns.
 
+use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::linear::{Activation, Finish, few_linear, many_linear, run_of_panels, with_few};
 use super::math::{gelu, gelu_coarse, silu};
 use super::matrix::{FEW, FewRows, Matrix, PAIR, Sums, TILE, WIDTH, accumulate, few_panel};
 use super::norm::{Norm, load_part, store_part};
 use super::parallel::{Parallel, Serial, Shared, scratch};
 use super::quantise::{BLOCK, Quantised, Rows, Target, VECTORS, quantise, with_rows, with_target};
-use super::simd::{Isa, LANES, Lanes, dispatch};
 
 /// Two linear layers, `K -> H -> N`, with an activation between them.
 ///

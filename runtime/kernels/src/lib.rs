@@ -6,6 +6,7 @@
 pub mod decoder_attention;
 pub mod depthwise;
 pub mod feed_forward;
+pub mod isa;
 pub mod linear;
 pub mod logits;
 pub mod math;
@@ -16,7 +17,6 @@ pub mod planes;
 pub mod pool;
 mod quantise;
 pub mod self_attention;
-pub mod simd;
 pub mod stem;
 #[cfg(test)]
 mod testing;

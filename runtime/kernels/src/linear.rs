@@ -4,6 +4,7 @@
 //!   there are fewer tiles than threads can share, tiles are also split by columns, and rows are quantised beforehand.
 //! - Up to four rows: tasks are runs of panels, each read once, in order.
 
+use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::math::gelu;
 use super::matrix::{
     FEW, FewRows, Matrix, PAIR, Sums, TILE, WIDTH, accumulate, few_panel, nibble_corrections,
@@ -11,7 +12,6 @@ use super::matrix::{
 use super::norm::{Norm, load_part, store_part};
 use super::parallel::{Parallel, Serial, Shared, scratch};
 use super::quantise::{Rows, with_rows};
-use super::simd::{Isa, LANES, Lanes, dispatch};
 
 /// What is applied to each number of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

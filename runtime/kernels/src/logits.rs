@@ -5,11 +5,11 @@
 
 #![allow(clippy::needless_range_loop)] // Chains of sums are registers: all arrays by the same index.
 
+use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::norm::{Norm, load_part};
 use super::parallel::{Parallel, Serial, Shared, scratch};
 use super::planes::{Planes, plane_logits};
 use super::quantise::{BLOCK, Quantised, Rows, with_rows};
-use super::simd::{Isa, LANES, Lanes, dispatch};
 
 /// An embedding table `[V, K]`, row by row.
 #[derive(Debug, Clone, Copy)]

@@ -1,6 +1,6 @@
 //! Exponentials and the activation functions made of them, sixteen at a time.
 
-use super::simd::Lanes;
+use super::isa::Lanes;
 
 /// `exp(x)`, relative error below 2e-7; 0 below -87, saturated above 88.
 ///
@@ -113,7 +113,7 @@ pub unsafe fn gelu_coarse<V: Lanes>(x: V) -> V {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
-    use crate::simd::{Isa, dispatch};
+    use crate::isa::{Isa, dispatch};
     use crate::testing;
 
     #[inline(always)]

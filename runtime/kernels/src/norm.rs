@@ -1,7 +1,7 @@
 //! How is a row brought to unit size? RMS and layer normalisation, alone or ahead of a matrix product.
 
+use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::parallel::{Parallel, Shared};
-use super::simd::{Isa, LANES, Lanes, dispatch};
 
 /// A normalisation over the last axis.
 #[derive(Debug, Clone, Copy)]

@@ -9,9 +9,9 @@
 
 #![allow(clippy::needless_range_loop)] // Chains of sums are registers: all arrays by the same index.
 
+use super::isa::{AHEAD, Isa, LANES, Lanes, dispatch, prefetch};
 use super::parallel::{Parallel, Shared, scratch};
 use super::quantise::{BLOCK, Quantised};
-use super::simd::{AHEAD, Isa, LANES, Lanes, dispatch, prefetch};
 
 /// Bytes of a plane that hold a block of 128 numbers: number `i` in the low nibble of byte `i`, number `64 + i` in its
 /// high one.

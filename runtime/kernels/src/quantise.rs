@@ -7,9 +7,9 @@
 //! Weights are unsigned bytes around 128 (see [`super::matrix`]), so a block also keeps `-128 * sum of its bytes`,
 //! with which a sum of products starts.
 
+use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::norm::{Norm, load_part, normalise_row, normalise_rows};
 use super::parallel::{Parallel, Shared, scratch};
-use super::simd::{Isa, LANES, Lanes, dispatch};
 
 /// Activations that share a scale.
 pub(super) const BLOCK: usize = 128;

@@ -5,9 +5,9 @@
 //! query rows at a time: scores to all keys, softmax, the weighted sum of the values. The steps on a tile are shared
 //! with the decoder's attention.
 
+use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::math::exp;
 use super::parallel::{Parallel, Shared, scratch};
-use super::simd::{Isa, LANES, Lanes, dispatch};
 
 /// `qkv` `[B, N, 3 * heads * d]` (queries, then keys, then values, head after head) to `out` `[B, N, heads * d]`:
 /// softmax over all N keys of `scale` times the products of queries with keys, times the values.

@@ -8,9 +8,9 @@
 //! pixels times some vectors of channels is kept in registers over all taps.
 
 use super::depthwise::{Band, DepthwiseConv, depthwise_band};
+use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::math::gelu;
 use super::parallel::{Parallel, Shared, scratch};
-use super::simd::{Isa, LANES, Lanes, dispatch};
 use std::ops::Range;
 
 /// A convolution from planes to channels last with GELU, padded with zeros by half the kernel on each side.

@@ -3,6 +3,7 @@
 use kernels::decoder_attention::{DecoderAttention, decoder_attention};
 use kernels::depthwise::{DepthwiseConv, depthwise};
 use kernels::feed_forward::{FeedForward, feed_forward};
+use kernels::isa::Isa;
 use kernels::linear::{Activation, linear};
 use kernels::logits::{Table, logits};
 use kernels::matrix::{Matrix, Panels};
@@ -10,7 +11,6 @@ use kernels::norm::Norm;
 use kernels::parallel::Parallel;
 use kernels::planes::Planes;
 use kernels::self_attention::self_attention;
-use kernels::simd::Isa;
 use kernels::stem::{Depthwise, StemConv, stem};
 
 /// The domain of the fused operators, as `models::graph::fused` has it.

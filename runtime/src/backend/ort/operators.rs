@@ -3,8 +3,8 @@
 
 use crate::backend::fused::{Attributes, DOMAIN, Data, Input, Kind, Outputs, Step};
 use half::slice::HalfFloatSliceExt as _;
+use kernels::isa::Isa;
 use kernels::pool::Pool;
-use kernels::simd::Isa;
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
 };

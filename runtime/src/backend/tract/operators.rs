@@ -2,8 +2,8 @@
 //! operators that read their weights where the data file is mapped, so that tract never sees or copies them.
 
 use crate::backend::fused::{Attributes, DOMAIN, Data, Input, Kind, Outputs, Step};
+use kernels::isa::Isa;
 use kernels::pool::Pool;
-use kernels::simd::Isa;
 use memmap2::Mmap;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;

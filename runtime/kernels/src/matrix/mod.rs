@@ -13,9 +13,9 @@
 
 #![allow(clippy::needless_range_loop)] // A tile's loops run over registers: all of its arrays by the same index.
 
-use super::norm::load_part;
-use super::quantise::{BLOCK, Quantised, Rows};
-use super::simd::{AHEAD, Isa, LANES, Lanes, dispatch, prefetch};
+use crate::isa::{AHEAD, Isa, LANES, Lanes, dispatch, prefetch};
+use crate::norm::load_part;
+use crate::quantise::{BLOCK, Quantised, Rows};
 
 /// A weight `[N, K]` (`y = x W^T`) in panels of 16 outputs. What lies beyond `N` and `K` is zero.
 #[derive(Debug, Clone, Copy)]

@@ -72,22 +72,22 @@ macro_rules! dispatch {
         #[allow(clippy::too_many_arguments)]
         unsafe fn avx512($($arg: $type),*) $(-> $out)? {
             // SAFETY: this function is compiled for the set.
-            unsafe { $body::<$crate::simd::Avx512>($($arg),*) }
+            unsafe { $body::<$crate::isa::Avx512>($($arg),*) }
         }
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma,f16c")]
         #[allow(clippy::too_many_arguments)]
         unsafe fn avx2($($arg: $type),*) $(-> $out)? {
             // SAFETY: this function is compiled for the set.
-            unsafe { $body::<$crate::simd::Avx2>($($arg),*) }
+            unsafe { $body::<$crate::isa::Avx2>($($arg),*) }
         }
         // SAFETY: an `Isa` other than `Portable` exists only where the processor has it.
         match $isa {
-            $crate::simd::Isa::Portable => unsafe { $body::<$crate::simd::Portable>($($arg),*) },
+            $crate::isa::Isa::Portable => unsafe { $body::<$crate::isa::Portable>($($arg),*) },
             #[cfg(target_arch = "x86_64")]
-            $crate::simd::Isa::Avx2 => unsafe { avx2($($arg),*) },
+            $crate::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
             #[cfg(target_arch = "x86_64")]
-            $crate::simd::Isa::Avx512Vnni => unsafe { avx512($($arg),*) },
+            $crate::isa::Isa::Avx512Vnni => unsafe { avx512($($arg),*) },
         }
     }};
 }
