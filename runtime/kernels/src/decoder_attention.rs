@@ -1,4 +1,4 @@
-//! What has been said so far? Causal attention of the decoder, with rotary positions, grouped heads and a cache.
+//! Decoder attention: causal, with rotary positions, grouped heads and a cache of keys and values.
 //!
 //! Two ways to the same numbers (up to rounding). For several new tokens: first the cache is carried over, the new
 //! keys are rotated and all keys packed; then tiles of query rows against the keys they may see. For one new token,
@@ -9,6 +9,7 @@
 use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::parallel::{Parallel, Shared, scratch};
 use super::self_attention::{MOST_ROWS, Tile, pack_keys, pack_rows, tile_rows};
+use super::sizes::{MOST, product};
 
 /// Sizes of one call.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -55,92 +56,123 @@ const SHARE_SLOTS: usize = 256;
 /// Query rows of one task: a multiple of every tile.
 const TASK_ROWS: usize = 24;
 
-/// - `qkv` `[B, n, (h + 2k) * d]`: query heads, key heads, value heads, not yet rotated.
-/// - `past_key`, `past_value` `[B, k, past, d]`; `present_key`, `present_value` `[B, k, past + n, d]`: the past, then
-///   the new, keys rotated.
-/// - `mask` `[B, past + n]`: 1 for slots that hold a token. The query in slot `past + i` sees the slots up to its own
-///   whose mask is not 0. One that sees none gets the mean of all slots' values, as adding the lowest float32 to all
-///   scores gives.
-/// - `positions` `[B, n]`; `inv_freq` `[d / 2]`: components `i` and `i + d / 2` are rotated by
-///   `position * inv_freq[i]`, a float32 product.
-/// - `out` `[B, n, h * d]`
+/// What a call reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Input<'a> {
+    /// `[B, n, (h + 2k) * d]`: query heads, key heads, value heads, not yet rotated.
+    pub qkv: &'a [f32],
+    /// The cache so far, `past` slots.
+    pub past: Cache<'a>,
+    /// `[B, past + n]`: 1 for slots that hold a token. The query in slot `past + i` sees the slots up to its own whose
+    /// mask is not 0. One that sees none gets the mean of all slots' values, as adding the lowest float32 to all scores
+    /// gives.
+    pub mask: &'a [i64],
+    /// `[B, n]`
+    pub positions: &'a [i64],
+    /// `[d / 2]`: components `i` and `i + d / 2` are rotated by `position * inv_freq[i]`, a float32 product.
+    pub inv_freq: &'a [f32],
+}
+
+/// Keys, rotated, and values.
+#[derive(Debug, Clone, Copy)]
+pub struct Cache<'a> {
+    /// `[B, k, slots, d]`
+    pub key: &'a [f32],
+    /// `[B, k, slots, d]`
+    pub value: &'a [f32],
+}
+
+/// A [`Cache`] to be written.
+#[derive(Debug)]
+pub struct CacheMut<'a> {
+    /// `[B, k, slots, d]`
+    pub key: &'a mut [f32],
+    /// `[B, k, slots, d]`
+    pub value: &'a mut [f32],
+}
+
+/// Attention of the new tokens to `out` `[B, n, h * d]`; `present` becomes the past, then the new: `past + n` slots.
 ///
 /// # Panics
 /// Slices of the wrong length, heads that do not divide: bugs of the caller.
-#[allow(clippy::too_many_arguments)]
 pub fn decoder_attention(
     isa: Isa,
     parallel: &dyn Parallel,
     shape: &DecoderAttention,
-    qkv: &[f32],
-    past_key: &[f32],
-    past_value: &[f32],
-    mask: &[i64],
-    positions: &[i64],
-    inv_freq: &[f32],
+    input: &Input<'_>,
     out: &mut [f32],
-    present_key: &mut [f32],
-    present_value: &mut [f32],
+    present: CacheMut<'_>,
 ) {
-    let (batch, new, d, total) = (shape.batch, shape.new, shape.head_dim, shape.total());
+    let DecoderAttention {
+        batch,
+        new,
+        past,
+        heads,
+        kv_heads,
+        head_dim: d,
+        ..
+    } = *shape;
     assert!(
-        shape.kv_heads > 0 && shape.heads.is_multiple_of(shape.kv_heads),
+        kv_heads > 0 && heads.is_multiple_of(kv_heads),
         "query heads share key heads evenly"
     );
     assert!(d > 0 && d.is_multiple_of(2), "components are rotated in pairs");
-    assert_eq!(qkv.len(), batch * new * shape.width(), "input");
-    assert_eq!(mask.len(), batch * total, "mask");
-    assert_eq!(positions.len(), batch * new, "positions");
-    assert_eq!(inv_freq.len(), d / 2, "frequencies");
-    assert_eq!(out.len(), batch * new * shape.heads * d, "output");
-    for (past, present) in [(past_key, &*present_key), (past_value, &*present_value)] {
-        assert_eq!(past.len(), batch * shape.kv_heads * shape.past * d, "past");
-        assert_eq!(present.len(), batch * shape.kv_heads * total * d, "present");
-    }
+    assert!(
+        [new, past, heads, kv_heads].into_iter().all(|size| size <= MOST),
+        "sizes of no cache"
+    );
+    let (total, all_heads) = (shape.total(), heads + 2 * kv_heads);
+    assert_eq!(input.qkv.len(), product([batch, new, all_heads, d]), "input");
+    assert_eq!(input.mask.len(), product([batch, total]), "mask");
+    assert_eq!(input.positions.len(), product([batch, new]), "positions");
+    assert_eq!(input.inv_freq.len(), d / 2, "frequencies");
+    assert_eq!(out.len(), product([batch, new, heads, d]), "output");
+    let (before, after) = (
+        product([batch, kv_heads, past, d]),
+        product([batch, kv_heads, total, d]),
+    );
+    assert_eq!(
+        (input.past.key.len(), input.past.value.len()),
+        (before, before),
+        "past"
+    );
+    assert_eq!(
+        (present.key.len(), present.value.len()),
+        (after, after),
+        "present"
+    );
     if batch * new == 0 {
-        present_key.copy_from_slice(past_key);
-        present_value.copy_from_slice(past_value);
+        present.key.copy_from_slice(input.past.key);
+        present.value.copy_from_slice(input.past.value);
         return;
     }
-    let input = Input {
-        shape: *shape,
-        qkv,
-        past_key,
-        past_value,
-        mask,
-        positions,
-        inv_freq,
-    };
+    let call = Call { shape, input };
     if new == 1 {
-        one_token(isa, parallel, &input, out, present_key, present_value);
+        one_token(isa, parallel, call, out, present);
     } else {
-        some_tokens(isa, parallel, &input, out, present_key, present_value);
+        some_tokens(isa, parallel, call, out, present);
     }
 }
 
-/// What is only read.
-struct Input<'a> {
-    shape: DecoderAttention,
-    qkv: &'a [f32],
-    past_key: &'a [f32],
-    past_value: &'a [f32],
-    mask: &'a [i64],
-    positions: &'a [i64],
-    inv_freq: &'a [f32],
+/// What is only read, of checked lengths.
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    shape: &'a DecoderAttention,
+    input: &'a Input<'a>,
 }
 
-impl Input<'_> {
+impl Call<'_> {
     /// The vector of a head (query heads, then key heads, then value heads) in row `row` of `[B * n]`.
     fn head(&self, row: usize, head: usize) -> &[f32] {
         let d = self.shape.head_dim;
-        &self.qkv[row * self.shape.width() + head * d..][..d]
+        &self.input.qkv[row * self.shape.width() + head * d..][..d]
     }
 
     /// Cosines, then sines, of the angles of a row of `[B * n]`.
     fn angles(&self, row: usize, to: &mut [f32]) {
-        let position = self.positions[row] as f32;
-        let (cos, sin) = to.split_at_mut(self.inv_freq.len());
-        for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(self.inv_freq) {
+        let position = self.input.positions[row] as f32;
+        let (cos, sin) = to.split_at_mut(self.input.inv_freq.len());
+        for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(self.input.inv_freq) {
             (*sin, *cos) = sin_cos(position * frequency);
         }
     }
@@ -148,7 +180,7 @@ impl Input<'_> {
     /// What is added to the scores of the slots of a sequence: 0, or the lowest float32 where there is no token.
     /// Returns whether there is any such slot.
     fn bias(&self, sequence: usize, slots: std::ops::Range<usize>, to: &mut [f32]) -> bool {
-        let mask = &self.mask[sequence * self.shape.total()..][slots];
+        let mask = &self.input.mask[sequence * self.shape.total()..][slots];
         for (to, mask) in to.iter_mut().zip(mask) {
             *to = if *mask == 0 { f32::MIN } else { 0.0 };
         }
@@ -208,64 +240,59 @@ fn mean(values: &[f32], width: usize, to: &mut [f32]) {
 }
 
 /// The attention of several new tokens.
-fn some_tokens(
-    isa: Isa,
-    parallel: &dyn Parallel,
-    input: &Input<'_>,
-    out: &mut [f32],
-    present_key: &mut [f32],
-    present_value: &mut [f32],
-) {
-    let shape = &input.shape;
+fn some_tokens(isa: Isa, parallel: &dyn Parallel, call: Call<'_>, out: &mut [f32], present: CacheMut<'_>) {
+    let shape = call.shape;
     let (batch, new, d, total) = (shape.batch, shape.new, shape.head_dim, shape.total());
     let padded = total.next_multiple_of(LANES);
     let wide = d.next_multiple_of(LANES);
     let head_count = batch * shape.kv_heads;
     // Values are used as they lie in the cache where they are whole vectors.
-    let packed_values = if wide == d { 0 } else { head_count * total * wide };
-    scratch(
-        head_count * padded * d + batch * new * d + packed_values,
-        |space: &mut [f32]| {
-            let (keys, space) = space.split_at_mut(head_count * padded * d);
-            let (angles, values) = space.split_at_mut(batch * new * d);
-            let carry = Carry {
-                input,
-                present_key: Shared::new(present_key),
-                present_value: Shared::new(present_value),
-                keys: Shared::new(keys),
-                angles: Shared::new(angles),
-                values: Shared::new(values),
-            };
-            let carry = &carry;
-            parallel.run(batch * total.div_ceil(CARRY_SLOTS), &|task| {
-                dispatch!(isa, carry_over(carry: &Carry<'_>, task: usize));
+    let packed_values = if wide == d {
+        0
+    } else {
+        product([head_count, total, wide])
+    };
+    let (packed_keys, all_angles) = (product([head_count, padded, d]), product([batch, new, d]));
+    scratch(packed_keys + all_angles + packed_values, |space: &mut [f32]| {
+        let (keys, space) = space.split_at_mut(packed_keys);
+        let (angles, values) = space.split_at_mut(all_angles);
+        let carry = Carry {
+            call,
+            present_key: Shared::new(present.key),
+            present_value: Shared::new(present.value),
+            keys: Shared::new(keys),
+            angles: Shared::new(angles),
+            values: Shared::new(values),
+        };
+        let carry = &carry;
+        parallel.run(batch * total.div_ceil(CARRY_SLOTS), &|task| {
+            dispatch!(isa, carry_over(carry: &Carry<'_>, task: usize));
+        });
+        let values: &[f32] = if wide == d { present.value } else { values };
+        let shared = Shared::new(out);
+        let attend = Attend {
+            call,
+            keys,
+            angles,
+            values,
+            out: &shared,
+        };
+        let attend = &attend;
+        // The last rows see most: they go first, so that no thread is left with them.
+        let tasks = batch * shape.heads * new.div_ceil(TASK_ROWS);
+        parallel.run(tasks, &|task| {
+            let task = tasks - 1 - task;
+            let length = MOST_ROWS * (d + padded) + padded;
+            scratch(length, |space: &mut [f32]| {
+                dispatch!(isa, attend_rows(attend: &Attend<'_>, task: usize, space: &mut [f32]));
             });
-            let values: &[f32] = if wide == d { present_value } else { values };
-            let shared = Shared::new(out);
-            let attend = Attend {
-                input,
-                keys,
-                angles,
-                values,
-                out: &shared,
-            };
-            let attend = &attend;
-            // The last rows see most: they go first, so that no thread is left with them.
-            let tasks = batch * shape.heads * new.div_ceil(TASK_ROWS);
-            parallel.run(tasks, &|task| {
-                let task = tasks - 1 - task;
-                let length = MOST_ROWS * (d + padded) + padded;
-                scratch(length, |space: &mut [f32]| {
-                    dispatch!(isa, attend_rows(attend: &Attend<'_>, task: usize, space: &mut [f32]));
-                });
-            });
-        },
-    );
+        });
+    });
 }
 
 /// Where [`carry_over`] writes.
 struct Carry<'a> {
-    input: &'a Input<'a>,
+    call: Call<'a>,
     present_key: Shared<f32>,
     present_value: Shared<f32>,
     /// Packed, `[B, k, ceil(total / 16), d, 16]`.
@@ -281,13 +308,9 @@ struct Carry<'a> {
 /// # Safety
 /// As [`Lanes`].
 #[inline(always)]
-#[expect(
-    clippy::extra_unused_type_parameters,
-    reason = "`dispatch!` compiles it for each set"
-)]
 unsafe fn carry_over<V: Lanes>(carry: &Carry<'_>, task: usize) {
-    let input = carry.input;
-    let shape = &input.shape;
+    let call = carry.call;
+    let shape = call.shape;
     let (d, past, total) = (shape.head_dim, shape.past, shape.total());
     let padded = total.next_multiple_of(LANES);
     let wide = d.next_multiple_of(LANES);
@@ -300,13 +323,13 @@ unsafe fn carry_over<V: Lanes>(carry: &Carry<'_>, task: usize) {
         let row = sequence * shape.new + news.start - past;
         let angles = carry.angles.part(row * d, news.len() * d);
         for (i, angles) in angles.chunks_exact_mut(d).enumerate() {
-            input.angles(row + i, angles);
+            call.angles(row + i, angles);
         }
         for head in 0..shape.kv_heads {
             let at = sequence * shape.kv_heads + head;
             let keys = carry.present_key.part((at * total + first) * d, slots * d);
             let values = carry.present_value.part((at * total + first) * d, slots * d);
-            carry_slots(input, sequence, head, first, angles, keys, values);
+            carry_slots(call, sequence, head, first, angles, keys, values);
             let panels = slots.div_ceil(LANES) * LANES * d;
             pack_keys(
                 keys,
@@ -331,7 +354,7 @@ unsafe fn carry_over<V: Lanes>(carry: &Carry<'_>, task: usize) {
 /// Fills `keys` and `values` `[slots, d]` of one head from slot `first` on: from the past and, rotated, the new.
 #[inline(always)]
 fn carry_slots(
-    input: &Input<'_>,
+    call: Call<'_>,
     sequence: usize,
     head: usize,
     first: usize,
@@ -339,15 +362,15 @@ fn carry_slots(
     keys: &mut [f32],
     values: &mut [f32],
 ) {
-    let shape = &input.shape;
+    let shape = call.shape;
     let (d, past) = (shape.head_dim, shape.past);
     let at = ((sequence * shape.kv_heads + head) * past + first) * d;
     let old = past.saturating_sub(first).min(keys.len() / d) * d;
     let (old_keys, new_keys) = keys.split_at_mut(old);
     let (old_values, new_values) = values.split_at_mut(old);
     if old > 0 {
-        old_keys.copy_from_slice(&input.past_key[at..at + old]);
-        old_values.copy_from_slice(&input.past_value[at..at + old]);
+        old_keys.copy_from_slice(&call.input.past.key[at..at + old]);
+        old_values.copy_from_slice(&call.input.past.value[at..at + old]);
     }
     let row = sequence * shape.new + (first + old / d) - past.min(first + old / d);
     let news = new_keys
@@ -355,14 +378,14 @@ fn carry_slots(
         .zip(new_values.chunks_exact_mut(d))
         .zip(angles.chunks_exact(d));
     for (i, ((key, value), angles)) in news.enumerate() {
-        rotate(input.head(row + i, shape.heads + head), angles, 1.0, key, 1);
-        value.copy_from_slice(input.head(row + i, shape.heads + shape.kv_heads + head));
+        rotate(call.head(row + i, shape.heads + head), angles, 1.0, key, 1);
+        value.copy_from_slice(call.head(row + i, shape.heads + shape.kv_heads + head));
     }
 }
 
 /// What [`attend_rows`] reads and writes.
 struct Attend<'a> {
-    input: &'a Input<'a>,
+    call: Call<'a>,
     keys: &'a [f32],
     angles: &'a [f32],
     /// `[B, k, total, d]`, d filled up to whole vectors.
@@ -376,8 +399,8 @@ struct Attend<'a> {
 /// As [`Lanes`].
 #[inline(always)]
 unsafe fn attend_rows<V: Lanes>(attend: &Attend<'_>, task: usize, space: &mut [f32]) {
-    let input = attend.input;
-    let shape = &input.shape;
+    let call = attend.call;
+    let shape = call.shape;
     let (new, d, past, total) = (shape.new, shape.head_dim, shape.past, shape.total());
     let padded = total.next_multiple_of(LANES);
     let wide = d.next_multiple_of(LANES);
@@ -389,7 +412,7 @@ unsafe fn attend_rows<V: Lanes>(attend: &Attend<'_>, task: usize, space: &mut [f
     let values = &attend.values[at * total * wide..][..total * wide];
     let (queries, space) = space.split_at_mut(MOST_ROWS * d);
     let (bias, scores) = space.split_at_mut(padded);
-    let masked = input.bias(sequence, 0..total, bias);
+    let masked = call.bias(sequence, 0..total, bias);
     let visible = bias
         .iter()
         .take(total)
@@ -404,7 +427,7 @@ unsafe fn attend_rows<V: Lanes>(attend: &Attend<'_>, task: usize, space: &mut [f
             let to = &mut queries[row..];
             let row = sequence * new + first + row;
             rotate(
-                input.head(row, head),
+                call.head(row, head),
                 &attend.angles[row * d..][..d],
                 shape.scale,
                 to,
@@ -442,36 +465,30 @@ unsafe fn attend_rows<V: Lanes>(attend: &Attend<'_>, task: usize, space: &mut [f
 }
 
 /// The attention of one new token.
-fn one_token(
-    isa: Isa,
-    parallel: &dyn Parallel,
-    input: &Input<'_>,
-    out: &mut [f32],
-    present_key: &mut [f32],
-    present_value: &mut [f32],
-) {
-    let shape = &input.shape;
+fn one_token(isa: Isa, parallel: &dyn Parallel, call: Call<'_>, out: &mut [f32], present: CacheMut<'_>) {
+    let shape = call.shape;
     let (batch, d, total) = (shape.batch, shape.head_dim, shape.total());
     let parts = total.div_ceil(SHARE_SLOTS);
     let record = d + 2;
+    let shares = product([batch, parts, shape.heads, record]);
     scratch(
-        batch * (shape.heads + 1) * d + batch * parts * shape.heads * record,
+        product([batch, shape.heads + 1, d]) + shares,
         |space: &mut [f32]| {
             let (angles, space) = space.split_at_mut(batch * d);
             let (queries, shares) = space.split_at_mut(batch * shape.heads * d);
             for (row, angles) in angles.chunks_exact_mut(d).enumerate() {
-                input.angles(row, angles);
+                call.angles(row, angles);
                 let queries = &mut queries[row * shape.heads * d..][..shape.heads * d];
                 for (head, to) in queries.chunks_exact_mut(d).enumerate() {
-                    rotate(input.head(row, head), angles, shape.scale, to, 1);
+                    rotate(call.head(row, head), angles, shape.scale, to, 1);
                 }
             }
             let job = OneToken {
-                input,
+                call,
                 angles,
                 queries,
-                present_key: Shared::new(present_key),
-                present_value: Shared::new(present_value),
+                present_key: Shared::new(present.key),
+                present_value: Shared::new(present.value),
                 shares: Shared::new(shares),
             };
             let job = &job;
@@ -492,7 +509,7 @@ fn one_token(
 
 /// What [`one_share`] reads and writes.
 struct OneToken<'a> {
-    input: &'a Input<'a>,
+    call: Call<'a>,
     /// `[B, d]`: cosines, then sines.
     angles: &'a [f32],
     /// `[B, h, d]`, rotated and scaled.
@@ -510,8 +527,8 @@ struct OneToken<'a> {
 /// As [`Lanes`].
 #[inline(always)]
 unsafe fn one_share<V: Lanes>(job: &OneToken<'_>, task: usize, space: &mut [f32]) {
-    let input = job.input;
-    let shape = &input.shape;
+    let call = job.call;
+    let shape = call.shape;
     let (d, total) = (shape.head_dim, shape.total());
     let wide = d.next_multiple_of(LANES);
     let record = d + 2;
@@ -531,7 +548,7 @@ unsafe fn one_share<V: Lanes>(job: &OneToken<'_>, task: usize, space: &mut [f32]
         let keys = job.present_key.part((at * total + first) * d, slots * d);
         let values = job.present_value.part((at * total + first) * d, slots * d);
         let angles = &job.angles[sequence * d..][..d];
-        carry_slots(input, sequence, head, first, angles, keys, values);
+        carry_slots(call, sequence, head, first, angles, keys, values);
         pack_keys(keys, d, slots, d, packed);
         let values: &[f32] = if wide == d {
             values
@@ -539,7 +556,7 @@ unsafe fn one_share<V: Lanes>(job: &OneToken<'_>, task: usize, space: &mut [f32]
             pack_rows(values, d, slots, d, space);
             &space[..slots * wide]
         };
-        let masked = input.bias(sequence, first..first + slots, bias);
+        let masked = call.bias(sequence, first..first + slots, bias);
         let group = shape.group();
         for row in (0..group).step_by(8) {
             let tile = Tile {
@@ -595,7 +612,6 @@ fn add_shares(shares: &[f32], to: &mut [f32]) {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
     use crate::parallel::Serial;
@@ -613,11 +629,11 @@ mod tests {
     }
 
     /// Output, keys and values, by the definition.
-    fn naive(input: &Input<'_>) -> [Vec<f64>; 3] {
-        let shape = &input.shape;
+    fn naive(shape: &DecoderAttention, input: &Input<'_>) -> [Vec<f64>; 3] {
+        let call = Call { shape, input };
         let (d, total, new, past) = (shape.head_dim, shape.total(), shape.new, shape.past);
         let turned = |row: usize, head: usize| -> Vec<f64> {
-            let from = input.head(row, head);
+            let from = call.head(row, head);
             let half = d / 2;
             (0..d)
                 .map(|i| {
@@ -636,11 +652,11 @@ mod tests {
             for head in 0..shape.kv_heads {
                 let old = (sequence * shape.kv_heads + head) * past * d
                     ..(sequence * shape.kv_heads + head + 1) * past * d;
-                keys.extend(input.past_key[old.clone()].iter().map(|x| f64::from(*x)));
-                values.extend(input.past_value[old].iter().map(|x| f64::from(*x)));
+                keys.extend(input.past.key[old.clone()].iter().map(|x| f64::from(*x)));
+                values.extend(input.past.value[old].iter().map(|x| f64::from(*x)));
                 for i in 0..new {
                     keys.extend(turned(sequence * new + i, shape.heads + head));
-                    let value = input.head(sequence * new + i, shape.heads + shape.kv_heads + head);
+                    let value = call.head(sequence * new + i, shape.heads + shape.kv_heads + head);
                     values.extend(value.iter().map(|x| f64::from(*x)));
                 }
             }
@@ -730,15 +746,16 @@ mod tests {
             let past_key = noise(batch * kv_heads * past * d, 2);
             let past_value = noise(batch * kv_heads * past * d, 3);
             let input = Input {
-                shape,
                 qkv: &qkv,
-                past_key: &past_key,
-                past_value: &past_value,
+                past: Cache {
+                    key: &past_key,
+                    value: &past_value,
+                },
                 mask: &mask,
                 positions: &positions,
                 inv_freq: &inv_freq,
             };
-            let [expected, keys, values] = naive(&input);
+            let [expected, keys, values] = naive(&shape, &input);
             for isa in Isa::available() {
                 let run = |parallel: &dyn Parallel| {
                     let mut out = [
@@ -746,21 +763,8 @@ mod tests {
                         vec![f32::NAN; keys.len()],
                         vec![f32::NAN; keys.len()],
                     ];
-                    let [a, b, c] = &mut out;
-                    decoder_attention(
-                        isa,
-                        parallel,
-                        &shape,
-                        &qkv,
-                        &past_key,
-                        &past_value,
-                        &mask,
-                        &positions,
-                        &inv_freq,
-                        a,
-                        b,
-                        c,
-                    );
+                    let [a, key, value] = &mut out;
+                    decoder_attention(isa, parallel, &shape, &input, a, CacheMut { key, value });
                     out
                 };
                 let found = run(&Serial);

@@ -1,4 +1,4 @@
-//! What is around each pixel? The depthwise convolutions of the image encoder, channels last.
+//! Depthwise convolutions of the image encoder, channels last: what is around each pixel, channel by channel.
 //!
 //! A task computes a rectangle of pixels in some vectors of channels. It copies the input rows it needs, one vector of
 //! channels after the other and zeros where the image ends, into a ring of rows that stays in the second-level cache,
@@ -9,6 +9,8 @@
 use super::isa::{Isa, LANES, Lanes, dispatch, prefetch};
 use super::math::gelu;
 use super::parallel::{Parallel, Shared, scratch};
+use super::sizes::{MOST, product};
+use super::unroll::unroll;
 use std::ops::Range;
 
 /// A depthwise convolution (as many groups as input channels), padded with zeros by half the kernel on each side.
@@ -148,9 +150,18 @@ pub(super) fn depthwise_band(
     out: &mut [f32],
 ) {
     assert!(
-        conv.kernel_size % 2 == 1 && conv.stride > 0,
+        conv.kernel_size % 2 == 1 && (1..=MOST).contains(&conv.stride),
         "an odd kernel and a stride"
     );
+    assert!(
+        conv.kernel_size <= MOST && conv.height <= MOST && conv.width <= MOST,
+        "sizes of no image"
+    );
+    // A stride beyond the image gives the same one pixel as the image's size.
+    let conv = &DepthwiseConv {
+        stride: conv.stride.min(conv.height.max(conv.width).max(1)),
+        ..*conv
+    };
     let (height, columns) = conv.output_size();
     let rows = band.wanted.len();
     let under = conv.under(band.wanted.clone());
@@ -160,16 +171,19 @@ pub(super) fn depthwise_band(
             && (rows == 0 || (band.held.start <= under.start && under.end <= band.held.end)),
         "rows that are not there"
     );
-    let taps = conv.kernel_size * conv.kernel_size;
-    let outputs = conv.channels * conv.multiplier;
-    assert_eq!(conv.kernel.len(), taps * outputs, "kernel");
+    let outputs = product([conv.channels, conv.multiplier]);
+    assert_eq!(
+        conv.kernel.len(),
+        product([conv.kernel_size, conv.kernel_size, outputs]),
+        "kernel"
+    );
     assert_eq!(conv.bias.len(), outputs, "bias");
     assert_eq!(
         x.len(),
-        conv.batch * band.held.len() * conv.width * conv.channels,
+        product([conv.batch, band.held.len(), conv.width, conv.channels]),
         "input"
     );
-    assert_eq!(out.len(), conv.batch * rows * columns * outputs, "output");
+    assert_eq!(out.len(), product([conv.batch, rows, columns, outputs]), "output");
     if out.is_empty() {
         return;
     }
@@ -177,10 +191,11 @@ pub(super) fn depthwise_band(
     let shared = Shared::new(out);
     let shared = &shared;
     let groups = conv.channels.div_ceil(work.vectors * LANES);
+    let taps = conv.kernel_size * conv.kernel_size;
     let tasks = conv.batch * rows.div_ceil(work.rows) * columns.div_ceil(work.columns) * groups;
     parallel.run(tasks, &|task| {
-        let ring = work.ring * work.vectors * work.padded * LANES;
-        let taps = work.vectors * conv.multiplier * (taps + 1) * LANES;
+        let ring = product([work.ring, work.vectors, work.padded, LANES]);
+        let taps = product([work.vectors, conv.multiplier, taps + 1, LANES]);
         scratch(ring + taps, |space: &mut [f32]| {
             dispatch!(
                 isa,
@@ -221,25 +236,13 @@ unsafe fn run_task<V: Lanes>(
     }
     // SAFETY: the caller's promise.
     unsafe {
-        if V::REGISTERS >= 32 {
-            sized!(8);
-        } else {
-            sized!(2);
+        // What is compiled; a tile divides `TILE`.
+        const { assert!(matches!(V::DEPTHWISE_PIXELS, TILE | 2)) }
+        match V::DEPTHWISE_PIXELS {
+            TILE => sized!(8),
+            _ => sized!(2),
         }
     }
-}
-
-/// Repeats a block with a constant counting up to the length of a tile: a loop that is certain to be unrolled.
-macro_rules! unroll {
-    ($i:ident < $count:ident $body:block) => {
-        unroll!(@ $i $count $body 0 1 2 3 4 5 6 7)
-    };
-    (@ $i:ident $count:ident $body:block $($n:literal)*) => {
-        $({
-            const $i: usize = $n;
-            if $i < $count $body
-        })*
-    };
 }
 
 /// One task. `S` is the stride, or 0 where it is not known in advance; `P` is the number of pixels in a tile.
@@ -352,12 +355,12 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
                     for row in (strip..strip_end).step_by(2) {
                         let pair = row + 1 < strip_end;
                         // What the next strip will copy is fetched while this one is computed.
-                        for ahead in 0..2 * stride {
+                        for ahead in 0..(2 * stride).min(held.len()) {
                             let ahead = next - held.start + (row - strip) * stride + ahead;
                             let ahead = x
                                 .as_ptr()
                                 .wrapping_add((ahead * conv.width + tile * stride) * channels);
-                            for column in 0..P * stride {
+                            for column in 0..(P * stride).min(conv.width) {
                                 prefetch(ahead.wrapping_add(column * channels + channel + vector * LANES));
                             }
                         }
@@ -413,8 +416,8 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
 /// fetched while this one is computed.
 #[inline(always)]
 fn fetch(conv: &DepthwiseConv<'_>, x: &[f32], rows: Range<usize>, columns: Range<usize>, channel: usize) {
-    for row in rows {
-        for column in columns.clone() {
+    for row in rows.start..rows.end.min(conv.height) {
+        for column in columns.start..columns.end.min(conv.width) {
             prefetch(
                 x.as_ptr()
                     .wrapping_add((row * conv.width + column) * conv.channels + channel),
@@ -561,7 +564,10 @@ unsafe fn add_both<V: Lanes, const S: usize, const P: usize>(
 /// # Safety
 /// As [`Lanes`].
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "from where to where, once for each row of the image"
+)]
 unsafe fn copy_row<V: Lanes>(
     from: &[f32],
     channels: usize,
@@ -605,7 +611,6 @@ unsafe fn copy_row<V: Lanes>(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 pub(super) mod tests {
     use super::*;
     use crate::parallel::Serial;

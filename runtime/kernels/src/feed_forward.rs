@@ -1,4 +1,4 @@
-//! How does a feed-forward network run without its middle? Tile by tile of rows, 128 hidden numbers at a time.
+//! Feed-forward networks without their middle: tile by tile of rows, 128 hidden numbers at a time.
 //!
 //! A tile's rows are multiplied with the weights of 128 hidden numbers; those go through the activation, become bytes
 //! (128 numbers are one block with one scale), and are multiplied with their part of the second weight, onto sums
@@ -8,12 +8,14 @@
 //! columns.
 
 use super::isa::{Isa, LANES, Lanes, dispatch};
-use super::linear::{Activation, Finish, few_linear, many_linear, run_of_panels, with_few};
+use super::linear::{Activation, Finish, Scaled, few_linear, many_linear, run_of_panels, with_few};
 use super::math::{gelu, gelu_coarse, silu};
-use super::matrix::{FEW, FewRows, Matrix, PAIR, Sums, TILE, WIDTH, accumulate, few_panel};
+use super::matrix::{Cut, FEW, FewRows, Matrix, PAIR, Sums, TILE, WIDTH, accumulate, few_panel};
 use super::norm::{Norm, load_part, store_part};
 use super::parallel::{Parallel, Serial, Shared, scratch};
 use super::quantise::{BLOCK, Quantised, Rows, Target, VECTORS, quantise, with_rows, with_target};
+use super::sizes::product;
+use std::ops::Range;
 
 /// Two linear layers, `K -> H -> N`, with an activation between them.
 ///
@@ -85,7 +87,7 @@ pub fn feed_forward(
     assert_eq!(x.len(), rows * ff.up.inputs, "x is not whole rows");
     assert_eq!(
         out.len(),
-        rows * ff.down.outputs,
+        product([rows, ff.down.outputs]),
         "out has not the product's shape"
     );
     assert!(
@@ -143,15 +145,49 @@ fn tile_rows(rows: usize, ff: &FeedForward<'_>, threads: usize) -> usize {
 /// 128 hidden numbers of several rows: the sums of the products, and what turns them into the next product's input.
 #[derive(Debug)]
 struct Hidden<'a> {
-    /// `[rows, 128]`
-    up: &'a mut [f32],
-    /// `[rows, 128]`, or empty.
-    gate: &'a mut [f32],
-    up_scales: [f32; BLOCK],
-    gate_scales: [f32; BLOCK],
+    up: BlockSums<'a>,
+    /// Sums of no row without a gate.
+    gate: BlockSums<'a>,
     bias: [f32; BLOCK],
     /// Whether the result becomes bytes.
     bytes: bool,
+}
+
+/// Sums of a layer's products for 128 of its outputs.
+#[derive(Debug)]
+struct BlockSums<'a> {
+    /// `[rows, 128]`
+    values: &'a mut [f32],
+    /// What each column must be multiplied with.
+    scales: [f32; BLOCK],
+}
+
+impl<'a> Hidden<'a> {
+    fn new(up: &'a mut [f32], gate: &'a mut [f32], bytes: bool) -> Self {
+        let [up, gate] = [up, gate].map(|values| BlockSums {
+            values,
+            scales: [0.0; BLOCK],
+        });
+        Hidden {
+            up,
+            gate,
+            bias: [0.0; BLOCK],
+            bytes,
+        }
+    }
+
+    fn is_gated(&self) -> bool {
+        !self.gate.values.is_empty()
+    }
+
+    /// That there are as many rows.
+    fn check(&self, rows: usize) {
+        let length = rows * BLOCK;
+        assert!(
+            self.up.values.len() >= length && (!self.is_gated() || self.gate.values.len() >= length),
+            "rows that are not there"
+        );
+    }
 }
 
 impl Hidden<'_> {
@@ -164,14 +200,14 @@ impl Hidden<'_> {
         let at = vector * LANES;
         // SAFETY: by the promise to this function.
         unsafe {
-            let up = V::load(self.up.as_ptr().add(row * BLOCK + at));
+            let up = V::load(self.up.values.as_ptr().add(row * BLOCK + at));
             let up = up.mul_add(
-                V::load(self.up_scales.as_ptr().add(at)),
+                V::load(self.up.scales.as_ptr().add(at)),
                 V::load(self.bias.as_ptr().add(at)),
             );
             if GATED {
-                let gate = V::load(self.gate.as_ptr().add(row * BLOCK + at));
-                silu(gate.mul(V::load(self.gate_scales.as_ptr().add(at)))).mul(up)
+                let gate = V::load(self.gate.values.as_ptr().add(row * BLOCK + at));
+                silu(gate.mul(V::load(self.gate.scales.as_ptr().add(at)))).mul(up)
             } else if self.bytes {
                 gelu_coarse(up)
             } else {
@@ -200,18 +236,14 @@ fn activate_bytes(isa: Isa, hidden: &Hidden<'_>, rows: usize, target: &Target) {
     unsafe fn body<V: Lanes>(hidden: &Hidden<'_>, rows: usize, target: &Target) {
         // SAFETY: as above.
         unsafe {
-            if hidden.gate.is_empty() {
-                each::<V, false>(hidden, rows, target);
-            } else {
+            if hidden.is_gated() {
                 each::<V, true>(hidden, rows, target);
+            } else {
+                each::<V, false>(hidden, rows, target);
             }
         }
     }
-    assert!(hidden.up.len() >= rows * BLOCK, "rows that are not there");
-    assert!(
-        hidden.gate.is_empty() || hidden.gate.len() >= rows * BLOCK,
-        "rows that are not there"
-    );
+    hidden.check(rows);
     dispatch!(isa, body(hidden: &Hidden<'_>, rows: usize, target: &Target));
 }
 
@@ -237,21 +269,17 @@ fn activate_floats(
             for vector in 0..columns.div_ceil(LANES) {
                 // SAFETY: rows are checked below.
                 unsafe {
-                    let value: V = if hidden.gate.is_empty() {
-                        hidden.activated::<V, false>(row, vector)
-                    } else {
+                    let value: V = if hidden.is_gated() {
                         hidden.activated::<V, true>(row, vector)
+                    } else {
+                        hidden.activated::<V, false>(row, vector)
                     };
                     store_part(value, to, vector * LANES);
                 }
             }
         }
     }
-    assert!(hidden.up.len() >= rows * BLOCK, "rows that are not there");
-    assert!(
-        hidden.gate.is_empty() || hidden.gate.len() >= rows * BLOCK,
-        "rows that are not there"
-    );
+    hidden.check(rows);
     assert!(
         columns <= BLOCK && columns <= stride,
         "more numbers than a block has"
@@ -259,47 +287,60 @@ fn activate_floats(
     dispatch!(isa, body(hidden: &Hidden<'_>, rows: usize, columns: usize, to: &mut [f32], stride: usize));
 }
 
-/// A layer's products for `width` hidden numbers from `block * 128` on: `[count, 128]` sums for rows from `first` on,
-/// and their scales.
-#[allow(clippy::too_many_arguments)]
+/// A layer's products of some rows for the hidden numbers from `block * 128` on.
 fn hidden_block(
     isa: Isa,
     rows: &Rows<'_>,
-    first: usize,
-    count: usize,
+    range: Range<usize>,
     weight: &Matrix<'_>,
     block: usize,
     room: &mut [u8],
-    sums: &mut [f32],
-    scales: &mut [f32; BLOCK],
+    sums: &mut BlockSums<'_>,
 ) {
+    let BlockSums { values, scales } = sums;
     let start = block * BLOCK / LANES;
     let end = weight.panel_count().min(start + BLOCK / LANES);
     scales.fill(0.0);
     if end - start < VECTORS {
         // Columns that no panel writes.
-        sums.fill(0.0);
+        values.fill(0.0);
     }
     for panel in (start..end).step_by(PAIR) {
         let panels = PAIR.min(end - panel);
         let column = (panel - start) * LANES;
         let scales = scales.split_at_mut(column).1;
         weight.column_scales(isa, panel, panels, scales);
-        let pair = weight.pair(isa, panel, panels, 0, weight.inputs, scales, room);
-        let values = sums.split_at_mut(column).1;
-        accumulate(
-            isa,
-            rows,
-            first,
-            count,
-            &pair,
-            Sums {
-                values,
-                stride: BLOCK,
-                fresh: true,
-            },
-        );
+        let cut = Cut {
+            first: panel,
+            count: panels,
+            block: 0,
+            inputs: weight.inputs,
+        };
+        let pair = weight.pair(isa, cut, scales, room);
+        let sums = Sums {
+            values: values.split_at_mut(column).1,
+            stride: BLOCK,
+            fresh: true,
+        };
+        accumulate(isa, rows, range.clone(), &pair, sums);
     }
+}
+
+/// All that the hidden numbers of some rows from `block * 128` on are made of.
+fn hidden_numbers(
+    isa: Isa,
+    rows: &Rows<'_>,
+    range: Range<usize>,
+    ff: &FeedForward<'_>,
+    block: usize,
+    room: &mut [u8],
+    to: &mut Hidden<'_>,
+) {
+    if let Some(weight) = &ff.gate {
+        hidden_block(isa, rows, range.clone(), weight, block, room, &mut to.gate);
+    }
+    hidden_block(isa, rows, range, &ff.up, block, room, &mut to.up);
+    hidden_bias(ff.up_bias, block, &mut to.bias);
 }
 
 /// The bias of a block of hidden numbers.
@@ -335,82 +376,76 @@ unsafe fn fused_tile(isa: Isa, x: &[f32], ff: &FeedForward<'_>, finish: &Finish<
         &ff.norm,
         ff.up.is_bytes(),
         |prepared| {
-            scratch(rows * stride + panels * LANES + LANES, |buffer: &mut [f32]| {
-                scratch(2 * rows * BLOCK + gates, |blocks: &mut [f32]| {
-                    scratch(room, |room: &mut [u8]| {
-                        let (sums, scales) = buffer.split_at_mut(rows * stride);
-                        scales.fill(0.0);
-                        down.column_scales(isa, 0, panels, scales);
-                        let (up, rest) = blocks.split_at_mut(rows * BLOCK);
-                        let (gate, floats) = rest.split_at_mut(gates);
-                        let mut block_sums = Hidden {
-                            up,
-                            gate,
-                            up_scales: [0.0; BLOCK],
-                            gate_scales: [0.0; BLOCK],
-                            bias: [0.0; BLOCK],
-                            bytes: down.is_bytes(),
-                        };
-                        for block in 0..hidden.div_ceil(BLOCK) {
-                            let width = BLOCK.min(hidden - block * BLOCK);
-                            let Hidden {
-                                up,
-                                gate,
-                                up_scales,
-                                gate_scales,
-                                bias,
-                                ..
-                            } = &mut block_sums;
-                            if let Some(weight) = &ff.gate {
-                                hidden_block(isa, prepared, 0, rows, weight, block, room, gate, gate_scales);
-                            }
-                            hidden_block(isa, prepared, 0, rows, &ff.up, block, room, up, up_scales);
-                            hidden_bias(ff.up_bias, block, bias);
-                            let mut multiply = |activated: &Rows<'_>, room: &mut [u8]| {
-                                for panel in (0..panels).step_by(PAIR) {
-                                    let count = PAIR.min(panels - panel);
-                                    let column = panel * LANES;
-                                    let scales = scales.get(column..).unwrap_or(&[]);
-                                    let pair = down.pair(isa, panel, count, block, width, scales, room);
-                                    let values = sums.get_mut(column..).unwrap_or(&mut []);
-                                    let sums = Sums {
-                                        values,
-                                        stride,
-                                        fresh: block == 0,
-                                    };
-                                    accumulate(isa, activated, 0, rows, &pair, sums);
+            scratch(
+                product([rows, stride]) + panels * LANES + LANES,
+                |buffer: &mut [f32]| {
+                    scratch(2 * rows * BLOCK + gates, |blocks: &mut [f32]| {
+                        scratch(room, |room: &mut [u8]| {
+                            let (sums, scales) = buffer.split_at_mut(rows * stride);
+                            scales.fill(0.0);
+                            down.column_scales(isa, 0, panels, scales);
+                            let (up, rest) = blocks.split_at_mut(rows * BLOCK);
+                            let (gate, floats) = rest.split_at_mut(gates);
+                            let mut middle = Hidden::new(up, gate, down.is_bytes());
+                            for block in 0..hidden.div_ceil(BLOCK) {
+                                let width = BLOCK.min(hidden - block * BLOCK);
+                                hidden_numbers(isa, prepared, 0..rows, ff, block, room, &mut middle);
+                                let mut multiply = |activated: &Rows<'_>, room: &mut [u8]| {
+                                    for panel in (0..panels).step_by(PAIR) {
+                                        let count = PAIR.min(panels - panel);
+                                        let column = panel * LANES;
+                                        let scales = scales.get(column..).unwrap_or(&[]);
+                                        let cut = Cut {
+                                            first: panel,
+                                            count,
+                                            block,
+                                            inputs: width,
+                                        };
+                                        let pair = down.pair(isa, cut, scales, room);
+                                        let values = sums.get_mut(column..).unwrap_or(&mut []);
+                                        let sums = Sums {
+                                            values,
+                                            stride,
+                                            fresh: block == 0,
+                                        };
+                                        accumulate(isa, activated, 0..rows, &pair, sums);
+                                    }
+                                };
+                                if down.is_bytes() {
+                                    let fill = |target: &Target| activate_bytes(isa, &middle, rows, target);
+                                    with_target(rows, BLOCK, fill, |quantised| {
+                                        let quantised = Quantised {
+                                            inputs: width,
+                                            ..*quantised
+                                        };
+                                        multiply(&Rows::Bytes(quantised), room);
+                                    });
+                                } else {
+                                    activate_floats(isa, &middle, rows, width, floats, BLOCK);
+                                    multiply(
+                                        &Rows::Floats {
+                                            inputs: width,
+                                            values: floats,
+                                            stride: BLOCK,
+                                        },
+                                        room,
+                                    );
                                 }
-                            };
-                            if down.is_bytes() {
-                                let fill = |target: &Target| activate_bytes(isa, &block_sums, rows, target);
-                                with_target(rows, BLOCK, fill, |quantised| {
-                                    let quantised = Quantised {
-                                        inputs: width,
-                                        ..*quantised
-                                    };
-                                    multiply(&Rows::Bytes(quantised), room);
-                                });
-                            } else {
-                                activate_floats(isa, &block_sums, rows, width, floats, BLOCK);
-                                multiply(
-                                    &Rows::Floats {
-                                        inputs: width,
-                                        values: floats,
-                                        stride: BLOCK,
-                                    },
-                                    room,
-                                );
                             }
-                        }
-                        for column in (0..down.outputs).step_by(WIDTH) {
-                            let values = sums.get(column..).unwrap_or(&[]);
-                            let scales = scales.get(column..).unwrap_or(&[]);
-                            // SAFETY: by the promise to this function.
-                            unsafe { finish.write(isa, values, stride, scales, rows, start, column) };
-                        }
+                            for column in (0..down.outputs).step_by(WIDTH) {
+                                let from = Scaled {
+                                    sums: sums.get(column..).unwrap_or(&[]),
+                                    stride,
+                                    scales: scales.get(column..).unwrap_or(&[]),
+                                    rows,
+                                };
+                                // SAFETY: by the promise to this function.
+                                unsafe { finish.write(isa, &from, start, column) };
+                            }
+                        });
                     });
-                });
-            });
+                },
+            );
         },
     );
 }
@@ -429,7 +464,8 @@ fn by_columns(
     // Rows of a tile, as in `tile_rows`, but more: the weights are read once for each.
     let tiles = rows.div_ceil(24 * TILE);
     let tile = rows.div_ceil(tiles);
-    scratch(rows * hidden, |middle: &mut [f32]| {
+    let tiles = rows.div_ceil(tile);
+    scratch(product([rows, hidden]), |middle: &mut [f32]| {
         let shared = Shared::new(middle);
         with_rows(
             isa,
@@ -451,39 +487,11 @@ fn by_columns(
                         scratch(room, |room: &mut [u8]| {
                             let (up, rest) = sums.split_at_mut(count * BLOCK);
                             let (gate, activated) = rest.split_at_mut(gates);
-                            let mut block_sums = Hidden {
-                                up,
-                                gate,
-                                up_scales: [0.0; BLOCK],
-                                gate_scales: [0.0; BLOCK],
-                                bias: [0.0; BLOCK],
-                                bytes: ff.down.is_bytes(),
-                            };
-                            let Hidden {
-                                up,
-                                gate,
-                                up_scales,
-                                gate_scales,
-                                bias,
-                                ..
-                            } = &mut block_sums;
-                            if let Some(weight) = &ff.gate {
-                                hidden_block(
-                                    isa,
-                                    prepared,
-                                    first,
-                                    count,
-                                    weight,
-                                    block,
-                                    room,
-                                    gate,
-                                    gate_scales,
-                                );
-                            }
-                            hidden_block(isa, prepared, first, count, &ff.up, block, room, up, up_scales);
-                            hidden_bias(ff.up_bias, block, bias);
+                            let mut middle = Hidden::new(up, gate, ff.down.is_bytes());
+                            let range = first..first + count;
+                            hidden_numbers(isa, prepared, range, ff, block, room, &mut middle);
                             let width = BLOCK.min(hidden - block * BLOCK);
-                            activate_floats(isa, &block_sums, count, width, activated, BLOCK);
+                            activate_floats(isa, &middle, count, width, activated, BLOCK);
                             for (row, from) in activated.chunks_exact(BLOCK).enumerate() {
                                 // SAFETY: this block of this tile's rows is this task's own.
                                 let to =
@@ -509,7 +517,7 @@ fn few_rows(
     finish: &Finish<'_>,
 ) {
     let hidden = ff.up.outputs;
-    scratch(rows * hidden, |middle: &mut [f32]| {
+    scratch(product([rows, hidden]), |middle: &mut [f32]| {
         let shared = Shared::new(middle);
         with_few(isa, x, ff.up.inputs, &ff.norm, ff.up.is_bytes(), &|few| {
             let (count, length) = (ff.up.panel_count(), run_of_panels(&ff.up, parallel.threads()));
@@ -531,14 +539,14 @@ fn few_hidden(
     rows: usize,
     ff: &FeedForward<'_>,
     to: &Shared<f32>,
-    range: std::ops::Range<usize>,
+    range: Range<usize>,
 ) {
     #[inline(always)]
     unsafe fn panels<V: Lanes, const ROWS: usize>(
         few: &FewRows<'_>,
         ff: &FeedForward<'_>,
         to: &Shared<f32>,
-        range: std::ops::Range<usize>,
+        range: Range<usize>,
     ) {
         let hidden = ff.up.outputs;
         for panel in range {
@@ -570,7 +578,7 @@ fn few_hidden(
         rows: usize,
         ff: &FeedForward<'_>,
         to: &Shared<f32>,
-        range: std::ops::Range<usize>,
+        range: Range<usize>,
     ) {
         // SAFETY: as above.
         unsafe {
@@ -583,12 +591,11 @@ fn few_hidden(
         }
     }
     dispatch!(isa, body(
-        few: &FewRows<'_>, rows: usize, ff: &FeedForward<'_>, to: &Shared<f32>, range: std::ops::Range<usize>,
+        few: &FewRows<'_>, rows: usize, ff: &FeedForward<'_>, to: &Shared<f32>, range: Range<usize>,
     ));
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
     use crate::matrix::tests::{FORMS, Form, Weights};

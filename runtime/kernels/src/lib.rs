@@ -1,15 +1,17 @@
 #![doc = include_str!("../README.md")]
-#![allow(unsafe_code)] // Vector instructions, and tasks that write parts of one slice.
-#![allow(clippy::missing_safety_doc)] // What `Lanes` asks for is said once, on the trait.
-#![allow(clippy::excessive_precision)] // Coefficients as published.
+#![expect(
+    unsafe_code,
+    reason = "vector instructions, and tasks that write parts of one slice"
+)]
+#![expect(clippy::excessive_precision, reason = "coefficients as published")]
 
 pub mod decoder_attention;
 pub mod depthwise;
 pub mod feed_forward;
-pub mod isa;
+mod isa;
 pub mod linear;
 pub mod logits;
-pub mod math;
+mod math;
 pub mod matrix;
 pub mod norm;
 pub mod parallel;
@@ -17,6 +19,15 @@ pub mod planes;
 pub mod pool;
 mod quantise;
 pub mod self_attention;
+mod sizes;
 pub mod stem;
 #[cfg(test)]
 mod testing;
+mod unroll;
+
+pub use isa::{Isa, UnknownIsa};
+
+const _: () = assert!(
+    usize::BITS == 64,
+    "products of sizes are bounded so that 64 bits hold them"
+);

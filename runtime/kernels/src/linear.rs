@@ -1,4 +1,4 @@
-//! How is a row multiplied with a weight? `residual + activation(norm(x) W^T + bias)`, all in one pass.
+//! Linear layers: `residual + activation(norm(x) W^T + bias)`, all in one pass.
 //!
 //! - Many rows: tasks are tiles of rows, each normalised, quantised and multiplied by the task that owns it; where
 //!   there are fewer tiles than threads can share, tiles are also split by columns, and rows are quantised beforehand.
@@ -7,11 +7,14 @@
 use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::math::gelu;
 use super::matrix::{
-    FEW, FewRows, Matrix, PAIR, Sums, TILE, WIDTH, accumulate, few_panel, nibble_corrections,
+    Cut, FEW, FewRows, Matrix, NIBBLE_BLOCK, PAIR, Sums, TILE, WIDTH, accumulate, few_panel,
+    nibble_corrections,
 };
 use super::norm::{Norm, load_part, store_part};
 use super::parallel::{Parallel, Serial, Shared, scratch};
 use super::quantise::{Rows, with_rows};
+use super::sizes::product;
+use std::ops::Range;
 
 /// What is applied to each number of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,29 +25,44 @@ pub enum Activation {
     Gelu,
 }
 
-/// `out = residual + activation(norm(x) W^T + bias)` for `x` `[M, K]`, `out` and `residual` `[M, N]`, `bias` `[N]`.
+/// `activation(norm(x) W^T + bias)`
+#[derive(Debug, Clone, Copy)]
+pub struct Linear<'a> {
+    /// Over the rows of the input.
+    pub norm: Norm<'a>,
+    /// `[N, K]`
+    pub weight: Matrix<'a>,
+    /// `[N]`
+    pub bias: Option<&'a [f32]>,
+    /// Comes last.
+    pub activation: Activation,
+}
+
+/// `out = residual + linear(x)` for `x` `[M, K]`, `out` and `residual` `[M, N]`.
 ///
 /// # Panics
 /// Lengths that do not fit each other.
-#[allow(clippy::too_many_arguments)]
 pub fn linear(
     isa: Isa,
     parallel: &dyn Parallel,
     x: &[f32],
-    norm: &Norm<'_>,
-    weight: &Matrix<'_>,
-    bias: Option<&[f32]>,
-    activation: Activation,
+    layer: &Linear<'_>,
     residual: Option<&[f32]>,
     out: &mut [f32],
 ) {
+    let Linear {
+        norm,
+        weight,
+        bias,
+        activation,
+    } = layer;
     weight.check();
     norm.check(weight.inputs);
     let rows = x.len() / weight.inputs;
     assert_eq!(x.len(), rows * weight.inputs, "x is not whole rows");
     assert_eq!(
         out.len(),
-        rows * weight.outputs,
+        product([rows, weight.outputs]),
         "out has not the product's shape"
     );
     assert!(
@@ -60,8 +78,8 @@ pub fn linear(
     }
     let finish = Finish {
         outputs: weight.outputs,
-        bias,
-        activation,
+        bias: *bias,
+        activation: *activation,
         residual,
         out: Shared::new(out),
     };
@@ -85,42 +103,24 @@ pub(super) struct Finish<'a> {
 }
 
 impl Finish<'_> {
-    /// Scales sums `[rows, stride]` of up to 32 columns and writes them to rows from `row`, columns from `column` on.
+    /// Scales sums and writes them to rows from `row`, columns from `column` on.
     ///
     /// # Safety
     /// These numbers of `out` belong to one task.
-    #[allow(clippy::too_many_arguments)]
-    pub(super) unsafe fn write(
-        &self,
-        isa: Isa,
-        sums: &[f32],
-        stride: usize,
-        scales: &[f32],
-        rows: usize,
-        row: usize,
-        column: usize,
-    ) {
+    pub(super) unsafe fn write(&self, isa: Isa, from: &Scaled<'_>, row: usize, column: usize) {
         #[inline(always)]
-        #[allow(clippy::too_many_arguments)]
-        unsafe fn body<V: Lanes>(
-            finish: &Finish<'_>,
-            sums: &[f32],
-            stride: usize,
-            scales: &[f32],
-            rows: usize,
-            row: usize,
-            column: usize,
-        ) {
+        unsafe fn body<V: Lanes>(finish: &Finish<'_>, from: &Scaled<'_>, row: usize, column: usize) {
             let mut start = 0;
             while start < WIDTH && column + start < finish.outputs {
                 let at = column + start;
                 let length = LANES.min(finish.outputs - at);
                 // SAFETY: lengths are checked by `part`, `load_part` and below.
                 unsafe {
-                    let scale: V = load_part(scales, start);
+                    let scale: V = load_part(from.scales, start);
                     let bias: V = load_part(finish.bias.unwrap_or(&[]), at);
-                    for i in 0..rows {
-                        let mut value = V::load(sums.as_ptr().add(i * stride + start)).mul_add(scale, bias);
+                    for i in 0..from.rows {
+                        let sums = V::load(from.sums.as_ptr().add(i * from.stride + start));
+                        let mut value = sums.mul_add(scale, bias);
                         if finish.activation == Activation::Gelu {
                             value = gelu(value);
                         }
@@ -131,13 +131,11 @@ impl Finish<'_> {
             }
         }
         assert!(
-            rows == 0 || sums.len() >= (rows - 1) * stride + WIDTH,
+            from.rows == 0 || from.sums.len() >= (from.rows - 1) * from.stride + WIDTH,
             "too few sums"
         );
         let finish = self;
-        dispatch!(isa, body(
-            finish: &Finish<'_>, sums: &[f32], stride: usize, scales: &[f32], rows: usize, row: usize, column: usize,
-        ));
+        dispatch!(isa, body(finish: &Finish<'_>, from: &Scaled<'_>, row: usize, column: usize));
     }
 
     /// Adds the residual and writes up to sixteen numbers.
@@ -157,6 +155,17 @@ impl Finish<'_> {
             store_part(value, to, 0);
         }
     }
+}
+
+/// Sums of up to 32 columns, and what they are to be multiplied with.
+#[derive(Debug)]
+pub(super) struct Scaled<'a> {
+    /// `[rows, stride]`
+    pub(super) sums: &'a [f32],
+    pub(super) stride: usize,
+    /// Of each column.
+    pub(super) scales: &'a [f32],
+    pub(super) rows: usize,
 }
 
 /// How rows and pairs of panels are divided into tasks.
@@ -221,16 +230,8 @@ pub(super) fn many_linear(
             with_rows(isa, &Serial, x, weight.inputs, norm, bytes, |prepared| {
                 // SAFETY: the tile's rows are this task's own.
                 unsafe {
-                    multiply(
-                        isa,
-                        prepared,
-                        0,
-                        end.saturating_sub(start),
-                        weight,
-                        0..pairs,
-                        finish,
-                        start,
-                    )
+                    let count = end.saturating_sub(start);
+                    multiply(isa, prepared, 0..count, weight, 0..pairs, finish, start);
                 };
             });
         });
@@ -244,36 +245,26 @@ pub(super) fn many_linear(
             let range = first..pairs.min(first + grid.pairs);
             // SAFETY: the tile's part of these columns is this task's own.
             unsafe {
-                multiply(
-                    isa,
-                    prepared,
-                    start,
-                    end.saturating_sub(start),
-                    weight,
-                    range,
-                    finish,
-                    start,
-                )
+                multiply(isa, prepared, start..end.max(start), weight, range, finish, start);
             };
         });
     });
 }
 
-/// Rows `first..first + count` times some pairs of panels, to rows of `out` from `row` on.
+/// Some rows times some pairs of panels, to rows of `out` from `row` on.
 ///
 /// # Safety
 /// These numbers of `out` belong to one task.
-#[allow(clippy::too_many_arguments)]
 unsafe fn multiply(
     isa: Isa,
     prepared: &Rows<'_>,
-    first: usize,
-    count: usize,
+    rows: Range<usize>,
     weight: &Matrix<'_>,
-    pairs: std::ops::Range<usize>,
+    pairs: Range<usize>,
     finish: &Finish<'_>,
     row: usize,
 ) {
+    let count = rows.len();
     scratch(count * WIDTH, |values: &mut [f32]| {
         scratch(weight.room(weight.inputs), |room: &mut [u8]| {
             let mut scales = [0.0; WIDTH];
@@ -281,15 +272,27 @@ unsafe fn multiply(
                 let panel = pair * PAIR;
                 let panels = PAIR.min(weight.panel_count() - panel);
                 weight.column_scales(isa, panel, panels, &mut scales);
-                let weights = weight.pair(isa, panel, panels, 0, weight.inputs, &scales, room);
+                let cut = Cut {
+                    first: panel,
+                    count: panels,
+                    block: 0,
+                    inputs: weight.inputs,
+                };
+                let weights = weight.pair(isa, cut, &scales, room);
                 let sums = Sums {
                     values,
                     stride: WIDTH,
                     fresh: true,
                 };
-                accumulate(isa, prepared, first, count, &weights, sums);
+                accumulate(isa, prepared, rows.clone(), &weights, sums);
+                let from = Scaled {
+                    sums: values,
+                    stride: WIDTH,
+                    scales: &scales,
+                    rows: count,
+                };
                 // SAFETY: by the promise to this function.
-                unsafe { finish.write(isa, values, WIDTH, &scales, count, row, panel * LANES) };
+                unsafe { finish.write(isa, &from, row, panel * LANES) };
             }
         });
     });
@@ -310,7 +313,7 @@ pub(super) fn with_few(
             corrections: &[],
         }),
         Rows::Bytes(quantised) => {
-            let length = x.len() / inputs * inputs.div_ceil(super::matrix::NIBBLE_BLOCK);
+            let length = x.len() / inputs * inputs.div_ceil(NIBBLE_BLOCK);
             scratch(length, |corrections: &mut [i32]| {
                 nibble_corrections(quantised, corrections);
                 body(&FewRows { rows, corrections });
@@ -343,7 +346,7 @@ pub(super) fn few_linear(
         few: &FewRows<'_>,
         weight: &Matrix<'_>,
         finish: &Finish<'_>,
-        range: std::ops::Range<usize>,
+        range: Range<usize>,
     ) {
         for panel in range {
             let at = panel * LANES;
@@ -369,7 +372,7 @@ pub(super) fn few_linear(
         rows: usize,
         weight: &Matrix<'_>,
         finish: &Finish<'_>,
-        range: std::ops::Range<usize>,
+        range: Range<usize>,
     ) {
         // SAFETY: as above.
         unsafe {
@@ -387,13 +390,12 @@ pub(super) fn few_linear(
     parallel.run(count.div_ceil(length), &|task| {
         let range = task * length..count.min((task + 1) * length);
         dispatch!(isa, body(
-            few: &FewRows<'_>, rows: usize, weight: &Matrix<'_>, finish: &Finish<'_>, range: std::ops::Range<usize>,
+            few: &FewRows<'_>, rows: usize, weight: &Matrix<'_>, finish: &Finish<'_>, range: Range<usize>,
         ));
     });
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 pub(super) mod tests {
     use super::*;
     use crate::matrix::tests::{FORMS, Weights};
@@ -439,11 +441,13 @@ pub(super) mod tests {
                         let mut first: Option<Vec<f32>> = None;
                         for threads in [1, 2, 16] {
                             let mut out = vec![f32::NAN; rows * outputs];
-                            let matrix = weights.matrix();
-                            let parallel = &Backwards(threads);
-                            linear(
-                                isa, parallel, &x, norm, &matrix, bias, activation, residual, &mut out,
-                            );
+                            let layer = Linear {
+                                norm: *norm,
+                                weight: weights.matrix(),
+                                bias,
+                                activation,
+                            };
+                            linear(isa, &Backwards(threads), &x, &layer, residual, &mut out);
                             for (i, found) in out.iter().enumerate() {
                                 let mut expected = product[i];
                                 expected += bias.map_or(0.0, |bias| f64::from(bias[i % outputs]));
@@ -480,18 +484,13 @@ pub(super) mod tests {
                 x[200 + 77] = f32::NAN;
                 for isa in Isa::available() {
                     let mut out = vec![0.0; rows * 20];
-                    let matrix = weights.matrix();
-                    linear(
-                        isa,
-                        &Serial,
-                        &x,
-                        &Norm::None,
-                        &matrix,
-                        None,
-                        Activation::None,
-                        None,
-                        &mut out,
-                    );
+                    let layer = Linear {
+                        norm: Norm::None,
+                        weight: weights.matrix(),
+                        bias: None,
+                        activation: Activation::None,
+                    };
+                    linear(isa, &Serial, &x, &layer, None, &mut out);
                     for (i, value) in out.iter().enumerate() {
                         assert_eq!(value.is_nan(), i / 20 == 1, "{} {form:?} {i}", isa.name());
                     }

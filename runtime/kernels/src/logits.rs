@@ -1,15 +1,19 @@
-//! Which token comes next? The product of one row with the embedding table, which is bound by reading the table.
+//! Logits: the product of one row with the embedding table, which is bound by reading the table.
 //!
 //! The table lies row by row, so that a token's embedding is one run of memory: each logit is a sum of products of
 //! two runs.
 
-#![allow(clippy::needless_range_loop)] // Chains of sums are registers: all arrays by the same index.
+#![expect(
+    clippy::needless_range_loop,
+    reason = "chains of sums are registers: all arrays by the same index"
+)]
 
 use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::norm::{Norm, load_part};
 use super::parallel::{Parallel, Serial, Shared, scratch};
 use super::planes::{Planes, plane_logits};
 use super::quantise::{BLOCK, Quantised, Rows, with_rows};
+use super::sizes::product;
 
 /// An embedding table `[V, K]`, row by row.
 #[derive(Debug, Clone, Copy)]
@@ -60,7 +64,11 @@ impl Table<'_> {
             }
             Table::Planes(planes) => return planes.check(entries, inputs),
         };
-        assert_eq!(elements, entries * inputs, "the table is not whole rows");
+        assert_eq!(
+            elements,
+            product([entries, inputs]),
+            "the table is not whole rows"
+        );
     }
 }
 
@@ -82,7 +90,11 @@ pub fn logits(
     table.check(entries, inputs);
     let rows = x.len() / inputs;
     assert_eq!(x.len(), rows * inputs, "x is not whole rows");
-    assert_eq!(out.len(), rows * entries, "out has not the product's shape");
+    assert_eq!(
+        out.len(),
+        product([rows, entries]),
+        "out has not the product's shape"
+    );
     let out = Shared::new(out);
     // Several tasks a thread, of whole vectors.
     let length = entries
@@ -103,10 +115,12 @@ pub fn logits(
         Table::Int8 { bytes, scales } => {
             with_rows(isa, &Serial, x, inputs, &Norm::None, true, |prepared| {
                 let Rows::Bytes(quantised) = prepared else { return };
-                scratch(rows * quantised.blocks * LANES, |corrections: &mut [i32]| {
-                    lane_corrections(quantised, corrections);
-                    let corrections = &*corrections;
-                    parallel.run(tasks, &|task| {
+                scratch(
+                    product([rows, quantised.blocks, LANES]),
+                    |corrections: &mut [i32]| {
+                        lane_corrections(quantised, corrections);
+                        let corrections = &*corrections;
+                        parallel.run(tasks, &|task| {
                         let (start, end) = (task * length, entries.min((task + 1) * length));
                         let bytes = bytes.get(start * inputs..end * inputs).unwrap_or(&[]);
                         let scales = scales.get(start..end).unwrap_or(&[]);
@@ -120,7 +134,8 @@ pub fn logits(
                             ));
                         }
                     });
-                });
+                    },
+                );
             });
         }
         Table::Planes(planes) => {
@@ -157,7 +172,6 @@ fn lane_corrections(rows: &Quantised<'_>, to: &mut [i32]) {
 /// # Safety
 /// As [`Lanes`].
 #[inline(always)]
-#[allow(clippy::indexing_slicing)]
 unsafe fn float_entries<V: Lanes>(x: &[f32], values: &[f32], to: &mut [f32]) {
     const CHAINS: usize = 4;
     for (entry, to) in values.chunks_exact(x.len()).zip(to) {
@@ -222,7 +236,6 @@ unsafe fn byte_entries<V: Lanes>(
 /// # Safety
 /// As [`Lanes`]; there are `COUNT * inputs` bytes of the table.
 #[inline(always)]
-#[allow(clippy::indexing_slicing)]
 unsafe fn entries<V: Lanes, const COUNT: usize>(
     a: *const i8,
     a_scales: *const f32,
@@ -270,7 +283,6 @@ unsafe fn entries<V: Lanes, const COUNT: usize>(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
     use crate::testing::{Backwards, noise};

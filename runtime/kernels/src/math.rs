@@ -1,4 +1,4 @@
-//! Exponentials and the activation functions made of them, sixteen at a time.
+//! Activation functions (exp, SiLU, erf, GELU): exponentials and the activation functions made of them, sixteen at a time.
 
 use super::isa::Lanes;
 
@@ -9,7 +9,7 @@ use super::isa::Lanes;
 /// # Safety
 /// As [`Lanes`].
 #[inline(always)]
-pub unsafe fn exp<V: Lanes>(x: V) -> V {
+pub(crate) unsafe fn exp<V: Lanes>(x: V) -> V {
     unsafe {
         let x = x.max(V::splat(-87.0)).min(V::splat(88.0));
         let n = x.mul(V::splat(std::f32::consts::LOG2_E)).round();
@@ -30,7 +30,7 @@ pub unsafe fn exp<V: Lanes>(x: V) -> V {
 /// # Safety
 /// As [`Lanes`].
 #[inline(always)]
-pub unsafe fn silu<V: Lanes>(x: V) -> V {
+pub(crate) unsafe fn silu<V: Lanes>(x: V) -> V {
     unsafe {
         let e = exp(V::splat(0.0).sub(x));
         x.div(V::splat(1.0).add(e))
@@ -44,7 +44,7 @@ pub unsafe fn silu<V: Lanes>(x: V) -> V {
 /// # Safety
 /// As [`Lanes`].
 #[inline(always)]
-pub unsafe fn erf<V: Lanes>(x: V) -> V {
+pub(crate) unsafe fn erf<V: Lanes>(x: V) -> V {
     unsafe {
         let x = x.max(V::splat(-4.0)).min(V::splat(4.0));
         let s = x.mul(x);
@@ -72,7 +72,7 @@ pub unsafe fn erf<V: Lanes>(x: V) -> V {
 /// # Safety
 /// As [`Lanes`].
 #[inline(always)]
-pub unsafe fn gelu<V: Lanes>(x: V) -> V {
+pub(crate) unsafe fn gelu<V: Lanes>(x: V) -> V {
     unsafe {
         let half = x.mul(V::splat(0.5));
         let e = erf(x.mul(V::splat(std::f32::consts::FRAC_1_SQRT_2)));
@@ -89,7 +89,7 @@ pub unsafe fn gelu<V: Lanes>(x: V) -> V {
 /// # Safety
 /// As [`Lanes`].
 #[inline(always)]
-pub unsafe fn gelu_coarse<V: Lanes>(x: V) -> V {
+pub(crate) unsafe fn gelu_coarse<V: Lanes>(x: V) -> V {
     unsafe {
         let u = x.max(V::splat(-4.2)).min(V::splat(4.2));
         let s = u.mul(u);
@@ -110,7 +110,6 @@ pub unsafe fn gelu_coarse<V: Lanes>(x: V) -> V {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
     use crate::isa::{Isa, dispatch};

@@ -1,4 +1,4 @@
-//! How is a row brought to unit size? RMS and layer normalisation, alone or ahead of a matrix product.
+//! RMS and layer normalisation, alone or ahead of a matrix product.
 
 use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::parallel::{Parallel, Shared};
@@ -183,7 +183,6 @@ unsafe fn add_to<V: Lanes, const SQUARES: bool>(sum: V, value: V) -> V {
 #[inline(always)]
 pub(super) unsafe fn normalise_row<V: Lanes>(x: &[f32], norm: &Norm<'_>, to: &mut [f32]) {
     let length = x.len();
-    #[allow(clippy::cast_precision_loss)]
     let share = 1.0 / length as f32;
     // SAFETY: as for this function.
     unsafe {
@@ -222,7 +221,6 @@ pub(super) unsafe fn normalise_row<V: Lanes>(x: &[f32], norm: &Norm<'_>, to: &mu
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 pub(super) mod tests {
     use super::*;
     use crate::parallel::Serial;

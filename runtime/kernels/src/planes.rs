@@ -1,4 +1,4 @@
-//! Which logits need all of their bits? Few: a table of bytes in two planes of nibbles is read by its high plane, and
+//! Logits of a table in planes of nibbles. Few need all of their bits: a table of bytes in two planes of nibbles is read by its high plane, and
 //! the low one only where an entry may still be among the likely.
 //!
 //! With `w = scale (16 high + low - 128)` and the mean 7.5 in place of `low`, a logit is off by `scale sum(x (low -
@@ -7,11 +7,15 @@
 //! the largest logit is computed with all bits: the first token is the one that bytes give, the likely ones have their
 //! bytes' logits, and what is far below has those of a table of four bits.
 
-#![allow(clippy::needless_range_loop)] // Chains of sums are registers: all arrays by the same index.
+#![expect(
+    clippy::needless_range_loop,
+    reason = "chains of sums are registers: all arrays by the same index"
+)]
 
 use super::isa::{AHEAD, Isa, LANES, Lanes, dispatch, prefetch};
 use super::parallel::{Parallel, Shared, scratch};
 use super::quantise::{BLOCK, Quantised};
+use super::sizes::product;
 
 /// Bytes of a plane that hold a block of 128 numbers: number `i` in the low nibble of byte `i`, number `64 + i` in its
 /// high one.
@@ -40,7 +44,7 @@ pub struct Planes<'a> {
 impl Planes<'_> {
     /// That there are as many rows of this length.
     pub(super) fn check(&self, entries: usize, inputs: usize) {
-        let length = entries * inputs.div_ceil(BLOCK) * RUN;
+        let length = product([entries, inputs.div_ceil(BLOCK), RUN]);
         assert_eq!(
             self.scales.len(),
             entries,
@@ -97,7 +101,7 @@ impl<'a> Row<'a> {
                 of_squares += i32::from(*byte) * i32::from(*byte);
             }
             sum += scale * f32::from(of_bytes);
-            #[allow(clippy::as_conversions, clippy::cast_precision_loss)] // At most 128^3.
+            // At most 128^3: exact.
             let of_squares = of_squares as f32;
             square += scale * scale * of_squares;
         }
@@ -151,7 +155,6 @@ pub(super) fn plane_logits(
 /// # Safety
 /// As [`Lanes`]; the planes have the entries and passed their check.
 #[inline(always)]
-#[allow(clippy::indexing_slicing)]
 unsafe fn coarse<V: Lanes>(
     row: &Row<'_>,
     planes: &Planes<'_>,
@@ -190,7 +193,6 @@ unsafe fn coarse<V: Lanes>(
 /// # Safety
 /// As [`coarse`].
 #[inline(always)]
-#[allow(clippy::indexing_slicing)]
 unsafe fn refine<V: Lanes>(row: &Row<'_>, planes: &Planes<'_>, start: usize, to: &mut [f32], floor: f32) {
     let length = row.scales.len() * RUN;
     let scales = &planes.scales[start..start + to.len()];
@@ -213,7 +215,6 @@ unsafe fn refine<V: Lanes>(row: &Row<'_>, planes: &Planes<'_>, start: usize, to:
 /// # Safety
 /// As [`Lanes`]; there are `COUNT` rows of as many runs as the activations have blocks.
 #[inline(always)]
-#[allow(clippy::indexing_slicing)]
 unsafe fn products<V: Lanes, const COUNT: usize>(row: &Row<'_>, from: *const u8) -> [f32; COUNT] {
     let length = row.scales.len() * RUN;
     // SAFETY: as for this function.
@@ -238,7 +239,6 @@ unsafe fn products<V: Lanes, const COUNT: usize>(row: &Row<'_>, from: *const u8)
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
     use crate::logits::{Table, logits};

@@ -1,4 +1,4 @@
-//! How do activations become bytes? Each row in blocks of 128, each block with a scale of its own.
+//! Quantisation of activations: each row becomes bytes in blocks of 128, each block with a scale of its own.
 //!
 //! A block's scale is its largest magnitude / 127. One scale for a whole tensor, or even for a row, is lost where a
 //! few channels are a thousand times larger than the others, as in Qwen2's residual stream; with blocks, only the
@@ -10,6 +10,7 @@
 use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::norm::{Norm, load_part, normalise_row, normalise_rows};
 use super::parallel::{Parallel, Shared, scratch};
+use super::sizes::product;
 
 /// Activations that share a scale.
 pub(super) const BLOCK: usize = 128;
@@ -162,9 +163,7 @@ pub(super) unsafe fn quantise<V: Lanes>(values: &[V; VECTORS], slot: Slot<'_>) {
             0.0
         };
         // Whole and at most 128 * 127 * 128 < 2^24: exact.
-        #[allow(clippy::cast_possible_truncation)]
-        let correction = (-128.0 * sum) as i32;
-        *slot.correction = correction;
+        *slot.correction = (-128.0 * sum) as i32;
     }
 }
 
@@ -178,9 +177,9 @@ pub(super) fn with_target<R>(
     let blocks = inputs.div_ceil(BLOCK);
     // An odd number of cache lines: equal places of neighbouring rows then fall into different sets of a cache.
     let stride = blocks * BLOCK + 64;
-    scratch(rows * stride, |bytes: &mut [i8]| {
-        scratch(rows * blocks, |scales: &mut [f32]| {
-            scratch(rows * blocks, |corrections: &mut [i32]| {
+    scratch(product([rows, stride]), |bytes: &mut [i8]| {
+        scratch(product([rows, blocks]), |scales: &mut [f32]| {
+            scratch(product([rows, blocks]), |corrections: &mut [i32]| {
                 fill(&Target {
                     inputs,
                     stride,
@@ -255,7 +254,7 @@ pub(super) fn with_rows<R>(
         });
     }
     let stride = inputs.next_multiple_of(LANES) + LANES;
-    scratch(rows * stride, |values: &mut [f32]| {
+    scratch(product([rows, stride]), |values: &mut [f32]| {
         let shared = Shared::new(values);
         parallel.run(tasks, &|task| {
             let x = part(task);
@@ -272,7 +271,6 @@ pub(super) fn with_rows<R>(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
     use crate::parallel::Serial;

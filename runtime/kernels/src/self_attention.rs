@@ -1,4 +1,4 @@
-//! Which other patches does each patch of an image look at? Attention of every token to every token, without a mask.
+//! Self-attention of the image encoder: every patch of an image looks at every other, without a mask.
 //!
 //! A task has one head of one image, or some query rows of it. It packs the head's keys into panels of sixteen, so
 //! that the scores of sixteen keys are one vector, and its values into consecutive rows. Then, for a tile of a few
@@ -8,26 +8,45 @@
 use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::math::exp;
 use super::parallel::{Parallel, Shared, scratch};
+use super::sizes::product;
+use super::unroll::unroll;
+
+/// Sizes of one call.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SelfAttention {
+    /// Images, B.
+    pub batch: usize,
+    /// Tokens of each, N.
+    pub tokens: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Length of a head's vectors, d.
+    pub head_dim: usize,
+    /// What products of queries with keys are multiplied by: `1 / sqrt(d)`.
+    pub scale: f32,
+}
 
 /// `qkv` `[B, N, 3 * heads * d]` (queries, then keys, then values, head after head) to `out` `[B, N, heads * d]`:
 /// softmax over all N keys of `scale` times the products of queries with keys, times the values.
 ///
 /// # Panics
 /// Slices of the wrong length: a bug of the caller.
-#[allow(clippy::too_many_arguments)]
 pub fn self_attention(
     isa: Isa,
     parallel: &dyn Parallel,
-    batch: usize,
-    tokens: usize,
-    heads: usize,
-    head_dim: usize,
-    scale: f32,
+    shape: &SelfAttention,
     qkv: &[f32],
     out: &mut [f32],
 ) {
-    assert_eq!(qkv.len(), batch * tokens * 3 * heads * head_dim, "input");
-    assert_eq!(out.len(), batch * tokens * heads * head_dim, "output");
+    let SelfAttention {
+        batch,
+        tokens,
+        heads,
+        head_dim,
+        scale,
+    } = *shape;
+    assert_eq!(qkv.len(), product([batch, tokens, 3, heads, head_dim]), "input");
+    assert_eq!(out.len(), product([batch, tokens, heads, head_dim]), "output");
     if out.is_empty() {
         return;
     }
@@ -126,11 +145,9 @@ pub(super) const MOST_ROWS: usize = 12;
 
 /// How many rows a tile should have.
 pub(super) fn tile_rows<V: Lanes>(head_dim: usize) -> usize {
-    match (V::REGISTERS >= 32, head_dim > 2 * LANES) {
-        (true, false) => 12,
-        (true, true) => 6,
-        (false, _) => 4,
-    }
+    // What `Tile` is compiled for.
+    const { assert!(matches!(V::ATTENTION_ROWS, [MOST_ROWS, 6] | [4, 4])) }
+    V::ATTENTION_ROWS[usize::from(head_dim > 2 * LANES)]
 }
 
 /// `[count, d]` keys, `stride` apart, to panels `[ceil(count / 16), d, 16]`, zeros after the last.
@@ -185,19 +202,6 @@ pub(super) struct Tile {
 /// From one panel of scores to the next.
 const PITCH: usize = MOST_ROWS * LANES;
 
-/// Repeats a block with a constant counting up to a length: a loop that is certain to be unrolled.
-macro_rules! unroll {
-    ($i:ident < $count:ident $body:block) => {
-        unroll!(@ $i $count $body 0 1 2 3 4 5 6 7 8 9 10 11)
-    };
-    (@ $i:ident $count:ident $body:block $($n:literal)*) => {
-        $({
-            const $i: usize = $n;
-            if $i < $count $body
-        })*
-    };
-}
-
 impl Tile {
     /// The products of `queries` with the packed keys.
     ///
@@ -230,15 +234,14 @@ impl Tile {
                     }
                 }};
             }
-            if V::REGISTERS >= 32 {
-                match self.rows {
-                    0..=6 => panels!(0, 6, 4),
-                    7..=8 => panels!(0, 8, 3),
-                    _ => panels!(0, 12, 2),
-                }
-            } else {
-                for first in (0..self.rows).step_by(4) {
-                    panels!(first, 4, 1);
+            match (V::ATTENTION_ROWS, self.rows) {
+                ([MOST_ROWS, _], 0..=6) => panels!(0, 6, 4),
+                ([MOST_ROWS, _], 7..=8) => panels!(0, 8, 3),
+                ([MOST_ROWS, _], _) => panels!(0, 12, 2),
+                (_, rows) => {
+                    for first in (0..rows).step_by(4) {
+                        panels!(first, 4, 1);
+                    }
                 }
             }
         }
@@ -389,15 +392,14 @@ impl Tile {
                     }
                 }};
             }
-            if V::REGISTERS >= 32 {
-                match self.rows {
-                    0..=6 => columns!(0, 6, 4),
-                    7..=8 => columns!(0, 8, 2),
-                    _ => columns!(0, 12, 2),
-                }
-            } else {
-                for first in (0..self.rows).step_by(4) {
-                    columns!(first, 4, 1);
+            match (V::ATTENTION_ROWS, self.rows) {
+                ([MOST_ROWS, _], 0..=6) => columns!(0, 6, 4),
+                ([MOST_ROWS, _], 7..=8) => columns!(0, 8, 2),
+                ([MOST_ROWS, _], _) => columns!(0, 12, 2),
+                (_, rows) => {
+                    for first in (0..rows).step_by(4) {
+                        columns!(first, 4, 1);
+                    }
                 }
             }
         }
@@ -405,7 +407,10 @@ impl Tile {
 
     /// `R` rows of `N` vectors of the output.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "of `weigh`, and which part of it: all of it stays in registers"
+    )]
     unsafe fn weigh_vectors<'a, V: Lanes, const R: usize, const N: usize>(
         &self,
         first: usize,
@@ -457,7 +462,6 @@ impl Tile {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
     use crate::parallel::Serial;
@@ -508,7 +512,14 @@ mod tests {
             let expected = naive(batch, tokens, heads, d, scale, &qkv);
             for isa in Isa::available() {
                 let mut out = vec![f32::NAN; expected.len()];
-                self_attention(isa, &Serial, batch, tokens, heads, d, scale, &qkv, &mut out);
+                let shape = SelfAttention {
+                    batch,
+                    tokens,
+                    heads,
+                    head_dim: d,
+                    scale,
+                };
+                self_attention(isa, &Serial, &shape, &qkv, &mut out);
                 let (mut error, mut norm) = (0.0, 0.0);
                 for (found, expected) in out.iter().zip(&expected) {
                     error += (f64::from(*found) - expected).powi(2);
@@ -522,17 +533,7 @@ mod tests {
                     isa.name()
                 );
                 let mut again = vec![f32::NAN; expected.len()];
-                self_attention(
-                    isa,
-                    &Backwards(64),
-                    batch,
-                    tokens,
-                    heads,
-                    d,
-                    scale,
-                    &qkv,
-                    &mut again,
-                );
+                self_attention(isa, &Backwards(64), &shape, &qkv, &mut again);
                 assert!(out == again, "other tasks, other bits");
             }
         }

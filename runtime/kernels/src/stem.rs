@@ -1,4 +1,4 @@
-//! How does an image become channels? The first convolution: few planes in, many channels out, channels last; and the
+//! The stem of the image encoder: the first convolution, few planes in, many channels out, channels last; and the
 //! depthwise one that follows.
 //!
 //! What is between the two is the largest activation of the network, four times what goes in or comes out. It is
@@ -11,6 +11,8 @@ use super::depthwise::{Band, DepthwiseConv, depthwise_band};
 use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::math::gelu;
 use super::parallel::{Parallel, Shared, scratch};
+use super::sizes::{MOST, product};
+use super::unroll::unroll;
 use std::ops::Range;
 
 /// A convolution from planes to channels last with GELU, padded with zeros by half the kernel on each side.
@@ -110,32 +112,43 @@ pub fn stem(
     x: &[f32],
     out: &mut [f32],
 ) {
-    assert!(
-        first.kernel_size % 2 == 1 && first.stride > 0 && then.kernel_size % 2 == 1 && then.stride > 0,
-        "odd kernels and strides"
-    );
+    for (kernel_size, stride) in [(first.kernel_size, first.stride), (then.kernel_size, then.stride)] {
+        assert!(
+            kernel_size % 2 == 1 && kernel_size <= MOST && (1..=MOST).contains(&stride),
+            "odd kernels and strides"
+        );
+    }
+    // A stride beyond the image gives the same one pixel as the image's size.
+    let first = &StemConv {
+        stride: first.stride.min(first.height.max(first.width).max(1)),
+        ..*first
+    };
     let then = then.over(first);
-    let taps = first.kernel_size * first.kernel_size * first.planes;
-    assert_eq!(first.kernel.len(), taps * first.channels, "kernel");
+    assert_eq!(
+        first.kernel.len(),
+        product([first.kernel_size, first.kernel_size, first.planes, first.channels]),
+        "kernel"
+    );
     assert_eq!(first.bias.len(), first.channels, "bias");
     assert_eq!(
         x.len(),
-        first.batch * first.planes * first.height * first.width,
+        product([first.batch, first.planes, first.height, first.width]),
         "input"
     );
     let (rows, columns) = then.output_size();
-    let row_length = columns * then.channels;
-    assert_eq!(out.len(), first.batch * rows * row_length, "output");
+    let row_length = product([columns, then.channels]);
+    assert_eq!(out.len(), product([first.batch, rows, row_length]), "output");
     if out.is_empty() {
         return;
     }
-    let most = BAND_ROWS * parallel.threads();
+    let most = (BAND_ROWS * parallel.threads()).min(rows);
     for (image, out) in out.chunks_exact_mut(rows * row_length).enumerate() {
         for (index, out) in out.chunks_mut(most * row_length).enumerate() {
             let start = index * most;
             let wanted = start..start + out.len() / row_length;
             let held = then.under(wanted.clone());
-            scratch(held.len() * then.width * then.channels, |band: &mut [f32]| {
+            let length = product([held.len(), then.width, then.channels]);
+            scratch(length, |band: &mut [f32]| {
                 first_rows(isa, parallel, first, x, image, held.clone(), band);
                 depthwise_band(isa, parallel, &then, Band { held, wanted }, band, out);
             });
@@ -159,8 +172,9 @@ fn first_rows(
     let shared = &shared;
     let padded_channels = conv.channels.next_multiple_of(LANES);
     parallel.run(rows.len().div_ceil(TASK_ROWS), &|task| {
-        scratch((taps + 1) * padded_channels, |weights: &mut [f32]| {
-            scratch(conv.kernel_size * conv.planes * conv.padded_width(), |input: &mut [f32]| {
+        scratch(product([taps + 1, padded_channels]), |weights: &mut [f32]| {
+            let length = product([conv.kernel_size, conv.planes, conv.padded_width()]);
+            scratch(length, |input: &mut [f32]| {
                 pack_kernel(conv, weights, padded_channels);
                 let weights: &[f32] = weights;
                 let start = rows.start + task * TASK_ROWS;
@@ -248,10 +262,11 @@ unsafe fn one_row<V: Lanes>(
                 }
             };
         }
-        if V::REGISTERS >= 32 {
-            tiles!(8, 3);
-        } else {
-            tiles!(4, 1);
+        // What is compiled; a tile divides `TILE`.
+        const { assert!(matches!(V::STEM_TILE, (TILE, 3) | (4, 1))) }
+        match V::STEM_TILE {
+            (TILE, _) => tiles!(8, 3),
+            _ => tiles!(4, 1),
         }
     }
 }
@@ -266,19 +281,6 @@ struct Tile {
     pixels: usize,
     /// First channel.
     channel: usize,
-}
-
-/// Repeats a block with a constant counting up to a length: a loop that is certain to be unrolled.
-macro_rules! unroll {
-    ($i:ident < $count:ident $body:block) => {
-        unroll!(@ $i $count $body 0 1 2 3 4 5 6 7)
-    };
-    (@ $i:ident $count:ident $body:block $($n:literal)*) => {
-        $({
-            const $i: usize = $n;
-            if $i < $count $body
-        })*
-    };
 }
 
 /// `P` pixels times `N` vectors of channels.
@@ -356,7 +358,6 @@ unsafe fn one_tile<V: Lanes, const P: usize, const N: usize>(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
     use crate::depthwise;

@@ -36,7 +36,8 @@ pub(super) fn gelu(x: f64) -> f64 {
 #[derive(Debug)]
 pub(super) struct Backwards(pub(super) usize);
 
-impl Parallel for Backwards {
+// SAFETY: a loop over the numbers; tests have few threads.
+unsafe impl Parallel for Backwards {
     fn threads(&self) -> usize {
         self.0
     }

@@ -1,16 +1,16 @@
 //! Which kernel does a node of target `cpu` call, and with what? Attributes and tensors in, whatever engine holds them.
 
-use kernels::decoder_attention::{DecoderAttention, decoder_attention};
+use kernels::Isa;
+use kernels::decoder_attention::{self, Cache, CacheMut, DecoderAttention, decoder_attention};
 use kernels::depthwise::{DepthwiseConv, depthwise};
 use kernels::feed_forward::{FeedForward, feed_forward};
-use kernels::isa::Isa;
-use kernels::linear::{Activation, linear};
+use kernels::linear::{Activation, Linear, linear};
 use kernels::logits::{Table, logits};
 use kernels::matrix::{Matrix, Panels};
 use kernels::norm::Norm;
 use kernels::parallel::Parallel;
 use kernels::planes::Planes;
-use kernels::self_attention::self_attention;
+use kernels::self_attention::{SelfAttention, self_attention};
 use kernels::stem::{Depthwise, StemConv, stem};
 
 /// The domain of the fused operators, as `models::graph::fused` has it.
@@ -393,12 +393,14 @@ impl Step {
             } => {
                 let (shape, x) = inputs.next::<f32>()?;
                 let residual = inputs.optional(residual)?;
-                let norm = inputs.norm(norm)?;
-                let weight = inputs.matrix(encoding, outputs, width)?;
-                let bias = inputs.optional(bias)?;
-                let activation = if gelu { Activation::Gelu } else { Activation::None };
+                let layer = Linear {
+                    norm: inputs.norm(norm)?,
+                    weight: inputs.matrix(encoding, outputs, width)?,
+                    bias: inputs.optional(bias)?,
+                    activation: if gelu { Activation::Gelu } else { Activation::None },
+                };
                 let out = one(made, &with_last(shape, outputs))?;
-                linear(isa, pool, x, &norm, &weight, bias, activation, residual, out);
+                linear(isa, pool, x, &layer, residual, out);
             }
             Step::FeedForward {
                 inputs: width,
@@ -430,9 +432,15 @@ impl Step {
             Step::SelfAttention { heads, head_dim } => {
                 let (shape, qkv) = inputs.next::<f32>()?;
                 let [batch, tokens, _] = rank(&shape)?;
-                let scale = scale(head_dim);
+                let shape = SelfAttention {
+                    batch,
+                    tokens,
+                    heads,
+                    head_dim,
+                    scale: scale(head_dim),
+                };
                 let out = one(made, &[batch, tokens, heads * head_dim])?;
-                self_attention(isa, pool, batch, tokens, heads, head_dim, scale, qkv, out);
+                self_attention(isa, pool, &shape, qkv, out);
             }
             Step::DecoderAttention {
                 heads,
@@ -441,12 +449,16 @@ impl Step {
             } => {
                 let (shape, qkv) = inputs.next::<f32>()?;
                 let [batch, new, _] = rank(&shape)?;
-                let (cache, past_key) = inputs.next::<f32>()?;
-                let (_, past_value) = inputs.next::<f32>()?;
+                let (cache, key) = inputs.next::<f32>()?;
+                let (_, value) = inputs.next::<f32>()?;
                 let [_, _, past, _] = rank(&cache)?;
-                let (_, mask) = inputs.next::<i64>()?;
-                let (_, positions) = inputs.next::<i64>()?;
-                let (_, frequencies) = inputs.next::<f32>()?;
+                let input = decoder_attention::Input {
+                    qkv,
+                    past: Cache { key, value },
+                    mask: inputs.next::<i64>()?.1,
+                    positions: inputs.next::<i64>()?.1,
+                    inv_freq: inputs.next::<f32>()?.1,
+                };
                 let shape = DecoderAttention {
                     batch,
                     new,
@@ -461,20 +473,8 @@ impl Step {
                 let [out, key, value] =
                     <[&mut [f32]; 3]>::try_from(made.make(&[&mixed, &present, &present])?)
                         .map_err(|_| "not three outputs".to_owned())?;
-                decoder_attention(
-                    isa,
-                    pool,
-                    &shape,
-                    qkv,
-                    past_key,
-                    past_value,
-                    mask,
-                    positions,
-                    frequencies,
-                    out,
-                    key,
-                    value,
-                );
+                let present = CacheMut { key, value };
+                decoder_attention(isa, pool, &shape, &input, out, present);
             }
             Step::Embedding { width, form } => {
                 let (shape, ids) = inputs.next::<i64>()?;

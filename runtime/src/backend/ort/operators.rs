@@ -3,7 +3,7 @@
 
 use crate::backend::fused::{Attributes, DOMAIN, Data, Input, Kind, Outputs, Step};
 use half::slice::HalfFloatSliceExt as _;
-use kernels::isa::Isa;
+use kernels::Isa;
 use kernels::pool::Pool;
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,

@@ -2,7 +2,7 @@
 //! operators that read their weights where the data file is mapped, so that tract never sees or copies them.
 
 use crate::backend::fused::{Attributes, DOMAIN, Data, Input, Kind, Outputs, Step};
-use kernels::isa::Isa;
+use kernels::Isa;
 use kernels::pool::Pool;
 use memmap2::Mmap;
 use std::collections::{HashMap, HashSet};
@@ -443,7 +443,8 @@ impl Outputs for OfCall {
     fn make(&mut self, shapes: &[&[usize]]) -> Result<Vec<&mut [f32]>, String> {
         let words = |error: TractError| error.to_string();
         for shape in shapes {
-            // SAFETY: a kernel writes all of its outputs before anybody reads them.
+            // SAFETY: a kernel that returns has written all of its outputs, which the tests in `kernels` hold each of them
+            // to; after a panic the outputs are dropped.
             #[expect(unsafe_code, reason = "no zeros where a kernel writes at once")]
             let tensor = unsafe { Tensor::uninitialized::<f32>(shape) };
             self.0.push(tensor.map_err(words)?);

@@ -1,0 +1,363 @@
+//! Lanes: what can every instruction set do with sixteen numbers?
+
+/// Number of lanes in every [`Lanes`].
+pub(crate) const LANES: usize = 16;
+
+/// Bytes between the weights that are multiplied and those to [`prefetch`], where they are read from memory in order.
+pub(crate) const AHEAD: usize = 8192;
+
+/// Asks for the cache line at an address, which need not be valid, where the processor has an instruction for it.
+#[inline(always)]
+pub(crate) fn prefetch<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: part of every x86-64; it reads nothing and never faults.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// Sixteen float32 side by side, with sixteen int32 for exact sums of products of bytes.
+///
+/// A set needs its types, its tiles, and how the three types are read and written; everything else has a default,
+/// computed number by number, which is also what the portable set computes and what the others are tested against.
+/// A set has what it does better. Products of bytes all go through [`Lanes::products`], those of nibbles through
+/// [`Lanes::nibble_products`].
+///
+/// # Safety
+/// To call: every method may use instructions of the implementation's own set, so call it only inside a
+/// [`Kernel`](super::Kernel) that runs on that set. Pointers must be valid for 16 elements, those of
+/// [`Lanes::bytes_load`] and of everything that multiplies bytes for 64 bytes, or as said there; they need no
+/// alignment.
+///
+/// To implement: methods use no instructions beyond the set, and reach no further through pointers than that.
+pub(crate) unsafe trait Lanes: Copy {
+    /// Sixteen int32.
+    type Int: Copy;
+    /// Sixty-four bytes, signed or not: four to a lane.
+    type Bytes: Copy;
+
+    /// Rows of a matrix product's tile for which there are registers enough, at most 12.
+    const TILE_ROWS: usize;
+    /// Panels of a matrix product's tile, 1 or 2.
+    const TILE_PANELS: usize;
+    /// Query rows of a tile of attention, for heads of up to 32 numbers and for longer ones: 12 or 6, or 4 for both.
+    const ATTENTION_ROWS: [usize; 2];
+    /// Pixels of a tile of the depthwise convolution, which has two rows of them: 8 or 2.
+    const DEPTHWISE_PIXELS: usize;
+    /// Pixels and vectors of channels of a tile of the first convolution: `(8, 3)` or `(4, 1)`.
+    const STEM_TILE: (usize, usize);
+
+    /// Sixteen numbers from memory.
+    unsafe fn load(from: *const f32) -> Self;
+    /// Sixteen numbers to memory.
+    unsafe fn store(self, to: *mut f32);
+    /// Sixteen int32 from memory.
+    unsafe fn int_load(from: *const i32) -> Self::Int;
+    /// Sixteen int32 to memory.
+    unsafe fn int_store(value: Self::Int, to: *mut i32);
+    /// 64 bytes from memory.
+    unsafe fn bytes_load(from: *const u8) -> Self::Bytes;
+    /// 64 bytes to memory.
+    unsafe fn bytes_store(value: Self::Bytes, to: *mut u8);
+
+    /// The same number in every lane.
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        unsafe { each(|_| value) }
+    }
+    /// Sixteen half-precision numbers from memory.
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> Self {
+        unsafe {
+            let bits = from.cast::<[u16; LANES]>().read_unaligned();
+            each(|i| half::f16::from_bits(bits[i]).to_f32())
+        }
+    }
+    /// `self + other`
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        unsafe {
+            let (a, b) = (lanes(self), lanes(other));
+            each(|i| a[i] + b[i])
+        }
+    }
+    /// `self - other`
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        unsafe {
+            let (a, b) = (lanes(self), lanes(other));
+            each(|i| a[i] - b[i])
+        }
+    }
+    /// `self * other`
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        unsafe {
+            let (a, b) = (lanes(self), lanes(other));
+            each(|i| a[i] * b[i])
+        }
+    }
+    /// `self / other`
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        unsafe {
+            let (a, b) = (lanes(self), lanes(other));
+            each(|i| a[i] / b[i])
+        }
+    }
+    /// `self * b + c`, rounded once where the set has that.
+    #[inline(always)]
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+        unsafe {
+            let (a, b, c) = (lanes(self), lanes(b), lanes(c));
+            // Not `f32::mul_add`: without an instruction for it that is a call of a library function.
+            each(|i| a[i] * b[i] + c[i])
+        }
+    }
+    /// The larger of each pair; NaN is ignored or kept, whichever is faster.
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        unsafe {
+            let (a, b) = (lanes(self), lanes(other));
+            each(|i| if a[i] > b[i] { a[i] } else { b[i] })
+        }
+    }
+    /// The smaller of each pair.
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        unsafe {
+            let (a, b) = (lanes(self), lanes(other));
+            each(|i| if a[i] < b[i] { a[i] } else { b[i] })
+        }
+    }
+    /// Magnitudes.
+    #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        unsafe {
+            let a = lanes(self);
+            each(|i| a[i].abs())
+        }
+    }
+    /// Nearest whole number, halves to even. Magnitudes below 2^22.
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        // Adding 1.5 * 2^23 leaves no bits for a fraction, and the adder rounds halves to even.
+        const MAGIC: f32 = 12_582_912.0;
+        unsafe {
+            let a = lanes(self);
+            each(|i| (a[i] + MAGIC) - MAGIC)
+        }
+    }
+    /// `self * 2^exponent` for whole exponents in -126..=127 (given as float32).
+    #[inline(always)]
+    unsafe fn scale_by_power(self, exponent: Self) -> Self {
+        unsafe {
+            let (a, b) = (lanes(self), lanes(exponent));
+            each(|i| a[i] * f32::from_bits((((b[i] as i32).wrapping_add(127)) << 23) as u32))
+        }
+    }
+    /// The lanes of both in turn: `self[0], other[0], self[1], ..`, thirty-two numbers.
+    #[inline(always)]
+    unsafe fn interleave(self, other: Self) -> [Self; 2] {
+        unsafe {
+            let both = [lanes(self), lanes(other)];
+            [
+                each(|i| both[i % 2][i / 2]),
+                each(|i| both[i % 2][i / 2 + LANES / 2]),
+            ]
+        }
+    }
+    /// Sum of the lanes.
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        let mut parts = unsafe { lanes(self) };
+        let mut width = LANES / 2;
+        while width > 0 {
+            for i in 0..width {
+                parts[i] += parts[i + width];
+            }
+            width /= 2;
+        }
+        parts[0]
+    }
+    /// Largest lane.
+    #[inline(always)]
+    unsafe fn max_lane(self) -> f32 {
+        unsafe { lanes(self) }
+            .into_iter()
+            .fold(f32::NEG_INFINITY, f32::max)
+    }
+    /// Nearest whole numbers (halves to even) as signed bytes; lanes must lie in -127..=127.
+    #[inline(always)]
+    unsafe fn store_i8(self, to: *mut i8) {
+        unsafe {
+            let bytes = lanes(self.round()).map(|value| value as i8);
+            to.cast::<[i8; LANES]>().write_unaligned(bytes);
+        }
+    }
+
+    /// Sixteen times the same int32.
+    #[inline(always)]
+    unsafe fn int_splat(value: i32) -> Self::Int {
+        unsafe { Self::int_load([value; LANES].as_ptr()) }
+    }
+    /// `a + b`
+    #[inline(always)]
+    unsafe fn int_add(a: Self::Int, b: Self::Int) -> Self::Int {
+        unsafe {
+            let (mut sums, b) = (ints::<Self>(a), ints::<Self>(b));
+            for (sum, b) in sums.iter_mut().zip(b) {
+                *sum += b;
+            }
+            Self::int_load(sums.as_ptr())
+        }
+    }
+    /// Converted to float32.
+    #[inline(always)]
+    unsafe fn from_int(value: Self::Int) -> Self {
+        unsafe {
+            let value = ints::<Self>(value);
+            each(|i| value[i] as f32)
+        }
+    }
+
+    /// Four signed bytes, the same in every lane.
+    #[inline(always)]
+    unsafe fn bytes_splat(bytes: [i8; 4]) -> Self::Bytes {
+        let four = bytes.map(i8::cast_unsigned);
+        unsafe { Self::bytes_load([four; LANES].as_flattened().as_ptr()) }
+    }
+    /// The low halves of unsigned bytes, and their high ones.
+    #[inline(always)]
+    unsafe fn nibbles(bytes: Self::Bytes) -> [Self::Bytes; 2] {
+        unsafe {
+            let all = bytes_of::<Self>(bytes);
+            let (low, high) = (all.map(|byte| byte & 15), all.map(|byte| byte >> 4));
+            [Self::bytes_load(low.as_ptr()), Self::bytes_load(high.as_ptr())]
+        }
+    }
+    /// `acc[lane] += sum over i < 4 of weights[4 * lane + i] * activations[4 * lane + i]`, unsigned times signed.
+    #[inline(always)]
+    unsafe fn products(acc: Self::Int, weights: Self::Bytes, activations: Self::Bytes) -> Self::Int {
+        unsafe {
+            let (weights, activations) = (bytes_of::<Self>(weights), bytes_of::<Self>(activations));
+            let mut sums = ints::<Self>(acc);
+            for (lane, sum) in sums.iter_mut().enumerate() {
+                for i in 4 * lane..4 * lane + 4 {
+                    *sum += i32::from(weights[i]) * i32::from(activations[i].cast_signed());
+                }
+            }
+            Self::int_load(sums.as_ptr())
+        }
+    }
+    /// Two [`Lanes::products`], of weights that are at most 15.
+    #[inline(always)]
+    unsafe fn nibble_products(
+        acc: Self::Int,
+        weights: [Self::Bytes; 2],
+        activations: [Self::Bytes; 2],
+    ) -> Self::Int {
+        unsafe {
+            let acc = Self::products(acc, weights[0], activations[0]);
+            Self::products(acc, weights[1], activations[1])
+        }
+    }
+
+    /// `acc[lane] += sum over i < 4 of weights[4 * lane + i] * activations[i]`: `weights` are 64 unsigned bytes,
+    /// `activations` four signed ones.
+    #[inline(always)]
+    unsafe fn dot(acc: Self::Int, weights: *const u8, activations: [i8; 4]) -> Self::Int {
+        unsafe { Self::products(acc, Self::bytes_load(weights), Self::bytes_splat(activations)) }
+    }
+    /// Two [`Lanes::dot`]s over 64 bytes of nibbles: the low ones (0..=15) times `low`, the high ones times `high`.
+    #[inline(always)]
+    unsafe fn dot_nibbles(acc: Self::Int, weights: *const u8, low: [i8; 4], high: [i8; 4]) -> Self::Int {
+        unsafe {
+            let weights = Self::nibbles(Self::bytes_load(weights));
+            let activations = [Self::bytes_splat(low), Self::bytes_splat(high)];
+            Self::nibble_products(acc, weights, activations)
+        }
+    }
+    /// `acc[lane] += sum over i < 4 of weights[4 * lane + i] * activations[4 * lane + i]`, 64 bytes of each.
+    #[inline(always)]
+    unsafe fn dot_bytes(acc: Self::Int, weights: *const u8, activations: *const i8) -> Self::Int {
+        unsafe {
+            Self::products(
+                acc,
+                Self::bytes_load(weights),
+                Self::bytes_load(activations.cast()),
+            )
+        }
+    }
+    /// Two [`Lanes::dot_bytes`] over 64 bytes of nibbles: the low ones (0..=15) times the first 64 activations, the
+    /// high ones times the next 64.
+    #[inline(always)]
+    unsafe fn dot_plane(acc: Self::Int, weights: *const u8, activations: *const i8) -> Self::Int {
+        unsafe {
+            let weights = Self::nibbles(Self::bytes_load(weights));
+            let low = Self::bytes_load(activations.cast());
+            let high = Self::bytes_load(activations.add(4 * LANES).cast());
+            Self::nibble_products(acc, weights, [low, high])
+        }
+    }
+    /// 64 bytes of nibbles to 128 bytes: `128 + round((nibble - 8) * ratios[lane] / 2048)`, the low nibbles' to `low`
+    /// and the high ones' to `high`. A lane is four bytes; ratios are whole numbers in -32512..=32512.
+    #[inline(always)]
+    unsafe fn spread_nibbles(weights: *const u8, ratios: Self, low: *mut u8, high: *mut u8) {
+        unsafe {
+            let weights = weights.cast::<[u8; 4 * LANES]>().read_unaligned();
+            let ratios = lanes(ratios).map(|ratio| ratio as i32);
+            let (mut lows, mut highs) = ([0; 4 * LANES], [0; 4 * LANES]);
+            for (i, byte) in weights.into_iter().enumerate() {
+                lows[i] = spread_nibble(byte & 15, ratios[i / 4]);
+                highs[i] = spread_nibble(byte >> 4, ratios[i / 4]);
+            }
+            low.cast::<[u8; 4 * LANES]>().write_unaligned(lows);
+            high.cast::<[u8; 4 * LANES]>().write_unaligned(highs);
+        }
+    }
+}
+
+/// One byte of [`Lanes::spread_nibbles`].
+#[inline(always)]
+fn spread_nibble(nibble: u8, ratio: i32) -> u8 {
+    let product = ((i32::from(nibble) - 8) * 16).wrapping_mul(ratio);
+    (128 + (product.wrapping_add(0x4000) >> 15)) as u8
+}
+
+/// `f(0), f(1), ..`
+#[inline(always)]
+unsafe fn each<V: Lanes>(mut f: impl FnMut(usize) -> f32) -> V {
+    let mut out = [0.0; LANES];
+    for (i, value) in out.iter_mut().enumerate() {
+        *value = f(i);
+    }
+    unsafe { V::load(out.as_ptr()) }
+}
+
+/// The lanes one by one.
+#[inline(always)]
+unsafe fn lanes<V: Lanes>(value: V) -> [f32; LANES] {
+    let mut out = [0.0; LANES];
+    unsafe { value.store(out.as_mut_ptr()) };
+    out
+}
+
+/// The same of int32.
+#[inline(always)]
+unsafe fn ints<V: Lanes>(value: V::Int) -> [i32; LANES] {
+    let mut out = [0; LANES];
+    unsafe { V::int_store(value, out.as_mut_ptr()) };
+    out
+}
+
+/// The same of bytes.
+#[inline(always)]
+unsafe fn bytes_of<V: Lanes>(value: V::Bytes) -> [u8; 4 * LANES] {
+    let mut out = [0; 4 * LANES];
+    unsafe { V::bytes_store(value, out.as_mut_ptr()) };
+    out
+}

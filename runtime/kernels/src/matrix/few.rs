@@ -1,0 +1,207 @@
+//! Few rows: how are up to four rows multiplied with a matrix? Its weights are read once, in order, and that is all
+//! that counts.
+
+#![expect(
+    clippy::needless_range_loop,
+    reason = "chains of sums are registers: all arrays by the same index"
+)]
+
+use super::panels::{Matrix, NIBBLE_BLOCK, Panels};
+use crate::isa::{AHEAD, LANES, Lanes, prefetch};
+use crate::norm::load_part;
+use crate::quantise::{BLOCK, Quantised, Rows};
+
+/// Rows up to which a product is bound by reading the weights.
+pub(crate) const FEW: usize = 4;
+
+/// Few rows and what the products with nibbles need of them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FewRows<'a> {
+    /// The rows.
+    pub(crate) rows: &'a Rows<'a>,
+    /// `[rows, ceil(inputs / 32)]`: -8 times the sum of 32 bytes.
+    pub(crate) corrections: &'a [i32],
+}
+
+/// Fills [`FewRows::corrections`].
+pub(crate) fn nibble_corrections(rows: &Quantised<'_>, to: &mut [i32]) {
+    let blocks = rows.inputs.div_ceil(NIBBLE_BLOCK);
+    for (bytes, to) in rows
+        .bytes
+        .chunks_exact(rows.stride)
+        .zip(to.chunks_exact_mut(blocks))
+    {
+        for (bytes, to) in bytes.chunks_exact(NIBBLE_BLOCK).zip(to) {
+            *to = -8 * bytes.iter().map(|byte| i32::from(*byte)).sum::<i32>();
+        }
+    }
+}
+
+/// The products of `ROWS` rows (the first of `few`) with one panel, times the columns' scales.
+///
+/// # Safety
+/// As [`Lanes`]; `few` has `ROWS` rows of the matrix's number of inputs, and the matrix has the panel and passed its
+/// `check`.
+#[inline(always)]
+pub(crate) unsafe fn few_panel<V: Lanes, const ROWS: usize>(
+    few: &FewRows<'_>,
+    matrix: &Matrix<'_>,
+    panel: usize,
+) -> [V; ROWS] {
+    // SAFETY: as for this function.
+    unsafe {
+        match (few.rows, matrix.panels) {
+            (Rows::Floats { values, stride, .. }, Panels::Float32(weights)) => {
+                let weights = weights.as_ptr().add(panel * matrix.inputs * LANES);
+                few_floats::<V, ROWS>(values.as_ptr(), *stride, weights, matrix.inputs)
+            }
+            (Rows::Bytes(rows), Panels::Int8 { bytes, scales }) => {
+                let weights = bytes.as_ptr().add(panel * matrix.panel_bytes());
+                let scales: V = load_part(scales, panel * LANES);
+                let mut sums = few_bytes::<V, ROWS>(rows, weights);
+                for sum in &mut sums {
+                    *sum = sum.mul(scales);
+                }
+                sums
+            }
+            (Rows::Bytes(rows), Panels::Int4 { nibbles, scales }) => {
+                let blocks = matrix.inputs.div_ceil(NIBBLE_BLOCK);
+                let nibbles = nibbles.as_ptr().add(panel * blocks * 256);
+                let scales = scales.as_ptr().add(panel * blocks * LANES);
+                few_nibbles::<V, ROWS>(rows, few.corrections.as_ptr(), nibbles, scales)
+            }
+            _ => [V::splat(f32::NAN); ROWS],
+        }
+    }
+}
+
+/// # Safety
+/// As [`few_panel`].
+#[inline(always)]
+unsafe fn few_floats<V: Lanes, const ROWS: usize>(
+    values: *const f32,
+    stride: usize,
+    weights: *const f32,
+    inputs: usize,
+) -> [V; ROWS] {
+    // Chains enough to wait for memory and not for additions.
+    const CHAINS: usize = 4;
+    unsafe {
+        let mut acc = [[V::splat(0.0); ROWS]; CHAINS];
+        let mut k = 0;
+        while k + CHAINS <= inputs {
+            for chain in 0..CHAINS {
+                let weights = V::load(weights.add((k + chain) * LANES));
+                for row in 0..ROWS {
+                    let value = V::splat(*values.add(row * stride + k + chain));
+                    acc[chain][row] = value.mul_add(weights, acc[chain][row]);
+                }
+            }
+            k += CHAINS;
+        }
+        while k < inputs {
+            let weights = V::load(weights.add(k * LANES));
+            for row in 0..ROWS {
+                acc[0][row] = V::splat(*values.add(row * stride + k)).mul_add(weights, acc[0][row]);
+            }
+            k += 1;
+        }
+        let mut sums = acc[0];
+        for row in 0..ROWS {
+            sums[row] = acc[0][row].add(acc[1][row]).add(acc[2][row].add(acc[3][row]));
+        }
+        sums
+    }
+}
+
+/// Four bytes of a row.
+///
+/// # Safety
+/// As [`few_panel`]; the row has them.
+#[inline(always)]
+unsafe fn four(rows: &Quantised<'_>, row: usize, quad: usize) -> [i8; 4] {
+    // SAFETY: as for this function.
+    unsafe {
+        let at = rows.bytes.as_ptr().add(row * rows.stride + quad * 4);
+        at.cast::<[i8; 4]>().read_unaligned()
+    }
+}
+
+/// # Safety
+/// As [`few_panel`].
+#[inline(always)]
+unsafe fn few_bytes<V: Lanes, const ROWS: usize>(rows: &Quantised<'_>, weights: *const u8) -> [V; ROWS] {
+    const CHAINS: usize = 2;
+    unsafe {
+        let quads = rows.inputs.div_ceil(4);
+        let mut sums = [V::splat(0.0); ROWS];
+        for block in 0..rows.blocks {
+            let mut acc = [[V::int_splat(0); ROWS]; CHAINS];
+            for row in 0..ROWS {
+                acc[0][row] = V::int_splat(*rows.corrections.as_ptr().add(row * rows.blocks + block));
+            }
+            let (mut quad, end) = (block * BLOCK / 4, quads.min((block + 1) * BLOCK / 4));
+            while quad + CHAINS <= end {
+                for chain in 0..CHAINS {
+                    let w = weights.add((quad + chain) * 4 * LANES);
+                    prefetch(w.wrapping_add(AHEAD));
+                    for row in 0..ROWS {
+                        acc[chain][row] = V::dot(acc[chain][row], w, four(rows, row, quad + chain));
+                    }
+                }
+                quad += CHAINS;
+            }
+            while quad < end {
+                let w = weights.add(quad * 4 * LANES);
+                for row in 0..ROWS {
+                    acc[0][row] = V::dot(acc[0][row], w, four(rows, row, quad));
+                }
+                quad += 1;
+            }
+            for row in 0..ROWS {
+                let scale = V::splat(*rows.scales.as_ptr().add(row * rows.blocks + block));
+                let sum = V::from_int(V::int_add(acc[0][row], acc[1][row]));
+                sums[row] = sum.mul_add(scale, sums[row]);
+            }
+        }
+        sums
+    }
+}
+
+/// # Safety
+/// As [`few_panel`].
+#[inline(always)]
+unsafe fn few_nibbles<V: Lanes, const ROWS: usize>(
+    rows: &Quantised<'_>,
+    corrections: *const i32,
+    nibbles: *const u8,
+    scales: *const u16,
+) -> [V; ROWS] {
+    unsafe {
+        let blocks = rows.inputs.div_ceil(NIBBLE_BLOCK);
+        let mut sums = [V::splat(0.0); ROWS];
+        for block in 0..blocks {
+            let mut acc = [V::int_splat(0); ROWS];
+            for row in 0..ROWS {
+                acc[row] = V::int_splat(*corrections.add(row * blocks + block));
+            }
+            for group in 0..4 {
+                let w = nibbles.add(block * 256 + group * 64);
+                prefetch(w.wrapping_add(AHEAD));
+                for row in 0..ROWS {
+                    let start = row * rows.stride + block * NIBBLE_BLOCK + group * 8;
+                    let at = rows.bytes.as_ptr().add(start).cast::<[i8; 4]>();
+                    acc[row] = V::dot_nibbles(acc[row], w, at.read_unaligned(), at.add(1).read_unaligned());
+                }
+            }
+            prefetch(scales.wrapping_add(block * LANES + AHEAD / 16));
+            let scale = V::load_f16(scales.add(block * LANES));
+            for row in 0..ROWS {
+                let step = block * NIBBLE_BLOCK / BLOCK;
+                let factor = scale.mul(V::splat(*rows.scales.as_ptr().add(row * rows.blocks + step)));
+                sums[row] = V::from_int(acc[row]).mul_add(factor, sums[row]);
+            }
+        }
+        sums
+    }
+}

@@ -1,0 +1,300 @@
+//! Panels: how is a weight matrix laid out? Sixteen outputs together, in float32, bytes or nibbles.
+
+use crate::isa::{Isa, LANES, Lanes, dispatch};
+use crate::quantise::BLOCK;
+use crate::sizes::{MOST, product};
+
+/// A weight `[N, K]` (`y = x W^T`) in panels of 16 outputs. What lies beyond `N` and `K` is zero.
+#[derive(Debug, Clone, Copy)]
+pub enum Panels<'a> {
+    /// `[ceil(N / 16), K, 16]`
+    Float32(&'a [f32]),
+    /// One scale per output.
+    Int8 {
+        /// `[ceil(N / 16), ceil(K / 4), 16, 4]`, value + 128
+        bytes: &'a [u8],
+        /// `[N]`: `w = scale * (byte - 128)`
+        scales: &'a [f32],
+    },
+    /// One scale per output and 32 inputs.
+    Int4 {
+        /// `[ceil(N / 16), ceil(K / 32), 4, 16, 4]`, value + 8: byte `[.., b, p, c, i]` holds input `32 b + 8 p + i` of
+        /// column `c` in its low nibble and input `32 b + 8 p + 4 + i` in its high one.
+        nibbles: &'a [u8],
+        /// `[ceil(N / 16), ceil(K / 32), 16]`, half precision: `w = scale * (nibble - 8)`
+        scales: &'a [u16],
+    },
+}
+
+/// A weight matrix.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix<'a> {
+    /// `N`, numbers in a row of the result.
+    pub outputs: usize,
+    /// `K`, numbers in a row of what is multiplied.
+    pub inputs: usize,
+    /// The weights.
+    pub panels: Panels<'a>,
+}
+
+/// Inputs with a common scale in [`Panels::Int4`].
+pub(crate) const NIBBLE_BLOCK: usize = 32;
+/// Panels that are multiplied together.
+pub(crate) const PAIR: usize = 2;
+/// Columns of those.
+pub(crate) const WIDTH: usize = PAIR * LANES;
+
+impl Matrix<'_> {
+    /// That the weights have the size that the shape asks for.
+    ///
+    /// # Panics
+    /// Otherwise.
+    pub(crate) fn check(&self) {
+        assert!(self.outputs > 0 && self.inputs > 0, "a weight without numbers");
+        assert!(self.outputs <= MOST && self.inputs <= MOST, "sizes of no weight");
+        let panels = self.panel_count();
+        match self.panels {
+            Panels::Float32(values) => {
+                assert_eq!(
+                    values.len(),
+                    product([panels, self.inputs, LANES]),
+                    "length of float32 weights"
+                );
+            }
+            Panels::Int8 { bytes, scales } => {
+                assert_eq!(
+                    bytes.len(),
+                    product([panels, self.panel_bytes()]),
+                    "length of int8 weights"
+                );
+                assert_eq!(scales.len(), self.outputs, "length of int8 scales");
+            }
+            Panels::Int4 { nibbles, scales } => {
+                let blocks = self.inputs.div_ceil(NIBBLE_BLOCK);
+                assert_eq!(
+                    nibbles.len(),
+                    product([panels, blocks, 256]),
+                    "length of int4 weights"
+                );
+                assert_eq!(
+                    scales.len(),
+                    product([panels, blocks, LANES]),
+                    "length of int4 scales"
+                );
+            }
+        }
+    }
+
+    /// Panels.
+    pub(crate) fn panel_count(&self) -> usize {
+        self.outputs.div_ceil(LANES)
+    }
+
+    /// Whether activations are quantised for it.
+    pub(crate) fn is_bytes(&self) -> bool {
+        !matches!(self.panels, Panels::Float32(_))
+    }
+
+    /// Whether panels are made when they are used, so that a task should have many rows.
+    pub(crate) fn is_nibbles(&self) -> bool {
+        matches!(self.panels, Panels::Int4 { .. })
+    }
+
+    /// Bytes of a panel of [`Panels::Int8`].
+    pub(super) fn panel_bytes(&self) -> usize {
+        self.inputs.div_ceil(4) * 4 * LANES
+    }
+
+    /// Bytes that one panel of this matrix takes in memory, nearly.
+    pub(crate) fn panel_size(&self) -> usize {
+        match self.panels {
+            Panels::Float32(_) => self.inputs * 4 * LANES,
+            Panels::Int8 { .. } => self.panel_bytes(),
+            Panels::Int4 { .. } => self.inputs * LANES * 9 / 16,
+        }
+    }
+
+    /// Bytes that [`Matrix::pair`] wants for `inputs` inputs.
+    pub(crate) fn room(&self, inputs: usize) -> usize {
+        if self.is_nibbles() {
+            inputs.next_multiple_of(NIBBLE_BLOCK) * WIDTH
+        } else {
+            0
+        }
+    }
+
+    /// What the sums of each column of panels `first..first + count` must be multiplied with: 16 numbers a panel,
+    /// zeros beyond the last output.
+    pub(crate) fn column_scales(&self, isa: Isa, first: usize, count: usize, to: &mut [f32]) {
+        assert!(
+            to.len() >= count * LANES && first + count <= self.panel_count(),
+            "scales of no column"
+        );
+        let to = to.split_at_mut(count * LANES).0;
+        match self.panels {
+            Panels::Float32(_) => to.fill(1.0),
+            Panels::Int8 { scales, .. } => {
+                to.fill(0.0);
+                for (to, scale) in to.iter_mut().zip(scales.iter().skip(first * LANES)) {
+                    *to = *scale;
+                }
+            }
+            Panels::Int4 { scales, .. } => {
+                let blocks = self.inputs.div_ceil(NIBBLE_BLOCK);
+                for (panel, to) in to.chunks_exact_mut(LANES).enumerate() {
+                    let from = scales.get((first + panel) * blocks * LANES..).unwrap_or(&[]);
+                    column_scale(isa, from, blocks, to);
+                    let real = self.outputs.saturating_sub((first + panel) * LANES);
+                    to.iter_mut().skip(real).for_each(|scale| *scale = 0.0);
+                }
+            }
+        }
+    }
+
+    /// Some panels, for some of the inputs.
+    ///
+    /// `column_scales` are those of these panels; `room` as long as [`Matrix::room`] says.
+    pub(crate) fn pair<'a>(
+        &'a self,
+        isa: Isa,
+        cut: Cut,
+        column_scales: &[f32],
+        room: &'a mut [u8],
+    ) -> Pair<'a> {
+        let Cut {
+            first,
+            count,
+            block,
+            inputs,
+        } = cut;
+        assert!(
+            first + count <= self.panel_count() && count <= PAIR,
+            "panels of another matrix"
+        );
+        assert!(block * BLOCK + inputs <= self.inputs, "inputs of another matrix");
+        match self.panels {
+            Panels::Float32(values) => {
+                let stride = self.inputs * LANES;
+                let start = first * stride + block * BLOCK * LANES;
+                Pair::Floats {
+                    values: values.get(start..).unwrap_or(&[]),
+                    stride,
+                    count,
+                }
+            }
+            Panels::Int8 { bytes, .. } => {
+                let stride = self.panel_bytes();
+                let start = first * stride + block * BLOCK * LANES;
+                Pair::Bytes {
+                    bytes: bytes.get(start..).unwrap_or(&[]),
+                    stride,
+                    count,
+                }
+            }
+            Panels::Int4 { nibbles, scales } => {
+                let (all, start) = (self.inputs.div_ceil(NIBBLE_BLOCK), block * BLOCK / NIBBLE_BLOCK);
+                let blocks = inputs.div_ceil(NIBBLE_BLOCK);
+                let stride = blocks * NIBBLE_BLOCK * LANES;
+                for panel in 0..count {
+                    let at = (first + panel) * all + start;
+                    let nibbles = nibbles.get(at * 256..(at + blocks) * 256).unwrap_or(&[]);
+                    let scales = scales.get(at * LANES..(at + blocks) * LANES).unwrap_or(&[]);
+                    let columns = column_scales
+                        .get(panel * LANES..(panel + 1) * LANES)
+                        .unwrap_or(&[]);
+                    let to = room
+                        .get_mut(panel * stride..(panel + 1) * stride)
+                        .unwrap_or(&mut []);
+                    spread(isa, nibbles, scales, columns, to);
+                }
+                Pair::Bytes {
+                    bytes: room,
+                    stride,
+                    count,
+                }
+            }
+        }
+    }
+}
+
+/// Panels `first..first + count` (up to two) for the inputs from `block * BLOCK` on, `inputs` of them: all that are
+/// left, or a multiple of `BLOCK`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cut {
+    pub(crate) first: usize,
+    pub(crate) count: usize,
+    pub(crate) block: usize,
+    pub(crate) inputs: usize,
+}
+
+/// One or two neighbouring panels, from some input on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Pair<'a> {
+    /// `[inputs, 16]` each, `stride` numbers from panel to panel.
+    Floats {
+        values: &'a [f32],
+        stride: usize,
+        count: usize,
+    },
+    /// `[inputs / 4, 16, 4]` each, `stride` bytes from panel to panel.
+    Bytes {
+        bytes: &'a [u8],
+        stride: usize,
+        count: usize,
+    },
+}
+
+/// The scale of bytes that hold a column of nibbles: its largest block scale times 8 becomes 127.
+fn column_scale(isa: Isa, scales: &[u16], blocks: usize, to: &mut [f32]) {
+    #[inline(always)]
+    unsafe fn body<V: Lanes>(scales: &[u16], blocks: usize, to: &mut [f32]) {
+        // SAFETY: lengths are checked below.
+        unsafe {
+            let mut top = V::splat(0.0);
+            for block in 0..blocks {
+                top = top.max(V::load_f16(scales.as_ptr().add(block * LANES)).abs());
+            }
+            top.mul(V::splat(8.0 / 127.0)).store(to.as_mut_ptr());
+        }
+    }
+    assert!(
+        scales.len() >= blocks * LANES && to.len() == LANES,
+        "scales of nibbles"
+    );
+    dispatch!(isa, body(scales: &[u16], blocks: usize, to: &mut [f32]));
+}
+
+/// Nibbles of one panel to bytes of one panel, on the columns' scales.
+fn spread(isa: Isa, nibbles: &[u8], scales: &[u16], columns: &[f32], to: &mut [u8]) {
+    #[inline(always)]
+    unsafe fn body<V: Lanes>(nibbles: &[u8], scales: &[u16], columns: &[f32], to: &mut [u8]) {
+        // SAFETY: lengths are checked below.
+        unsafe {
+            let columns = V::load(columns.as_ptr());
+            // Where a column is zero its scales are, too; 2048 is what the ratios are in units of.
+            let factor = V::splat(2048.0).div(columns.max(V::splat(1e-30)));
+            for block in 0..scales.len() / LANES {
+                let ratios = V::load_f16(scales.as_ptr().add(block * LANES))
+                    .mul(factor)
+                    .round();
+                let ratios = ratios.max(V::splat(-32512.0)).min(V::splat(32512.0));
+                for group in 0..4 {
+                    let to = to.as_mut_ptr().add(block * 512 + group * 128);
+                    V::spread_nibbles(
+                        nibbles.as_ptr().add(block * 256 + group * 64),
+                        ratios,
+                        to,
+                        to.add(64),
+                    );
+                }
+            }
+        }
+    }
+    let blocks = scales.len() / LANES;
+    assert!(
+        nibbles.len() == blocks * 256 && to.len() == blocks * 512,
+        "a panel of nibbles"
+    );
+    assert_eq!(columns.len(), LANES, "a scale per column");
+    dispatch!(isa, body(nibbles: &[u8], scales: &[u16], columns: &[f32], to: &mut [u8]));
+}
