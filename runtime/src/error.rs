@@ -60,6 +60,21 @@ pub enum BackendError {
         /// What the engine says.
         reason: String,
     },
+    /// An accelerator was to take all of a graph, as graphs of its target are written for, and leaves nodes to the CPU.
+    #[error(
+        "cannot use graph `{}` on {provider}: Core ML takes {accelerated} of its {nodes} nodes, expected all",
+        path.display()
+    )]
+    NotWhole {
+        /// Who was to take it.
+        provider: Provider,
+        /// The `.onnx` file.
+        path: PathBuf,
+        /// Nodes that it takes.
+        accelerated: usize,
+        /// Nodes of the graph.
+        nodes: usize,
+    },
     /// A graph's inputs and outputs are not those of the contract, all differences.
     #[error("graph `{}` does not keep the bundle's contract: {}", path.display(), problems.join("; "))]
     Contract {
@@ -75,6 +90,21 @@ pub enum BackendError {
         path: PathBuf,
         /// Name, found, expected, one sentence each.
         problems: Vec<String>,
+    },
+    /// The cache of a graph with fixed lengths has no room for that many more positions. Nothing was computed.
+    #[error(
+        "no room in the cache of graph `{}`: {count} more positions after {len} are more than its {context}",
+        path.display()
+    )]
+    Full {
+        /// The decoder.
+        path: PathBuf,
+        /// Positions that were to be added.
+        count: usize,
+        /// Positions in it.
+        len: usize,
+        /// Positions that it holds.
+        context: usize,
     },
     /// The engine failed while it computed.
     #[error("graph `{}` failed: {reason}", path.display())]
@@ -101,8 +131,10 @@ impl BackendError {
     pub fn subject(&self) -> Option<&Path> {
         match self {
             BackendError::Graph { path, .. }
+            | BackendError::NotWhole { path, .. }
             | BackendError::Contract { path, .. }
             | BackendError::Inputs { path, .. }
+            | BackendError::Full { path, .. }
             | BackendError::Run { path, .. } => Some(path),
             BackendError::Unavailable { .. }
             | BackendError::NotCompiled { .. }
@@ -138,9 +170,10 @@ impl EngineError {
             | EngineError::NoVariant { .. }
             | EngineError::NoImageSize { .. }
             | EngineError::Thread { .. } => true,
-            EngineError::Backend(error) => {
-                !matches!(error, BackendError::Run { .. } | BackendError::Inputs { .. })
-            }
+            EngineError::Backend(error) => !matches!(
+                error,
+                BackendError::Run { .. } | BackendError::Inputs { .. } | BackendError::Full { .. }
+            ),
             EngineError::Prompt(error) => matches!(
                 error,
                 PromptError::Read { .. } | PromptError::Tokenizer { .. } | PromptError::Spec { .. }

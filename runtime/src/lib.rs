@@ -7,6 +7,7 @@ pub mod generate;
 pub mod image;
 mod lazy;
 pub mod library;
+#[cfg(feature = "cli")]
 pub mod manual;
 mod opening;
 pub mod prompt;

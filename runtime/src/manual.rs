@@ -1,4 +1,4 @@
-//! What do shells and `man` know of the flags? Made from the flags themselves.
+//! Manual pages and completions for shells, made from the flags themselves. What commands share: feature `cli`.
 
 use clap::{Command, ValueEnum};
 use clap_complete::Shell;

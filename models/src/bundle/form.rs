@@ -65,7 +65,7 @@ impl Precision {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("no {field} `{word}`, expected one of {}", known.join(", "))]
 pub struct UnknownWord {
-    /// What it should name: `target` or `precision`.
+    /// What it should name: `target`, `precision`, `provider`.
     pub field: &'static str,
     /// The word.
     pub word: String,

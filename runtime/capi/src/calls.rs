@@ -430,7 +430,9 @@ unsafe fn engine_options(options: &Options) -> Result<runtime::Options, Failure>
     };
     let mut found = runtime::Options::default();
     if let Some(provider) = text(options.provider, "provider")? {
-        found.provider = provider.parse::<Provider>().map_err(Failure::argument)?;
+        found.provider = provider
+            .parse::<Provider>()
+            .map_err(|error| Failure::argument(error.to_string()))?;
     }
     found.fallback = !options.no_fallback;
     let precision = text(options.precision, "precision")?.map(str::parse);

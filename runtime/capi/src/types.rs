@@ -181,11 +181,15 @@ impl From<EngineError> for Failure {
             EngineError::Bundle(_)
             | EngineError::NoVariant { .. }
             | EngineError::NoImageSize { .. }
-            | EngineError::Backend(BackendError::Graph { .. } | BackendError::Contract { .. })
+            | EngineError::Backend(
+                BackendError::Graph { .. } | BackendError::NotWhole { .. } | BackendError::Contract { .. },
+            )
             | EngineError::Prompt(
                 PromptError::Read { .. } | PromptError::Tokenizer { .. } | PromptError::Spec { .. },
             ) => Status::Bundle,
-            EngineError::Backend(BackendError::Run { .. } | BackendError::Inputs { .. })
+            EngineError::Backend(
+                BackendError::Run { .. } | BackendError::Inputs { .. } | BackendError::Full { .. },
+            )
             | EngineError::Sample(SampleError::Length { .. } | SampleError::NotFinite { .. }) => {
                 Status::Failed
             }

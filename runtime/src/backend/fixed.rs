@@ -120,11 +120,11 @@ pub(super) fn check_room(path: &Path, count: usize, len: usize, context: usize) 
     if count <= context.saturating_sub(len) {
         return Ok(());
     }
-    Err(BackendError::Inputs {
+    Err(BackendError::Full {
         path: path.to_owned(),
-        problems: vec![format!(
-            "{count} more positions after {len} are more than the cache's {context}; fvlm-export --max-context makes room"
-        )],
+        count,
+        len,
+        context,
     })
 }
 
@@ -315,8 +315,17 @@ mod tests {
         assert_eq!(decoder.len(), 4);
         decoder.prefill[0].session.fail = false;
         assert_eq!(decoder.feed(&all[4..12]).unwrap(), expected(&all[..12]));
-        let error = decoder.feed(&all[12..13]).unwrap_err().to_string();
-        assert!(error.contains("--max-context"), "{error}");
+        let error = decoder.feed(&all[12..13]).unwrap_err();
+        let full = matches!(
+            error,
+            BackendError::Full {
+                count: 1,
+                len: 12,
+                context: 12,
+                ..
+            }
+        );
+        assert!(full && error.to_string().contains("more than its 12"), "{error}");
         assert!(decoder.feed(&[]).is_err());
         assert_eq!(decoder.len(), 12);
     }

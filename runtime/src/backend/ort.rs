@@ -336,9 +336,12 @@ impl OrtSession {
             && accelerated < nodes
             && !options.coreml.partial
         {
-            return Err(refuse(format!(
-                "Core ML takes {accelerated} of its {nodes} nodes, expected all; --coreml-partial allows the rest on the CPU"
-            )));
+            return Err(BackendError::NotWhole {
+                provider,
+                path: path.to_owned(),
+                accelerated,
+                nodes,
+            });
         }
         Ok(OrtSession {
             description,

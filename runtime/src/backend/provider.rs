@@ -1,22 +1,23 @@
 //! The providers: every engine by the name that a command line gives it.
 
+use models::bundle::UnknownWord;
 use std::fmt;
 
-/// An engine, as the command line names it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, clap::ValueEnum, serde::Serialize)]
+/// An engine, as the command line names it. Commands have it as a flag's value: feature `cli`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-#[value(rename_all = "lowercase")]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum), value(rename_all = "lowercase"))]
 pub enum Provider {
     /// The first of the others that works here.
     #[default]
     Auto,
     /// ONNX Runtime with its CoreML execution provider.
-    #[value(name = "coreml")]
+    #[cfg_attr(feature = "cli", value(name = "coreml"))]
     #[serde(rename = "coreml")]
     OrtCoreMl,
     /// Core ML itself, on the packages of `fvlm-export --to coreml`; on macOS, where it was built in. Never
     /// run by its authors.
-    #[value(name = "coreml-native")]
+    #[cfg_attr(feature = "cli", value(name = "coreml-native"))]
     #[serde(rename = "coreml-native")]
     CoreMlNative,
     /// ONNX Runtime on the CPU.
@@ -28,6 +29,16 @@ pub enum Provider {
 }
 
 impl Provider {
+    /// All of them.
+    pub const ALL: [Provider; 6] = [
+        Provider::Auto,
+        Provider::OrtCoreMl,
+        Provider::CoreMlNative,
+        Provider::Cpu,
+        Provider::Tract,
+        Provider::Rten,
+    ];
+
     /// The name on the command line.
     pub const fn name(self) -> &'static str {
         match self {
@@ -48,17 +59,38 @@ impl fmt::Display for Provider {
 }
 
 impl std::str::FromStr for Provider {
-    type Err = String;
+    type Err = UnknownWord;
 
     /// By its name on the command line.
-    fn from_str(name: &str) -> Result<Provider, String> {
-        let all = <Provider as clap::ValueEnum>::value_variants();
-        all.iter()
-            .copied()
-            .find(|provider| provider.name() == name)
-            .ok_or_else(|| {
-                let names: Vec<&str> = all.iter().map(|provider| provider.name()).collect();
-                format!("no provider `{name}`, expected one of {}", names.join(", "))
-            })
+    fn from_str(word: &str) -> Result<Provider, UnknownWord> {
+        let found = Provider::ALL.into_iter().find(|provider| provider.name() == word);
+        found.ok_or_else(|| UnknownWord {
+            field: "provider",
+            word: word.to_owned(),
+            known: Provider::ALL.map(Provider::name).to_vec(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_provider_has_one_name() {
+        for provider in Provider::ALL {
+            assert_eq!(provider.name().parse(), Ok(provider));
+            assert_eq!(serde_json::to_value(provider).unwrap(), provider.name());
+            #[cfg(feature = "cli")]
+            assert_eq!(
+                clap::ValueEnum::to_possible_value(&provider).unwrap().get_name(),
+                provider.name()
+            );
+        }
+        let error = "cuda".parse::<Provider>().unwrap_err().to_string();
+        assert!(
+            error.starts_with("no provider `cuda`, expected one of auto, coreml,"),
+            "{error}"
+        );
     }
 }

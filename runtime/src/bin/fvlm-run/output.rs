@@ -195,10 +195,62 @@ pub(crate) fn hint(error: &EngineError, model: &std::path::Path) -> Option<Strin
         EngineError::NoImageSize { .. } => {
             Some("leave --image-size out, or export it: `fvlm-export --image-size ...`".to_owned())
         }
+        EngineError::Backend(BackendError::NotWhole { .. }) => {
+            Some("--coreml-partial allows the rest on the CPU".to_owned())
+        }
+        EngineError::Backend(BackendError::Full { .. }) => {
+            Some("fewer images, or a shorter question; `fvlm-export --max-context ...` makes room".to_owned())
+        }
         EngineError::TooLong { .. } => Some("fewer images, or a shorter question".to_owned()),
         EngineError::Image(runtime::image::ImageError::TooManyPixels { .. }) => {
             Some("--max-pixels raises the limit, in megapixels".to_owned())
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use runtime::BackendError;
+    use std::path::Path;
+
+    #[test]
+    fn hints_name_the_flags_that_the_library_does_not_know() {
+        let path = || Path::new("decoder.onnx").to_owned();
+        let provider = Provider::OrtCoreMl;
+        let errors = [
+            (
+                "--max-context",
+                BackendError::Full {
+                    path: path(),
+                    count: 1,
+                    len: 12,
+                    context: 12,
+                },
+            ),
+            (
+                "--coreml-partial",
+                BackendError::NotWhole {
+                    provider,
+                    path: path(),
+                    accelerated: 1,
+                    nodes: 2,
+                },
+            ),
+            (
+                "--onnxruntime",
+                BackendError::Unavailable {
+                    provider,
+                    reason: "it is missing".to_owned(),
+                },
+            ),
+        ];
+        for (flag, error) in errors {
+            let said = error.to_string();
+            assert!(!said.contains("--"), "{said}");
+            let hint = hint(&error.into(), Path::new("bundle")).unwrap();
+            assert!(hint.contains(flag), "{hint}");
+        }
     }
 }
