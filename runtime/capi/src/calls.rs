@@ -1,4 +1,5 @@
-//! The functions. Each checks its pointers, does one thing of the runtime's, and turns its error into a status and a text.
+//! The functions. Each checks its pointers, does one thing of the runtime's, and turns its error into a status
+//! and a text. What is unsafe is a line with its reason; the rest of each body is safe.
 
 use crate::types::{
     ABI, Answer, Cancel, Engine, Failure, Finish, ImageId, Message, OnText, Options, Request, Role, Status,
@@ -6,6 +7,7 @@ use crate::types::{
 use runtime::image::{self, Limits, Picture};
 use runtime::{Provider, Sampling, UnknownWord};
 use std::ffi::{CStr, CString, c_char, c_void};
+use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -41,22 +43,23 @@ pub unsafe extern "C" fn fvlm_open(
     engine: *mut *mut Engine,
     error: *mut *mut c_char,
 ) -> Status {
-    // SAFETY: as the caller promises, here and in all calls below.
-    unsafe {
-        guarded(error, || {
-            let bundle = required(bundle, "bundle")?;
-            let place = engine
-                .as_mut()
-                .ok_or_else(|| Failure::argument("`engine` is null"))?;
-            let options = match options.as_ref() {
-                None => runtime::Options::default(),
-                Some(options) => engine_options(options)?,
-            };
-            let opened = runtime::Engine::open(Path::new(bundle), &options)?;
-            *place = Box::into_raw(Box::new(Engine(opened)));
-            Ok(())
-        })
-    }
+    // SAFETY: `error` is null or a place to write to, as the caller promises.
+    let error = unsafe { optional_place(error) };
+    guarded(error, || {
+        // SAFETY: `bundle` is null or a text, as the caller promises.
+        let bundle = unsafe { required(bundle, "bundle") }?;
+        // SAFETY: `engine` is null or a place to write to, as the caller promises.
+        let place = unsafe { place(engine, "engine") }?;
+        // SAFETY: `options` is null or points to options, as the caller promises.
+        let options = match unsafe { options.as_ref() } {
+            None => runtime::Options::default(),
+            // SAFETY: their texts are texts or null, as the caller promises.
+            Some(options) => unsafe { engine_options(options) }?,
+        };
+        let opened = runtime::Engine::open(Path::new(bundle), &options)?;
+        place.write(Box::into_raw(Box::new(Engine(opened))));
+        Ok(())
+    })
 }
 
 /// Waits until everything is open.
@@ -65,7 +68,13 @@ pub unsafe extern "C" fn fvlm_open(
 /// `engine` came from `fvlm_open` and is not closed, here and below.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fvlm_ready(engine: *mut Engine, error: *mut *mut c_char) -> Status {
-    unsafe { guarded(error, || Ok(open(engine)?.0.ready()?)) }
+    // SAFETY: `error` is null or a place to write to, as the caller promises.
+    let error = unsafe { optional_place(error) };
+    guarded(error, || {
+        // SAFETY: `engine` is null or open, and nobody else uses it, as the caller promises.
+        let engine = unsafe { open(engine) }?;
+        Ok(engine.0.ready()?)
+    })
 }
 
 /// Who computes, and with which graphs, as JSON; waits for them. Free the text with `fvlm_string_free`.
@@ -78,15 +87,18 @@ pub unsafe extern "C" fn fvlm_provider(
     json: *mut *mut c_char,
     error: *mut *mut c_char,
 ) -> Status {
-    unsafe {
-        guarded(error, || {
-            let place = json.as_mut().ok_or_else(|| Failure::argument("`json` is null"))?;
-            let report = open(engine)?.0.provider()?;
-            let text = serde_json::to_string(&report).map_err(|error| internal(&error.to_string()))?;
-            *place = owned(text);
-            Ok(())
-        })
-    }
+    // SAFETY: `error` is null or a place to write to, as the caller promises.
+    let error = unsafe { optional_place(error) };
+    guarded(error, || {
+        // SAFETY: `json` is null or a place to write to, as the caller promises.
+        let place = unsafe { place(json, "json") }?;
+        // SAFETY: `engine` is null or open, and nobody else uses it, as the caller promises.
+        let engine = unsafe { open(engine) }?;
+        let report = engine.0.provider()?;
+        let text = serde_json::to_string(&report).map_err(|error| internal(&error.to_string()))?;
+        place.write(owned(text));
+        Ok(())
+    })
 }
 
 /// Closes an engine, and waits for what of it is still being opened; null does nothing. Close all engines before the process ends:
@@ -97,10 +109,10 @@ pub unsafe extern "C" fn fvlm_provider(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fvlm_close(engine: *mut Engine) {
     if !engine.is_null() {
+        // SAFETY: it is the box of `fvlm_open`, closed once, as the caller promises.
+        let engine = unsafe { Box::from_raw(engine) };
         // A panic must not pass into C.
-        drop(catch_unwind(AssertUnwindSafe(|| {
-            drop(unsafe { Box::from_raw(engine) })
-        })));
+        drop(catch_unwind(AssertUnwindSafe(|| drop(engine))));
     }
 }
 
@@ -116,14 +128,17 @@ pub unsafe extern "C" fn fvlm_add_image_file(
     image: *mut ImageId,
     error: *mut *mut c_char,
 ) -> Status {
-    unsafe {
-        guarded(error, || {
-            let path = required(path, "path")?;
-            add(engine, image, || {
-                Ok(image::open(Path::new(path), &Limits::default())?)
-            })
-        })
-    }
+    // SAFETY: `error` is null or a place to write to, as the caller promises.
+    let error = unsafe { optional_place(error) };
+    guarded(error, || {
+        // SAFETY: `path` is null or a text, as the caller promises.
+        let path = unsafe { required(path, "path") }?;
+        // SAFETY: `engine` is null or open, and nobody else uses it, as the caller promises.
+        let engine = unsafe { open(engine) }?;
+        // SAFETY: `image` is null or a place to write to, as the caller promises.
+        let place = unsafe { place(image, "image") }?;
+        add(engine, place, image::open(Path::new(path), &Limits::default())?)
+    })
 }
 
 /// Adds an image that is a file in memory.
@@ -138,14 +153,17 @@ pub unsafe extern "C" fn fvlm_add_image_bytes(
     image: *mut ImageId,
     error: *mut *mut c_char,
 ) -> Status {
-    unsafe {
-        guarded(error, || {
-            let bytes = slice(bytes, length, "bytes")?;
-            add(engine, image, || {
-                Ok(image::decode(bytes, "bytes", &Limits::default())?)
-            })
-        })
-    }
+    // SAFETY: `error` is null or a place to write to, as the caller promises.
+    let error = unsafe { optional_place(error) };
+    guarded(error, || {
+        // SAFETY: `bytes` is null or points to so many, as the caller promises.
+        let bytes = unsafe { slice(bytes, length, "bytes") }?;
+        // SAFETY: `engine` is null or open, and nobody else uses it, as the caller promises.
+        let engine = unsafe { open(engine) }?;
+        // SAFETY: `image` is null or a place to write to, as the caller promises.
+        let place = unsafe { place(image, "image") }?;
+        add(engine, place, image::decode(bytes, "bytes", &Limits::default())?)
+    })
 }
 
 /// Adds a frame: rows from the top, `stride` bytes apart, three bytes (red, green, blue) a pixel.
@@ -162,30 +180,38 @@ pub unsafe extern "C" fn fvlm_add_image_rgb(
     image: *mut ImageId,
     error: *mut *mut c_char,
 ) -> Status {
-    unsafe {
-        guarded(error, || {
-            let size = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
-            let row = size(width).saturating_mul(3);
-            if row == 0 || height == 0 || stride < row {
-                let found = format!("{width} x {height} pixels, rows {stride} bytes apart");
-                return Err(Failure::argument(format!(
-                    "a frame of {found}: expected at least one pixel and rows of 3 bytes a pixel"
-                )));
-            }
-            // The last row need not be padded.
-            let length = stride
-                .checked_mul(size(height) - 1)
-                .and_then(|rows| rows.checked_add(row));
-            let length =
-                length.ok_or_else(|| Failure::argument("the frame is larger than the address space"))?;
-            let pixels = slice(pixels, length, "pixels")?;
-            add(engine, image, || {
-                let rows = pixels.chunks(stride).flat_map(|line| &line[..row]);
-                let picture = Picture::new(width, height, rows.copied().collect());
-                picture.ok_or_else(|| internal("a frame of another length"))
-            })
-        })
-    }
+    // SAFETY: `error` is null or a place to write to, as the caller promises.
+    let error = unsafe { optional_place(error) };
+    guarded(error, || {
+        let size = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+        let row = size(width).saturating_mul(3);
+        if row == 0 || height == 0 || stride < row {
+            let found = format!("{width} x {height} pixels, rows {stride} bytes apart");
+            return Err(Failure::argument(format!(
+                "a frame of {found}: expected at least one pixel and rows of 3 bytes a pixel"
+            )));
+        }
+        // The last row need not be padded.
+        let length = stride
+            .checked_mul(size(height) - 1)
+            .and_then(|rows| rows.checked_add(row))
+            .filter(|length| isize::try_from(*length).is_ok());
+        let length = length.ok_or_else(|| Failure::argument("the frame is larger than the address space"))?;
+        // SAFETY: `pixels` is null or points to `height` rows `stride` bytes apart, as the caller promises; of
+        // the last row only its pixels are taken.
+        let pixels = unsafe { slice(pixels, length, "pixels") }?;
+        // SAFETY: `engine` is null or open, and nobody else uses it, as the caller promises.
+        let engine = unsafe { open(engine) }?;
+        // SAFETY: `image` is null or a place to write to, as the caller promises.
+        let place = unsafe { place(image, "image") }?;
+        let rows = pixels.chunks(stride).flat_map(|line| &line[..row]);
+        let picture = Picture::new(width, height, rows.copied().collect());
+        add(
+            engine,
+            place,
+            picture.ok_or_else(|| internal("a frame of another length"))?,
+        )
+    })
 }
 
 /// Forgets all images, but not the conversation: what is computed stays useful.
@@ -194,12 +220,14 @@ pub unsafe extern "C" fn fvlm_add_image_rgb(
 /// As `fvlm_ready`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fvlm_forget_images(engine: *mut Engine, error: *mut *mut c_char) -> Status {
-    unsafe {
-        guarded(error, || {
-            open(engine)?.0.forget_images();
-            Ok(())
-        })
-    }
+    // SAFETY: `error` is null or a place to write to, as the caller promises.
+    let error = unsafe { optional_place(error) };
+    guarded(error, || {
+        // SAFETY: `engine` is null or open, and nobody else uses it, as the caller promises.
+        let engine = unsafe { open(engine) }?;
+        engine.0.forget_images();
+        Ok(())
+    })
 }
 
 /// Forgets the conversation and all images.
@@ -208,7 +236,13 @@ pub unsafe extern "C" fn fvlm_forget_images(engine: *mut Engine, error: *mut *mu
 /// As `fvlm_ready`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fvlm_reset(engine: *mut Engine, error: *mut *mut c_char) -> Status {
-    unsafe { guarded(error, || Ok(open(engine)?.0.reset()?)) }
+    // SAFETY: `error` is null or a place to write to, as the caller promises.
+    let error = unsafe { optional_place(error) };
+    guarded(error, || {
+        // SAFETY: `engine` is null or open, and nobody else uses it, as the caller promises.
+        let engine = unsafe { open(engine) }?;
+        Ok(engine.0.reset()?)
+    })
 }
 
 /// The answer to `messages`, the whole conversation: what it has in common with the last one is not computed again. `request` may be
@@ -228,51 +262,59 @@ pub unsafe extern "C" fn fvlm_chat(
     answer: *mut Answer,
     error: *mut *mut c_char,
 ) -> Status {
-    unsafe {
-        guarded(error, || {
-            let engine = open(engine)?;
-            let turns = slice(messages, message_count, "messages")?;
-            let turns = turns
-                .iter()
-                .map(|turn| message(turn))
-                .collect::<Result<Vec<_>, _>>()?;
-            let request = match request.as_ref() {
-                None => runtime::Request::default(),
-                Some(request) => engine_request(request)?,
+    // SAFETY: `error` is null or a place to write to, as the caller promises.
+    let error = unsafe { optional_place(error) };
+    guarded(error, || {
+        // SAFETY: `engine` is null or open, and nobody else uses it, as the caller promises.
+        let engine = unsafe { open(engine) }?;
+        // SAFETY: `messages` is null or points to so many, as the caller promises.
+        let turns = unsafe { slice(messages, message_count, "messages") }?;
+        let turns = turns
+            .iter()
+            // SAFETY: their texts are texts and their images are so many, as the caller promises.
+            .map(|turn| unsafe { message(turn) })
+            .collect::<Result<Vec<_>, _>>()?;
+        // SAFETY: `request` is null or points to a request, as the caller promises.
+        let request = match unsafe { request.as_ref() } {
+            None => runtime::Request::default(),
+            // SAFETY: its pointers are null or what its fields say, as the caller promises.
+            Some(request) => unsafe { engine_request(request) }?,
+        };
+        let mut found = engine.0.chat(&turns, &request)?;
+        let mut text = String::new();
+        let mut unwanted = false;
+        while !unwanted {
+            let Some(piece) = found.next().transpose()? else {
+                break;
             };
-            let mut found = engine.0.chat(&turns, &request)?;
-            let mut text = String::new();
-            let mut unwanted = false;
-            while !unwanted {
-                let Some(piece) = found.next().transpose()? else {
-                    break;
-                };
-                text.push_str(&piece.text);
-                if let Some(on_text) = on_text
-                    && !piece.text.is_empty()
-                {
-                    let words = CString::new(without_zeros(piece.text)).unwrap_or_default();
-                    unwanted = !on_text(words.as_ptr(), words.as_bytes().len(), user);
-                }
+            text.push_str(&piece.text);
+            if let Some(on_text) = on_text
+                && !piece.text.is_empty()
+            {
+                let words = CString::new(without_zeros(piece.text)).unwrap_or_default();
+                // SAFETY: `on_text` is a function of this type, which leaves the engine alone and returns, as
+                // the caller promises; the words live until it has returned.
+                unwanted = unsafe { !on_text(words.as_ptr(), words.as_bytes().len(), user) };
             }
-            let Some(place) = answer.as_mut() else {
-                return Ok(());
-            };
-            let stats = found.stats();
-            let tokens: Box<[i64]> = found.tokens().into();
-            *place = Answer {
-                text: owned(text),
-                token_count: tokens.len(),
-                tokens: Box::into_raw(tokens).cast(),
-                finish: found.finish().map_or(Finish::Cancelled, Finish::from),
-                prompt_positions: stats.prompt_positions,
-                reused_positions: stats.reused_positions,
-                time_to_first_token: stats.time_to_first_token.unwrap_or(0.0),
-                tokens_per_second: stats.tokens_per_second.unwrap_or(0.0),
-            };
-            Ok(())
-        })
-    }
+        }
+        // SAFETY: `answer` is null or a place to write to, as the caller promises.
+        let Some(place) = (unsafe { optional_place(answer) }) else {
+            return Ok(());
+        };
+        let stats = found.stats();
+        let tokens: Box<[i64]> = found.tokens().into();
+        place.write(Answer {
+            text: owned(text),
+            token_count: tokens.len(),
+            tokens: Box::into_raw(tokens).cast(),
+            finish: found.finish().map_or(Finish::Cancelled, Finish::from),
+            prompt_positions: stats.prompt_positions,
+            reused_positions: stats.reused_positions,
+            time_to_first_token: stats.time_to_first_token.unwrap_or(0.0),
+            tokens_per_second: stats.tokens_per_second.unwrap_or(0.0),
+        });
+        Ok(())
+    })
 }
 
 /// Frees what an answer points to; null does nothing.
@@ -281,12 +323,15 @@ pub unsafe extern "C" fn fvlm_chat(
 /// `answer` was written by `fvlm_chat`; it is empty afterwards.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fvlm_answer_free(answer: *mut Answer) {
+    // SAFETY: it is null or an answer that `fvlm_chat` wrote, as the caller promises.
     let Some(answer) = (unsafe { answer.as_mut() }) else {
         return;
     };
+    // SAFETY: its text is of this library, and null after this function: it is freed once.
     unsafe { fvlm_string_free(answer.text) };
     if !answer.tokens.is_null() {
         let tokens = std::ptr::slice_from_raw_parts_mut(answer.tokens, answer.token_count);
+        // SAFETY: they are the box of so many tokens that `fvlm_chat` made, and null after this function.
         drop(unsafe { Box::from_raw(tokens) });
     }
     answer.text = std::ptr::null_mut();
@@ -301,6 +346,7 @@ pub unsafe extern "C" fn fvlm_answer_free(answer: *mut Answer) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fvlm_string_free(text: *mut c_char) {
     if !text.is_null() {
+        // SAFETY: it is a text that this library made, and freed once, as the caller promises.
         drop(unsafe { CString::from_raw(text) });
     }
 }
@@ -317,6 +363,7 @@ pub extern "C" fn fvlm_cancel_new() -> *mut Cancel {
 /// `cancel` came from `fvlm_cancel_new` and is not freed, or is null, which does nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fvlm_cancel_set(cancel: *const Cancel, cancelled: bool) {
+    // SAFETY: it is null or that of `fvlm_cancel_new` and not freed, as the caller promises.
     if let Some(cancel) = unsafe { cancel.as_ref() } {
         cancel.0.store(cancelled, Ordering::Relaxed);
     }
@@ -329,22 +376,23 @@ pub unsafe extern "C" fn fvlm_cancel_set(cancel: *const Cancel, cancelled: bool)
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fvlm_cancel_free(cancel: *mut Cancel) {
     if !cancel.is_null() {
+        // SAFETY: it is the box of `fvlm_cancel_new`, freed once, as the caller promises.
         drop(unsafe { Box::from_raw(cancel) });
     }
 }
 
-/// Does the work of a call; no panic passes into C.
-///
-/// # Safety
-/// `error` is null or a place to write to.
-unsafe fn guarded(error: *mut *mut c_char, work: impl FnOnce() -> Result<(), Failure>) -> Status {
+/// Does the work of a call; no panic passes into C. `error` gets the words of what failed.
+fn guarded(
+    error: Option<&mut MaybeUninit<*mut c_char>>,
+    work: impl FnOnce() -> Result<(), Failure>,
+) -> Status {
     let failure = match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(())) => return Status::Ok,
         Ok(Err(failure)) => failure,
         Err(_panic) => internal("a panic, which was reported on stderr"),
     };
-    if let Some(place) = unsafe { error.as_mut() } {
-        *place = owned(failure.message);
+    if let Some(place) = error {
+        place.write(owned(failure.message));
     }
     failure.status
 }
@@ -356,22 +404,35 @@ fn internal(what: &str) -> Failure {
     }
 }
 
+/// An engine that is not null.
+///
 /// # Safety
-/// As `fvlm_ready`.
+/// It is null, or came from `fvlm_open`, is not closed, and nobody else uses it during `'a`.
 unsafe fn open<'a>(engine: *mut Engine) -> Result<&'a mut Engine, Failure> {
+    // SAFETY: as the caller promises.
     unsafe { engine.as_mut() }.ok_or_else(|| Failure::argument("`engine` is null"))
 }
 
+/// A place of C's, which need not hold a value yet; none where it is null.
+///
 /// # Safety
-/// As `fvlm_add_image_file`.
-unsafe fn add(
-    engine: *mut Engine,
-    image: *mut ImageId,
-    picture: impl FnOnce() -> Result<Picture, Failure>,
-) -> Result<(), Failure> {
-    let engine = unsafe { open(engine) }?;
-    let place = unsafe { image.as_mut() }.ok_or_else(|| Failure::argument("`image` is null"))?;
-    *place = engine.0.add_image(&picture()?)?.0;
+/// It is null, or may be written to during `'a` by nobody else.
+unsafe fn optional_place<'a, T>(place: *mut T) -> Option<&'a mut MaybeUninit<T>> {
+    // SAFETY: as the caller promises; any bytes are a `MaybeUninit`.
+    unsafe { place.cast::<MaybeUninit<T>>().as_mut() }
+}
+
+/// A place of C's that is not null.
+///
+/// # Safety
+/// As [`optional_place`].
+unsafe fn place<'a, T>(place: *mut T, name: &str) -> Result<&'a mut MaybeUninit<T>, Failure> {
+    // SAFETY: as the caller promises.
+    unsafe { optional_place(place) }.ok_or_else(|| Failure::argument(format!("`{name}` is null")))
+}
+
+fn add(engine: &mut Engine, place: &mut MaybeUninit<ImageId>, picture: Picture) -> Result<(), Failure> {
+    place.write(engine.0.add_image(&picture)?.0);
     Ok(())
 }
 
@@ -389,38 +450,50 @@ fn without_zeros(text: String) -> String {
     }
 }
 
+/// A text; none where it is null.
+///
 /// # Safety
-/// `text` is null or a text.
+/// It is null, or ends with a zero and stays as it is during `'a`.
 unsafe fn optional<'a>(text: *const c_char, name: &str) -> Result<Option<&'a str>, Failure> {
     if text.is_null() {
         return Ok(None);
     }
+    // SAFETY: it is not null; the rest the caller promises.
     let text = unsafe { CStr::from_ptr(text) }.to_str();
     text.map(Some)
         .map_err(|_| Failure::argument(format!("`{name}` is not UTF-8")))
 }
 
+/// A text that is not null.
+///
 /// # Safety
-/// `text` is null or a text.
+/// As [`optional`].
 unsafe fn required<'a>(text: *const c_char, name: &str) -> Result<&'a str, Failure> {
+    // SAFETY: as the caller promises.
     unsafe { optional(text, name) }?.ok_or_else(|| Failure::argument(format!("`{name}` is null")))
 }
 
+/// So many values; null may be none of them.
+///
 /// # Safety
-/// `values` points to `count` values, or is null.
+/// `values` is null, or points to `count` values that stay as they are during `'a`.
 unsafe fn slice<'a, T>(values: *const T, count: usize, name: &str) -> Result<&'a [T], Failure> {
     match (values.is_null(), count) {
         (_, 0) => Ok(&[]),
         (true, _) => Err(Failure::argument(format!(
             "`{name}` is null, expected {count} of them"
         ))),
+        // SAFETY: it is not null; the rest the caller promises.
         (false, _) => Ok(unsafe { std::slice::from_raw_parts(values, count) }),
     }
 }
 
+/// The options that C means.
+///
 /// # Safety
 /// All texts are texts or null.
 unsafe fn engine_options(options: &Options) -> Result<runtime::Options, Failure> {
+    // SAFETY: it is called for texts of `options` only, which are texts or null, as the caller promises.
     let text = |text, name| unsafe { optional(text, name) };
     let count = |number: u32| (number > 0).then_some(number);
     // No bundle has what has no name.
@@ -455,14 +528,20 @@ unsafe fn engine_options(options: &Options) -> Result<runtime::Options, Failure>
     Ok(found)
 }
 
+/// The request that C means.
+///
 /// # Safety
 /// Pointers are null or what the fields say.
 unsafe fn engine_request(request: &Request) -> Result<runtime::Request, Failure> {
     let or_one = |number: f32| if number == 0.0 { 1.0 } else { number };
+    // SAFETY: `stops` is null or points to `stop_count` texts, as the caller promises.
     let stops = unsafe { slice(request.stops, request.stop_count, "stops") }?;
     let stops = stops
         .iter()
+        // SAFETY: each of them is a text, or null, which is an error.
         .map(|stop| unsafe { required(*stop, "stops") }.map(str::to_owned));
+    // SAFETY: `cancel` is null or came from `fvlm_cancel_new` and is not freed, as the caller promises.
+    let cancel = unsafe { request.cancel.as_ref() };
     let usual = runtime::Request::default();
     Ok(runtime::Request {
         sampling: Sampling {
@@ -478,12 +557,14 @@ unsafe fn engine_request(request: &Request) -> Result<runtime::Request, Failure>
             request.max_tokens
         },
         stops: stops.collect::<Result<_, _>>()?,
-        cancel: unsafe { request.cancel.as_ref() }.map(|cancel| Arc::clone(&cancel.0)),
+        cancel: cancel.map(|cancel| Arc::clone(&cancel.0)),
     })
 }
 
+/// The turn that C means.
+///
 /// # Safety
-/// Its text is a text, its images are so many.
+/// Its text is a text or null, its images are so many or null.
 unsafe fn message(turn: &Message) -> Result<runtime::Message, Failure> {
     let role = match turn.role {
         0 => Role::User,
@@ -495,7 +576,9 @@ unsafe fn message(turn: &Message) -> Result<runtime::Message, Failure> {
             )));
         }
     };
+    // SAFETY: `text` is null or a text, as the caller promises.
     let text = unsafe { required(turn.text, "text") }?;
+    // SAFETY: `images` is null or points to `image_count` ids, as the caller promises.
     let images = unsafe { slice(turn.images, turn.image_count, "images") }?;
     let mut found = runtime::Message::new(role.into(), text);
     found.images = images.iter().map(|id| image::ImageId(*id)).collect();

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![expect(unsafe_code, reason = "an interface for C is made of pointers")]
 #![deny(unsafe_op_in_unsafe_fn)]
+#![warn(clippy::undocumented_unsafe_blocks, clippy::multiple_unsafe_ops_per_block)]
 
 mod calls;
 mod types;

@@ -1,7 +1,5 @@
 //! `include/fvlm.h` is what cbindgen makes of the sources; `UPDATE_HEADER=1 cargo test -p capi` writes it.
 
-#![allow(clippy::unwrap_used)]
-
 use std::path::Path;
 
 #[test]
