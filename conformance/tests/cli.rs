@@ -1,6 +1,6 @@
 //! What does `fvlm-conform` do? The real binary: help, every subcommand, each refusal, and what is on stdout.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
 //! Target `coreml`, run by engines that work here: graphs of fixed lengths answer as the portable ones do.
 
-#![allow(clippy::unwrap_used)]
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use exporter::{ExportPlan, Precision, Silent, Source, Target, Variant};
 use runtime::{Engine, EngineError, Message, Options, Provider, Request, image};

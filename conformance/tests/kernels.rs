@@ -1,6 +1,6 @@
 //! A graph that calls a fused operator wrongly is an error of the session, never a crash.
 
-#![allow(clippy::unwrap_used)]
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use conformance::tiny::Given;
 use models::dtype::DType;

@@ -1,6 +1,6 @@
 //! The runtime as a library: what its documentation promises to those who build it in.
 
-#![allow(clippy::unwrap_used)]
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use exporter::{ExportPlan, Silent, Source};
 use runtime::image::{self, Picture};

@@ -1,7 +1,7 @@
 //! Every suite that is not on request, one named test for each claim on each subject: what `fvlm-conform run` does, as
 //! `cargo test`. Filters are those of the test harness: `cargo test -p conformance --test suite -- cache/`.
 
-#![allow(clippy::print_stdout, reason = "a test harness talks on stdout")]
+#![expect(clippy::print_stdout, reason = "a test harness talks on stdout")]
 
 use conformance::report;
 use conformance::setup::case::{Case, Outcome, leaves};

@@ -2,7 +2,7 @@
 //! image's strongest colour and a full stop (`tests/data/make_bundle.py`).
 
 #![cfg(feature = "tract")]
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use serde_json::Value;
 use std::io::Write;

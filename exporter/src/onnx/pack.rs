@@ -232,11 +232,6 @@ fn round(value: f32) -> f32 {
 }
 
 /// `round(value / scale) + 128`
-#[allow(
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss
-)]
 fn byte_of(value: f32, inverse: f32) -> u8 {
     // Between 1 and 255; a cast takes NaN to 0.
     (round(value * inverse).clamp(-127.0, 127.0) + 128.0) as u8
@@ -349,15 +344,7 @@ fn nibble_block(block: &[f32; WIDTH]) -> (f16, [u8; WIDTH]) {
     }
     let scale = f16::from_f32(best.1);
     let inverse = inverse(scale.to_f32());
-    let codes = block.map(|value| {
-        #[allow(
-            clippy::as_conversions,
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss
-        )]
-        let code = (round(value * inverse).clamp(-8.0, 7.0) + 8.0) as u8;
-        code
-    });
+    let codes = block.map(|value| (round(value * inverse).clamp(-8.0, 7.0) + 8.0) as u8);
     (scale, codes)
 }
 

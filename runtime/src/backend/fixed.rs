@@ -57,7 +57,7 @@ impl<S: EngineSession> Graph<S> {
             shape: vec![1, new, hidden],
             data: padded,
         })?;
-        #[allow(clippy::as_conversions, clippy::cast_precision_loss)] // The contract's positions are float32.
+        // The contract's positions are float32.
         let positions = (0..new).map(|row| (len + row).saturating_sub(pad) as f32);
         let positions = session.upload(Tensor::F32 {
             shape: vec![1, new],
@@ -170,7 +170,6 @@ impl<S: EngineSession> Decoder for FixedDecoder<S> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
     use crate::backend::session::{Description, Port};

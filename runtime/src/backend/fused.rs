@@ -506,7 +506,6 @@ fn one<'o>(outputs: &'o mut dyn Outputs, shape: &[usize]) -> Result<&'o mut [f32
 }
 
 /// `1 / sqrt(d)`
-#[allow(clippy::as_conversions, clippy::cast_precision_loss)]
 fn scale(head_dim: usize) -> f32 {
     1.0 / (head_dim as f32).sqrt()
 }

@@ -288,7 +288,6 @@ impl TokenEmbedder for Rows {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
     use models::bundle::Precision;

@@ -2,7 +2,6 @@
 //!
 //! The shared library is found at run time. It is loaded once per process, whoever asks first.
 
-#[allow(unsafe_code)] // ONNX Runtime's context is shared with the threads that it lends.
 mod operators;
 
 use super::session::{Description, EngineSession, Placement, Port, Session, Tensor, store_positions};

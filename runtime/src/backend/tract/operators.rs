@@ -443,8 +443,9 @@ impl Outputs for OfCall {
     fn make(&mut self, shapes: &[&[usize]]) -> Result<Vec<&mut [f32]>, String> {
         let words = |error: TractError| error.to_string();
         for shape in shapes {
-            // SAFETY: a kernel that returns has written all of its outputs, which the tests in `kernels` hold each of them
-            // to; after a panic the outputs are dropped.
+            // SAFETY: a kernel that returns has written every element of its outputs and read none. Its tests in
+            // crate `kernels` give it outputs full of NaN and compare all of them; who adds a kernel that `Step`
+            // calls adds such a test. After a panic the outputs are dropped.
             #[expect(unsafe_code, reason = "no zeros where a kernel writes at once")]
             let tensor = unsafe { Tensor::uninitialized::<f32>(shape) };
             self.0.push(tensor.map_err(words)?);
@@ -460,7 +461,6 @@ impl Outputs for OfCall {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
     use tract_onnx::pb::{
