@@ -8,6 +8,7 @@ use crate::output::Complaint;
 use conformance::golden::{Reference, Source};
 use conformance::setup::case::{Case, Findings};
 use conformance::setup::error::CaseError;
+use conformance::setup::required;
 use conformance::setup::subject::{self, Precision, Provider, Subject};
 use conformance::setup::workspace::{self, Given};
 use conformance::suite::{SUITES, end_to_end, references};
@@ -253,6 +254,7 @@ fn subjects(flags: &cli::Run, bundle: Option<&Bundle>) -> Result<Subjects, Compl
     if let Some((_, reason)) = missing.iter().find(|(provider, _)| asked(*provider)) {
         return Err(Complaint::new(reason.clone()).hint("leave out --provider to take what works here"));
     }
+    required::check(&missing).map_err(Complaint::new)?;
     let mut remarks = Vec::new();
     // The interpreter computes in one precision, which is neither.
     let precision =

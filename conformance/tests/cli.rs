@@ -691,6 +691,37 @@ fn what_makes_no_sense_is_refused() {
 }
 
 #[test]
+fn an_engine_that_is_required_is_not_left_out() {
+    let run = |required: &str, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fvlm-conform"));
+        command
+            .env("FVLM_REQUIRE", required)
+            .env("ORT_DYLIB_PATH", "missing.so");
+        command
+            .args(["run", "--suite", "ops", "--case", "ops/add/*"])
+            .args(more);
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    for (required, code, words) in [
+        ("", 0, "left out: "),
+        ("cpu", 2, "FVLM_REQUIRE names `cpu`, which does not work here: "),
+        (
+            "cuda",
+            2,
+            "FVLM_REQUIRE names `cuda`, expected some of cpu,tract,rten",
+        ),
+    ] {
+        let (found, said) = run(required, &[]);
+        assert_eq!(found, Some(code), "{required}: {said}");
+        assert!(said.contains(words), "{required}: {said}");
+    }
+    // What was not asked for is not missing.
+    let (found, said) = run("cpu", &["--provider", "rten"]);
+    assert_eq!(found, Some(0), "{said}");
+}
+
+#[test]
 #[cfg(unix)]
 fn ctrl_c_leaves_nothing_behind() {
     use std::time::{Duration, Instant};

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+use conformance::setup::{required, subject};
 use exporter::{ExportPlan, Precision, Silent, Source, Target, Variant};
 use runtime::{Engine, EngineError, Message, Options, Provider, Request, image};
 use std::path::{Path, PathBuf};
@@ -68,10 +69,10 @@ fn fixed_lengths_answer_as_any_length_does() {
         (Target::OrtCoreMl, Precision::Fp16),
     ];
     export(&bundle, &variants, 200);
-    for provider in [Provider::Cpu, Provider::Tract] {
-        if provider.usable(&Options::default()).is_err() {
+    for named in [subject::Provider::Cpu, subject::Provider::Tract] {
+        let Some(provider) = named.engine().filter(|_| required::works(named).unwrap()) else {
             continue;
-        }
+        };
         let expected = answers(&mut engine(&bundle, provider, Target::Portable, Precision::Fp32));
         assert!(expected.iter().any(|tokens| tokens.len() > 4));
         let found = answers(&mut engine(&bundle, provider, Target::OrtCoreMl, Precision::Fp32));

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+use conformance::setup::{required, subject};
 use conformance::tiny::Given;
 use models::dtype::DType;
 use models::graph::fused::{Encoding, Fused, Norm};
@@ -56,7 +57,7 @@ fn run(path: &Path) -> Result<(), String> {
 
 #[test]
 fn wrong_attributes_are_errors() {
-    if Provider::Cpu.usable(&Options::default()).is_err() {
+    if !required::works(subject::Provider::Cpu).unwrap() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();

@@ -5,6 +5,7 @@
 
 use conformance::report;
 use conformance::setup::case::{Case, Outcome, leaves};
+use conformance::setup::required;
 use conformance::setup::subject::{self, Provider};
 use conformance::setup::workspace::{Given, Workspace};
 use conformance::suite::SUITES;
@@ -70,6 +71,10 @@ fn main() -> ExitCode {
     }
     for (_, reason) in &missing {
         println!("left out: {reason}");
+    }
+    if let Err(problem) = required::check(&missing) {
+        println!("error: {problem}");
+        return ExitCode::FAILURE;
     }
     println!("\nrunning {} tests", chosen.len());
     let workspace = Workspace::new(Given::default()).expect("a temporary directory");
