@@ -3,6 +3,7 @@
 //! A round measures every combination once, each in a new process ([`child`]): so its peak of memory is its own, and what
 //! disturbs the machine for a while disturbs all of them. What is told are the median and the spread over the rounds.
 
+pub mod chart;
 pub mod child;
 pub mod machine;
 pub mod measure;

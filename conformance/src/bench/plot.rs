@@ -5,8 +5,8 @@ use super::{Measured, Report, table};
 use crate::report::plain;
 use std::fmt::Write as _;
 
-const WIDTH: f64 = 960.0;
-const MARGIN: f64 = 16.0;
+pub(super) const WIDTH: f64 = 960.0;
+pub(super) const MARGIN: f64 = 16.0;
 const TOP: f64 = 72.0;
 const ROW: f64 = 52.0;
 const BAR: f64 = 22.0;
@@ -127,7 +127,7 @@ fn axis(svg: &mut String, end: f64, mark: f64, x: impl Fn(f64) -> f64, bottom: f
 }
 
 /// The words at a mark of the axis.
-fn label(seconds: f64, end: f64, mark: f64) -> String {
+pub(super) fn label(seconds: f64, end: f64, mark: f64) -> String {
     let (unit, scale) = if end < 1.0 { ("ms", 1e3) } else { ("s", 1.0) };
     let decimals = (-(mark * scale).log10().floor()).max(0.0) as usize;
     format!("{:.decimals$} {unit}", seconds * scale)
@@ -181,7 +181,7 @@ fn row(svg: &mut String, report: &Report, measured: &Measured, top: f64, left: f
 }
 
 /// The distance between marks: 1, 2 or 5 times a power of ten.
-fn mark(longest: f64) -> f64 {
+pub(super) fn mark(longest: f64) -> f64 {
     let least = (longest / MARKS).max(1e-6);
     let power = 10_f64.powf(least.log10().floor());
     let factor = [1.0, 2.0, 5.0].into_iter().find(|factor| factor * power >= least);
@@ -189,12 +189,12 @@ fn mark(longest: f64) -> f64 {
 }
 
 /// A coordinate: a hundredth of a pixel is enough.
-fn place(value: f64) -> String {
+pub(super) fn place(value: f64) -> String {
     format!("{value:.2}")
 }
 
 /// Text inside an element.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     plain(text)
         .replace('&', "&amp;")
         .replace('<', "&lt;")

@@ -11,6 +11,7 @@ Examples:
   fvlm-conform bench                                               every form of ./fastvlm-bundle, on every engine
   fvlm-conform bench --provider cpu --precision fp32 --repeat 9    one combination
   fvlm-conform bench --json --plot timeline.svg > times.json       for programs, and as a picture
+  fvlm-conform bench --chart conformance/benches/results/R.json    what was recorded of others, as a picture
 ",
     after_help = "\
 Combinations take turns, each run in a process of its own. Times of a machine that does other things mean little; ratios
@@ -76,6 +77,10 @@ pub(crate) struct Bench {
     /// Write the timeline as SVG
     #[arg(long, value_name = "FILE.svg")]
     pub(crate) plot: Option<PathBuf>,
+
+    /// Measure nothing: the chart of a record of scripts/bench_peers, as SVG on stdout
+    #[arg(long, value_name = "FILE.json", conflicts_with_all = ["json", "markdown", "plot", "child"])]
+    pub(crate) chart: Option<PathBuf>,
 
     /// Nothing on stderr but errors
     #[arg(long, short)]

@@ -3,6 +3,7 @@
 use crate::cli::bench::Bench;
 use crate::output::{self, Complaint};
 use crate::plan::bench::Plan;
+use conformance::bench::chart::{self, Record};
 use conformance::bench::machine::Machine;
 use conformance::bench::{Report, SCHEMA, child, measure, plot, rounds, table};
 use conformance::loaded::picture_name;
@@ -13,6 +14,9 @@ use std::process::ExitCode;
 pub(crate) fn bench(flags: &Bench) -> Result<ExitCode, Complaint> {
     if flags.child {
         return be_child(flags);
+    }
+    if let Some(record) = &flags.chart {
+        return draw(record);
     }
     let plan = Plan::new(flags)?;
     if !flags.quiet {
@@ -55,6 +59,17 @@ pub(crate) fn bench(flags: &Bench) -> Result<ExitCode, Complaint> {
         ))
         .hint("--target and --precision choose those that the provider can compute")),
     }
+}
+
+/// Draws what was recorded.
+fn draw(path: &Path) -> Result<ExitCode, Complaint> {
+    let failed = |problem: String| {
+        Complaint::new(format!("{}: {problem}", path.display()))
+            .hint("--chart takes a file that scripts/bench_peers --record wrote")
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+    output::write(&chart::svg(&Record::parse(&text).map_err(failed)?))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Measures in this process.
