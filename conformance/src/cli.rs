@@ -3,8 +3,9 @@
 pub(crate) mod bench;
 pub(crate) mod quality;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
-use conformance::setup::subject::{Precision, Provider};
+use conformance::setup::subject::{Precision, Provider, Target};
 use conformance::synth;
 use runtime::manual::Generate;
 use std::path::PathBuf;
@@ -32,7 +33,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Lists suites and claims, or the table of what is compared with what
+    /// Lists suites and claims, or the tables of what is compared with what
     List(List),
     /// Tries claims: suites x engines x precisions
     Run(Run),
@@ -57,12 +58,17 @@ pub(crate) struct Manual {
 #[command(before_help = "\
 Examples:
   fvlm-conform list                every suite and its claims
-  fvlm-conform list --markdown     networks x layouts x engines, as in the README
+  fvlm-conform list --markdown     targets x precisions x engines, as in the README
+  fvlm-conform list --references   networks x layouts, as in this program's README
 ")]
 pub(crate) struct List {
-    /// The table of networks, layouts and engines, in Markdown
-    #[arg(long)]
+    /// The table of targets, precisions and engines, in Markdown: how each is proven
+    #[arg(long, conflicts_with = "references")]
     pub(crate) markdown: bool,
+
+    /// The table of networks and layouts, in Markdown: what was recorded
+    #[arg(long)]
+    pub(crate) references: bool,
 }
 
 #[derive(Debug, Args)]
@@ -71,6 +77,7 @@ pub(crate) struct List {
 Examples:
   fvlm-conform run                                                    every suite
   fvlm-conform run --suite references --provider tract                one suite on one engine
+  fvlm-conform run --suite end_to_end --target cpu --precision q4     the recorded answers, by our kernels in 4 bits
   fvlm-conform run --bundle B --reference R.json --checkpoint DIR     a recording of yours; the checkpoint is
                                                                       needed to look inside the encoder
   fvlm-conform run --suite full-size --precision fp32                 the geometry of FastVLM-0.5B, minutes
@@ -97,8 +104,12 @@ pub(crate) struct Run {
     #[arg(long, value_enum, value_name = "PROVIDER")]
     pub(crate) provider: Vec<Provider>,
 
+    /// Only graphs made for these engines; can be given several times [default: all]
+    #[arg(long, value_name = "TARGET", value_parser = targets())]
+    pub(crate) target: Vec<Target>,
+
     /// Only in this precision; can be given several times [default: all]
-    #[arg(long, value_enum, value_name = "PRECISION")]
+    #[arg(long, value_name = "PRECISION", value_parser = precisions())]
     pub(crate) precision: Vec<Precision>,
 
     /// Only this suite; can be given several times. Some are run only when named, see `list`
@@ -120,6 +131,14 @@ pub(crate) struct Run {
     /// On stdout only what is not as it should be and the last line, on stderr only errors
     #[arg(long, short)]
     pub(crate) quiet: bool,
+}
+
+fn targets() -> impl TypedValueParser<Value = Target> {
+    PossibleValuesParser::new(Target::ALL.map(Target::name)).try_map(|word| word.parse::<Target>())
+}
+
+fn precisions() -> impl TypedValueParser<Value = Precision> {
+    PossibleValuesParser::new(Precision::ALL.map(Precision::name)).try_map(|word| word.parse::<Precision>())
 }
 
 #[derive(Debug, Args)]

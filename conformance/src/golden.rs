@@ -4,6 +4,7 @@
 use crate::array::Array;
 use crate::compare::{Comparison, Distance, Tolerance, measure};
 use crate::safetensors::{self, SafetensorsError};
+use models::bundle::Precision;
 use ndarray::{ArrayViewD, Axis, Dimension as _, IxDyn, Slice};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -12,6 +13,9 @@ use thiserror::Error;
 
 /// The schema that this build reads.
 pub const SCHEMA: u32 = 1;
+
+/// What the runtime makes of an image, in every precision the same.
+const PIXELS: &str = "pixel_values";
 
 /// The tolerance of pixels out of a JPEG.
 const VAGUE: &str = "jpeg_pixels";
@@ -273,20 +277,18 @@ impl Reference {
     }
 
     /// Compares a computed tensor with a check of this reference.
-    pub fn compare(&self, check: &Check, precision: &str, found: &Array) -> Comparison {
-        let limit = self
-            .tolerances
-            .get(&check.tolerance)
-            .and_then(|limits| limits.get(precision))
-            .copied();
-        let Some(limit) = limit else {
+    pub fn compare(&self, check: &Check, precision: Precision, found: &Array) -> Comparison {
+        let Some(limit) = self.limit(check, precision) else {
             let problem = format!(
-                "the reference has no tolerance `{}` for {precision}",
-                check.tolerance
+                "the reference has no tolerance `{}` for {}",
+                check.tolerance,
+                precision.name()
             );
             return Comparison::refused(&check.value, Tolerance::Exact, problem);
         };
-        let tolerance = Tolerance::Custom(limit.relative_l2.unwrap_or(f64::INFINITY));
+        let tolerance = self
+            .rounded(check, precision)
+            .unwrap_or(Tolerance::Custom(limit.relative_l2.unwrap_or(f64::INFINITY)));
         if found.shape() != check.shape {
             let problem = format!("shape {:?}, expected {:?}", found.shape(), check.shape);
             return Comparison::refused(&check.value, tolerance, problem);
@@ -320,19 +322,57 @@ impl Reference {
         comparison
     }
 
-    /// By how much a greedy choice must have won for an engine to have to choose alike: float32 always has to; halves
-    /// only where their tolerance cannot swap the two best, and so does what follows from pixels of a JPEG, about which
-    /// decoders disagree.
-    pub fn decisive_margin(&self, case: &RecordedCase, precision: &str) -> f64 {
+    /// How far a tensor may lie from a check. Pixels are the same in every precision; what rounding weights to bytes and
+    /// nibbles costs is [`Tolerance`]'s to say, for a recorder knows nothing of it.
+    fn limit(&self, check: &Check, precision: Precision) -> Option<Limit> {
+        let limits = self.tolerances.get(&check.tolerance)?;
+        if let Some(tolerance) = self.rounded(check, precision) {
+            return Some(Limit {
+                relative_l2: Some(tolerance.relative_l2()),
+                max_abs: None,
+            });
+        }
+        let precision = match check.value.as_str() {
+            PIXELS => Precision::Fp32,
+            _ => precision,
+        };
+        limits.get(precision.name()).copied()
+    }
+
+    /// The tolerance that rounded weights give a tensor, where they do.
+    fn rounded(&self, check: &Check, precision: Precision) -> Option<Tolerance> {
+        match check.value.as_str() {
+            PIXELS => None,
+            value => Tolerance::of_rounded(precision, value, self.is_trained()),
+        }
+    }
+
+    /// Whether it is of the demo model, which was trained; others are random.
+    fn is_trained(&self) -> bool {
+        matches!(self.checkpoint, Source::Directory { .. })
+    }
+
+    /// By how much a greedy choice must have won for an engine to have to choose alike: float32 always has to, and so do
+    /// bytes and nibbles of the demo model, which was trained to be sure of its words; others only where their tolerance
+    /// cannot swap the two best, and so does what follows from pixels of a JPEG, about which decoders disagree.
+    pub fn decisive_margin(&self, case: &RecordedCase, precision: Precision) -> f64 {
         let vague = case.checks.iter().any(|check| check.tolerance == VAGUE);
-        if precision == "fp32" && !vague {
+        let sure = match precision {
+            Precision::Fp32 => true,
+            Precision::Fp16 => false,
+            Precision::Int8 | Precision::Q4 => self.is_trained(),
+        };
+        if sure && !vague {
             return 0.0;
         }
         let check = logits_of(case).or_else(|| self.cases.iter().find_map(logits_of));
-        let margin = check.and_then(|check| {
-            let limit = self.tolerances.get(&check.tolerance)?.get("fp16")?;
-            Some(2.0 * limit.relative_l2? * check.abs_max)
-        });
+        let precision = if precision == Precision::Fp32 {
+            Precision::Fp16
+        } else {
+            precision
+        };
+        let margin =
+            check.and_then(|check| Some(2.0 * self.limit(check, precision)?.relative_l2? * check.abs_max));
         margin.unwrap_or(f64::INFINITY)
     }
 
@@ -600,21 +640,34 @@ mod tests {
     fn one_wrong_element_is_found() {
         let reference = parse(|_| {}).unwrap();
         let (logits, right) = check(&reference, "prefill.logits");
-        let comparison = reference.compare(logits, "fp32", &right);
+        let comparison = reference.compare(logits, Precision::Fp32, &right);
         assert!(comparison.passed(), "{comparison:?}");
         let mut values = right.to_float().into_owned();
         values[[0, 700]] += 1.0;
-        let comparison = reference.compare(logits, "fp32", &Array::from(values));
+        let comparison = reference.compare(logits, Precision::Fp32, &Array::from(values));
         let problem = comparison.problem.unwrap();
         assert!(problem.contains("first at [0, 700]"), "{problem}");
-        let comparison = reference.compare(logits, "fp32", &right.reshaped(&[1024, 1]).unwrap());
+        let turned = right.reshaped(&[1024, 1]).unwrap();
+        let comparison = reference.compare(logits, Precision::Fp32, &turned);
         assert_eq!(comparison.problem.unwrap(), "shape [1024, 1], expected [1, 1024]");
-        let comparison = reference.compare(logits, "int8", &right);
+        // What rounding costs is not the recorder's to say; anything else is.
+        let rounded = reference.compare(logits, Precision::Int8, &right);
+        assert!(
+            rounded.passed() && rounded.tolerance.relative_l2() > 0.0,
+            "{rounded:?}"
+        );
+        let without = |json: &mut serde_json::Value| {
+            json["tolerances"]["logits"]
+                .as_object_mut()
+                .unwrap()
+                .remove("fp16");
+        };
+        let comparison = parse(without).unwrap().compare(logits, Precision::Fp16, &right);
         assert!(
             comparison
                 .problem
                 .unwrap()
-                .contains("no tolerance `logits` for int8")
+                .contains("no tolerance `logits` for fp16")
         );
     }
 
@@ -656,7 +709,7 @@ mod tests {
             };
             edit(&mut values);
             reference
-                .compare(&check, "fp32", &Array::float(&[1, 40], values))
+                .compare(&check, Precision::Fp32, &Array::float(&[1, 40], values))
                 .problem
         };
         assert_eq!(sampled(|_| {}), None);
@@ -684,8 +737,8 @@ mod tests {
     fn greedy_ids_count_as_far_as_they_are_decided() {
         let mut reference = parse(|_| {}).unwrap();
         let case = reference.cases[0].clone();
-        assert_eq!(reference.decisive_margin(&case, "fp32"), 0.0);
-        let half = reference.decisive_margin(&case, "fp16");
+        assert_eq!(reference.decisive_margin(&case, Precision::Fp32), 0.0);
+        let half = reference.decisive_margin(&case, Precision::Fp16);
         assert!(half > 0.0 && half.is_finite());
         let row = Row {
             greedy: vec![1, 2, 3],
@@ -695,6 +748,9 @@ mod tests {
         assert_eq!([row.decided(0.0), row.decided(1.0), row.decided(9.0)], [3, 1, 0]);
         // From a JPEG nothing narrow is decided, in any precision.
         reference.cases[0].checks[0].tolerance = VAGUE.to_owned();
-        assert_eq!(reference.decisive_margin(&reference.cases[0], "fp32"), half);
+        assert_eq!(
+            reference.decisive_margin(&reference.cases[0], Precision::Fp32),
+            half
+        );
     }
 }

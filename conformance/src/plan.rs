@@ -9,7 +9,7 @@ use conformance::golden::{Reference, Source};
 use conformance::setup::case::{Case, Findings};
 use conformance::setup::error::CaseError;
 use conformance::setup::required;
-use conformance::setup::subject::{self, Precision, Provider, Subject};
+use conformance::setup::subject::{self, Provider, Subject, Variant};
 use conformance::setup::workspace::{self, Given};
 use conformance::suite::{SUITES, end_to_end, references};
 use models::bundle::Bundle;
@@ -57,24 +57,20 @@ impl Plan {
         };
         let cases = filter(cases, flags)?;
         let (subjects, missing, remarks) = subjects(flags, bundle.as_ref())?;
-        let mut precisions: Vec<Precision> = Vec::new();
-        for precision in subjects
-            .iter()
-            .filter(|subject| subject.is_engine())
-            .map(|subject| subject.precision)
-        {
-            if !precisions.contains(&precision) {
-                precisions.push(precision);
+        let mut forms: Vec<Variant> = Vec::new();
+        for subject in subjects.iter().filter(|subject| subject.is_engine()) {
+            if !forms.contains(&subject.form) {
+                forms.push(subject.form);
             }
         }
-        if precisions.is_empty() {
-            // The interpreter needs a bundle's contract, whatever the precision.
-            precisions.push(Precision::Fp32);
+        if forms.is_empty() {
+            // The interpreter needs a bundle's contract, whatever the form.
+            forms.push(Variant::PORTABLE);
         }
         let given = Given {
             bundle: flags.bundle.clone(),
             checkpoint: flags.checkpoint.clone(),
-            precisions,
+            forms,
         };
         Ok(Plan {
             cases,
@@ -256,32 +252,18 @@ fn subjects(flags: &cli::Run, bundle: Option<&Bundle>) -> Result<Subjects, Compl
     }
     required::check(&missing).map_err(Complaint::new)?;
     let mut remarks = Vec::new();
-    // The interpreter computes in one precision, which is neither.
-    let precision =
-        |subject: &Subject| flags.precision.is_empty() || flags.precision.contains(&subject.precision);
-    subjects.retain(precision);
+    let wanted = |form: Variant| {
+        (flags.target.is_empty() || flags.target.contains(&form.target()))
+            && (flags.precision.is_empty() || flags.precision.contains(&form.precision()))
+    };
+    subjects.retain(|subject| wanted(subject.form));
     if let Some(bundle) = bundle {
-        let held = |precision: Precision| {
-            bundle
-                .variants
-                .iter()
-                .any(|variant| variant.precision == precision.exported().precision())
+        let held = |form: Variant| {
+            let mut variants = bundle.variants.iter();
+            variants.any(|variant| variant.target == form.target() && variant.precision == form.precision())
         };
-        let absent = flags.precision.iter().find(|&&precision| !held(precision));
-        if let Some(absent) = absent {
-            let found: Vec<&str> = bundle
-                .variants
-                .iter()
-                .map(|variant| variant.precision.name())
-                .collect();
-            return Err(Complaint::new(format!(
-                "the bundle has no {} variant, found {}",
-                absent.name(),
-                found.join(", ")
-            ))
-            .hint("fvlm-export --precision can be given several times"));
-        }
-        subjects.retain(|subject| subject.is_interpreter() || held(subject.precision));
+        check_held(flags, bundle)?;
+        subjects.retain(|subject| subject.is_interpreter() || held(subject.form));
         if flags.checkpoint.is_none() {
             if asked(Provider::Interpreter) {
                 return Err(
@@ -309,6 +291,33 @@ fn subjects(flags: &cli::Run, bundle: Option<&Bundle>) -> Result<Subjects, Compl
         );
     }
     Ok((subjects, missing, remarks))
+}
+
+/// What is asked for by name must be in the bundle.
+fn check_held(flags: &cli::Run, bundle: &Bundle) -> Result<(), Complaint> {
+    let precisions: Vec<&str> = bundle
+        .variants
+        .iter()
+        .map(|variant| variant.precision.name())
+        .collect();
+    let targets: Vec<&str> = bundle
+        .variants
+        .iter()
+        .map(|variant| variant.target.name())
+        .collect();
+    let absent = |asked: &[&str], found: &[&str], flag: &str| {
+        let absent = asked.iter().find(|name| !found.contains(name))?;
+        let problem = format!("the bundle has no {absent} variant, found {}", found.join(", "));
+        let hint = format!("fvlm-export --{flag} can be given several times");
+        Some(Complaint::new(problem).hint(hint))
+    };
+    let asked: Vec<&str> = flags.precision.iter().map(|precision| precision.name()).collect();
+    let problem = absent(&asked, &precisions, "precision");
+    let asked: Vec<&str> = flags.target.iter().map(|target| target.name()).collect();
+    match problem.or_else(|| absent(&asked, &targets, "target")) {
+        Some(complaint) => Err(complaint),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! How are verdicts told? As a table for people, as JSON for programs. Text only: who calls decides where it goes.
 
-use crate::setup::case::{Case, Check, Outcome, Report};
+use crate::setup::case::{Leaf, Outcome, Report};
 use crate::setup::subject::Subject;
 use serde::Serialize;
 use std::fmt;
@@ -11,32 +11,27 @@ pub const SCHEMA: u32 = 1;
 /// How many differences of one leaf people are shown.
 const SHOWN: usize = 4;
 
-/// The columns of the table: one for claims without an engine, one for each subject.
+/// The columns of the table: one for claims without an engine, one for each engine in each precision. Targets are rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Columns {
-    case: usize,
+    row: usize,
     names: Vec<Option<String>>,
 }
 
 impl Columns {
-    /// Columns for these cases on these subjects.
-    pub fn new(cases: &[Case], subjects: &[Subject]) -> Columns {
-        let names = cases.iter().map(|case| case.name.chars().count());
-        let case = names.chain(["case".len()]).max().unwrap_or_default();
-        let alone = cases.iter().any(|case| matches!(case.check, Check::Once(_)));
-        let applies = |subject: &&Subject| {
-            cases
-                .iter()
-                .any(|case| matches!(&case.check, Check::OnEach { applies, .. } if applies(subject)))
-        };
-        let mut names: Vec<Option<String>> = if alone { vec![None] } else { Vec::new() };
-        names.extend(
-            subjects
-                .iter()
-                .filter(applies)
-                .map(|subject| Some(subject.name())),
-        );
-        Columns { case, names }
+    /// Columns for these leaves.
+    pub fn new(leaves: &[Leaf<'_>]) -> Columns {
+        let rows = leaves.iter().map(|leaf| leaf.row().chars().count());
+        let row = rows.chain(["case".len()]).max().unwrap_or_default();
+        let mut subjects: Vec<&Subject> = leaves.iter().filter_map(|leaf| leaf.subject).collect();
+        subjects.sort_by_key(|subject| (subject.provider, subject.precision()));
+        let mut names: Vec<Option<String>> = Vec::new();
+        if leaves.iter().any(|leaf| leaf.subject.is_none()) {
+            names.push(None);
+        }
+        names.extend(subjects.into_iter().map(|subject| Some(subject.column())));
+        names.dedup();
+        Columns { row, names }
     }
 
     /// The line above the table.
@@ -48,20 +43,20 @@ impl Columns {
         self.line("case", titles)
     }
 
-    /// The line of a case.
-    pub fn row(&self, case: &str, reports: &[Report]) -> String {
+    /// The line of a case, or of a case in a target.
+    pub fn row(&self, row: &str, reports: &[Report]) -> String {
         let cells = self.names.iter().map(|name| {
             reports
                 .iter()
-                .find(|report| report.subject == *name)
+                .find(|report| report.column == *name)
                 .map(cell)
                 .unwrap_or_default()
         });
-        self.line(case, cells)
+        self.line(row, cells)
     }
 
-    fn line(&self, case: &str, cells: impl Iterator<Item = String>) -> String {
-        let mut line = format!("{case:<width$}", width = self.case);
+    fn line(&self, row: &str, cells: impl Iterator<Item = String>) -> String {
+        let mut line = format!("{row:<width$}", width = self.row);
         for (name, cell) in self.names.iter().zip(cells) {
             let width = name.as_ref().map_or(0, |name| name.chars().count()).max(CELL);
             line.push_str(&format!("  {cell:<width$}"));
@@ -285,14 +280,15 @@ impl<'a> Entry<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::setup::case::Findings;
-    use crate::setup::subject::{Precision, Provider};
+    use crate::setup::case::{Case, Findings, leaves};
+    use crate::setup::subject::{Precision, Provider, Target, Variant};
     use std::time::Duration;
 
     fn report(subject: Option<&str>, outcome: Outcome, worst: Option<f64>) -> Report {
         let subject = subject.map(str::to_owned);
         Report {
             case: "a/b".to_owned(),
+            column: subject.clone(),
             subject,
             outcome,
             worst,
@@ -327,25 +323,34 @@ mod tests {
 
     #[test]
     fn a_row_has_a_cell_for_every_column() {
-        let subject = |precision| Subject {
+        let subject = |target, precision| Subject {
             provider: Provider::Cpu,
-            precision,
+            form: Variant::new(target, precision).unwrap(),
             options: runtime::Options::default(),
         };
-        let subjects = [subject(Precision::Fp32), subject(Precision::Fp16)];
-        let cases = [Case::on_each(
+        let subjects = [
+            subject(Target::Portable, Precision::Fp32),
+            subject(Target::Portable, Precision::Fp16),
+            subject(Target::OrtCoreMl, Precision::Fp32),
+        ];
+        let cases = [Case::on_each_form(
             "a/b",
             "claim",
             |_| true,
             |_, _| Ok(Findings::default()),
         )];
-        let columns = Columns::new(&cases, &subjects);
-        assert_eq!(columns.header(), "case  cpu fp32       cpu fp16");
+        let leaves = leaves(&cases, &subjects);
+        let rows: Vec<String> = leaves.iter().map(Leaf::row).collect();
+        assert_eq!(rows, ["a/b", "a/b", "a/b, target coreml"]);
+        assert_eq!(leaves[2].name(), "a/b [cpu coreml fp32]");
+        let columns = Columns::new(&leaves);
+        assert_eq!(columns.header(), "case                cpu fp32       cpu fp16");
         let reports = [
             report(Some("cpu fp32"), Outcome::Passed, Some(2.6e-7)),
             report(Some("cpu fp16"), Outcome::Mismatch(Vec::new()), Some(0.5)),
         ];
-        assert_eq!(columns.row("a/b", &reports), "a/b   ok 3e-7        DIFFERS 5e-1");
+        let row = columns.row("a/b", &reports);
+        assert_eq!(row, "a/b                 ok 3e-7        DIFFERS 5e-1");
     }
 
     #[test]

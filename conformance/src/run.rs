@@ -25,7 +25,11 @@ use std::time::Duration;
 /// `fvlm-conform list`
 pub(crate) fn list(flags: &cli::List) -> Result<ExitCode, Complaint> {
     if flags.markdown {
-        let table = status::markdown().map_err(|error| Complaint::new(error.to_string()))?;
+        output::write(&status::matrix())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if flags.references {
+        let table = status::references().map_err(|error| Complaint::new(error.to_string()))?;
         output::write(&table)?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -105,7 +109,7 @@ pub(crate) fn run(flags: &cli::Run) -> Result<ExitCode, Complaint> {
             ),
         );
     }
-    let table = (!flags.json && !flags.quiet).then(|| Columns::new(&plan.cases, &plan.subjects));
+    let table = (!flags.json && !flags.quiet).then(|| Columns::new(&leaves));
     if let Some(columns) = &table {
         output::write(&format!("{}\n", columns.header()))?;
     }
@@ -155,9 +159,9 @@ fn carry_out(
     let bar = output::progress(quiet, "{pos}/{len} {elapsed} {msg}");
     bar.set_length(leaves.len() as u64);
     let mut reports: Vec<Report> = Vec::with_capacity(leaves.len());
-    for case in leaves.chunk_by(|a, b| a.case.name == b.case.name) {
+    for row in leaves.chunk_by(|a, b| a.row() == b.row()) {
         let first = reports.len();
-        for leaf in case {
+        for leaf in row {
             bar.set_message(leaf.name());
             reports.push(leaf.run(workspace));
             while abandoned.load(Ordering::SeqCst) {
@@ -166,8 +170,8 @@ fn carry_out(
             }
             bar.inc(1);
         }
-        if let (Some(columns), Some(leaf)) = (table, case.first()) {
-            let row = columns.row(&leaf.case.name, &reports[first..]);
+        if let (Some(columns), Some(leaf)) = (table, row.first()) {
+            let row = columns.row(&leaf.row(), &reports[first..]);
             bar.suspend(|| output::write(&format!("{row}\n")))?;
         }
     }

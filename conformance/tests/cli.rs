@@ -148,7 +148,16 @@ fn list_names_suites_and_claims() {
     }
     let table = run(&["list", "--markdown"]).code(0).stdout;
     assert!(
-        table.starts_with("| network | layout | recorded | interpreter | cpu | tract | rten |\n|---|"),
+        table.starts_with("| target | precision | ONNX Runtime, CPU | tract | rten | "),
+        "{table}"
+    );
+    assert!(
+        table.contains("\n| `cpu` | q4 | recorded | recorded | – | – | – |\n"),
+        "{table}"
+    );
+    let table = run(&["list", "--references"]).code(0).stdout;
+    assert!(
+        table.starts_with("| network | layout | recorded |\n|---|"),
         "{table}"
     );
 }
@@ -688,6 +697,40 @@ fn what_makes_no_sense_is_refused() {
             assert!(text.contains(word), "{arguments:?}: no `{word}` in {text}");
         }
     }
+}
+
+#[test]
+#[cfg(feature = "tract")]
+fn forms_of_every_target_are_put_to_the_test() {
+    let arguments = |target, precision| {
+        let mut arguments = vec![
+            "run",
+            "--suite",
+            "end_to_end",
+            "--case",
+            "end_to_end/demo/answers",
+        ];
+        arguments.extend([
+            "--provider",
+            "tract",
+            "--target",
+            target,
+            "--precision",
+            precision,
+        ]);
+        arguments
+    };
+    let q4 = run(&arguments("cpu", "q4")).code(0).stdout;
+    assert!(q4.starts_with("case "), "{q4}");
+    assert!(q4.contains("\nend_to_end/demo/answers, target cpu  ok\n"), "{q4}");
+    let json = run(&[&arguments("cpu", "q4")[..], &["--json"]].concat())
+        .code(0)
+        .stdout;
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["results"][0]["subject"], "tract cpu q4");
+    // There is no such form, and what is wrong is said.
+    run(&arguments("portable", "q4")).refused(&["nothing to put to the test", "hint:"]);
+    run(&arguments("gpu", "q4")).refused(&["[possible values: portable, cpu, coreml]"]);
 }
 
 #[test]

@@ -1,23 +1,37 @@
-//! Does the repository's README claim what is compared, no more and no less?
+//! Do the READMEs claim what is compared, no more and no less? Each has a table that `fvlm-conform list` prints.
 
 use conformance::bench::chart::{self, Record};
 use std::path::Path;
 
+/// What stands in a file of the repository between `<!-- mark -->` and `<!-- /mark -->`.
+fn between(file: &str, mark: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file);
+    let text = std::fs::read_to_string(path).expect("the repository has that file");
+    let (_, rest) = text
+        .split_once(&format!("<!-- {mark} -->"))
+        .expect("the file has the mark that begins the table");
+    let (found, _) = rest
+        .split_once(&format!("<!-- /{mark} -->"))
+        .expect("the file has the mark that ends the table");
+    found.trim().to_owned()
+}
+
 #[test]
 fn the_status_table_is_the_one_that_list_prints() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
-    let text = std::fs::read_to_string(path).expect("the repository has a README.md");
-    let (_, rest) = text
-        .split_once("<!-- status -->")
-        .expect("README.md has a mark `<!-- status -->`");
-    let (found, _) = rest
-        .split_once("<!-- /status -->")
-        .expect("README.md has a mark `<!-- /status -->`");
-    let expected = conformance::status::markdown().expect("recorded references can be read");
     assert_eq!(
-        found.trim(),
-        expected.trim(),
+        between("README.md", "status"),
+        conformance::status::matrix().trim(),
         "put the output of `cargo run --release -p conformance -- list --markdown` between the marks"
+    );
+}
+
+#[test]
+fn the_recorded_references_are_those_that_list_prints() {
+    let expected = conformance::status::references().expect("recorded references can be read");
+    assert_eq!(
+        between("conformance/README.md", "references"),
+        expected.trim(),
+        "put the output of `cargo run --release -p conformance -- list --references` between the marks"
     );
 }
 

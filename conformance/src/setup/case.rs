@@ -4,7 +4,7 @@
 use crate::compare::Comparison;
 use crate::setup::error::CaseError;
 use crate::setup::known::{self, Known};
-use crate::setup::subject::Subject;
+use crate::setup::subject::{Subject, Target};
 use crate::setup::workspace::Workspace;
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -35,6 +35,8 @@ pub enum Check {
     OnEach {
         /// Whether the claim is about this subject.
         applies: fn(&Subject) -> bool,
+        /// Whether it is about forms that are not portable too.
+        every_form: bool,
         /// The trial.
         check: Box<CheckOnEach>,
     },
@@ -69,7 +71,7 @@ impl Case {
         }
     }
 
-    /// A claim that is tried on every subject that `applies` names.
+    /// A claim that is tried on every subject of portable form that `applies` names.
     pub fn on_each(
         name: impl Into<String>,
         claim: impl Into<String>,
@@ -81,8 +83,37 @@ impl Case {
             claim: claim.into(),
             check: Check::OnEach {
                 applies,
+                every_form: false,
                 check: Box::new(check),
             },
+        }
+    }
+
+    /// As [`Case::on_each`], of every form: of every target in every precision.
+    pub fn on_each_form(
+        name: impl Into<String>,
+        claim: impl Into<String>,
+        applies: fn(&Subject) -> bool,
+        check: impl Fn(&Subject, &Workspace) -> Result<Findings, CaseError> + Send + Sync + 'static,
+    ) -> Case {
+        Case {
+            name: name.into(),
+            claim: claim.into(),
+            check: Check::OnEach {
+                applies,
+                every_form: true,
+                check: Box::new(check),
+            },
+        }
+    }
+
+    /// Whether the claim is tried on a subject.
+    pub fn applies(&self, subject: &Subject) -> bool {
+        match self.check {
+            Check::Once(_) => false,
+            Check::OnEach {
+                applies, every_form, ..
+            } => (every_form || subject.target() == Target::Portable) && applies(subject),
         }
     }
 }
@@ -128,6 +159,8 @@ pub struct Report {
     pub case: String,
     /// The subject's name: `cpu fp32`.
     pub subject: Option<String>,
+    /// The subject's column in a table, where the target has a row: [`Subject::column`].
+    pub column: Option<String>,
     /// The verdict.
     pub outcome: Outcome,
     /// The largest relative L2 distance that was measured.
@@ -171,6 +204,15 @@ impl Leaf<'_> {
         }
     }
 
+    /// `cache/prefill_equals_steps`, and `references/demo/scene_1, target cpu` where the form is not portable: the row in a
+    /// table.
+    pub fn row(&self) -> String {
+        match self.subject.map(Subject::target) {
+            None | Some(Target::Portable) => self.case.name.clone(),
+            Some(target) => format!("{}, target {}", self.case.name, target.name()),
+        }
+    }
+
     /// Tries the claim.
     pub fn run(&self, workspace: &Workspace) -> Report {
         let start = Instant::now();
@@ -193,6 +235,7 @@ impl Leaf<'_> {
         Report {
             case: self.case.name.clone(),
             subject: self.subject.map(Subject::name),
+            column: self.subject.map(Subject::column),
             outcome,
             worst,
             notes,
@@ -239,16 +282,12 @@ pub fn leaves<'a>(cases: &'a [Case], subjects: &'a [Subject]) -> Vec<Leaf<'a>> {
     for case in cases {
         match &case.check {
             Check::Once(_) => leaves.push(Leaf { case, subject: None }),
-            Check::OnEach { applies, .. } => {
-                leaves.extend(
-                    subjects
-                        .iter()
-                        .filter(|subject| applies(subject))
-                        .map(|subject| Leaf {
-                            case,
-                            subject: Some(subject),
-                        }),
-                );
+            Check::OnEach { .. } => {
+                let applies = subjects.iter().filter(|subject| case.applies(subject));
+                leaves.extend(applies.map(|subject| Leaf {
+                    case,
+                    subject: Some(subject),
+                }));
             }
         }
     }
@@ -264,7 +303,7 @@ mod tests {
     const KNOWN: Known = Known {
         case: "a",
         provider: "tract",
-        precision: None,
+        form: None,
         reason: "until it is fixed",
     };
 

@@ -3,12 +3,13 @@
 
 use crate::array::Array;
 use crate::setup::error::{CaseError, Context};
-use crate::setup::subject::{Session, Subject};
+use crate::setup::subject::{Session, Subject, form_name};
 use models::arch::{self, Network};
 use models::bundle::{Bundle, KvSpec, Variant};
 use models::checkpoint::{Canonical, Checkpoint, canonical};
 use models::graph::{Graph, ValueId};
 use ndarray::{Array3, s};
+use runtime::backend::{self, Parts};
 use std::path::{Path, PathBuf};
 
 /// A checkpoint as graphs and weights, for the interpreter.
@@ -78,6 +79,8 @@ pub struct Deployed {
     pub image_size: Option<u32>,
     /// The checkpoint, which the interpreter needs.
     pub described: Option<Described>,
+    /// Where that lies, to be exported for other targets too.
+    pub checkpoint: Option<PathBuf>,
 }
 
 impl Deployed {
@@ -104,10 +107,11 @@ impl Deployed {
             bundle,
             image_size,
             described,
+            checkpoint: checkpoint.map(Path::to_owned),
         })
     }
 
-    /// The exported form in a subject's precision.
+    /// The exported form of a subject.
     ///
     /// # Errors
     /// A skip where the bundle does not have it.
@@ -115,8 +119,8 @@ impl Deployed {
         self.bundle
             .variants
             .iter()
-            .find(|variant| variant.precision == subject.precision.exported().precision())
-            .ok_or_else(|| CaseError::Skip(format!("the bundle has no {} variant", subject.precision.name())))
+            .find(|variant| variant.target == subject.target() && variant.precision == subject.precision())
+            .ok_or_else(|| CaseError::Skip(format!("the bundle has no {} variant", form_name(subject.form))))
     }
 
     /// Prepares a network on a subject.
@@ -133,6 +137,21 @@ impl Deployed {
         let path = self.directory.join(self.graph_path(subject, network)?);
         let session: Box<dyn Session + '_> = subject.open(&path)?;
         Ok(session)
+    }
+
+    /// The networks of a subject in the roles that the runtime gives them, one sequence at a time: graphs of fixed lengths
+    /// are not run otherwise.
+    ///
+    /// # Errors
+    /// A skip where the bundle does not have the subject's form; a graph that the engine refuses.
+    pub fn parts(&self, subject: &Subject) -> Result<Parts, CaseError> {
+        let variant = self.variant(subject)?;
+        let opening = || format!("opening the networks on {}", subject.name());
+        let choice = backend::choose(subject.options.provider, false, &subject.options).during(opening)?;
+        choice
+            .backend
+            .open(&self.directory, &self.bundle, variant, &subject.options)
+            .during(opening)
     }
 
     /// Runs the vision encoder on `pixels [n,3,H,W]`, and shows the values inside it that `inner` names
@@ -177,7 +196,7 @@ impl Deployed {
     /// Path of a network's file in the bundle.
     ///
     /// # Errors
-    /// A skip where the bundle has no form of that precision.
+    /// A skip where the bundle does not have the subject's form.
     pub fn graph_path(&self, subject: &Subject, network: Network) -> Result<&str, CaseError> {
         let variant = self.variant(subject)?;
         Ok(match network {

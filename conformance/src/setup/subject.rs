@@ -1,10 +1,12 @@
-//! What is put to the test? A way of computing a graph: an engine of the runtime, or the interpreter, in a precision.
+//! What is put to the test? A way of computing a graph: an engine of the runtime, or the interpreter, on an
+//! exported form: a target in a precision.
 //!
 //! The only file here that opens engines.
 
 use crate::array::{Array, Shared};
 use crate::interpreter::Interpreter;
 use crate::setup::error::{CaseError, Context};
+pub use exporter::{Precision, Target, Variant};
 use half::f16;
 use models::dtype::DType;
 use models::graph::Graph;
@@ -67,12 +69,20 @@ impl Provider {
         }
     }
 
-    /// The precisions in which it computes: the interpreter has only one.
-    pub const fn precisions(self) -> &'static [Precision] {
-        match self {
-            Provider::Interpreter | Provider::Rten => &[Precision::Fp32],
-            Provider::Cpu | Provider::Tract => &Precision::ALL,
-        }
+    /// The forms that it runs, portable float32 first: the interpreter evaluates what is exported as that, rten has no
+    /// halves and none of our kernels, and tract takes the `Gemm` of halves of target `coreml` for float32.
+    pub fn forms(self) -> Vec<Variant> {
+        let all = Target::ALL.into_iter().flat_map(|target| {
+            Precision::ALL
+                .into_iter()
+                .filter_map(move |precision| Variant::new(target, precision))
+        });
+        all.filter(|form| match self {
+            Provider::Interpreter | Provider::Rten => *form == Variant::PORTABLE,
+            Provider::Cpu => true,
+            Provider::Tract => (form.target(), form.precision()) != (Target::OrtCoreMl, Precision::Fp16),
+        })
+        .collect()
     }
 
     /// The runtime's name for it; the interpreter is not the runtime's.
@@ -86,52 +96,44 @@ impl Provider {
     }
 }
 
-/// In which form the graphs were exported.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
-pub enum Precision {
-    /// float32 throughout.
-    Fp32,
-    /// float16 storage; the sums that need it in float32.
-    Fp16,
-}
-
-impl Precision {
-    /// Every precision, the exact one first.
-    pub const ALL: [Precision; 2] = [Precision::Fp32, Precision::Fp16];
-
-    /// The name on the command line, in bundles and in references.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Precision::Fp32 => "fp32",
-            Precision::Fp16 => "fp16",
-        }
-    }
-
-    /// The exporter's name for it, for every engine.
-    pub fn exported(self) -> exporter::Variant {
-        let precision = match self {
-            Precision::Fp32 => exporter::Precision::Fp32,
-            Precision::Fp16 => exporter::Precision::Fp16,
-        };
-        exporter::Variant::new(exporter::Target::Portable, precision).unwrap_or(exporter::Variant::PORTABLE)
+/// A form as verdicts name it: `fp16` where it is portable, `cpu int8` where it is not.
+pub fn form_name(form: Variant) -> String {
+    match form.target() {
+        Target::Portable => form.precision().name().to_owned(),
+        target => format!("{} {}", target.name(), form.precision().name()),
     }
 }
 
-/// A provider in a precision.
+/// A provider on an exported form.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Subject {
     /// Who computes.
     pub provider: Provider,
     /// From which form.
-    pub precision: Precision,
+    pub form: Variant,
     /// How engines are opened: where ONNX Runtime is, how many threads.
     pub options: runtime::Options,
 }
 
 impl Subject {
-    /// `tract fp16`
+    /// `tract fp16`, and `tract cpu int8` where the form is not portable.
     pub fn name(&self) -> String {
-        format!("{} {}", self.provider.name(), self.precision.name())
+        format!("{} {}", self.provider.name(), form_name(self.form))
+    }
+
+    /// `tract int8`, whatever the target.
+    pub fn column(&self) -> String {
+        format!("{} {}", self.provider.name(), self.precision().name())
+    }
+
+    /// For which engines its graphs are made.
+    pub fn target(&self) -> Target {
+        self.form.target()
+    }
+
+    /// How its weights are stored.
+    pub fn precision(&self) -> Precision {
+        self.form.precision()
     }
 
     /// Whether it is the interpreter, the referee.
@@ -159,7 +161,7 @@ impl Subject {
             return Ok(self.interpret(graph, weights));
         }
         let directory = TempDir::new_in(scratch).during(|| "making a temporary directory".to_owned())?;
-        let path = exporter::onnx::write_graph(graph, weights, self.precision.exported(), directory.path())
+        let path = exporter::onnx::write_graph(graph, weights, self.form, directory.path())
             .during(|| format!("writing graph `{}`", graph.name))?;
         let session = self.open(&path)?;
         Ok(session)
@@ -190,8 +192,8 @@ impl Subject {
     }
 }
 
-/// Those of `providers` that work here, in every precision; and those that do not, with the reason. Engines that are not
-/// among them are not loaded.
+/// Those of `providers` that work here, on every form, target by target; and those that do not, with the reason. Engines
+/// that are not among them are not loaded.
 pub fn available(
     providers: &[Provider],
     options: &runtime::Options,
@@ -199,19 +201,21 @@ pub fn available(
     let (mut subjects, mut missing) = (Vec::new(), Vec::new());
     for &provider in providers {
         match provider.usable(options) {
-            Ok(()) => subjects.extend(provider.precisions().iter().map(|&precision| Subject {
+            Ok(()) => subjects.extend(provider.forms().into_iter().map(|form| Subject {
                 provider,
-                precision,
+                form,
                 options: runtime::Options {
                     provider: provider.engine().unwrap_or_default(),
                     fallback: false,
-                    precision: Some(precision.exported().precision()),
+                    target: Some(form.target()),
+                    precision: Some(form.precision()),
                     ..options.clone()
                 },
             })),
             Err(error) => missing.push((provider, error.to_string())),
         }
     }
+    subjects.sort_by_key(Subject::target);
     (subjects, missing)
 }
 

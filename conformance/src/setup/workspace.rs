@@ -4,7 +4,7 @@
 use crate::golden::{RecordedImage, Reference, Source};
 use crate::setup::error::{CaseError, Context};
 use crate::setup::model::Deployed;
-use crate::setup::subject::Precision;
+use crate::setup::subject::{Precision, Target, Variant};
 use crate::synth;
 use models::bundle::Bundle;
 use runtime::image::Picture;
@@ -26,8 +26,8 @@ pub struct Given {
     pub bundle: Option<PathBuf>,
     /// The checkpoint behind that bundle, for the interpreter; without a bundle, it is exported first.
     pub checkpoint: Option<PathBuf>,
-    /// In which precisions to export; in all where none is named.
-    pub precisions: Vec<Precision>,
+    /// The forms to export; all where none is named.
+    pub forms: Vec<Variant>,
 }
 
 /// Lazily made things.
@@ -144,23 +144,32 @@ impl Workspace {
         self.given.bundle.is_some()
     }
 
-    /// The model that a reference was recorded with, exported in every precision; or the bundle that was given.
+    /// The model that a reference was recorded with, exported as portable in every precision; or the bundle that was given.
     ///
     /// # Errors
     /// A checkpoint that cannot be made, or an export that fails.
     pub fn deployed(&self, source: &Source) -> Result<Arc<Deployed>, CaseError> {
-        self.deployed_at(source, None)
+        self.deployed_at(source, None, Target::Portable)
     }
 
-    /// As [`Workspace::deployed`], for the images that a reference was recorded with.
+    /// As [`Workspace::deployed`], for the images that a reference was recorded with and for any target.
     ///
     /// # Errors
     /// As [`Workspace::deployed`]; a skip where a bundle that was given has no encoder for their size.
-    pub fn deployed_for(&self, reference: &Reference) -> Result<Arc<Deployed>, CaseError> {
-        self.deployed_at(&reference.checkpoint, reference.image_size)
+    pub fn deployed_for(&self, reference: &Reference, target: Target) -> Result<Arc<Deployed>, CaseError> {
+        self.deployed_at(&reference.checkpoint, reference.image_size, target)
     }
 
-    fn deployed_at(&self, source: &Source, image_size: Option<u32>) -> Result<Arc<Deployed>, CaseError> {
+    fn deployed_at(
+        &self,
+        source: &Source,
+        image_size: Option<u32>,
+        target: Target,
+    ) -> Result<Arc<Deployed>, CaseError> {
+        // A bundle that was given has what it has.
+        if target != Target::Portable && self.given.bundle.is_none() {
+            return self.deployed_also(source, image_size, target);
+        }
         let mut key = match source {
             Source::Directory { path, .. } => path.clone(),
             other => format!("{other:?}"),
@@ -177,7 +186,9 @@ impl Workspace {
                 let deployed = Arc::new(match (&self.given.bundle, &self.given.checkpoint) {
                     (Some(bundle), checkpoint) => Deployed::open(bundle, checkpoint.as_deref(), image_size)?,
                     (None, Some(checkpoint)) => {
-                        self.deploy_directory(checkpoint, &self.scratch()?.keep(), image_size)?
+                        let bundle = self.scratch()?.keep().join("bundle");
+                        self.deploy_directory(checkpoint, &bundle, image_size, Target::Portable)?;
+                        Deployed::open(&bundle, Some(checkpoint), image_size)?
                     }
                     (None, None) => self.deploy(source, image_size)?,
                 });
@@ -237,23 +248,58 @@ impl Workspace {
                 )));
             }
         }
-        self.deploy_directory(&checkpoint, &directory, image_size)
+        let bundle = directory.join("bundle");
+        self.deploy_directory(&checkpoint, &bundle, image_size, Target::Portable)?;
+        Deployed::open(&bundle, Some(&checkpoint), image_size)
     }
 
+    /// The same weights for another target, in a bundle of its own: who looks at portable graphs does not wait for it.
+    fn deployed_also(
+        &self,
+        source: &Source,
+        image_size: Option<u32>,
+        target: Target,
+    ) -> Result<Arc<Deployed>, CaseError> {
+        let portable = self.deployed_at(source, image_size, Target::Portable)?;
+        let slot = self.slot(&format!("{} for {}", portable.directory.display(), target.name()));
+        let _guard = slot.lock.lock();
+        if let Some(deployed) = slot.deployed.get() {
+            return Ok(Arc::clone(deployed));
+        }
+        let Some(checkpoint) = &portable.checkpoint else {
+            return Err(CaseError::Skip(
+                "the checkpoint behind the bundle is not here".to_owned(),
+            ));
+        };
+        let bundle = self.scratch()?.keep().join("bundle");
+        self.deploy_directory(checkpoint, &bundle, image_size, target)?;
+        let deployed = Arc::new(Deployed::open(&bundle, None, image_size)?);
+        Ok(Arc::clone(slot.deployed.get_or_init(|| deployed)))
+    }
+
+    /// Exports a checkpoint for a target, in every precision that was asked for.
     fn deploy_directory(
         &self,
         checkpoint: &Path,
-        directory: &Path,
+        bundle: &Path,
         image_size: Option<u32>,
-    ) -> Result<Deployed, CaseError> {
-        let bundle = directory.join("bundle");
-        let precisions = if self.given.precisions.is_empty() {
-            &Precision::ALL[..]
-        } else {
-            &self.given.precisions
-        };
-        export_sizes(checkpoint, &bundle, precisions, image_size)?;
-        Deployed::open(&bundle, Some(checkpoint), image_size)
+        target: Target,
+    ) -> Result<(), CaseError> {
+        let of_target = |form: &Variant| form.target() == target;
+        let mut forms: Vec<Variant> = self.given.forms.iter().copied().filter(of_target).collect();
+        if forms.is_empty() {
+            let all = Precision::ALL.into_iter();
+            forms = all
+                .filter_map(|precision| Variant::new(target, precision))
+                .collect();
+            // Of what was not asked for, the contract is needed and no more.
+            forms.truncate(if self.given.forms.is_empty() {
+                forms.len()
+            } else {
+                1
+            });
+        }
+        export_sizes(checkpoint, bundle, &forms, image_size)
     }
 
     fn slot(&self, key: &str) -> Arc<Slot> {
@@ -316,26 +362,29 @@ pub fn hex(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// Exports a checkpoint directory.
+/// Exports a checkpoint directory in portable form.
 ///
 /// # Errors
 /// What the exporter says.
 pub fn export(checkpoint: &Path, bundle: &Path, precisions: &[Precision]) -> Result<(), CaseError> {
-    export_sizes(checkpoint, bundle, precisions, None)
+    let forms = precisions
+        .iter()
+        .map(|&precision| Variant::new(Target::Portable, precision));
+    export_sizes(checkpoint, bundle, &forms.flatten().collect::<Vec<_>>(), None)
 }
 
-/// As [`export`], with an encoder for another image size.
+/// Exports a checkpoint directory in forms, with an encoder for another image size where one is named.
 fn export_sizes(
     checkpoint: &Path,
     bundle: &Path,
-    precisions: &[Precision],
+    forms: &[Variant],
     image_size: Option<u32>,
 ) -> Result<(), CaseError> {
     let mut plan = exporter::ExportPlan::new(
         exporter::Source::Directory(checkpoint.to_owned()),
         bundle.to_owned(),
     );
-    plan.variants = precisions.iter().map(|precision| precision.exported()).collect();
+    plan.variants = forms.to_vec();
     plan.image_sizes = image_size.map(u64::from).into_iter().collect();
     exporter::export(&plan, &mut exporter::report::Silent).during(|| "exporting".to_owned())?;
     Ok(())

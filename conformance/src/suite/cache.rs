@@ -107,7 +107,7 @@ pub fn cases() -> Vec<Case> {
             "cache/runtime/follow_up_equals_fresh",
             "a follow-up question is answered as in a fresh conversation, without computing the prefix again",
             // In half precision, reused and recomputed entries may settle close choices differently.
-            |subject| subject.is_engine() && subject.precision == Precision::Fp32,
+            |subject| subject.is_engine() && subject.precision() == Precision::Fp32,
             |subject, workspace| follow_up_equals_fresh(&*model(workspace)?, subject),
         ),
     ]
@@ -122,9 +122,9 @@ fn model(workspace: &Workspace) -> Result<Arc<Deployed>, CaseError> {
 
 /// Two ways to compute the same thing, in the same precision: what rounding alone may change.
 fn tolerance(subject: &Subject) -> Tolerance {
-    match subject.precision {
+    match subject.precision() {
         Precision::Fp32 => Tolerance::Logits,
-        Precision::Fp16 => Tolerance::Half,
+        Precision::Fp16 | Precision::Int8 | Precision::Q4 => Tolerance::Half,
     }
 }
 
@@ -449,9 +449,9 @@ fn roles_are_the_graphs(deployed: &Deployed, subject: &Subject) -> Result<Findin
     )?;
     let found = Array::float(&[1, image.tokens, deployed.bundle.prompt.hidden_size], found);
     // The engine of a role knows that the batch is 1 and may order its sums otherwise, in half precision too.
-    let features = match subject.precision {
+    let features = match subject.precision() {
         Precision::Fp32 => Tolerance::Close,
-        Precision::Fp16 => Tolerance::Custom(2e-2),
+        Precision::Fp16 | Precision::Int8 | Precision::Q4 => Tolerance::Custom(2e-2),
     };
     findings.push(compare("image_features", &found, &expected, features));
 

@@ -37,7 +37,7 @@ pub fn evaluation() -> Vec<Case> {
     vec![Case::on_each(
         "demo-eval/exact_match",
         claim,
-        |subject| subject.is_engine() && subject.precision == Precision::Fp32,
+        |subject| subject.is_engine() && subject.precision() == Precision::Fp32,
         evaluate,
     )]
 }
@@ -58,7 +58,7 @@ pub fn of(suite: &str, references: &[Arc<Reference>], applies: fn(&Subject) -> b
         );
         let name = format!("{suite}/{}/answers", reference.name);
         let reference = Arc::clone(reference);
-        Case::on_each(name, claim, applies, move |subject, workspace| {
+        Case::on_each_form(name, claim, applies, move |subject, workspace| {
             answers(&reference, subject, workspace)
         })
     };
@@ -98,13 +98,13 @@ fn open(subject: &Subject, deployed: &Deployed) -> Result<Engine, CaseError> {
 }
 
 fn answers(reference: &Reference, subject: &Subject, workspace: &Workspace) -> Result<Findings, CaseError> {
-    let deployed = workspace.deployed_for(reference)?;
+    let deployed = workspace.deployed_for(reference, subject.target())?;
     deployed.variant(subject)?;
     let mut engine = open(subject, &deployed)?;
     let mut findings = Findings::default();
     let (mut decided, mut all) = (0, 0);
     for case in &reference.cases {
-        let margin = reference.decisive_margin(case, subject.precision.name());
+        let margin = reference.decisive_margin(case, subject.precision());
         let mut images = Vec::with_capacity(case.images.len());
         for image in &case.images {
             let picture = workspace.picture(reference, image)?;

@@ -4,6 +4,7 @@
 use crate::golden::{Reference, Source};
 use crate::setup::case::{Case, Findings};
 use crate::setup::error::{CaseError, Context};
+use crate::setup::subject::{Precision, Target};
 use crate::setup::workspace::{Workspace, small};
 use crate::suite::recorded;
 use models::bundle::{Aspect, ImageSpec, Resample};
@@ -270,7 +271,7 @@ fn ours(workspace: &Workspace) -> Result<(), CaseError> {
 fn spec(reference: &Reference, workspace: &Workspace, side: usize) -> Result<ImageSpec, CaseError> {
     let deployed = match &reference.checkpoint {
         Source::Synth { layout, .. } => workspace.deployed(&small(layout, 1))?,
-        _ => workspace.deployed_for(reference)?,
+        _ => workspace.deployed_for(reference, Target::Portable)?,
     };
     let mut spec = deployed.bundle.image.clone();
     if let (Source::Synth { .. }, Ok(side)) = (&reference.checkpoint, u32::try_from(side)) {
@@ -293,7 +294,7 @@ fn recorded(reference: &Reference, workspace: &Workspace) -> Result<Findings, Ca
             let picture = workspace.picture(reference, image)?;
             images.push(image::preprocess(&picture, &spec).during(|| format!("preprocessing {image:?}"))?);
         }
-        let mut comparison = reference.compare(check, "fp32", &recorded::batch(&images)?);
+        let mut comparison = reference.compare(check, Precision::Fp32, &recorded::batch(&images)?);
         comparison.value = format!("{}: {}", case.name, comparison.value);
         findings.push(comparison);
     }

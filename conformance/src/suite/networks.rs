@@ -6,7 +6,7 @@ use crate::compare::{Tolerance, compare};
 use crate::setup::case::{Case, Findings};
 use crate::setup::error::{CaseError, Context};
 use crate::setup::model::{Cache, Decoder, left_pad, run_one};
-use crate::setup::subject::{self, Provider, Subject};
+use crate::setup::subject::{Provider, Subject};
 use crate::setup::workspace::Workspace;
 use crate::tiny::{Given, numbers, random};
 use exporter::Precision;
@@ -84,7 +84,7 @@ fn subjects(form: Form) -> fn(&Subject) -> bool {
 /// Fused operators are for the engines that run our kernels, whatever precision they would be given.
 fn has_kernels(subject: &Subject) -> bool {
     let engine = matches!(subject.provider, Provider::Cpu | Provider::Tract);
-    engine && subject.precision == subject::Precision::Fp32
+    engine && subject.precision() == Precision::Fp32
 }
 
 /// An image encoder with its projector.
@@ -315,9 +315,9 @@ fn tolerance(subject: &Subject, form: Form, fp32: Tolerance) -> Tolerance {
     if form.is_some_and(|encodings| encodings.decoder != Encoding::Float32) {
         return Tolerance::Bytes;
     }
-    match subject.precision {
-        subject::Precision::Fp32 => fp32,
-        subject::Precision::Fp16 => Tolerance::Half,
+    match subject.precision() {
+        Precision::Fp32 => fp32,
+        Precision::Fp16 | Precision::Int8 | Precision::Q4 => Tolerance::Half,
     }
 }
 
@@ -383,7 +383,7 @@ fn embed(
         .collect::<Vec<_>>();
     let shape = [table.len() / width.max(1), width];
     let mut expected = Array::float(&shape, table).select(0, &rows);
-    if let (Array::Float(values), subject::Precision::Fp16) = (&mut expected, subject.precision) {
+    if let (Array::Float(values), Precision::Fp16) = (&mut expected, subject.precision()) {
         values.mapv_inplace(round_to_half);
     }
     let expected = expected

@@ -62,9 +62,9 @@ impl Problem {
         let found = subject
             .session(&graph, &weights, workspace.root())?
             .run(&inputs)?;
-        let tolerance = match subject.precision {
+        let tolerance = match subject.precision() {
             Precision::Fp32 => Tolerance::Close,
-            Precision::Fp16 => Tolerance::Half,
+            Precision::Fp16 | Precision::Int8 | Precision::Q4 => Tolerance::Half,
         };
         let mut findings = Findings::default();
         for (name, expected) in expected {

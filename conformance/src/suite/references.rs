@@ -6,7 +6,7 @@ use crate::golden::{RecordedCase, Reference, Row, Segment, argmax};
 use crate::setup::case::{Case, Findings};
 use crate::setup::error::{CaseError, Context};
 use crate::setup::model::{Cache, Decoder, Deployed, left_pad, run_one};
-use crate::setup::subject::{Provider, Session, Subject};
+use crate::setup::subject::{Provider, Session, Subject, Target};
 use crate::setup::workspace::Workspace;
 use crate::suite::{end_to_end, recorded};
 use models::arch::Network;
@@ -33,9 +33,9 @@ pub fn full_size() -> Vec<Case> {
     })
 }
 
-/// Whether a published size takes minutes, not hours: the interpreter is naive.
+/// Whether a published size takes minutes, not hours: the interpreter is naive; and each form is an export of gigabytes.
 fn is_fast(subject: &Subject) -> bool {
-    !matches!(subject.provider, Provider::Interpreter)
+    !matches!(subject.provider, Provider::Interpreter) && subject.target() == Target::Portable
 }
 
 /// A case for each of the references' cases, on every subject that `applies` names.
@@ -50,17 +50,22 @@ pub fn of(suite: &str, references: &[Arc<Reference>], applies: fn(&Subject) -> b
                 reference.recorder.architecture
             );
             let reference = Arc::clone(reference);
-            cases.push(Case::on_each(name, claim, applies, move |subject, workspace| {
-                let deployed = workspace.deployed_for(&reference)?;
-                let trial = Trial {
-                    reference: &reference,
-                    case: &reference.cases[index],
-                    subject,
-                    workspace,
-                    deployed: &deployed,
-                };
-                trial.run()
-            }));
+            cases.push(Case::on_each_form(
+                name,
+                claim,
+                applies,
+                move |subject, workspace| {
+                    let deployed = workspace.deployed_for(&reference, subject.target())?;
+                    let trial = Trial {
+                        reference: &reference,
+                        case: &reference.cases[index],
+                        subject,
+                        workspace,
+                        deployed: &deployed,
+                    };
+                    trial.run()
+                },
+            ));
         }
     }
     cases
@@ -91,11 +96,36 @@ impl Trial<'_> {
         for row in &self.case.rows {
             rows.push(embed_row(embedder.as_mut(), row, &features)?);
         }
+        let embedder = embedder.as_mut();
+        if self.has_fixed_lengths() {
+            let mut alone = Alone(self.deployed.parts(self.subject)?.decoder);
+            self.decode_alone(&mut alone, embedder, &rows, &mut found)?;
+            self.compare(&found, &mut findings);
+            self.greedy(&mut alone, embedder, &rows, &mut findings)?;
+            return Ok(findings);
+        }
         let mut decoder = Decoder::open(self.deployed, self.subject)?;
-        self.decode(&mut decoder, embedder.as_mut(), &rows, &mut found)?;
+        self.decode(&mut decoder, embedder, &rows, &mut found)?;
         self.compare(&found, &mut findings);
-        self.greedy(&mut decoder, embedder.as_mut(), &rows, &mut findings)?;
+        let cache = decoder.empty(1);
+        self.greedy(&mut Cached { decoder, cache }, embedder, &rows, &mut findings)?;
         Ok(findings)
+    }
+
+    /// Whether the graphs take one image, one sequence, and numbers of positions of their own choice.
+    fn has_fixed_lengths(&self) -> bool {
+        self.subject.target() == Target::OrtCoreMl
+    }
+
+    /// Whether a recorded tensor is not an output of the subject's graphs, nor can be made one.
+    fn is_hidden(&self, value: &str) -> bool {
+        match self.subject.target() {
+            Target::Portable => false,
+            // Stages are inside of fused operators, or in an order of their own.
+            Target::Cpu => value.starts_with("vision_tower."),
+            // The runtime owns the cache.
+            Target::OrtCoreMl => value.starts_with("vision_tower.") || value.contains(".present."),
+        }
     }
 
     fn wants(&self, value: &str) -> bool {
@@ -130,12 +160,21 @@ impl Trial<'_> {
         }
         let values = self.case.checks.iter().map(|check| check.value.as_str());
         let inner: Vec<&str> = values
-            .filter(|value| value.starts_with("vision_tower."))
+            .filter(|value| value.starts_with("vision_tower.") && !self.is_hidden(value))
             .collect();
-        let outputs = self
-            .deployed
-            .encode(self.subject, self.workspace.root(), &pixels, &inner)?;
-        found.extend(outputs);
+        let encode = |pixels: &Array| {
+            self.deployed
+                .encode(self.subject, self.workspace.root(), pixels, &inner)
+        };
+        if self.has_fixed_lengths() {
+            let mut features = Vec::with_capacity(images.len());
+            for image in singly(&pixels) {
+                features.extend(encode(&image)?.into_iter().map(|(_, features)| features));
+            }
+            found.insert("image_features".to_owned(), joined(&features)?);
+        } else {
+            found.extend(encode(&pixels)?);
+        }
         let Some(features) = found
             .get("image_features")
             .filter(|features| features.shape().len() == 3)
@@ -179,6 +218,40 @@ impl Trial<'_> {
         Ok(())
     }
 
+    /// As [`Trial::decode`], each row from its beginning to its end, without padding.
+    fn decode_alone(
+        &self,
+        sequence: &mut dyn Sequence,
+        embedder: &mut dyn Session,
+        rows: &[Array],
+        found: &mut Found,
+    ) -> Result<(), CaseError> {
+        let mut logits = vec![Vec::with_capacity(rows.len()); 1 + self.case.feed.len()];
+        for (row, embeds) in rows.iter().enumerate() {
+            sequence.begin()?;
+            logits[0].push(sequence.feed(embeds)?);
+            for (ids, logits) in self.case.feed.iter().zip(&mut logits[1..]) {
+                logits.push(sequence.feed(&embed(embedder, &ids[row..=row])?)?);
+            }
+        }
+        for (moment, logits) in logits.iter().enumerate() {
+            let name = match moment.checked_sub(1) {
+                None => "prefill.logits".to_owned(),
+                Some(step) => format!("steps.{step}.logits"),
+            };
+            found.insert(name, joined(logits)?);
+        }
+        if let ([row], true) = (rows, self.wants("prefill.logits.all")) {
+            sequence.begin()?;
+            let mut logits = Vec::with_capacity(row.shape()[0]);
+            for position in singly(row) {
+                logits.push(sequence.feed(&position)?);
+            }
+            found.insert("prefill.logits.all".to_owned(), in_one_row(&logits)?);
+        }
+        Ok(())
+    }
+
     fn keep_cache(&self, moment: &str, cache: &Cache, found: &mut Found) {
         for (layer, tensors) in cache.layers.iter().enumerate() {
             for (part, tensor) in ["key", "value"].into_iter().zip(tensors) {
@@ -192,13 +265,12 @@ impl Trial<'_> {
 
     fn compare(&self, found: &Found, findings: &mut Findings) {
         let mut inner = 0;
-        for check in &self.case.checks {
+        let checks = self.case.checks.iter();
+        for check in checks.filter(|check| !self.is_hidden(&check.value)) {
             match found.get(&check.value) {
-                Some(tensor) => findings.push(self.reference.compare(
-                    check,
-                    self.subject.precision.name(),
-                    tensor,
-                )),
+                Some(tensor) => {
+                    findings.push(self.reference.compare(check, self.subject.precision(), tensor));
+                }
                 None if self.deployed.described.is_none() && check.value.starts_with("vision_tower.") => {
                     inner += 1
                 }
@@ -218,20 +290,20 @@ impl Trial<'_> {
     /// The greedy continuation of each row on its own: it must not matter in which batch it was recorded.
     fn greedy(
         &self,
-        decoder: &mut Decoder<'_>,
+        sequence: &mut dyn Sequence,
         embedder: &mut dyn Session,
         rows: &[Array],
         findings: &mut Findings,
     ) -> Result<(), CaseError> {
         let margin = self
             .reference
-            .decisive_margin(self.case, self.subject.precision.name());
+            .decisive_margin(self.case, self.subject.precision());
         for (number, (row, embeds)) in self.case.rows.iter().zip(rows).enumerate() {
             let count = row.decided(margin);
-            let mut cache = decoder.empty(1);
-            let (mut embeds, mut real) = left_pad(std::slice::from_ref(embeds));
+            sequence.begin()?;
+            let mut embeds = embeds.clone();
             for (place, &expected) in row.greedy[..count].iter().enumerate() {
-                let logits = decoder.feed(&mut cache, &embeds, &real)?;
+                let logits = sequence.feed(&embeds)?;
                 let best = argmax(&logits.to_float()).and_then(|best| i64::try_from(best).ok());
                 if best != Some(expected) {
                     let found = best.map_or_else(|| "none".to_owned(), |best| best.to_string());
@@ -241,11 +313,58 @@ impl Trial<'_> {
                     ));
                     break;
                 }
-                (embeds, real) = left_pad(&[embed(embedder, &[expected])?]);
+                embeds = embed(embedder, &[expected])?;
             }
         }
         Ok(())
     }
+}
+
+/// A sequence on its own.
+trait Sequence {
+    /// Forgets what was fed.
+    fn begin(&mut self) -> Result<(), CaseError>;
+
+    /// Feeds `embeds [new, hidden]`; returns the logits `[1, vocab]` of the last position.
+    fn feed(&mut self, embeds: &Array) -> Result<Array, CaseError>;
+}
+
+/// A decoder whose cache is seen.
+struct Cached<'a> {
+    decoder: Decoder<'a>,
+    cache: Cache,
+}
+
+impl Sequence for Cached<'_> {
+    fn begin(&mut self) -> Result<(), CaseError> {
+        self.cache = self.decoder.empty(1);
+        Ok(())
+    }
+
+    fn feed(&mut self, embeds: &Array) -> Result<Array, CaseError> {
+        let (embeds, real) = left_pad(std::slice::from_ref(embeds));
+        self.decoder.feed(&mut self.cache, &embeds, &real)
+    }
+}
+
+/// A decoder in the role that the runtime gives it.
+struct Alone(Box<dyn runtime::backend::Decoder>);
+
+impl Sequence for Alone {
+    fn begin(&mut self) -> Result<(), CaseError> {
+        self.0.truncate(0).during(|| "emptying the cache".to_owned())
+    }
+
+    fn feed(&mut self, embeds: &Array) -> Result<Array, CaseError> {
+        let embeds: Vec<f32> = embeds.to_float().iter().copied().collect();
+        let logits = self.0.feed(&embeds).during(|| "running the decoder".to_owned())?;
+        Ok(Array::float(&[1, logits.len()], logits))
+    }
+}
+
+/// What lies along the first axis, one by one, of length 1.
+fn singly(array: &Array) -> impl Iterator<Item = Array> {
+    (0..array.shape()[0]).map(|place| array.part(0, place..place + 1))
 }
 
 /// Logits at every position `[1, new, vocab]`, of a graph that gives the last one only: fed one by one.
@@ -268,7 +387,12 @@ fn logits_of_all(decoder: &mut Decoder<'_>, embeds: &Array, real: &[Vec<i64>]) -
         let one = embeds.part(1, position..position + 1);
         logits.push(decoder.feed(&mut cache, &one, &[vec![real]])?);
     }
-    let logits = joined(&logits)?;
+    in_one_row(&logits)
+}
+
+/// Logits `[1, vocab]` of one position after the other as `[1, new, vocab]`.
+fn in_one_row(logits: &[Array]) -> Result<Array, CaseError> {
+    let logits = joined(logits)?;
     let shape = [1, logits.shape()[0], logits.shape()[1]];
     logits.reshaped(&shape).during(|| "feeding one by one".to_owned())
 }

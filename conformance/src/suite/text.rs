@@ -5,6 +5,7 @@ use crate::golden::{RecordedCase, Reference, Row, Segment};
 use crate::setup::case::{Case, Findings};
 use crate::setup::error::{CaseError, Context};
 use crate::setup::model::Deployed;
+use crate::setup::subject::Target;
 use crate::setup::workspace::{self, Workspace, small};
 use crate::suite::recorded;
 use models::bundle::{Content, PromptSpec};
@@ -483,7 +484,7 @@ fn has_prompts(reference: &Reference) -> bool {
 
 fn recorded(reference: &Reference, workspace: &Workspace) -> Result<Findings, CaseError> {
     ours(workspace)?;
-    let deployed = workspace.deployed_for(reference)?;
+    let deployed = workspace.deployed_for(reference, Target::Portable)?;
     let prompter = prompter(&deployed)?;
     let mut findings = Findings::default();
     let found = deployed.bundle.image.tokens;
