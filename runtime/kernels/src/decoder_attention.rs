@@ -1,10 +1,10 @@
 //! Decoder attention: causal, with rotary positions, grouped heads and a cache of keys and values.
 //!
-//! Two ways to the same numbers (up to rounding). For several new tokens: first the cache is carried over, the new
-//! keys are rotated and all keys packed; then tiles of query rows against the keys they may see. For one new token,
-//! where reading the cache is all there is to do: each task carries over some slots of one head's cache and, while
-//! they are near, computes the share that they have in the outputs of all query heads; the shares are added at the
-//! end. The slots of a task do not depend on the number of threads.
+//! Two ways to the same numbers (up to rounding). For several new tokens: first the cache is carried over,
+//! the new keys are rotated and all keys packed; then tiles of query rows against the keys they may see. For
+//! one new token, where reading the cache is all there is to do: each task carries over some slots of one
+//! head's cache and, while they are near, computes the share that they have in the outputs of all query
+//! heads; the shares are added at the end. The slots of a task do not depend on the number of threads.
 
 use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::parallel::{Parallel, Shared, scratch};
@@ -63,9 +63,9 @@ pub struct Input<'a> {
     pub qkv: &'a [f32],
     /// The cache so far, `past` slots.
     pub past: Cache<'a>,
-    /// `[B, past + n]`: 1 for slots that hold a token. The query in slot `past + i` sees the slots up to its own whose
-    /// mask is not 0. One that sees none gets the mean of all slots' values, as adding the lowest float32 to all scores
-    /// gives.
+    /// `[B, past + n]`: 1 for slots that hold a token. The query in slot `past + i` sees the slots up to its
+    /// own whose mask is not 0. One that sees none gets the mean of all slots' values, as adding the lowest
+    /// float32 to all scores gives.
     pub mask: &'a [i64],
     /// `[B, n]`
     pub positions: &'a [i64],
@@ -91,7 +91,8 @@ pub struct CacheMut<'a> {
     pub value: &'a mut [f32],
 }
 
-/// Attention of the new tokens to `out` `[B, n, h * d]`; `present` becomes the past, then the new: `past + n` slots.
+/// Attention of the new tokens to `out` `[B, n, h * d]`; `present` becomes the past, then the new: `past + n`
+/// slots.
 ///
 /// # Panics
 /// Slices of the wrong length, heads that do not divide: bugs of the caller.
@@ -177,8 +178,8 @@ impl Call<'_> {
         }
     }
 
-    /// What is added to the scores of the slots of a sequence: 0, or the lowest float32 where there is no token.
-    /// Returns whether there is any such slot.
+    /// What is added to the scores of the slots of a sequence: 0, or the lowest float32 where there is no
+    /// token. Returns whether there is any such slot.
     fn bias(&self, sequence: usize, slots: std::ops::Range<usize>, to: &mut [f32]) -> bool {
         let mask = &self.input.mask[sequence * self.shape.total()..][slots];
         for (to, mask) in to.iter_mut().zip(mask) {
@@ -188,7 +189,8 @@ impl Call<'_> {
     }
 }
 
-/// Sine and cosine, errors below 1e-7 for magnitudes up to 2^30; the same on every processor, and free of branches.
+/// Sine and cosine, errors below 1e-7 for magnitudes up to 2^30; the same on every processor, and free of
+/// branches.
 #[inline(always)]
 fn sin_cos(angle: f32) -> (f32, f32) {
     /// Adding it leaves a whole number in the low bits.
@@ -213,7 +215,8 @@ fn sin_cos(angle: f32) -> (f32, f32) {
     (sin as f32, cos as f32)
 }
 
-/// Rotates the pairs `(i, i + d / 2)` of a head's vector and scales it; components go to every `step`th place of `to`.
+/// Rotates the pairs `(i, i + d / 2)` of a head's vector and scales it; components go to every `step`th place
+/// of `to`.
 #[inline(always)]
 fn rotate(from: &[f32], angles: &[f32], scale: f32, to: &mut [f32], step: usize) {
     let half = from.len() / 2;
@@ -351,7 +354,8 @@ unsafe fn carry_over<V: Lanes>(carry: &Carry<'_>, task: usize) {
     }
 }
 
-/// Fills `keys` and `values` `[slots, d]` of one head from slot `first` on: from the past and, rotated, the new.
+/// Fills `keys` and `values` `[slots, d]` of one head from slot `first` on: from the past and, rotated, the
+/// new.
 #[inline(always)]
 fn carry_slots(
     call: Call<'_>,
@@ -441,8 +445,8 @@ unsafe fn attend_rows<V: Lanes>(attend: &Attend<'_>, task: usize, space: &mut [f
         };
         let start = ((sequence * new + first) * shape.heads + head) * d;
         let row_length = shape.heads * d;
-        // SAFETY: the scratch parts have the lengths that the steps ask for; no other task writes these rows of this
-        // head.
+        // SAFETY: the scratch parts have the lengths that the steps ask for; no other task writes these rows
+        // of this head.
         unsafe {
             tile.scores::<V>(queries, keys, scores);
             let mut factors = [0.0; MOST_ROWS];
@@ -516,8 +520,8 @@ struct OneToken<'a> {
     queries: &'a [f32],
     present_key: Shared<f32>,
     present_value: Shared<f32>,
-    /// `[B, h, parts, d + 2]`: the largest score, the sum of the exponentials relative to it, the sum of the values
-    /// weighted by them.
+    /// `[B, h, parts, d + 2]`: the largest score, the sum of the exponentials relative to it, the sum of the
+    /// values weighted by them.
     shares: Shared<f32>,
 }
 
@@ -542,8 +546,8 @@ unsafe fn one_share<V: Lanes>(job: &OneToken<'_>, task: usize, space: &mut [f32]
     let (scores, space) = space.split_at_mut(MOST_ROWS * padded);
     let (bias, space) = space.split_at_mut(padded);
     let (packed, space) = space.split_at_mut(padded * d);
-    // SAFETY: every task has its own slots of one head, and its own share of the outputs; the scratch parts have the
-    // lengths that the steps ask for.
+    // SAFETY: every task has its own slots of one head, and its own share of the outputs; the scratch parts
+    // have the lengths that the steps ask for.
     unsafe {
         let keys = job.present_key.part((at * total + first) * d, slots * d);
         let values = job.present_value.part((at * total + first) * d, slots * d);

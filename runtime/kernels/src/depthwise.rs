@@ -1,10 +1,10 @@
 //! Depthwise convolutions of the image encoder, channels last: what is around each pixel, channel by channel.
 //!
-//! A task computes a rectangle of pixels in some vectors of channels. It copies the input rows it needs, one vector of
-//! channels after the other and zeros where the image ends, into a ring of rows that stays in the second-level cache,
-//! and runs down tiles of neighbouring pixels, so that the part of the ring under a tile stays in the first. In a
-//! tile, every number loaded from the ring meets two taps in registers: those of two output rows or, where every input
-//! channel has two output channels, of both.
+//! A task computes a rectangle of pixels in some vectors of channels. It copies the input rows it needs, one
+//! vector of channels after the other and zeros where the image ends, into a ring of rows that stays in the
+//! second-level cache, and runs down tiles of neighbouring pixels, so that the part of the ring under a tile
+//! stays in the first. In a tile, every number loaded from the ring meets two taps in registers: those of two
+//! output rows or, where every input channel has two output channels, of both.
 
 use super::isa::{Isa, LANES, Lanes, dispatch, prefetch};
 use super::math::gelu;
@@ -13,7 +13,8 @@ use super::sizes::{MOST, product};
 use super::unroll::unroll;
 use std::ops::Range;
 
-/// A depthwise convolution (as many groups as input channels), padded with zeros by half the kernel on each side.
+/// A depthwise convolution (as many groups as input channels), padded with zeros by half the kernel on each
+/// side.
 #[derive(Debug, Clone, Copy)]
 pub struct DepthwiseConv<'a> {
     /// Images, B.
@@ -309,9 +310,9 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
 
     // The next input row to be copied.
     let mut next = (first_row * stride).saturating_sub(pad);
-    // SAFETY: the ring has rows of `row_length`, and a strip reads no more different rows than there are; tiles end
-    // inside `padded`. Output offsets are inside the slice whose length `depthwise` has checked; no other task writes
-    // these pixels of these channels.
+    // SAFETY: the ring has rows of `row_length`, and a strip reads no more different rows than there are;
+    // tiles end inside `padded`. Output offsets are inside the slice whose length `depthwise` has checked; no
+    // other task writes these pixels of these channels.
     unsafe {
         for strip in (first_row..last_row).step_by(work.strip) {
             let strip_end = (strip + work.strip).min(last_row);
@@ -366,7 +367,8 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
                         }
                         let bias = V::load(taps.add(size * size * LANES));
                         let mut acc = [[bias; P]; 2];
-                        // Input rows under the tile, counted from the first tap's, as far as they lie in the image.
+                        // Input rows under the tile, counted from the first tap's, as far as they lie in the
+                        // image.
                         let top = row * stride;
                         let first = pad.saturating_sub(top);
                         let last = (conv.height + pad - top).min(if pair { size + stride } else { size });
@@ -395,7 +397,10 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
                             let row = image * wanted.len() + row - wanted.start;
                             let start = (row * width + tile) * channels + channel + vector * LANES;
                             if live == LANES && pixels == P {
-                                unroll!(I < P { acc[I].store(out.part(start + I * channels, LANES).as_mut_ptr()) });
+                                unroll!(I < P {
+                                    let to = out.part(start + I * channels, LANES);
+                                    acc[I].store(to.as_mut_ptr())
+                                });
                             } else {
                                 for (i, value) in acc.iter().take(pixels).enumerate() {
                                     let mut lanes = [0.0; LANES];
@@ -412,8 +417,8 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
     }
 }
 
-/// Asks for one vector of channels of some rows and columns, which need not exist: what the next strip will copy is
-/// fetched while this one is computed.
+/// Asks for one vector of channels of some rows and columns, which need not exist: what the next strip will
+/// copy is fetched while this one is computed.
 #[inline(always)]
 fn fetch(conv: &DepthwiseConv<'_>, x: &[f32], rows: Range<usize>, columns: Range<usize>, channel: usize) {
     for row in rows.start..rows.end.min(conv.height) {

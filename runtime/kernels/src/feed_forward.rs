@@ -1,11 +1,11 @@
 //! Feed-forward networks without their middle: tile by tile of rows, 128 hidden numbers at a time.
 //!
-//! A tile's rows are multiplied with the weights of 128 hidden numbers; those go through the activation, become bytes
-//! (128 numbers are one block with one scale), and are multiplied with their part of the second weight, onto sums
-//! that the tile keeps. The hidden numbers of a whole image never exist.
+//! A tile's rows are multiplied with the weights of 128 hidden numbers; those go through the activation,
+//! become bytes (128 numbers are one block with one scale), and are multiplied with their part of the second
+//! weight, onto sums that the tile keeps. The hidden numbers of a whole image never exist.
 //!
-//! Up to four rows, or too few rows for the threads there are: the two products one after the other, each split by
-//! columns.
+//! Up to four rows, or too few rows for the threads there are: the two products one after the other, each
+//! split by columns.
 
 use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::linear::{Activation, Finish, Scaled, few_linear, many_linear, run_of_panels, with_few};
@@ -124,11 +124,12 @@ pub fn feed_forward(
 /// Rows that each thread should have before tiles of rows are worth it: fewer read the weights too often.
 const LEAST_ROWS: usize = 48;
 
-/// Rows of a tile: its sums, its bytes and its hidden block should stay in a second cache; and threads should have
-/// equally many tiles where they have few.
+/// Rows of a tile: its sums, its bytes and its hidden block should stay in a second cache; and threads should
+/// have equally many tiles where they have few.
 fn tile_rows(rows: usize, ff: &FeedForward<'_>, threads: usize) -> usize {
     let row_bytes = 4 * ff.down.outputs + ff.up.inputs + 1536;
-    // The weights of a gated block are read from memory for every tile: there, fewer tiles are worth a fuller cache.
+    // The weights of a gated block are read from memory for every tile: there, fewer tiles are worth a fuller
+    // cache.
     let (limit, most) = if ff.gate.is_some() {
         (1 << 20, 16)
     } else {
@@ -142,7 +143,8 @@ fn tile_rows(rows: usize, ff: &FeedForward<'_>, threads: usize) -> usize {
     rows.div_ceil(tiles).next_multiple_of(TILE)
 }
 
-/// 128 hidden numbers of several rows: the sums of the products, and what turns them into the next product's input.
+/// 128 hidden numbers of several rows: the sums of the products, and what turns them into the next product's
+/// input.
 #[derive(Debug)]
 struct Hidden<'a> {
     up: BlockSums<'a>,
@@ -663,8 +665,8 @@ mod tests {
                     }
                 }
                 let (product, bounds) = down.product(&middle, spread);
-                // What the hidden numbers may be off moves the sums by as much times the weights' magnitudes, and the
-                // steps of their blocks by 1 / 127 of it.
+                // What the hidden numbers may be off moves the sums by as much times the weights' magnitudes,
+                // and the steps of their blocks by 1 / 127 of it.
                 let magnitudes: Vec<f64> = slack
                     .chunks(hidden)
                     .flat_map(|slack| {

@@ -1,7 +1,8 @@
 //! Linear layers: `residual + activation(norm(x) W^T + bias)`, all in one pass.
 //!
-//! - Many rows: tasks are tiles of rows, each normalised, quantised and multiplied by the task that owns it; where
-//!   there are fewer tiles than threads can share, tiles are also split by columns, and rows are quantised beforehand.
+//! - Many rows: tasks are tiles of rows, each normalised, quantised and multiplied by the task that owns it;
+//!   where there are fewer tiles than threads can share, tiles are also split by columns, and rows are
+//!   quantised beforehand.
 //! - Up to four rows: tasks are runs of panels, each read once, in order.
 
 use super::isa::{Isa, LANES, Lanes, dispatch};
@@ -459,7 +460,8 @@ pub(super) mod tests {
                                 let bound = 1.13 * bounds[i] + 1e-6;
                                 assert!(
                                     (f64::from(*found) - expected).abs() <= bound,
-                                    "{} {form:?} {rows}x{inputs}x{outputs} at {i}: {found} for {expected} +- {bound}",
+                                    "{} {form:?} {rows}x{inputs}x{outputs} at {i}: {found} for {expected} \
+                                     +- {bound}",
                                     isa.name()
                                 );
                             }

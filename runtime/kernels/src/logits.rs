@@ -1,7 +1,7 @@
 //! Logits: the product of one row with the embedding table, which is bound by reading the table.
 //!
-//! The table lies row by row, so that a token's embedding is one run of memory: each logit is a sum of products of
-//! two runs.
+//! The table lies row by row, so that a token's embedding is one run of memory: each logit is a sum of
+//! products of two runs.
 
 #![expect(
     clippy::needless_range_loop,
@@ -121,19 +121,20 @@ pub fn logits(
                         lane_corrections(quantised, corrections);
                         let corrections = &*corrections;
                         parallel.run(tasks, &|task| {
-                        let (start, end) = (task * length, entries.min((task + 1) * length));
-                        let bytes = bytes.get(start * inputs..end * inputs).unwrap_or(&[]);
-                        let scales = scales.get(start..end).unwrap_or(&[]);
-                        for row in 0..rows {
-                            // SAFETY: these entries are this task's own.
-                            let to = unsafe { out.part(row * entries + start, end - start) };
-                            let corrections = corrections.get(row * quantised.blocks * LANES..).unwrap_or(&[]);
-                            dispatch!(isa, byte_entries(
-                                quantised: &Quantised<'_>, row: usize, corrections: &[i32], bytes: &[u8], scales: &[f32],
-                                to: &mut [f32],
-                            ));
-                        }
-                    });
+                            let (start, end) = (task * length, entries.min((task + 1) * length));
+                            let bytes = bytes.get(start * inputs..end * inputs).unwrap_or(&[]);
+                            let scales = scales.get(start..end).unwrap_or(&[]);
+                            for row in 0..rows {
+                                // SAFETY: these entries are this task's own.
+                                let to = unsafe { out.part(row * entries + start, end - start) };
+                                let at = row * quantised.blocks * LANES;
+                                let corrections = corrections.get(at..).unwrap_or(&[]);
+                                dispatch!(isa, byte_entries(
+                                    quantised: &Quantised<'_>, row: usize, corrections: &[i32], bytes: &[u8],
+                                    scales: &[f32], to: &mut [f32],
+                                ));
+                            }
+                        });
                     },
                 );
             });
@@ -209,7 +210,8 @@ unsafe fn byte_entries<V: Lanes>(
 ) {
     let inputs = rows.inputs;
     let whole = to.len() / ROWS * ROWS;
-    // SAFETY: the table has as many entries as `to`, each of `inputs` bytes; `rows` has the row, with whole segments.
+    // SAFETY: the table has as many entries as `to`, each of `inputs` bytes; `rows` has the row, with whole
+    // segments.
     unsafe {
         let a = rows.bytes.as_ptr().add(row * rows.stride);
         let a_scales = rows.scales.as_ptr().add(row * rows.blocks);

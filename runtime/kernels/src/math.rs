@@ -1,4 +1,4 @@
-//! Activation functions (exp, SiLU, erf, GELU): exponentials and the activation functions made of them, sixteen at a time.
+//! Activation functions: exp, SiLU, erf and GELU, sixteen numbers at a time.
 
 use super::isa::Lanes;
 
@@ -39,7 +39,8 @@ pub(crate) unsafe fn silu<V: Lanes>(x: V) -> V {
 
 /// `erf(x)`, absolute error below 4e-7.
 ///
-/// Eigen's quotient of two polynomials in `x^2` (`generic_fast_erf_float`), on `|x| <= 4`, where float32 reaches 1.
+/// Eigen's quotient of two polynomials in `x^2` (`generic_fast_erf_float`), on `|x| <= 4`, where float32
+/// reaches 1.
 ///
 /// # Safety
 /// As [`Lanes`].
@@ -80,11 +81,12 @@ pub(crate) unsafe fn gelu<V: Lanes>(x: V) -> V {
     }
 }
 
-/// GELU without a division, absolute error below 1e-4 up to `|x| = 100`: for values that are rounded to bytes at
-/// once.
+/// GELU without a division, absolute error below 1e-4 up to `|x| = 100`: for values that are rounded to bytes
+/// at once.
 ///
-/// `x (1/2 + u P(u^2))`, `u` being `x` cut off at 4.2, where the bracket is 0 or 1 but for float32's rounding; `P` has
-/// the least possible maximum of the error, so that near zero the error is below 6e-4 of the value.
+/// `x (1/2 + u P(u^2))`, `u` being `x` cut off at 4.2, where the bracket is 0 or 1 but for float32's
+/// rounding; `P` has the least possible maximum of the error, so that near zero the error is below 6e-4 of
+/// the value.
 ///
 /// # Safety
 /// As [`Lanes`].

@@ -78,8 +78,8 @@ pub fn normalise(
     });
 }
 
-/// Rows of `x` `[rows, channels]` to rows `stride` apart; where the stride leaves room for them, a row's last sixteen
-/// are filled up with zeros.
+/// Rows of `x` `[rows, channels]` to rows `stride` apart; where the stride leaves room for them, a row's last
+/// sixteen are filled up with zeros.
 pub(super) fn normalise_rows(
     isa: Isa,
     x: &[f32],
@@ -280,7 +280,8 @@ pub(super) mod tests {
                     let mut out = vec![f32::NAN; x.len()];
                     normalise(isa, &Serial, &x, channels, norm, &mut out);
                     for (found, expected) in out.iter().zip(&expected) {
-                        // A row of one number has no variance: its size is the root of epsilon, 300 times smaller.
+                        // A row of one number has no variance: its size is the root of epsilon, 300 times
+                        // smaller.
                         let bound = if channels == 1 { 1e-4 } else { 4e-6 };
                         assert!(
                             (f64::from(*found) - expected).abs() < bound * expected.abs().max(1.0),

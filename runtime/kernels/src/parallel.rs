@@ -1,13 +1,14 @@
-//! How does a kernel use several cores? It hands out numbered tasks; the engine that calls it owns the threads.
+//! Parallel tasks: how does a kernel use several cores? It hands out numbered tasks; the engine that calls it
+//! owns the threads.
 
 use std::cell::RefCell;
 
 /// Runs numbered tasks, on as many threads as there are.
 ///
 /// # Safety
-/// Kernels give each task its own part of a slice by the task's number. So [`Parallel::run`] calls the task once with
-/// each number below `count`, and with no other, and no call outlives it; [`Parallel::threads`] is at least 1 and at
-/// most 65536.
+/// Kernels give each task its own part of a slice by the task's number. So [`Parallel::run`] calls the task
+/// once with each number below `count`, and with no other, and no call outlives it; [`Parallel::threads`] is
+/// at least 1 and at most 65536.
 pub unsafe trait Parallel: Sync {
     /// How many tasks can run at once.
     fn threads(&self) -> usize;
@@ -112,7 +113,8 @@ pub(crate) fn scratch<T: Plain, R>(length: usize, body: impl FnOnce(&mut [T]) ->
     words.resize(words.len().max(wanted), 0);
     let start = words.as_mut_ptr().cast::<u8>();
     let start = start.wrapping_add(start.addr().wrapping_neg() % LINE).cast::<T>();
-    // SAFETY: inside `words`, which is initialised, by its length; aligned to a line; every bit pattern is a value.
+    // SAFETY: inside `words`, which is initialised, by its length; aligned to a line; every bit pattern is a
+    // value.
     let out = body(unsafe { std::slice::from_raw_parts_mut(start, length) });
     FREE.with_borrow_mut(|free| free.push(words));
     out

@@ -1,11 +1,12 @@
-//! Logits of a table in planes of nibbles. Few need all of their bits: a table of bytes in two planes of nibbles is read by its high plane, and
-//! the low one only where an entry may still be among the likely.
+//! Logits of a table in planes of nibbles. Few need all of their bits: a table of bytes in two planes of
+//! nibbles is read by its high plane, and the low one only where an entry may still be among the likely.
 //!
-//! With `w = scale (16 high + low - 128)` and the mean 7.5 in place of `low`, a logit is off by `scale sum(x (low -
-//! 7.5))`. Low nibbles are as good as random, so that this sum's standard deviation is `scale |x| sqrt(85 / 4)`
-//! (`(16^2 - 1) / 12` is the variance of a nibble). Every entry that can, within eight such deviations, reach
-//! the largest logit is computed with all bits: the first token is the one that bytes give, the likely ones have their
-//! bytes' logits, and what is far below has those of a table of four bits.
+//! With `w = scale (16 high + low - 128)` and the mean 7.5 in place of `low`, a logit is off by
+//! `scale sum(x (low - 7.5))`. Low nibbles are as good as random, so that this sum's standard deviation is
+//! `scale |x| sqrt(85 / 4)` (`(16^2 - 1) / 12` is the variance of a nibble). Every entry that can, within
+//! eight such deviations, reach the largest logit is computed with all bits: the first token is the one that
+//! bytes give, the likely ones have their bytes' logits, and what is far below has those of a table of four
+//! bits.
 
 #![expect(
     clippy::needless_range_loop,
@@ -17,8 +18,8 @@ use super::parallel::{Parallel, Shared, scratch};
 use super::quantise::{BLOCK, Quantised};
 use super::sizes::product;
 
-/// Bytes of a plane that hold a block of 128 numbers: number `i` in the low nibble of byte `i`, number `64 + i` in its
-/// high one.
+/// Bytes of a plane that hold a block of 128 numbers: number `i` in the low nibble of byte `i`, number
+/// `64 + i` in its high one.
 const RUN: usize = BLOCK / 2;
 const _: () = assert!(RUN == 4 * LANES, "a vector of `Lanes::dot_plane` is a run");
 /// Standard deviations within which a logit counts as known.
@@ -135,7 +136,9 @@ pub(super) fn plane_logits(
             let (start, end) = (task * length, entries.min((task + 1) * length));
             // SAFETY: these entries and this floor are this task's own.
             let (to, floor) = unsafe { (out.part(start, end - start), shared.part(task, 1)) };
-            dispatch!(isa, coarse(row: &Row<'_>, planes: &Planes<'_>, start: usize, to: &mut [f32], floor: &mut [f32]));
+            dispatch!(isa, coarse(
+                row: &Row<'_>, planes: &Planes<'_>, start: usize, to: &mut [f32], floor: &mut [f32],
+            ));
         });
         // What the largest logit is at least.
         let floor = floors
@@ -145,7 +148,9 @@ pub(super) fn plane_logits(
             let (start, end) = (task * length, entries.min((task + 1) * length));
             // SAFETY: as above.
             let to = unsafe { out.part(start, end - start) };
-            dispatch!(isa, refine(row: &Row<'_>, planes: &Planes<'_>, start: usize, to: &mut [f32], floor: f32));
+            dispatch!(isa, refine(
+                row: &Row<'_>, planes: &Planes<'_>, start: usize, to: &mut [f32], floor: f32,
+            ));
         });
     });
 }

@@ -1,5 +1,5 @@
-//! Who computes the tasks? Threads of the process's own, which stay awake for a moment after each kernel: one token is
-//! a hundred kernels of a few microseconds, and to wake a thread takes as long.
+//! Thread pool: who computes the tasks? Threads of the process's own, which stay awake for a moment after
+//! each kernel: one token is a hundred kernels of a few microseconds, and to wake a thread takes as long.
 
 use super::parallel::Parallel;
 use std::any::Any;
@@ -27,8 +27,8 @@ pub struct Pool {
 /// What the threads look at.
 #[derive(Debug)]
 struct Board {
-    /// [`OPEN`] while the job can be joined, [`END`] when threads are to end, and how many have joined; above them, the
-    /// job's number.
+    /// [`OPEN`] while the job can be joined, [`END`] when threads are to end, and how many have joined; above
+    /// them, the job's number.
     state: AtomicUsize,
     /// The first task that nobody has taken.
     next: AtomicUsize,
@@ -60,13 +60,13 @@ const JOB: usize = 1 << 18;
 /// In [`Board::state`]: threads that have joined.
 const JOINED: usize = OPEN - 1;
 
-// SAFETY: `job` is written only while no thread can join (not `OPEN`) and none has (`JOINED` is 0), by the one thread
-// that holds `Pool::turn`; it is read only by threads that have joined.
+// SAFETY: `job` is written only while no thread can join (not `OPEN`) and none has (`JOINED` is 0), by the
+// one thread that holds `Pool::turn`; it is read only by threads that have joined.
 unsafe impl Sync for Board {}
 
 impl Pool {
-    /// The pool of this many threads that others in this process use already, or a new one, of as many threads as the
-    /// system grants.
+    /// The pool of this many threads that others in this process use already, or a new one, of as many
+    /// threads as the system grants.
     pub fn shared(threads: usize) -> Arc<Pool> {
         static POOLS: Mutex<Vec<(usize, Weak<Pool>)>> = Mutex::new(Vec::new());
         let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -109,8 +109,8 @@ impl Pool {
     }
 }
 
-// SAFETY: `Board::next` gives out each number once, and `run` waits for all who have joined; a panic, after which some
-// numbers are not given out, goes on to the caller. There are no more than `JOINED` threads.
+// SAFETY: `Board::next` gives out each number once, and `run` waits for all who have joined; a panic, after
+// which some numbers are not given out, goes on to the caller. There are no more than `JOINED` threads.
 unsafe impl Parallel for Pool {
     fn threads(&self) -> usize {
         1 + self.workers.len()
@@ -127,8 +127,8 @@ unsafe impl Parallel for Pool {
             return (0..count).for_each(task);
         }
         let board = &*self.board;
-        // SAFETY: the reference is used by threads that have joined, and this function does not return before the job
-        // is closed and all of them have left, even where a task panics.
+        // SAFETY: the reference is used by threads that have joined, and this function does not return before
+        // the job is closed and all of them have left, even where a task panics.
         let task =
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task) };
         let job = Job { task, count };
@@ -223,7 +223,8 @@ fn work(board: &Board) {
         }
         if !joined {
             board.sleepers.fetch_add(1, Ordering::SeqCst);
-            // Who puts work on the board after this look sees that there is a sleeper; waking it is never lost.
+            // Who puts work on the board after this look sees that there is a sleeper; waking it is never
+            // lost.
             joined = board.join(&mut seen);
             let end = board.state.load(Ordering::SeqCst) & END > 0;
             if !joined && !end {

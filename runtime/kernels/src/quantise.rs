@@ -1,11 +1,11 @@
 //! Quantisation of activations: each row becomes bytes in blocks of 128, each block with a scale of its own.
 //!
-//! A block's scale is its largest magnitude / 127. One scale for a whole tensor, or even for a row, is lost where a
-//! few channels are a thousand times larger than the others, as in Qwen2's residual stream; with blocks, only the
-//! neighbours of such a channel are rounded coarsely.
+//! A block's scale is its largest magnitude / 127. One scale for a whole tensor, or even for a row, is lost
+//! where a few channels are a thousand times larger than the others, as in Qwen2's residual stream; with
+//! blocks, only the neighbours of such a channel are rounded coarsely.
 //!
-//! Weights are unsigned bytes around 128 (see [`super::matrix`]), so a block also keeps `-128 * sum of its bytes`,
-//! with which a sum of products starts.
+//! Weights are unsigned bytes around 128 (see [`super::matrix`]), so a block also keeps
+//! `-128 * sum of its bytes`, with which a sum of products starts.
 
 use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::norm::{Norm, load_part, normalise_row, normalise_rows};
@@ -119,12 +119,15 @@ impl Target {
             self.inputs
         };
         scratch(length, |buffer: &mut [f32]| {
-            dispatch!(isa, body(target: &Target, x: &[f32], norm: &Norm<'_>, first: usize, buffer: &mut [f32]));
+            dispatch!(isa, body(
+                target: &Target, x: &[f32], norm: &Norm<'_>, first: usize, buffer: &mut [f32],
+            ));
         });
     }
 }
 
-/// Writes one block. A block that holds a NaN or an infinity gets the scale NaN, and so makes NaN of every sum.
+/// Writes one block. A block that holds a NaN or an infinity gets the scale NaN, and so makes NaN of every
+/// sum.
 ///
 /// # Safety
 /// As [`Lanes`].
@@ -175,7 +178,8 @@ pub(super) fn with_target<R>(
     body: impl FnOnce(&Quantised<'_>) -> R,
 ) -> R {
     let blocks = inputs.div_ceil(BLOCK);
-    // An odd number of cache lines: equal places of neighbouring rows then fall into different sets of a cache.
+    // An odd number of cache lines: equal places of neighbouring rows then fall into different sets of a
+    // cache.
     let stride = blocks * BLOCK + 64;
     scratch(product([rows, stride]), |bytes: &mut [i8]| {
         scratch(product([rows, blocks]), |scales: &mut [f32]| {

@@ -1,9 +1,9 @@
 //! Self-attention of the image encoder: every patch of an image looks at every other, without a mask.
 //!
-//! A task has one head of one image, or some query rows of it. It packs the head's keys into panels of sixteen, so
-//! that the scores of sixteen keys are one vector, and its values into consecutive rows. Then, for a tile of a few
-//! query rows at a time: scores to all keys, softmax, the weighted sum of the values. The steps on a tile are shared
-//! with the decoder's attention.
+//! A task has one head of one image, or some query rows of it. It packs the head's keys into panels of
+//! sixteen, so that the scores of sixteen keys are one vector, and its values into consecutive rows. Then,
+//! for a tile of a few query rows at a time: scores to all keys, softmax, the weighted sum of the values. The
+//! steps on a tile are shared with the decoder's attention.
 
 use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::math::exp;
@@ -26,8 +26,9 @@ pub struct SelfAttention {
     pub scale: f32,
 }
 
-/// `qkv` `[B, N, 3 * heads * d]` (queries, then keys, then values, head after head) to `out` `[B, N, heads * d]`:
-/// softmax over all N keys of `scale` times the products of queries with keys, times the values.
+/// `qkv` `[B, N, 3 * heads * d]` (queries, then keys, then values, head after head) to `out`
+/// `[B, N, heads * d]`: softmax over all N keys of `scale` times the products of queries with keys, times the
+/// values.
 ///
 /// # Panics
 /// Slices of the wrong length: a bug of the caller.
@@ -105,8 +106,8 @@ unsafe fn one_part<V: Lanes>(job: &Job<'_>, task: usize, space: &mut [f32]) {
     let (values, space) = space.split_at_mut(tokens * wide);
     let (queries, scores) = space.split_at_mut(MOST_ROWS * d);
     let input = &job.qkv[image * tokens * width..][..tokens * width];
-    // SAFETY: rows of `width` numbers, of which each head has `d` at its place; the scratch parts have the lengths
-    // that the steps ask for; no other task writes these rows of this head.
+    // SAFETY: rows of `width` numbers, of which each head has `d` at its place; the scratch parts have the
+    // lengths that the steps ask for; no other task writes these rows of this head.
     unsafe {
         pack_keys(&input[(heads + head) * d..], width, tokens, d, keys);
         pack_rows(&input[(2 * heads + head) * d..], width, tokens, d, values);
@@ -186,9 +187,9 @@ pub(super) fn pack_rows(from: &[f32], stride: usize, count: usize, d: usize, to:
 
 /// A few query rows against some keys.
 ///
-/// Queries are kept component by component, `[d, 12]`, and scores panel by panel, `[ceil(keys / 16), 12, 16]`, each
-/// with room for [`MOST_ROWS`] rows: so the numbers that one step of a sum needs lie at fixed distances. Of the rows
-/// beyond `rows`, some are read and written, whatever is in them.
+/// Queries are kept component by component, `[d, 12]`, and scores panel by panel,
+/// `[ceil(keys / 16), 12, 16]`, each with room for [`MOST_ROWS`] rows: so the numbers that one step of a sum
+/// needs lie at fixed distances. Of the rows beyond `rows`, some are read and written, whatever is in them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tile {
     /// Query rows, at most [`MOST_ROWS`].
@@ -284,8 +285,9 @@ impl Tile {
         }
     }
 
-    /// Softmax of a row without its division: the first `count` scores, plus `bias`, become `exp(score - max)`, the
-    /// rest up to the tile's last panel zeros. Returns the maximum and the sum of the exponentials.
+    /// Softmax of a row without its division: the first `count` scores, plus `bias`, become
+    /// `exp(score - max)`, the rest up to the tile's last panel zeros. Returns the maximum and the sum of the
+    /// exponentials.
     ///
     /// # Safety
     /// As [`Lanes`].
@@ -352,8 +354,8 @@ impl Tile {
         }
     }
 
-    /// Sums of `values` `[keys, d]` (rows `width` apart, whole vectors) weighted by what [`Tile::softmax`] left, times
-    /// each row's factor, to `row(0)`, `row(1)`, ..
+    /// Sums of `values` `[keys, d]` (rows `width` apart, whole vectors) weighted by what [`Tile::softmax`]
+    /// left, times each row's factor, to `row(0)`, `row(1)`, ..
     ///
     /// # Safety
     /// As [`Lanes`].

@@ -1,7 +1,7 @@
 //! Sizes: how long must a slice be? Products of what a caller says, which panic instead of wrapping around.
 
-/// The largest size and the largest product of sizes: more numbers than any memory has, and few enough that sums of
-/// such products, and products with what is small, are exact.
+/// The largest size and the largest product of sizes: more numbers than any memory has, and few enough that
+/// sums of such products, and products with what is small, are exact.
 pub(crate) const MOST: usize = 1 << 48;
 
 /// The product of some sizes.

@@ -1,11 +1,11 @@
-//! The stem of the image encoder: the first convolution, few planes in, many channels out, channels last; and the
-//! depthwise one that follows.
+//! The stem of the image encoder: the first convolution, few planes in, many channels out, channels last; and
+//! the depthwise one that follows.
 //!
-//! What is between the two is the largest activation of the network, four times what goes in or comes out. It is
-//! computed for a band of rows at a time, which the depthwise convolution reads while it is near.
+//! What is between the two is the largest activation of the network, four times what goes in or comes out. It
+//! is computed for a band of rows at a time, which the depthwise convolution reads while it is near.
 //!
-//! For each output row, the input rows under it are copied with zeros at both ends; then a tile of neighbouring
-//! pixels times some vectors of channels is kept in registers over all taps.
+//! For each output row, the input rows under it are copied with zeros at both ends; then a tile of
+//! neighbouring pixels times some vectors of channels is kept in registers over all taps.
 
 use super::depthwise::{Band, DepthwiseConv, depthwise_band};
 use super::isa::{Isa, LANES, Lanes, dispatch};
@@ -186,7 +186,9 @@ fn first_rows(
                     let from: &[f32] = input;
                     dispatch!(
                         isa,
-                        one_row(conv: &StemConv<'_>, row: usize, weights: &[f32], from: &[f32], to: &mut [f32])
+                        one_row(
+                            conv: &StemConv<'_>, row: usize, weights: &[f32], from: &[f32], to: &mut [f32],
+                        )
                     );
                 }
             });
@@ -434,8 +436,9 @@ mod tests {
                 for threads in [1, 2, 16] {
                     let mut out = vec![f32::NAN; expected.len()];
                     stem(isa, &Backwards(threads), &first, &then, &x, &mut out);
-                    // Taps below 1 in magnitude: each sum is of that many terms, and rounds as often; the second one
-                    // adds up the first one's errors and has terms as large as the first one's sums.
+                    // Taps below 1 in magnitude: each sum is of that many terms, and rounds as often; the
+                    // second one adds up the first one's errors and has terms as large as the first one's
+                    // sums.
                     let terms = (kernel_size * kernel_size * planes + 1) as f64;
                     let bound = terms * terms.sqrt() * f64::from(f32::EPSILON) + 2e-6;
                     let bound = bound * (size * size + 1) as f64;

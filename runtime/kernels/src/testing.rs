@@ -1,4 +1,5 @@
-//! What do the kernels' tests share? Numbers that look random, functions in float64, and threads that are none.
+//! What do the kernels' tests share? Numbers that look random, functions in float64, and threads that are
+//! none.
 
 use super::parallel::Parallel;
 

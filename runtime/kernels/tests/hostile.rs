@@ -1,7 +1,8 @@
-//! Soundness: whatever sizes and lengths a kernel is given, it computes or panics; it never reaches outside its slices.
+//! Soundness: whatever sizes and lengths a kernel is given, it computes or panics; it never reaches outside
+//! its slices.
 //!
-//! Every slice ends where a page begins that can be neither read nor written, so that one number too many ends the
-//! test; before every output lie numbers that must not change.
+//! Every slice ends where a page begins that can be neither read nor written, so that one number too many
+//! ends the test; before every output lie numbers that must not change.
 
 #![cfg(unix)]
 #![expect(unsafe_code, reason = "pages that cannot be read")]

@@ -1,11 +1,11 @@
 //! Dispatch: how does a generic function come to be compiled for an instruction set?
 //!
-//! Instructions beyond the target's own are compiled only inside a function that says so (`#[target_feature]`). Each
-//! set has one such function, `run`, generic over a [`Kernel`]; everything a kernel does is `#[inline(always)]` and
-//! so becomes part of it.
+//! Instructions beyond the target's own are compiled only inside a function that says so
+//! (`#[target_feature]`). Each set has one such function, `run`, generic over a [`Kernel`]; everything a
+//! kernel does is `#[inline(always)]` and so becomes part of it.
 //!
-//! No closures around vectors, therefore: a closure cannot be told to be inlined, and one that is not is compiled
-//! without the set.
+//! No closures around vectors, therefore: a closure cannot be told to be inlined, and one that is not is
+//! compiled without the set.
 
 use super::Lanes;
 
@@ -23,8 +23,9 @@ pub(crate) trait Kernel {
 
 /// Calls `$body::<V>($args)`, compiled for the set that `$isa` stands for.
 ///
-/// `$body` is an `#[inline(always)] unsafe fn` generic over [`Lanes`] that takes exactly the given arguments. That
-/// the processor has the set is what an `Isa` says; whatever else `$body` asks for, the place of the call must see to.
+/// `$body` is an `#[inline(always)] unsafe fn` generic over [`Lanes`] that takes exactly the given arguments.
+/// That the processor has the set is what an `Isa` says; whatever else `$body` asks for, the place of the
+/// call must see to.
 macro_rules! dispatch {
     (@out) => { () };
     (@out $out:ty) => { $out };

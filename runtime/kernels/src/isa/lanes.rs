@@ -3,10 +3,12 @@
 /// Number of lanes in every [`Lanes`].
 pub(crate) const LANES: usize = 16;
 
-/// Bytes between the weights that are multiplied and those to [`prefetch`], where they are read from memory in order.
+/// Bytes between the weights that are multiplied and those to [`prefetch`], where they are read from memory
+/// in order.
 pub(crate) const AHEAD: usize = 8192;
 
-/// Asks for the cache line at an address, which need not be valid, where the processor has an instruction for it.
+/// Asks for the cache line at an address, which need not be valid, where the processor has an instruction for
+/// it.
 #[inline(always)]
 pub(crate) fn prefetch<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
@@ -21,10 +23,10 @@ pub(crate) fn prefetch<T>(address: *const T) {
 
 /// Sixteen float32 side by side, with sixteen int32 for exact sums of products of bytes.
 ///
-/// A set needs its types, its tiles, and how the three types are read and written; everything else has a default,
-/// computed number by number, which is also what the portable set computes and what the others are tested against.
-/// A set has what it does better. Products of bytes all go through [`Lanes::products`], those of nibbles through
-/// [`Lanes::nibble_products`].
+/// A set needs its types, its tiles, and how the three types are read and written; everything else has a
+/// default, computed number by number, which is also what the portable set computes and what the others are
+/// tested against. A set has what it does better. Products of bytes all go through [`Lanes::products`], those
+/// of nibbles through [`Lanes::nibble_products`].
 ///
 /// # Safety
 /// To call: every method may use instructions of the implementation's own set, so call it only inside a
@@ -43,7 +45,8 @@ pub(crate) unsafe trait Lanes: Copy {
     const TILE_ROWS: usize;
     /// Panels of a matrix product's tile, 1 or 2.
     const TILE_PANELS: usize;
-    /// Query rows of a tile of attention, for heads of up to 32 numbers and for longer ones: 12 or 6, or 4 for both.
+    /// Query rows of a tile of attention, for heads of up to 32 numbers and for longer ones: 12 or 6, or 4
+    /// for both.
     const ATTENTION_ROWS: [usize; 2];
     /// Pixels of a tile of the depthwise convolution, which has two rows of them: 8 or 2.
     const DEPTHWISE_PIXELS: usize;
@@ -239,7 +242,8 @@ pub(crate) unsafe trait Lanes: Copy {
             [Self::bytes_load(low.as_ptr()), Self::bytes_load(high.as_ptr())]
         }
     }
-    /// `acc[lane] += sum over i < 4 of weights[4 * lane + i] * activations[4 * lane + i]`, unsigned times signed.
+    /// `acc[lane] += sum over i < 4 of weights[4 * lane + i] * activations[4 * lane + i]`, unsigned times
+    /// signed.
     #[inline(always)]
     unsafe fn products(acc: Self::Int, weights: Self::Bytes, activations: Self::Bytes) -> Self::Int {
         unsafe {
@@ -266,13 +270,14 @@ pub(crate) unsafe trait Lanes: Copy {
         }
     }
 
-    /// `acc[lane] += sum over i < 4 of weights[4 * lane + i] * activations[i]`: `weights` are 64 unsigned bytes,
-    /// `activations` four signed ones.
+    /// `acc[lane] += sum over i < 4 of weights[4 * lane + i] * activations[i]`: `weights` are 64 unsigned
+    /// bytes, `activations` four signed ones.
     #[inline(always)]
     unsafe fn dot(acc: Self::Int, weights: *const u8, activations: [i8; 4]) -> Self::Int {
         unsafe { Self::products(acc, Self::bytes_load(weights), Self::bytes_splat(activations)) }
     }
-    /// Two [`Lanes::dot`]s over 64 bytes of nibbles: the low ones (0..=15) times `low`, the high ones times `high`.
+    /// Two [`Lanes::dot`]s over 64 bytes of nibbles: the low ones (0..=15) times `low`, the high ones times
+    /// `high`.
     #[inline(always)]
     unsafe fn dot_nibbles(acc: Self::Int, weights: *const u8, low: [i8; 4], high: [i8; 4]) -> Self::Int {
         unsafe {
@@ -292,8 +297,8 @@ pub(crate) unsafe trait Lanes: Copy {
             )
         }
     }
-    /// Two [`Lanes::dot_bytes`] over 64 bytes of nibbles: the low ones (0..=15) times the first 64 activations, the
-    /// high ones times the next 64.
+    /// Two [`Lanes::dot_bytes`] over 64 bytes of nibbles: the low ones (0..=15) times the first 64
+    /// activations, the high ones times the next 64.
     #[inline(always)]
     unsafe fn dot_plane(acc: Self::Int, weights: *const u8, activations: *const i8) -> Self::Int {
         unsafe {
@@ -303,8 +308,9 @@ pub(crate) unsafe trait Lanes: Copy {
             Self::nibble_products(acc, weights, [low, high])
         }
     }
-    /// 64 bytes of nibbles to 128 bytes: `128 + round((nibble - 8) * ratios[lane] / 2048)`, the low nibbles' to `low`
-    /// and the high ones' to `high`. A lane is four bytes; ratios are whole numbers in -32512..=32512.
+    /// 64 bytes of nibbles to 128 bytes: `128 + round((nibble - 8) * ratios[lane] / 2048)`, the low nibbles'
+    /// to `low` and the high ones' to `high`. A lane is four bytes; ratios are whole numbers in
+    /// -32512..=32512.
     #[inline(always)]
     unsafe fn spread_nibbles(weights: *const u8, ratios: Self, low: *mut u8, high: *mut u8) {
         unsafe {

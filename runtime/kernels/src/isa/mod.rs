@@ -1,11 +1,11 @@
-//! Instruction sets: which vector instructions does this processor have, and how is a kernel written once for all
-//! of them?
+//! Instruction sets: which vector instructions does this processor have, and how is a kernel written once for
+//! all of them?
 //!
-//! A kernel is a generic function over [`Lanes`], sixteen numbers side by side. `dispatch!` compiles it once for
-//! each set and calls the one that an [`Isa`] stands for. Nothing here allocates but lists of sets.
+//! A kernel is a generic function over [`Lanes`], sixteen numbers side by side. `dispatch!` compiles it once
+//! for each set and calls the one that an [`Isa`] stands for. Nothing here allocates but lists of sets.
 //!
-//! To add a set, write a file like `avx2.rs` (a type, what its [`Lanes`] does otherwise than the defaults, and its
-//! features, once, in `features!`), and name it twice below.
+//! To add a set, write a file like `avx2.rs` (a type, what its [`Lanes`] does otherwise than the defaults,
+//! and its features, once, in `features!`), and name it twice below.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -21,7 +21,8 @@ pub(crate) use lanes::{AHEAD, LANES, Lanes, prefetch};
 use std::fmt;
 use std::sync::OnceLock;
 
-/// Declares what `Isa` knows of the sets, in order, the best last: an associated constant, a name and a file each.
+/// Declares what `Isa` knows of the sets, in order, the best last: an associated constant, a name and a file
+/// each.
 macro_rules! sets {
     ($($(#[$attribute:meta])* $set:ident: $name:literal in $file:ident;)*) => {
         /// The sets. A value of a set that the processor lacks is never made.

@@ -1,6 +1,6 @@
-//! The portable set: plain arrays and the defaults of [`Lanes`], of which the compiler makes what the target always
-//! has (SSE2 on x86-64, NEON on AArch64). The reference for the others, and what processors without a set of their
-//! own run.
+//! The portable set: plain arrays and the defaults of [`Lanes`], of which the compiler makes what the target
+//! always has (SSE2 on x86-64, NEON on AArch64). The reference for the others, and what processors without a
+//! set of their own run.
 
 use super::lanes::{LANES, Lanes};
 use crate::isa::Kernel;

@@ -1,5 +1,5 @@
-//! Few rows: how are up to four rows multiplied with a matrix? Its weights are read once, in order, and that is all
-//! that counts.
+//! Few rows: how are up to four rows multiplied with a matrix? Its weights are read once, in order, and that
+//! is all that counts.
 
 #![expect(
     clippy::needless_range_loop,
@@ -40,8 +40,8 @@ pub(crate) fn nibble_corrections(rows: &Quantised<'_>, to: &mut [i32]) {
 /// The products of `ROWS` rows (the first of `few`) with one panel, times the columns' scales.
 ///
 /// # Safety
-/// As [`Lanes`]; `few` has `ROWS` rows of the matrix's number of inputs, and the matrix has the panel and passed its
-/// `check`.
+/// As [`Lanes`]; `few` has `ROWS` rows of the matrix's number of inputs, and the matrix has the panel and
+/// passed its `check`.
 #[inline(always)]
 pub(crate) unsafe fn few_panel<V: Lanes, const ROWS: usize>(
     few: &FewRows<'_>,

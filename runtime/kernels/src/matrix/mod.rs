@@ -1,14 +1,16 @@
 //! Matrix products: how are rows multiplied with a weight that is used where it lies in its file?
 //!
 //! - Float32: tiles of rows and panels.
-//! - Bytes: unsigned bytes are multiplied with signed ones, so weights are stored + 128; what that adds to a sum, 128
-//!   times the sum of the activations, is taken off beforehand (`quantise.rs`). Sums are exact within a block of
-//!   128 and are added up in float32, each times its activations' scale. The column's scale comes last.
-//! - Nibbles, many rows: two panels at a time are turned into bytes on one scale per column, and go the way of the
-//!   bytes.
+//! - Bytes: unsigned bytes are multiplied with signed ones, so weights are stored + 128; what that adds to a
+//!   sum, 128 times the sum of the activations, is taken off beforehand (`quantise.rs`). Sums are exact
+//!   within a block of 128 and are added up in float32, each times its activations' scale. The column's scale
+//!   comes last.
+//! - Nibbles, many rows: two panels at a time are turned into bytes on one scale per column, and go the way
+//!   of the bytes.
 //! - Few rows: straight from the weights, whatever their form.
 //!
-//! A sum's order over the inputs is always the same, whatever the tile and the task: results do not depend on either.
+//! A sum's order over the inputs is always the same, whatever the tile and the task: results do not depend on
+//! either.
 
 mod few;
 mod panels;
@@ -131,16 +133,16 @@ pub(super) mod tests {
             }
         }
 
-        /// `x W^T` in float64 for `x` `[rows, inputs]`, and how far off a kernel may be: what rounding the activations
-        /// (to half of a step of their block) and, if `spread`, nibbles (to half of a step of their column) can add
-        /// up to, and float32's own rounding.
+        /// `x W^T` in float64 for `x` `[rows, inputs]`, and how far off a kernel may be: what rounding the
+        /// activations (to half of a step of their block) and, if `spread`, nibbles (to half of a step of
+        /// their column) can add up to, and float32's own rounding.
         pub(crate) fn product(&self, x: &[f64], spread: bool) -> (Vec<f64>, Vec<f64>) {
             let (mut out, mut bounds) = (Vec::new(), Vec::new());
             for x in x.chunks(self.inputs) {
                 for w in self.values.chunks(self.inputs) {
                     let (mut sum, mut size, mut bound) = (0.0, 0.0, 0.0);
-                    // A column's largest nibble is at most 8 / 7 of the largest value that occurs, or 8 times a scale
-                    // that no value makes use of: the test's scales are at most 1.3 / 7.
+                    // A column's largest nibble is at most 8 / 7 of the largest value that occurs, or 8 times
+                    // a scale that no value makes use of: the test's scales are at most 1.3 / 7.
                     let column_step = if spread && self.form == Form::Int4 {
                         8.0 * 1.3 / 7.0 / 127.0
                     } else {

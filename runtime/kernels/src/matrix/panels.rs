@@ -18,8 +18,8 @@ pub enum Panels<'a> {
     },
     /// One scale per output and 32 inputs.
     Int4 {
-        /// `[ceil(N / 16), ceil(K / 32), 4, 16, 4]`, value + 8: byte `[.., b, p, c, i]` holds input `32 b + 8 p + i` of
-        /// column `c` in its low nibble and input `32 b + 8 p + 4 + i` in its high one.
+        /// `[ceil(N / 16), ceil(K / 32), 4, 16, 4]`, value + 8: byte `[.., b, p, c, i]` holds input
+        /// `32 b + 8 p + i` of column `c` in its low nibble and input `32 b + 8 p + 4 + i` in its high one.
         nibbles: &'a [u8],
         /// `[ceil(N / 16), ceil(K / 32), 16]`, half precision: `w = scale * (nibble - 8)`
         scales: &'a [u16],
@@ -123,8 +123,8 @@ impl Matrix<'_> {
         }
     }
 
-    /// What the sums of each column of panels `first..first + count` must be multiplied with: 16 numbers a panel,
-    /// zeros beyond the last output.
+    /// What the sums of each column of panels `first..first + count` must be multiplied with: 16 numbers a
+    /// panel, zeros beyond the last output.
     pub(crate) fn column_scales(&self, isa: Isa, first: usize, count: usize, to: &mut [f32]) {
         assert!(
             to.len() >= count * LANES && first + count <= self.panel_count(),
@@ -217,8 +217,8 @@ impl Matrix<'_> {
     }
 }
 
-/// Panels `first..first + count` (up to two) for the inputs from `block * BLOCK` on, `inputs` of them: all that are
-/// left, or a multiple of `BLOCK`.
+/// Panels `first..first + count` (up to two) for the inputs from `block * BLOCK` on, `inputs` of them: all
+/// that are left, or a multiple of `BLOCK`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cut {
     pub(crate) first: usize,

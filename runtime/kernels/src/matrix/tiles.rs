@@ -1,4 +1,5 @@
-//! Tiles: how are many rows multiplied with a matrix? Up to twelve rows by two panels, whose sums stay in registers.
+//! Tiles: how are many rows multiplied with a matrix? Up to twelve rows by two panels, whose sums stay in
+//! registers.
 
 #![expect(
     clippy::needless_range_loop,
@@ -64,7 +65,8 @@ pub(crate) fn accumulate(isa: Isa, rows: &Rows<'_>, range: Range<usize>, pair: &
                 panels: *panels,
             };
             dispatch!(isa, multiply_floats(
-                from: *const f32, stride: usize, count: usize, inputs: usize, weights: Ahead<f32>, sums: Sums<'_>,
+                from: *const f32, stride: usize, count: usize, inputs: usize, weights: Ahead<f32>,
+                sums: Sums<'_>,
             ));
         }
         (
@@ -109,13 +111,14 @@ struct Ahead<T> {
     panels: usize,
 }
 
-/// Inputs of float32 weights that are multiplied with all rows before the next are: two panels of them fit a first
-/// cache.
+/// Inputs of float32 weights that are multiplied with all rows before the next are: two panels of them fit a
+/// first cache.
 const FLOAT_CHUNK: usize = 128;
 /// Blocks of byte weights, likewise.
 const BYTE_CHUNK: usize = 4;
 
-/// Calls `$tile::<V, ROWS, VECTORS>` for a number of rows known only now, at most as many as the set's tiles have.
+/// Calls `$tile::<V, ROWS, VECTORS>` for a number of rows known only now, at most as many as the set's tiles
+/// have.
 macro_rules! with_rows_known {
     ($rows:expr, $tile:ident::<$v:ident, $vectors:literal>($($arg:expr),*)) => {{
         const { assert!($v::TILE_ROWS <= TILE && $v::TILE_PANELS <= 2) }
@@ -187,7 +190,8 @@ unsafe fn multiply_floats<V: Lanes>(
     }
 }
 
-/// `c[ROWS, VECTORS * 16] += a[ROWS, length] * w[length, VECTORS * 16]`, one chain of additions per number of `c`.
+/// `c[ROWS, VECTORS * 16] += a[ROWS, length] * w[length, VECTORS * 16]`, one chain of additions per number of
+/// `c`.
 ///
 /// # Safety
 /// As [`Lanes`].
