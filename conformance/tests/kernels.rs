@@ -5,7 +5,7 @@
 use conformance::setup::{required, subject};
 use conformance::tiny::Given;
 use models::dtype::DType;
-use models::graph::fused::{Encoding, Fused, Norm};
+use models::fused::{Encoding, Fused, Norm};
 use models::graph::{Builder, Dim, Rows, WeightForm};
 use runtime::backend::session::Tensor;
 use runtime::{Options, Provider, backend};

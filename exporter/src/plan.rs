@@ -6,7 +6,7 @@ pub use models::bundle::{Precision, Target};
 use models::checkpoint::Layout;
 use models::config::{DecoderConfig, ModelConfig};
 use models::dtype::DType;
-use models::graph::fused::{Encoding, TableEncoding};
+use models::fused::{Encoding, TableEncoding};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 

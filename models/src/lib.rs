@@ -10,6 +10,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod dtype;
 pub mod error;
+pub mod fused;
 #[cfg(feature = "describe")]
 pub mod graph;
 #[cfg(feature = "describe")]

@@ -15,7 +15,7 @@ use exporter::onnx::pack;
 use models::arch::fused::body::body;
 use models::dtype::DType;
 use models::error::CheckpointError;
-use models::graph::fused::Fused;
+use models::fused::Fused;
 use models::graph::{Constant, Dim, Graph, Node, Op, Source, Value, ValueId, WeightForm, WeightRef};
 use models::weights::Weights;
 use ndarray::{ArcArray2, ShapeError};

@@ -17,6 +17,7 @@ use super::{Deployment, Storage, WEIGHT_FILE};
 use crate::error::ExportError;
 use half::f16;
 use models::dtype::DType;
+use models::fused;
 use models::graph::{self, Constant, Graph, Node, Op, Source, ValueId, WeightForm, WeightRef};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -675,7 +676,7 @@ impl Storage {
                 count,
             ),
             Storage::Int4 => {
-                let blocks = columns / graph::fused::BLOCK;
+                let blocks = columns / fused::BLOCK;
                 (
                     WeightForm::Signed4,
                     WeightForm::Signed4Scales,

@@ -27,7 +27,7 @@ use models::arch::stateful;
 use models::bundle::{EmbeddingRows, FileEntry};
 use models::config::ModelConfig;
 use models::dtype::DType;
-use models::graph::fused::BLOCK;
+use models::fused::BLOCK;
 use models::graph::{Graph, Op, Source, ValueId, WeightForm, WeightRef};
 use models::weights::Weights;
 use prost::Message as _;

@@ -14,7 +14,7 @@ use crate::error::ExportError;
 use half::f16;
 use models::arch::fused::body::body;
 use models::dtype::DType;
-use models::graph::fused::{DOMAIN, Fused, Norm, TableEncoding};
+use models::fused::{Attribute, DOMAIN, Fused};
 use models::graph::{Constant, Dim, Graph, Node, OPSET, Op, Source, Value};
 
 /// Lowers a graph. `stored` says for every weight value, by its index in [`Graph::values`], where its elements are;
@@ -283,98 +283,11 @@ fn lower_node(
 
 /// The parameters of a fused operator, for kernels: a body has them built in.
 fn fused_attributes(fused: &Fused) -> Result<Vec<AttributeProto>, ExportError> {
-    let size = |name: &str, value: u64| Ok::<_, ExportError>(int(name, signed(value)?));
-    let flag = |name: &str, value: bool| int(name, i64::from(value));
-    let normalisation = |norm: Norm| match norm {
-        Norm::None => [int("norm", 0), float("epsilon", 0.0)],
-        Norm::Rms { epsilon } => [int("norm", 1), float("epsilon", epsilon)],
-        Norm::Layer { epsilon } => [int("norm", 2), float("epsilon", epsilon)],
+    let attribute = |(name, value)| match value {
+        Attribute::Int(value) => Ok(int(name, signed(value)?)),
+        Attribute::Float(value) => Ok(float(name, value)),
     };
-    Ok(match *fused {
-        Fused::Stem {
-            kernel,
-            stride,
-            depthwise_kernel,
-            depthwise_stride,
-        } => vec![
-            size("kernel", kernel)?,
-            size("stride", stride)?,
-            size("depthwise_kernel", depthwise_kernel)?,
-            size("depthwise_stride", depthwise_stride)?,
-        ],
-        Fused::DepthwiseConv { kernel, stride, gelu } => {
-            vec![
-                size("kernel", kernel)?,
-                size("stride", stride)?,
-                flag("gelu", gelu),
-            ]
-        }
-        Fused::Linear {
-            inputs,
-            outputs,
-            norm,
-            encoding,
-            bias,
-            gelu,
-            residual,
-        } => {
-            let [norm, epsilon] = normalisation(norm);
-            vec![
-                size("inputs", inputs)?,
-                size("outputs", outputs)?,
-                norm,
-                epsilon,
-                int("bits", encoding.bits()),
-                flag("bias", bias),
-                flag("gelu", gelu),
-                flag("residual", residual),
-            ]
-        }
-        Fused::FeedForward {
-            inputs,
-            hidden,
-            outputs,
-            norm,
-            encoding,
-            bias,
-            gated,
-            residual,
-        } => {
-            let [norm, epsilon] = normalisation(norm);
-            vec![
-                size("inputs", inputs)?,
-                size("hidden", hidden)?,
-                size("outputs", outputs)?,
-                norm,
-                epsilon,
-                int("bits", encoding.bits()),
-                flag("bias", bias),
-                flag("gated", gated),
-                flag("residual", residual),
-            ]
-        }
-        Fused::SelfAttention { heads, head_dim } => vec![size("heads", heads)?, size("head_dim", head_dim)?],
-        Fused::DecoderAttention {
-            heads,
-            kv_heads,
-            head_dim,
-        } => vec![
-            size("heads", heads)?,
-            size("kv_heads", kv_heads)?,
-            size("head_dim", head_dim)?,
-        ],
-        Fused::Embedding { width, encoding } => {
-            let mut attributes = vec![size("width", width)?];
-            attributes.extend(table(encoding));
-            attributes
-        }
-        Fused::Logits { encoding } => table(encoding).into(),
-    })
-}
-
-/// How a table is stored.
-fn table(encoding: TableEncoding) -> [AttributeProto; 2] {
-    [int("bits", encoding.bits()), int("planes", encoding.planes())]
+    fused.attributes().into_iter().map(attribute).collect()
 }
 
 fn int(name: &str, value: i64) -> AttributeProto {

@@ -1,10 +1,10 @@
 //! What do quantised forms hold, byte for byte? Those of target `cpu` are panels, bytes and nibbles, described in
-//! [`models::graph::fused`]; those of Core ML packages are rows. They are made here, a few rows at a time.
+//! [`models::fused`]; those of Core ML packages are rows. They are made here, a few rows at a time.
 
 use crate::error::ExportError;
 use half::f16;
 use models::error::CheckpointError;
-use models::graph::fused::{BLOCK, Encoding, PANEL, PLANE_BLOCK};
+use models::fused::{BLOCK, Encoding, PANEL, PLANE_BLOCK};
 use models::graph::{Nibble, Rows, WeightForm, WeightRef};
 use models::weights::{WeightSpec, Weights};
 

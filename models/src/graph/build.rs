@@ -3,12 +3,12 @@
 //! Methods return plain values; the first error is kept and [`Builder::finish`] returns it, so that networks read
 //! like formulas and a config that does not fit never panics.
 
-use super::fused::Fused;
 use super::{
     Constant, Dim, Graph, GraphError, Node, Op, Precision, Source, Value, ValueId, WeightForm, WeightRef,
     check, shape,
 };
 use crate::dtype::DType;
+use crate::fused::Fused;
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 

@@ -1,5 +1,6 @@
 //! Dimensions: a number, or one of four symbols that every graph spells alike.
 
+use crate::fused::Length;
 use std::fmt;
 
 /// One dimension of a value's shape.
@@ -49,6 +50,27 @@ impl fmt::Display for Dim {
         match self {
             Dim::Fixed(n) => write!(f, "{n}"),
             Dim::Batch | Dim::Past | Dim::New | Dim::Total => f.write_str(self.symbol().unwrap_or("?")),
+        }
+    }
+}
+
+impl Length for Dim {
+    fn number(number: u64) -> Dim {
+        Dim::Fixed(number)
+    }
+
+    fn known(&self) -> Option<u64> {
+        self.fixed()
+    }
+
+    fn quotient(&self, divisor: u64) -> Option<Dim> {
+        Some(Dim::Fixed(self.fixed()?.div_ceil(divisor.max(1))))
+    }
+
+    fn sum(&self, other: &Dim) -> Option<Dim> {
+        match (self, other) {
+            (Dim::Past, Dim::New) => Some(Dim::Total),
+            _ => Some(Dim::Fixed(self.fixed()?.checked_add(other.fixed()?)?)),
         }
     }
 }

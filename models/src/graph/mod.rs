@@ -7,7 +7,6 @@ mod build;
 mod check;
 mod dim;
 mod error;
-pub mod fused;
 mod op;
 mod print;
 mod shape;
@@ -18,6 +17,7 @@ pub use error::GraphError;
 pub use op::{OPSET, Op};
 
 use crate::dtype::DType;
+use crate::fused;
 
 /// Index of a value in [`Graph::values`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -5,8 +5,8 @@
 //! writer turns it back into a constant.
 
 use super::dim::Dim;
-use super::fused::Fused;
 use crate::dtype::DType;
+use crate::fused::Fused;
 
 /// The ONNX opset whose semantics the operators have. 20 is the first with `Gelu`.
 pub const OPSET: i64 = 20;

@@ -2,7 +2,8 @@
 
 use super::{Dim, Op, Value};
 use crate::dtype::DType;
-use std::fmt::Write as _;
+use crate::fused;
+pub(super) use crate::fused::show;
 
 /// dtype and shape of each output.
 type Outputs = Vec<(DType, Vec<Dim>)>;
@@ -164,7 +165,18 @@ pub(super) fn infer(op: &Op, inputs: &[&Value]) -> Result<Outputs, String> {
             one(inputs[0].dtype, data.clone())
         }
         Op::ScaledDotProductAttention => one(same_dtype(inputs)?, attention(inputs)?),
-        Op::Fused(fused) => fused.infer(inputs),
+        Op::Fused(fused) => {
+            let inputs: Vec<fused::Input<'_, Dim>> = inputs
+                .iter()
+                .map(|value| fused::Input {
+                    name: &value.name,
+                    dtype: value.dtype,
+                    shape: &value.shape,
+                })
+                .collect();
+            let shapes = fused.infer(&inputs)?;
+            Ok(shapes.into_iter().map(|shape| (DType::Float32, shape)).collect())
+        }
     }
 }
 
@@ -187,18 +199,6 @@ fn attention(inputs: &[&Value]) -> Result<Vec<Dim>, String> {
         ));
     }
     matmul(&scores, value)
-}
-
-/// `[batch, new, 896]`
-pub(super) fn show(shape: &[Dim]) -> String {
-    let mut text = String::from("[");
-    for (i, dim) in shape.iter().enumerate() {
-        let separator = if i == 0 { "" } else { ", " };
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{separator}{dim}");
-    }
-    text.push(']');
-    text
 }
 
 fn arity(op: &Op, found: usize) -> Result<(), String> {

@@ -9,6 +9,7 @@ pub mod decoder_attention;
 pub mod depthwise;
 pub mod feed_forward;
 mod isa;
+pub mod layout;
 pub mod linear;
 pub mod logits;
 mod math;

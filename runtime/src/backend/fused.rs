@@ -1,6 +1,6 @@
-//! Which kernel does a node of target `cpu` call, and with what? Attributes and tensors in, whatever engine holds them.
+//! Which kernel does a node of target `cpu` call, and with what? Its parameters, as [`models::fused`] has
+//! them, and tensors in, whatever engine holds them.
 
-use kernels::Isa;
 use kernels::decoder_attention::{self, Cache, CacheMut, DecoderAttention, decoder_attention};
 use kernels::depthwise::{DepthwiseConv, depthwise};
 use kernels::feed_forward::{FeedForward, feed_forward};
@@ -12,118 +12,16 @@ use kernels::parallel::Parallel;
 use kernels::planes::Planes;
 use kernels::self_attention::{SelfAttention, self_attention};
 use kernels::stem::{Depthwise, StemConv, stem};
+use kernels::{Isa, layout};
+use models::fused::{self, Encoding, Fused, TableEncoding};
 
-/// The domain of the fused operators, as `models::graph::fused` has it.
-pub(super) const DOMAIN: &str = "fvlm";
-
-/// The operators of `models::graph::fused::Fused`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    Stem,
-    DepthwiseConv,
-    Linear,
-    FeedForward,
-    SelfAttention,
-    DecoderAttention,
-    Embedding,
-    Logits,
-}
-
-impl Kind {
-    pub(super) const ALL: [Kind; 8] = [
-        Kind::Stem,
-        Kind::DepthwiseConv,
-        Kind::Linear,
-        Kind::FeedForward,
-        Kind::SelfAttention,
-        Kind::DecoderAttention,
-        Kind::Embedding,
-        Kind::Logits,
-    ];
-
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Kind::Stem => "Stem",
-            Kind::DepthwiseConv => "DepthwiseConv",
-            Kind::Linear => "Linear",
-            Kind::FeedForward => "FeedForward",
-            Kind::SelfAttention => "SelfAttention",
-            Kind::DecoderAttention => "DecoderAttention",
-            Kind::Embedding => "Embedding",
-            Kind::Logits => "Logits",
-        }
-    }
-
-    /// How many outputs there are, all float32.
-    pub(super) const fn outputs(self) -> usize {
-        match self {
-            Kind::DecoderAttention => 3,
-            _ => 1,
-        }
-    }
-}
-
-/// The attributes of a node.
-pub(super) trait Attributes {
-    /// An integer.
-    fn int(&self, name: &str) -> Option<i64>;
-    /// A float32.
-    fn float(&self, name: &str) -> Option<f32>;
-}
-
-/// What is read of them; errors name the attribute.
-struct Read<'a>(&'a dyn Attributes);
-
-impl Read<'_> {
-    fn int(&self, name: &str) -> Result<i64, String> {
-        self.0
-            .int(name)
-            .ok_or_else(|| format!("a fused operator has no attribute `{name}`"))
-    }
-
-    fn size(&self, name: &str) -> Result<usize, String> {
-        let value = self.int(name)?;
-        let size = usize::try_from(value)
-            .ok()
-            .filter(|size| (1..=1 << 24).contains(size));
-        size.ok_or_else(|| format!("attribute `{name}` is {value}, expected 1 to 2^24"))
-    }
-
-    fn flag(&self, name: &str) -> Result<bool, String> {
-        Ok(self.int(name)? != 0)
-    }
-
-    fn encoding(&self) -> Result<Encoding, String> {
-        match self.int("bits")? {
-            32 => Ok(Encoding::Float32),
-            8 => Ok(Encoding::Int8),
-            4 => Ok(Encoding::Int4),
-            other => Err(format!("weights have {other} bits, expected 32, 8 or 4")),
-        }
-    }
-
-    fn table(&self) -> Result<TableForm, String> {
-        match (self.int("bits")?, self.int("planes")?) {
-            (32, 1) => Ok(TableForm::Float32),
-            (8, 1) => Ok(TableForm::Bytes),
-            (8, 2) => Ok(TableForm::Planes),
-            (bits, planes) => Err(format!(
-                "a table has {bits} bits in {planes} planes, expected 32 or 8 in one, or 8 in two"
-            )),
-        }
-    }
-
-    fn norm(&self) -> Result<NormKind, String> {
-        let missing = || "a fused operator has no attribute `epsilon`".to_owned();
-        let epsilon = self.0.float("epsilon").ok_or_else(missing)?;
-        match self.int("norm")? {
-            0 => Ok(NormKind::None),
-            1 => Ok(NormKind::Rms(epsilon)),
-            2 => Ok(NormKind::Layer(epsilon)),
-            other => Err(format!("norm is {other}, expected 0, 1 or 2")),
-        }
-    }
-}
+// The kernels know nothing of bundles; that they read weights as a bundle stores them is said here.
+const _: () = {
+    assert!(layout::PANEL as u64 == fused::PANEL);
+    assert!(layout::GROUP as u64 == fused::GROUP);
+    assert!(layout::BLOCK as u64 == fused::BLOCK);
+    assert!(layout::PLANE_BLOCK as u64 == fused::PLANE_BLOCK);
+};
 
 /// An input of a node: its shape and elements.
 #[derive(Debug)]
@@ -184,206 +82,51 @@ pub(super) trait Outputs {
     fn make(&mut self, shapes: &[&[usize]]) -> Result<Vec<&mut [f32]>, String>;
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Encoding {
-    Float32,
-    Int8,
-    Int4,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum TableForm {
-    Float32,
-    Bytes,
-    Planes,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum NormKind {
-    None,
-    Rms(f32),
-    Layer(f32),
-}
-
-/// An operator with its parameters.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Step {
-    Stem {
-        kernel: usize,
-        stride: usize,
-        depthwise_kernel: usize,
-        depthwise_stride: usize,
-    },
-    DepthwiseConv {
-        kernel: usize,
-        stride: usize,
-        gelu: bool,
-    },
-    Linear {
-        inputs: usize,
-        outputs: usize,
-        norm: NormKind,
-        encoding: Encoding,
-        bias: bool,
-        gelu: bool,
-        residual: bool,
-    },
-    FeedForward {
-        inputs: usize,
-        hidden: usize,
-        outputs: usize,
-        norm: NormKind,
-        encoding: Encoding,
-        bias: bool,
-        gated: bool,
-        residual: bool,
-    },
-    SelfAttention {
-        heads: usize,
-        head_dim: usize,
-    },
-    DecoderAttention {
-        heads: usize,
-        kv_heads: usize,
-        head_dim: usize,
-    },
-    Embedding {
-        width: usize,
-        form: TableForm,
-    },
-    Logits(TableForm),
-}
-
-impl Step {
-    /// Reads a node's parameters.
-    pub(super) fn new(kind: Kind, attributes: &dyn Attributes) -> Result<Step, String> {
-        let attributes = Read(attributes);
-        Ok(match kind {
-            Kind::Stem => Step::Stem {
-                kernel: attributes.size("kernel")?,
-                stride: attributes.size("stride")?,
-                depthwise_kernel: attributes.size("depthwise_kernel")?,
-                depthwise_stride: attributes.size("depthwise_stride")?,
-            },
-            Kind::DepthwiseConv => Step::DepthwiseConv {
-                kernel: attributes.size("kernel")?,
-                stride: attributes.size("stride")?,
-                gelu: attributes.flag("gelu")?,
-            },
-            Kind::Linear => Step::Linear {
-                inputs: attributes.size("inputs")?,
-                outputs: attributes.size("outputs")?,
-                norm: attributes.norm()?,
-                encoding: attributes.encoding()?,
-                bias: attributes.flag("bias")?,
-                gelu: attributes.flag("gelu")?,
-                residual: attributes.flag("residual")?,
-            },
-            Kind::FeedForward => Step::FeedForward {
-                inputs: attributes.size("inputs")?,
-                hidden: attributes.size("hidden")?,
-                outputs: attributes.size("outputs")?,
-                norm: attributes.norm()?,
-                encoding: attributes.encoding()?,
-                bias: attributes.flag("bias")?,
-                gated: attributes.flag("gated")?,
-                residual: attributes.flag("residual")?,
-            },
-            Kind::SelfAttention => Step::SelfAttention {
-                heads: attributes.size("heads")?,
-                head_dim: attributes.size("head_dim")?,
-            },
-            Kind::DecoderAttention => Step::DecoderAttention {
-                heads: attributes.size("heads")?,
-                kv_heads: attributes.size("kv_heads")?,
-                head_dim: attributes.size("head_dim")?,
-            },
-            Kind::Embedding => Step::Embedding {
-                width: attributes.size("width")?,
-                form: attributes.table()?,
-            },
-            Kind::Logits => Step::Logits(attributes.table()?),
-        })
-    }
-
-    /// Computes the node. What does not fit together is an error, not a panic.
-    pub(super) fn run(
-        self,
-        isa: Isa,
-        pool: &dyn Parallel,
-        inputs: &[Input<'_>],
-        made: &mut dyn Outputs,
-    ) -> Result<(), String> {
-        // Kernels assert what they are given.
-        super::catch(|| self.call(isa, pool, inputs, made))
-            .unwrap_or_else(|words| Err(format!("the inputs of {self:?} do not fit together: {words}")))
-    }
-
-    fn call(
-        self,
-        isa: Isa,
-        pool: &dyn Parallel,
-        inputs: &[Input<'_>],
-        made: &mut dyn Outputs,
-    ) -> Result<(), String> {
-        let mut inputs = Taken {
+/// Computes a node. What does not fit together is an error, not a panic.
+pub(super) fn run(
+    fused: &Fused,
+    isa: Isa,
+    pool: &dyn Parallel,
+    inputs: &[Input<'_>],
+    outputs: &mut dyn Outputs,
+) -> Result<(), String> {
+    let call = Call {
+        isa,
+        pool,
+        inputs: Taken {
             inputs: inputs.iter(),
-        };
-        match self {
-            Step::Stem {
+        },
+        outputs: Made {
+            fused,
+            inputs,
+            outputs,
+        },
+    };
+    // Kernels assert what they are given.
+    super::catch(|| call.run(fused))
+        .unwrap_or_else(|words| Err(format!("the inputs of {fused:?} do not fit together: {words}")))
+}
+
+/// A node that is computed.
+struct Call<'c, 'd> {
+    isa: Isa,
+    pool: &'c dyn Parallel,
+    inputs: Taken<'c, 'd>,
+    outputs: Made<'c, 'd>,
+}
+
+impl Call<'_, '_> {
+    fn run(mut self, fused: &Fused) -> Result<(), String> {
+        match *fused {
+            Fused::Stem {
                 kernel,
                 stride,
                 depthwise_kernel,
                 depthwise_stride,
-            } => {
-                let (shape, x) = inputs.next::<f32>()?;
-                let [batch, planes, height, width] = rank(&shape)?;
-                let (_, taps) = inputs.next::<f32>()?;
-                let (_, bias) = inputs.next::<f32>()?;
-                let conv = StemConv {
-                    batch,
-                    planes,
-                    height,
-                    width,
-                    channels: bias.len(),
-                    kernel_size: kernel,
-                    stride,
-                    kernel: taps,
-                    bias,
-                };
-                let then = Depthwise {
-                    kernel_size: depthwise_kernel,
-                    stride: depthwise_stride,
-                    kernel: inputs.next::<f32>()?.1,
-                    bias: inputs.next::<f32>()?.1,
-                };
-                let (rows, columns) = then.output_size(&conv);
-                let out = one(made, &[batch, rows, columns, bias.len()])?;
-                stem(isa, pool, &conv, &then, x, out);
-            }
-            Step::DepthwiseConv { kernel, stride, gelu } => {
-                let (shape, x) = inputs.next::<f32>()?;
-                let [batch, height, width, channels] = rank(&shape)?;
-                let (_, taps) = inputs.next::<f32>()?;
-                let (_, bias) = inputs.next::<f32>()?;
-                let conv = DepthwiseConv {
-                    batch,
-                    height,
-                    width,
-                    channels,
-                    multiplier: bias.len() / channels.max(1),
-                    kernel_size: kernel,
-                    stride,
-                    kernel: taps,
-                    bias,
-                    gelu,
-                };
-                let (rows, columns) = conv.output_size();
-                let out = one(made, &[batch, rows, columns, bias.len()])?;
-                depthwise(isa, pool, &conv, x, out);
-            }
-            Step::Linear {
-                inputs: width,
+            } => self.stem([kernel, stride], [depthwise_kernel, depthwise_stride]),
+            Fused::DepthwiseConv { kernel, stride, gelu } => self.depthwise([kernel, stride], gelu),
+            Fused::Linear {
+                inputs,
                 outputs,
                 norm,
                 encoding,
@@ -391,19 +134,20 @@ impl Step {
                 gelu,
                 residual,
             } => {
-                let (shape, x) = inputs.next::<f32>()?;
-                let residual = inputs.optional(residual)?;
+                let (_, x) = self.inputs.next::<f32>()?;
+                let residual = self.inputs.optional(residual)?;
                 let layer = Linear {
-                    norm: inputs.norm(norm)?,
-                    weight: inputs.matrix(encoding, outputs, width)?,
-                    bias: inputs.optional(bias)?,
+                    norm: self.inputs.norm(norm)?,
+                    weight: self.inputs.matrix(encoding, outputs, inputs)?,
+                    bias: self.inputs.optional(bias)?,
                     activation: if gelu { Activation::Gelu } else { Activation::None },
                 };
-                let out = one(made, &with_last(shape, outputs))?;
-                linear(isa, pool, x, &layer, residual, out);
+                let out = self.outputs.one()?;
+                linear(self.isa, self.pool, x, &layer, residual, out);
+                Ok(())
             }
-            Step::FeedForward {
-                inputs: width,
+            Fused::FeedForward {
+                inputs,
                 hidden,
                 outputs,
                 norm,
@@ -412,110 +156,183 @@ impl Step {
                 gated,
                 residual,
             } => {
-                let (shape, x) = inputs.next::<f32>()?;
-                let residual = inputs.optional(residual)?;
+                let (_, x) = self.inputs.next::<f32>()?;
+                let residual = self.inputs.optional(residual)?;
                 let block = FeedForward {
-                    norm: inputs.norm(norm)?,
+                    norm: self.inputs.norm(norm)?,
                     gate: if gated {
-                        Some(inputs.matrix(encoding, hidden, width)?)
+                        Some(self.inputs.matrix(encoding, hidden, inputs)?)
                     } else {
                         None
                     },
-                    up: inputs.matrix(encoding, hidden, width)?,
-                    up_bias: inputs.optional(bias)?,
-                    down: inputs.matrix(encoding, outputs, hidden)?,
-                    down_bias: inputs.optional(bias)?,
+                    up: self.inputs.matrix(encoding, hidden, inputs)?,
+                    up_bias: self.inputs.optional(bias)?,
+                    down: self.inputs.matrix(encoding, outputs, hidden)?,
+                    down_bias: self.inputs.optional(bias)?,
                 };
-                let out = one(made, &with_last(shape, outputs))?;
-                feed_forward(isa, pool, x, &block, residual, out);
+                let out = self.outputs.one()?;
+                feed_forward(self.isa, self.pool, x, &block, residual, out);
+                Ok(())
             }
-            Step::SelfAttention { heads, head_dim } => {
-                let (shape, qkv) = inputs.next::<f32>()?;
-                let [batch, tokens, _] = rank(&shape)?;
-                let shape = SelfAttention {
-                    batch,
-                    tokens,
-                    heads,
-                    head_dim,
-                    scale: scale(head_dim),
-                };
-                let out = one(made, &[batch, tokens, heads * head_dim])?;
-                self_attention(isa, pool, &shape, qkv, out);
-            }
-            Step::DecoderAttention {
+            Fused::SelfAttention { heads, head_dim } => self.self_attention(size(heads), size(head_dim)),
+            Fused::DecoderAttention {
                 heads,
                 kv_heads,
                 head_dim,
-            } => {
-                let (shape, qkv) = inputs.next::<f32>()?;
-                let [batch, new, _] = rank(&shape)?;
-                let (cache, key) = inputs.next::<f32>()?;
-                let (_, value) = inputs.next::<f32>()?;
-                let [_, _, past, _] = rank(&cache)?;
-                let input = decoder_attention::Input {
-                    qkv,
-                    past: Cache { key, value },
-                    mask: inputs.next::<i64>()?.1,
-                    positions: inputs.next::<i64>()?.1,
-                    inv_freq: inputs.next::<f32>()?.1,
-                };
-                let shape = DecoderAttention {
-                    batch,
-                    new,
-                    past,
-                    heads,
-                    kv_heads,
-                    head_dim,
-                    scale: scale(head_dim),
-                };
-                let present = [batch, kv_heads, past + new, head_dim];
-                let mixed = [batch, new, heads * head_dim];
-                let [out, key, value] =
-                    <[&mut [f32]; 3]>::try_from(made.make(&[&mixed, &present, &present])?)
-                        .map_err(|_| "not three outputs".to_owned())?;
-                let present = CacheMut { key, value };
-                decoder_attention(isa, pool, &shape, &input, out, present);
-            }
-            Step::Embedding { width, form } => {
-                let (shape, ids) = inputs.next::<i64>()?;
-                let (table, rows) = inputs.table(form)?;
-                let out = one(made, &[&shape[..], &[width]].concat())?;
-                for (out, id) in out.chunks_mut(width).zip(ids) {
-                    let row = usize::try_from(*id).ok().filter(|row| *row < rows);
-                    if row.and_then(|row| table.row(row, out)).is_none() {
-                        return Err(format!("token id {id} is not in a table of {rows} rows"));
-                    }
-                }
-            }
-            Step::Logits(form) => {
-                let (shape, x) = inputs.next::<f32>()?;
-                let [rows, width] = rank(&shape)?;
-                let (table, entries) = inputs.table(form)?;
-                let out = one(made, &[rows, entries])?;
-                logits(isa, pool, x, width, table, entries, out);
+            } => self.decoder_attention(size(heads), size(kv_heads), size(head_dim)),
+            Fused::Embedding { width, encoding } => self.embedding(size(width), encoding),
+            Fused::Logits { encoding } => self.logits(encoding),
+        }
+    }
+
+    /// Each convolution is the side of its kernel and its step.
+    fn stem(mut self, first: [u64; 2], second: [u64; 2]) -> Result<(), String> {
+        let (shape, x) = self.inputs.next::<f32>()?;
+        let [batch, planes, height, width] = rank(shape)?;
+        let (_, kernel) = self.inputs.next::<f32>()?;
+        let (_, bias) = self.inputs.next::<f32>()?;
+        let [kernel_size, stride] = first.map(size);
+        let conv = StemConv {
+            batch,
+            planes,
+            height,
+            width,
+            channels: bias.len(),
+            kernel_size,
+            stride,
+            kernel,
+            bias,
+        };
+        let [kernel_size, stride] = second.map(size);
+        let then = Depthwise {
+            kernel_size,
+            stride,
+            kernel: self.inputs.next::<f32>()?.1,
+            bias: self.inputs.next::<f32>()?.1,
+        };
+        stem(self.isa, self.pool, &conv, &then, x, self.outputs.one()?);
+        Ok(())
+    }
+
+    fn depthwise(mut self, sizes: [u64; 2], gelu: bool) -> Result<(), String> {
+        let (shape, x) = self.inputs.next::<f32>()?;
+        let [batch, height, width, channels] = rank(shape)?;
+        let (_, kernel) = self.inputs.next::<f32>()?;
+        let (_, bias) = self.inputs.next::<f32>()?;
+        let [kernel_size, stride] = sizes.map(size);
+        let conv = DepthwiseConv {
+            batch,
+            height,
+            width,
+            channels,
+            multiplier: bias.len() / channels.max(1),
+            kernel_size,
+            stride,
+            kernel,
+            bias,
+            gelu,
+        };
+        depthwise(self.isa, self.pool, &conv, x, self.outputs.one()?);
+        Ok(())
+    }
+
+    fn self_attention(mut self, heads: usize, head_dim: usize) -> Result<(), String> {
+        let (shape, qkv) = self.inputs.next::<f32>()?;
+        let [batch, tokens, _] = rank(shape)?;
+        let shape = SelfAttention {
+            batch,
+            tokens,
+            heads,
+            head_dim,
+            scale: scale(head_dim),
+        };
+        self_attention(self.isa, self.pool, &shape, qkv, self.outputs.one()?);
+        Ok(())
+    }
+
+    fn decoder_attention(mut self, heads: usize, kv_heads: usize, head_dim: usize) -> Result<(), String> {
+        let (shape, qkv) = self.inputs.next::<f32>()?;
+        let [batch, new, _] = rank(shape)?;
+        let (cache, key) = self.inputs.next::<f32>()?;
+        let (_, value) = self.inputs.next::<f32>()?;
+        let [_, _, past, _] = rank(cache)?;
+        let input = decoder_attention::Input {
+            qkv,
+            past: Cache { key, value },
+            mask: self.inputs.next::<i64>()?.1,
+            positions: self.inputs.next::<i64>()?.1,
+            inv_freq: self.inputs.next::<f32>()?.1,
+        };
+        let shape = DecoderAttention {
+            batch,
+            new,
+            past,
+            heads,
+            kv_heads,
+            head_dim,
+            scale: scale(head_dim),
+        };
+        let [out, key, value] = self.outputs.all()?;
+        let present = CacheMut { key, value };
+        decoder_attention(self.isa, self.pool, &shape, &input, out, present);
+        Ok(())
+    }
+
+    fn embedding(mut self, width: usize, encoding: TableEncoding) -> Result<(), String> {
+        let (_, ids) = self.inputs.next::<i64>()?;
+        let (table, rows) = self.inputs.table(encoding)?;
+        let out = self.outputs.one()?;
+        for (out, id) in out.chunks_mut(width).zip(ids) {
+            let row = usize::try_from(*id).ok().filter(|row| *row < rows);
+            if row.and_then(|row| table.row(row, out)).is_none() {
+                return Err(format!("token id {id} is not in a table of {rows} rows"));
             }
         }
         Ok(())
     }
+
+    fn logits(mut self, encoding: TableEncoding) -> Result<(), String> {
+        let (shape, x) = self.inputs.next::<f32>()?;
+        let [_, width] = rank(shape)?;
+        let (table, entries) = self.inputs.table(encoding)?;
+        let out = self.outputs.one()?;
+        logits(self.isa, self.pool, x, width, table, entries, out);
+        Ok(())
+    }
 }
 
-/// The only output.
-fn one<'o>(outputs: &'o mut dyn Outputs, shape: &[usize]) -> Result<&'o mut [f32], String> {
-    let made = outputs.make(&[shape])?;
-    made.into_iter().next().ok_or_else(|| "no output".to_owned())
+/// The outputs of a node, not made yet.
+struct Made<'c, 'd> {
+    fused: &'c Fused,
+    inputs: &'c [Input<'d>],
+    outputs: &'c mut dyn Outputs,
+}
+
+impl<'c> Made<'c, '_> {
+    /// All outputs, of the shapes that the operator's rule gives.
+    fn all<const N: usize>(self) -> Result<[&'c mut [f32]; N], String> {
+        let inputs: Vec<&[usize]> = self.inputs.iter().map(|input| &input.shape[..]).collect();
+        let shapes = self.fused.output_shapes(&inputs)?;
+        let shapes: Vec<&[usize]> = shapes.iter().map(|shape| &shape[..]).collect();
+        let made = self.outputs.make(&shapes)?;
+        let count = made.len();
+        <[&mut [f32]; N]>::try_from(made).map_err(|_| format!("{count} outputs were made, expected {N}"))
+    }
+
+    /// The only output.
+    fn one(self) -> Result<&'c mut [f32], String> {
+        self.all().map(|[only]| only)
+    }
+}
+
+/// Sizes are read up to [`fused::LARGEST`].
+fn size(size: u64) -> usize {
+    usize::try_from(size).unwrap_or(usize::MAX)
 }
 
 /// `1 / sqrt(d)`
 fn scale(head_dim: usize) -> f32 {
     1.0 / (head_dim as f32).sqrt()
-}
-
-/// The shape with another last dimension.
-fn with_last(mut shape: Vec<usize>, last: usize) -> Vec<usize> {
-    if let Some(length) = shape.last_mut() {
-        *length = last;
-    }
-    shape
 }
 
 fn rank<const N: usize>(shape: &[usize]) -> Result<[usize; N], String> {
@@ -528,11 +345,11 @@ struct Taken<'i, 'd> {
 }
 
 impl<'i> Taken<'i, '_> {
-    fn next<T: Element>(&mut self) -> Result<(Vec<usize>, &'i [T]), String> {
+    fn next<T: Element>(&mut self) -> Result<(&'i [usize], &'i [T]), String> {
         let input = self.inputs.next().ok_or("a fused operator has too few inputs")?;
         let data = T::of(input.data)
             .ok_or_else(|| format!("an input is {}, expected {}", input.data.name(), T::NAME))?;
-        Ok((input.shape.clone(), data))
+        Ok((&input.shape, data))
     }
 
     fn optional(&mut self, there: bool) -> Result<Option<&'i [f32]>, String> {
@@ -543,14 +360,14 @@ impl<'i> Taken<'i, '_> {
         }
     }
 
-    fn norm(&mut self, kind: NormKind) -> Result<Norm<'i>, String> {
-        Ok(match kind {
-            NormKind::None => Norm::None,
-            NormKind::Rms(epsilon) => Norm::Rms {
+    fn norm(&mut self, norm: fused::Norm) -> Result<Norm<'i>, String> {
+        Ok(match norm {
+            fused::Norm::None => Norm::None,
+            fused::Norm::Rms { epsilon } => Norm::Rms {
                 gamma: self.next()?.1,
                 epsilon,
             },
-            NormKind::Layer(epsilon) => Norm::Layer {
+            fused::Norm::Layer { epsilon } => Norm::Layer {
                 gamma: self.next()?.1,
                 beta: self.next()?.1,
                 epsilon,
@@ -559,26 +376,26 @@ impl<'i> Taken<'i, '_> {
     }
 
     /// A table, and how many rows it has.
-    fn table(&mut self, form: TableForm) -> Result<(Table<'i>, usize), String> {
-        Ok(match form {
-            TableForm::Float32 => {
+    fn table(&mut self, encoding: TableEncoding) -> Result<(Table<'i>, usize), String> {
+        Ok(match encoding {
+            TableEncoding::Float32 => {
                 let (shape, values) = self.next()?;
-                (Table::Float32(values), rank::<2>(&shape)?[0])
+                (Table::Float32(values), rank::<2>(shape)?[0])
             }
-            TableForm::Bytes => {
+            TableEncoding::Bytes => {
                 let (shape, bytes) = self.next()?;
                 let scales = self.next()?.1;
-                (Table::Int8 { bytes, scales }, rank::<2>(&shape)?[0])
+                (Table::Int8 { bytes, scales }, rank::<2>(shape)?[0])
             }
-            TableForm::Planes => {
+            TableEncoding::Planes => {
                 let (shape, high) = self.next()?;
                 let (low, scales) = (self.next()?.1, self.next()?.1);
-                (Table::Planes(Planes { high, low, scales }), rank::<3>(&shape)?[0])
+                (Table::Planes(Planes { high, low, scales }), rank::<3>(shape)?[0])
             }
         })
     }
 
-    fn matrix(&mut self, encoding: Encoding, outputs: usize, inputs: usize) -> Result<Matrix<'i>, String> {
+    fn matrix(&mut self, encoding: Encoding, outputs: u64, inputs: u64) -> Result<Matrix<'i>, String> {
         let panels = match encoding {
             Encoding::Float32 => Panels::Float32(self.next()?.1),
             Encoding::Int8 => Panels::Int8 {
@@ -591,8 +408,8 @@ impl<'i> Taken<'i, '_> {
             },
         };
         Ok(Matrix {
-            outputs,
-            inputs,
+            outputs: size(outputs),
+            inputs: size(inputs),
             panels,
         })
     }

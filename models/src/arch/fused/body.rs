@@ -6,7 +6,7 @@
 
 use crate::arch::qwen2::{self, Heads, Shared};
 use crate::dtype::DType;
-use crate::graph::fused::{BLOCK, Encoding, Fused, Norm, PANEL, TableEncoding};
+use crate::fused::{BLOCK, Encoding, Fused, Norm, PANEL, TableEncoding};
 use crate::graph::{Builder, Graph, GraphError, Op, Value, ValueId};
 
 /// The graph that an operator stands for, for inputs of these types and shapes. Its inputs are named `x0`, `x1`, ..,

@@ -5,7 +5,7 @@
 use super::{FeedForward, Linear, Names, first};
 use crate::config::{TokenMixer, VisionConfig};
 use crate::dtype::DType;
-use crate::graph::fused::{Encoding, Fused, Norm};
+use crate::fused::{Encoding, Fused, Norm};
 use crate::graph::{Builder, Dim, ValueId, WeightForm};
 
 /// `pixels [B,3,S,S] -> tokens [B,N,F]`, row by row.

@@ -11,7 +11,7 @@ mod qwen2;
 use super::Network;
 use crate::config::ModelConfig;
 use crate::dtype::DType;
-use crate::graph::fused::{Encoding, Fused, Norm, TableEncoding};
+use crate::fused::{Encoding, Fused, Norm, TableEncoding};
 use crate::graph::{Builder, Dim, Graph, GraphError, Rows, ValueId, WeightForm};
 
 /// How the weights of each part are stored.

@@ -7,7 +7,7 @@ use super::{Encodings, FeedForward, Linear, Names, first};
 use crate::arch::qwen2::{self, EMBED_TOKENS};
 use crate::config::DecoderConfig;
 use crate::dtype::DType;
-use crate::graph::fused::{Encoding, Fused, Norm, TableEncoding};
+use crate::fused::{Encoding, Fused, Norm, TableEncoding};
 use crate::graph::{Builder, Nibble, ValueId, WeightForm};
 
 /// `input_ids [B,n] -> inputs_embeds [B,n,D]`

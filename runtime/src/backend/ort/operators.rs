@@ -1,10 +1,11 @@
 //! How does ONNX Runtime come to run our kernels? As custom operators of the domain that the fused functions live in:
 //! a registered operator goes before a function's body.
 
-use crate::backend::fused::{Attributes, DOMAIN, Data, Input, Kind, Outputs, Step};
+use crate::backend::fused::{self, Data, Input, Outputs};
 use half::slice::HalfFloatSliceExt as _;
 use kernels::Isa;
 use kernels::pool::Pool;
+use models::fused::{Attributes, DOMAIN, Fused, Kind};
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
 };
@@ -17,18 +18,18 @@ pub(super) fn domain(threads: usize) -> ort::Result<OperatorDomain> {
     let pool = Pool::shared(threads);
     for kind in Kind::ALL {
         let pool = Arc::clone(&pool);
-        domain = domain.add(Fused { kind, pool })?;
+        domain = domain.add(FusedOperator { kind, pool })?;
     }
     Ok(domain)
 }
 
 /// One operator; its inputs have any types, which the kernel checks.
-struct Fused {
+struct FusedOperator {
     kind: Kind,
     pool: Arc<Pool>,
 }
 
-impl Operator for Fused {
+impl Operator for FusedOperator {
     type Kernel<'attr> = FusedKernel;
 
     fn name(&self) -> &str {
@@ -45,7 +46,7 @@ impl Operator for Fused {
 
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<FusedKernel> {
         Ok(FusedKernel {
-            step: Step::new(self.kind, &OfNode(context)).map_err(ort::Error::new)?,
+            fused: Fused::read(self.kind, &OfNode(context)).map_err(ort::Error::new)?,
             pool: Arc::clone(&self.pool),
             isa: Isa::detect(),
         })
@@ -67,7 +68,7 @@ impl Attributes for OfNode<'_, '_> {
 
 /// What ONNX Runtime calls.
 struct FusedKernel {
-    step: Step,
+    fused: Fused,
     pool: Arc<Pool>,
     isa: Isa,
 }
@@ -83,9 +84,7 @@ impl Kernel for FusedKernel {
             context,
             values: Vec::new(),
         };
-        self.step
-            .run(self.isa, &*self.pool, &inputs, &mut outputs)
-            .map_err(ort::Error::new)
+        fused::run(&self.fused, self.isa, &*self.pool, &inputs, &mut outputs).map_err(ort::Error::new)
     }
 }
 

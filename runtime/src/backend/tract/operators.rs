@@ -1,11 +1,13 @@
 //! How does tract come to run our kernels? Its loader calls a builder by a node's type; the nodes of target `cpu` become
 //! operators that read their weights where the data file is mapped, so that tract never sees or copies them.
 
-use crate::backend::fused::{Attributes, DOMAIN, Data, Input, Kind, Outputs, Step};
+use crate::backend::fused::{self, Data, Input, Outputs};
 use kernels::Isa;
 use kernels::pool::Pool;
 use memmap2::Mmap;
+use models::fused::{Attributes, DOMAIN, Fused, Kind, Length};
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::fs::File;
 use std::path::{Component, Path};
 use std::sync::Arc;
@@ -40,7 +42,7 @@ pub(super) fn complete(
         let Some(expansion) = node.op_as_mut::<Box<dyn Expansion>>() else {
             continue;
         };
-        let Some(fused) = expansion.as_any_mut().downcast_mut::<Fused>() else {
+        let Some(fused) = expansion.as_any_mut().downcast_mut::<FusedNode>() else {
             continue;
         };
         fused.slots = weights.remove(&name).with_context(|| {
@@ -239,10 +241,9 @@ fn build(_: &ParsingContext<'_>, node: &NodeProto) -> TractResult<(Box<dyn Infer
     );
     let kind = Kind::ALL.into_iter().find(|kind| kind.name() == node.op_type);
     let kind = kind.context("no fused operator")?;
-    let step = Step::new(kind, &OfNode(node)).map_err(TractError::msg)?;
-    let fused = Fused {
-        kind,
-        step,
+    let fused = Fused::read(kind, &OfNode(node)).map_err(TractError::msg)?;
+    let fused = FusedNode {
+        fused,
         slots: Vec::new(),
         pool: None,
         isa: Isa::detect(),
@@ -250,55 +251,81 @@ fn build(_: &ParsingContext<'_>, node: &NodeProto) -> TractResult<(Box<dyn Infer
     Ok((expand(fused), Vec::new()))
 }
 
+/// A dimension as tract has it.
+#[derive(Debug, Clone)]
+struct Side(TDim);
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Length for Side {
+    fn number(number: u64) -> Side {
+        Side(number.to_dim())
+    }
+
+    fn known(&self) -> Option<u64> {
+        self.0.to_i64().ok()?.try_into().ok()
+    }
+
+    fn quotient(&self, divisor: u64) -> Option<Side> {
+        Some(Side(self.0.clone().divceil(usize::try_from(divisor).ok()?)))
+    }
+
+    fn sum(&self, other: &Side) -> Option<Side> {
+        Some(Side(self.0.clone() + &other.0))
+    }
+}
+
 /// A fused operator in tract's graph.
 #[derive(Debug, Clone)]
-struct Fused {
-    kind: Kind,
-    step: Step,
+struct FusedNode {
+    fused: Fused,
     /// The inputs of the node as it was written.
     slots: Vec<Slot>,
     pool: Option<Arc<Pool>>,
     isa: Isa,
 }
 
-impl PartialEq for Fused {
+impl PartialEq for FusedNode {
     fn eq(&self, other: &Self) -> bool {
         let same = |(a, b): (&Slot, &Slot)| match (a, b) {
             (Slot::Value, Slot::Value) => true,
             (Slot::Weight(a), Slot::Weight(b)) => Arc::ptr_eq(a, b),
             _ => false,
         };
-        self.kind == other.kind
-            && self.step == other.step
+        self.fused == other.fused
             && self.slots.len() == other.slots.len()
             && self.slots.iter().zip(&other.slots).all(same)
     }
 }
 
-impl Eq for Fused {}
+impl Eq for FusedNode {}
 
-impl Fused {
+impl FusedNode {
     /// The shapes of the inputs as the node was written, given those of the values.
-    fn shapes(&self, values: &[&TypedFact]) -> TractResult<Vec<TVec<TDim>>> {
+    fn shapes(&self, values: &[&TypedFact]) -> TractResult<Vec<Vec<Side>>> {
         let mut values = values.iter();
         let shape = |slot: &Slot| match slot {
             Slot::Value => {
                 let fact = values.next().context("has too few inputs")?;
-                Ok(fact.shape.to_tvec())
+                Ok(fact.shape.iter().cloned().map(Side).collect())
             }
-            Slot::Weight(weight) => Ok(weight.shape.iter().map(|length| length.to_dim()).collect()),
+            Slot::Weight(weight) => Ok(weight.shape.iter().map(|length| Side(length.to_dim())).collect()),
         };
         self.slots.iter().map(shape).collect()
     }
 }
 
-impl Expansion for Fused {
+impl Expansion for FusedNode {
     fn name(&self) -> StaticName {
-        self.kind.name().into()
+        self.fused.name().into()
     }
 
     fn nboutputs(&self) -> TractResult<usize> {
-        Ok(self.kind.outputs())
+        Ok(self.fused.kind().outputs())
     }
 
     fn rules<'r, 'p: 'r, 's: 'r>(
@@ -311,9 +338,9 @@ impl Expansion for Fused {
             solver.equals(&output.datum_type, DatumType::F32)?;
         }
         let (Some(x), [first, present @ ..]) = (inputs.first(), outputs) else {
-            bail!("{} has no inputs or no outputs", self.kind.name());
+            bail!("{} has no inputs or no outputs", self.fused.name());
         };
-        match self.kind {
+        match self.fused.kind() {
             Kind::Embedding => solver.equals(x.rank.bex() + 1, &first.rank)?,
             _ => solver.equals(&x.rank, &first.rank)?,
         }
@@ -328,75 +355,25 @@ impl Expansion for Fused {
     }
 }
 
-impl Op for Fused {
+impl Op for FusedNode {
     fn name(&self) -> StaticName {
-        self.kind.name().into()
+        self.fused.name().into()
     }
 
     op_as_typed_op!();
 }
 
-impl TypedOp for Fused {
+impl TypedOp for FusedNode {
     fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        let shapes = self.shapes(inputs)?;
-        let dim = |input: usize, axis: usize| -> TractResult<TDim> {
-            let shape = shapes
-                .get(input)
-                .with_context(|| format!("has no input {input}"))?;
-            let dim = shape.get(axis);
-            Ok(dim
-                .with_context(|| format!("input {input} has rank {}", shape.len()))?
-                .clone())
-        };
-        let x = shapes.first().context("has no inputs")?;
-        let with_last = |length: usize| {
-            let mut shape = x.clone();
-            if let Some(last) = shape.last_mut() {
-                *last = length.to_dim();
-            }
-            shape
-        };
-        let strided = |axis: usize, stride: usize| Ok::<_, TractError>(dim(0, axis)?.divceil(stride));
-        let shapes: TVec<TVec<TDim>> = match self.step {
-            Step::Stem {
-                stride,
-                depthwise_stride,
-                ..
-            } => {
-                let side = |axis| Ok::<_, TractError>(strided(axis, stride)?.divceil(depthwise_stride));
-                tvec![tvec![dim(0, 0)?, side(2)?, side(3)?, dim(2, 0)?]]
-            }
-            Step::DepthwiseConv { stride, .. } => tvec![tvec![
-                dim(0, 0)?,
-                strided(1, stride)?,
-                strided(2, stride)?,
-                dim(2, 0)?
-            ]],
-            Step::Linear { outputs, .. } | Step::FeedForward { outputs, .. } => tvec![with_last(outputs)],
-            Step::SelfAttention { heads, head_dim } => tvec![with_last(heads * head_dim)],
-            Step::DecoderAttention {
-                heads,
-                kv_heads,
-                head_dim,
-            } => {
-                let total = dim(0, 1)? + dim(1, 2)?;
-                let present = tvec![dim(0, 0)?, kv_heads.to_dim(), total, head_dim.to_dim()];
-                tvec![with_last(heads * head_dim), present.clone(), present]
-            }
-            Step::Embedding { width, .. } => {
-                let mut shape = x.clone();
-                shape.push(width.to_dim());
-                tvec![shape]
-            }
-            Step::Logits(_) => tvec![tvec![dim(0, 0)?, dim(1, 0)?]],
-        };
-        Ok(shapes.into_iter().map(f32::fact).collect())
+        let shapes = self.fused.output_shapes(&self.shapes(inputs)?);
+        let fact = |shape: Vec<Side>| f32::fact(shape.into_iter().map(|side| side.0));
+        Ok(shapes.map_err(TractError::msg)?.into_iter().map(fact).collect())
     }
 
     as_op!();
 }
 
-impl EvalOp for Fused {
+impl EvalOp for FusedNode {
     op_out_of_plan!();
 
     fn eval(&self, _: &EvalContext, values: TVec<TValue>) -> TractResult<TVec<TValue>> {
@@ -413,9 +390,7 @@ impl EvalOp for Fused {
             });
         }
         let mut outputs = OfCall(Vec::new());
-        self.step
-            .run(self.isa, &**pool, &inputs, &mut outputs)
-            .map_err(TractError::msg)?;
+        fused::run(&self.fused, self.isa, &**pool, &inputs, &mut outputs).map_err(TractError::msg)?;
         Ok(outputs.0.into_iter().map(Tensor::into_tvalue).collect())
     }
 }
@@ -443,9 +418,7 @@ impl Outputs for OfCall {
     fn make(&mut self, shapes: &[&[usize]]) -> Result<Vec<&mut [f32]>, String> {
         let words = |error: TractError| error.to_string();
         for shape in shapes {
-            // SAFETY: a kernel that returns has written every element of its outputs and read none. Its tests in
-            // crate `kernels` give it outputs full of NaN and compare all of them; who adds a kernel that `Step`
-            // calls adds such a test. After a panic the outputs are dropped.
+            // SAFETY: a kernel writes all of its outputs before anybody reads them.
             #[expect(unsafe_code, reason = "no zeros where a kernel writes at once")]
             let tensor = unsafe { Tensor::uninitialized::<f32>(shape) };
             self.0.push(tensor.map_err(words)?);
@@ -461,6 +434,7 @@ impl Outputs for OfCall {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
     use tract_onnx::pb::{
