@@ -138,12 +138,13 @@ fn cases_of_given(flags: &cli::Run, bundle: Option<&Bundle>) -> Result<Vec<Case>
     if let Some(directory) = flags.bundle.clone() {
         let claim = "every file of the bundle has the length and SHA-256 that its contract states";
         cases.push(Case::once("bundle/integrity", claim, move |_| {
-            let failed = |error: models::error::BundleError| CaseError::failed("checking the bundle", &error);
+            let failed =
+                |error: models::bundle::BundleError| CaseError::failed("checking the bundle", &error);
             let bundle = Bundle::open(&directory).map_err(failed)?;
             let mut findings = Findings::default();
             match bundle.verify_hashes(&directory, &mut |_| {}) {
                 Ok(()) => {}
-                Err(models::error::BundleError::Broken { problems, .. }) => findings.problems = problems,
+                Err(models::bundle::BundleError::Broken { problems, .. }) => findings.problems = problems,
                 Err(error) => return Err(failed(error)),
             }
             Ok(findings)

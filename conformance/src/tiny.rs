@@ -1,7 +1,7 @@
 //! Small made-up things for suites: numbers, weights, a config. Deterministic, from no file.
 
 use crate::array::Array;
-use models::error::CheckpointError;
+use models::checkpoint::CheckpointError;
 use models::graph::{Graph, Source, WeightForm};
 use models::weights::{WeightSpec, Weights};
 use std::collections::BTreeMap;

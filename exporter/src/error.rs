@@ -1,6 +1,8 @@
 //! What can go wrong in an export.
 
-use models::error::{BundleError, CheckpointError, GraphError};
+use models::bundle::BundleError;
+use models::checkpoint::CheckpointError;
+use models::graph::GraphError;
 use std::io;
 use std::path::PathBuf;
 use thiserror::Error;

@@ -11,9 +11,9 @@ use crate::onnx;
 use crate::plan::Source;
 use crate::report::{Phase, Report};
 use crate::summary::Summary;
+use models::bundle::BundleError;
 use models::bundle::{Bundle, FILE_NAME, FileEntry};
 use models::checkpoint::Checkpoint;
-use models::error::BundleError;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -9,7 +9,6 @@ pub mod checkpoint;
 #[cfg(feature = "describe")]
 pub mod config;
 pub mod dtype;
-pub mod error;
 pub mod fused;
 #[cfg(feature = "describe")]
 pub mod graph;

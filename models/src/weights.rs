@@ -5,7 +5,7 @@
 //! `language_model.embed_tokens.weight`, `lm_head.weight`. Convolutions and norms of the tower are folded, so that
 //! each canonical convolution has a weight and a bias and no batch normalisation is left.
 
-use crate::error::CheckpointError;
+use crate::checkpoint::CheckpointError;
 use std::ops::Range;
 
 /// What a network needs: a canonical name and the shape it must have.

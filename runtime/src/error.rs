@@ -5,8 +5,8 @@ use crate::image::ImageError;
 use crate::prompt::PromptError;
 use crate::sample::SampleError;
 use crate::splice::SpliceError;
+use models::bundle::BundleError;
 use models::bundle::{Precision, Target};
-use models::error::BundleError;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 

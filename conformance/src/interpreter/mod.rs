@@ -12,9 +12,9 @@ mod shape;
 
 use crate::array::{Array, Shared, round_to_half};
 use exporter::onnx::pack;
-use models::arch::fused::body::body;
+use models::arch::body::body;
+use models::checkpoint::CheckpointError;
 use models::dtype::DType;
-use models::error::CheckpointError;
 use models::fused::Fused;
 use models::graph::{Constant, Dim, Graph, Node, Op, Source, Value, ValueId, WeightForm, WeightRef};
 use models::weights::Weights;

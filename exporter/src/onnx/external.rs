@@ -313,7 +313,7 @@ impl Reader<'_> {
             }
             let name = tensor.weight.name.as_str();
             let Some(spec) = specs.get(name) else {
-                let unknown = models::error::CheckpointError::UnknownWeight {
+                let unknown = models::checkpoint::CheckpointError::UnknownWeight {
                     name: name.to_owned(),
                 };
                 return Err(Stop::Error(unknown.into()));
@@ -542,7 +542,7 @@ const fn alignment(bytes: u64) -> u64 {
 pub(crate) mod tests {
     use super::*;
     use crate::report::Silent;
-    use models::error::CheckpointError;
+    use models::checkpoint::CheckpointError;
     use models::graph::{Dim, Value};
 
     /// Weights whose elements are 0, 1, 2, ... divided by 8.

@@ -12,7 +12,7 @@ use super::proto::{
 };
 use crate::error::ExportError;
 use half::f16;
-use models::arch::fused::body::body;
+use models::arch::body::body;
 use models::dtype::DType;
 use models::fused::{Attribute, DOMAIN, Fused};
 use models::graph::{Constant, Dim, Graph, Node, OPSET, Op, Source, Value};

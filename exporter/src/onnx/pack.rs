@@ -3,7 +3,7 @@
 
 use crate::error::ExportError;
 use half::f16;
-use models::error::CheckpointError;
+use models::checkpoint::CheckpointError;
 use models::fused::{BLOCK, Encoding, PANEL, PLANE_BLOCK};
 use models::graph::{Nibble, Rows, WeightForm, WeightRef};
 use models::weights::{WeightSpec, Weights};

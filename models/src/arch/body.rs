@@ -4,10 +4,11 @@
 //! it, and the reference interpreter evaluates it. A kernel may round activations to bytes on the way to a product with
 //! bytes or nibbles; the body does not.
 
-use crate::arch::qwen2::{self, Heads, Shared};
+use super::attention;
+use super::qwen2::{self, Heads, Shared};
 use crate::dtype::DType;
 use crate::fused::{BLOCK, Encoding, Fused, Norm, PANEL, TableEncoding};
-use crate::graph::{Builder, Graph, GraphError, Op, Value, ValueId};
+use crate::graph::{Builder, Graph, GraphError, Op, Value, ValueId, signed};
 
 /// The graph that an operator stands for, for inputs of these types and shapes. Its inputs are named `x0`, `x1`, ..,
 /// its outputs `y0`, `y1`, ...
@@ -267,17 +268,9 @@ fn centred(b: &mut Builder, bytes: ValueId, zero: f32) -> ValueId {
 
 /// `qkv [B,N,3*h*d] -> [B,N,h*d]`
 fn self_attention(b: &mut Builder, qkv: ValueId, heads: u64, length: u64) -> ValueId {
-    let parts = b.reshape(qkv, &[0, 0, 3, signed(heads), signed(length)]); // [B,N,3,h,d]
-    let parts = b.transpose(parts, &[2, 0, 3, 1, 4]); // [3,B,h,N,d]
-    let [q, k, v] = b.split(parts, 0, [1, 1, 1]).map(|part| b.squeeze(part, &[0])); // [B,h,N,d] each
-    let scale = b.constant_f32(&[], vec![qwen2::scale(length)]);
-    let q = b.mul(q, scale); // [B,h,N,d]
-    let k = b.transpose(k, &[0, 1, 3, 2]); // [B,h,d,N]
-    let scores = b.matmul(q, k); // [B,h,N,N]
-    let weights = b.softmax(scores); // [B,h,N,N]
-    let mixed = b.matmul(weights, v); // [B,h,N,d]
-    let mixed = b.transpose(mixed, &[0, 2, 1, 3]); // [B,N,h,d]
-    b.reshape(mixed, &[0, 0, -1]) // [B,N,h*d]
+    let parts = attention::parts(b, qkv, signed(heads), signed(length)); // [B,h,N,d] each
+    let mixed = attention::products(b, length, parts); // [B,h,N,d]
+    attention::joined(b, mixed) // [B,N,h*d]
 }
 
 /// See [`Fused::DecoderAttention`].
@@ -370,16 +363,12 @@ fn fixed(b: &Builder, value: ValueId, axis: usize) -> u64 {
         .unwrap_or(0)
 }
 
-fn signed(length: u64) -> i64 {
-    i64::try_from(length).unwrap_or(i64::MAX)
-}
-
 /// The types and shapes of a body's outputs are those that the operator's rule gives.
 #[cfg(test)]
 mod tests {
+    use super::super::fused::{Encodings, build};
+    use super::super::{Network, tests::published};
     use super::*;
-    use crate::arch::fused::{Encodings, build};
-    use crate::arch::{Network, tests::published};
     use crate::graph::Dim;
 
     #[test]
@@ -430,7 +419,7 @@ mod tests {
             table: TableEncoding::Planes,
         };
         for network in Network::ALL {
-            let portable = crate::arch::build(network, &config).unwrap();
+            let portable = super::super::build(network, &config).unwrap();
             let fused = build(network, &config, encodings).unwrap();
             let names = |graph: &Graph| -> std::collections::BTreeSet<String> {
                 graph

@@ -1,8 +1,11 @@
 //! The three networks of a FastVLM as graphs, and the canonical weights that they need.
 
+mod attention;
+pub mod body;
 mod fastvithd;
 pub mod fixed;
 pub mod fused;
+mod products;
 mod projector;
 mod qwen2;
 pub mod stateful;
@@ -11,6 +14,7 @@ use crate::config::ModelConfig;
 use crate::dtype::DType;
 use crate::graph::{Builder, Dim, Graph, GraphError, Source, WeightForm};
 use crate::weights::WeightSpec;
+use fastvithd::Attention;
 use std::collections::BTreeSet;
 
 /// The graphs that a bundle holds.
@@ -52,7 +56,7 @@ pub fn build(network: Network, config: &ModelConfig) -> Result<Graph, GraphError
                 DType::Float32,
                 &[Dim::Batch, Dim::Fixed(3), side, side],
             );
-            let tokens = fastvithd::fastvithd(&mut b, &config.vision, pixels);
+            let tokens = fastvithd::fastvithd(&mut b, &config.vision, Attention::Portable, pixels);
             let features = projector::projector(&mut b, &config.projector, tokens);
             b.output("image_features", features);
         }

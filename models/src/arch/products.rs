@@ -1,18 +1,8 @@
-//! The same three networks for target `cpu`, in fused operators and channels last.
-//!
-//! Every function here has its counterpart in the portable network beside it, which is the one to read first; the two
-//! are held equal by the conformance suites. Norms, biases, activations, residuals and layer scales are parts of the
-//! products that they stand next to, so that activations are read and written once.
+//! Products of the fused networks: linear layers and feed-forward blocks with their weights, biases, norms and residuals.
 
-pub mod body;
-mod fastvithd;
-mod qwen2;
-
-use super::Network;
-use crate::config::ModelConfig;
 use crate::dtype::DType;
 use crate::fused::{Encoding, Fused, Norm, TableEncoding};
-use crate::graph::{Builder, Dim, Graph, GraphError, Rows, ValueId, WeightForm};
+use crate::graph::{Builder, Rows, ValueId, WeightForm};
 
 /// How the weights of each part are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,73 +15,23 @@ pub struct Encodings {
     pub table: TableEncoding,
 }
 
-/// Builds a network's graph from fused operators: the same inputs, outputs and canonical weights as [`super::build`].
-///
-/// # Errors
-/// As [`super::build`].
-pub fn build(network: Network, config: &ModelConfig, encodings: Encodings) -> Result<Graph, GraphError> {
-    let mut b = Builder::new(network.name());
-    match network {
-        Network::VisionEncoder => {
-            let side = Dim::Fixed(config.vision.image_size);
-            let pixels = b.input(
-                "pixel_values",
-                DType::Float32,
-                &[Dim::Batch, Dim::Fixed(3), side, side],
-            );
-            let tokens = fastvithd::fastvithd(&mut b, &config.vision, encodings.vision, pixels);
-            let features = projector(&mut b, config, encodings.vision, tokens);
-            b.output("image_features", features);
-        }
-        Network::EmbedTokens => {
-            let ids = b.input("input_ids", DType::Int64, &[Dim::Batch, Dim::New]);
-            let embeds = qwen2::embed_tokens(&mut b, &config.decoder, encodings.table, ids);
-            b.output("inputs_embeds", embeds);
-        }
-        Network::Decoder => qwen2::decoder(&mut b, &config.decoder, encodings),
-    }
-    b.finish()
-}
-
-/// `tokens [B,N,C] -> features [B,N,D]`
-fn projector(b: &mut Builder, config: &ModelConfig, encoding: Encoding, tokens: ValueId) -> ValueId {
-    let config = &config.projector;
-    let b = &mut b.scope("multi_modal_projector");
-    let feed_forward = FeedForward {
-        inputs: config.input,
-        hidden: config.hidden,
-        outputs: config.hidden,
-        norm: Norm::None,
-        encoding,
-        bias: config.bias,
-        names: Names {
-            gate: None,
-            up: "linear_1",
-            down: "linear_2",
-        },
-        norm_name: None,
-        gain: None,
-    };
-    feed_forward.add(b, tokens, None)
-}
-
 /// A product in words of its scope; [`Linear::add`] adds it.
-struct Linear<'a> {
-    inputs: u64,
+pub(super) struct Linear<'a> {
+    pub(super) inputs: u64,
     /// Names of the linear layers whose outputs follow one another, with their lengths.
-    parts: &'a [(&'a str, u64)],
-    encoding: Encoding,
-    bias: bool,
-    gelu: bool,
+    pub(super) parts: &'a [(&'a str, u64)],
+    pub(super) encoding: Encoding,
+    pub(super) bias: bool,
+    pub(super) gelu: bool,
     /// Full canonical name of the factors of the outputs.
-    gain: Option<String>,
-    norm: Norm,
-    norm_name: Option<String>,
+    pub(super) gain: Option<String>,
+    pub(super) norm: Norm,
+    pub(super) norm_name: Option<String>,
 }
 
 impl Linear<'_> {
     /// `x [..,K] -> [..,N]`, `residual` added.
-    fn add(&self, b: &mut Builder, x: ValueId, residual: Option<ValueId>) -> ValueId {
+    pub(super) fn add(&self, b: &mut Builder, x: ValueId, residual: Option<ValueId>) -> ValueId {
         let outputs = self.parts.iter().map(|(_, length)| length).sum();
         let mut inputs = vec![x];
         inputs.extend(residual);
@@ -123,29 +63,29 @@ impl Linear<'_> {
 }
 
 /// Names of the linear layers of a feed-forward block in its scope.
-struct Names<'a> {
-    gate: Option<&'a str>,
-    up: &'a str,
-    down: &'a str,
+pub(super) struct Names<'a> {
+    pub(super) gate: Option<&'a str>,
+    pub(super) up: &'a str,
+    pub(super) down: &'a str,
 }
 
 /// Two products with an activation between them; [`FeedForward::add`] adds them.
-struct FeedForward<'a> {
-    inputs: u64,
-    hidden: u64,
-    outputs: u64,
-    norm: Norm,
-    encoding: Encoding,
-    bias: bool,
-    names: Names<'a>,
-    norm_name: Option<String>,
+pub(super) struct FeedForward<'a> {
+    pub(super) inputs: u64,
+    pub(super) hidden: u64,
+    pub(super) outputs: u64,
+    pub(super) norm: Norm,
+    pub(super) encoding: Encoding,
+    pub(super) bias: bool,
+    pub(super) names: Names<'a>,
+    pub(super) norm_name: Option<String>,
     /// Full canonical name of the factors of the outputs.
-    gain: Option<String>,
+    pub(super) gain: Option<String>,
 }
 
 impl FeedForward<'_> {
     /// `x [..,K] -> [..,N]`, `residual` added.
-    fn add(&self, b: &mut Builder, x: ValueId, residual: Option<ValueId>) -> ValueId {
+    pub(super) fn add(&self, b: &mut Builder, x: ValueId, residual: Option<ValueId>) -> ValueId {
         let mut inputs = vec![x];
         inputs.extend(residual);
         inputs.extend(norm(b, self.norm, self.norm_name.as_deref(), self.inputs));
@@ -240,6 +180,6 @@ fn stacked(b: &Builder, names: &[&str], parameter: &str, gain: Option<&String>) 
 }
 
 /// The first value, or `otherwise` after an error that the builder keeps.
-fn first(values: &[ValueId], otherwise: ValueId) -> ValueId {
+pub(super) fn first(values: &[ValueId], otherwise: ValueId) -> ValueId {
     values.first().copied().unwrap_or(otherwise)
 }

@@ -6,8 +6,8 @@ use super::{
     BLOCK, Bundle, CoreMlPackages, EmbeddingRows, FixedDecoder, ImageSpec, Io, IoDim, KvSpec, MAX_LAYERS,
     MAX_SIDE, SizedEncoder, Variant,
 };
+use crate::bundle::BundleError;
 use crate::dtype::DType;
-use crate::error::BundleError;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;

@@ -6,12 +6,12 @@
 use super::branches::{Branch, Kind, Take, branches};
 use super::fold::{BranchValues, KernelSize, fold};
 use super::layout::Unified;
-use super::safetensors::{SafetensorsFile, StoredTensor, StoredType};
+use super::safetensors::{SafetensorsFile, StoredTensor, StoredType, TensorId};
 use super::{Checkpoint, Layout};
 use crate::arch;
+use crate::checkpoint::{CheckpointError, WeightProblems};
 use crate::config::ModelConfig;
 use crate::dtype::DType;
-use crate::error::{CheckpointError, WeightProblems};
 use crate::weights::{WeightSpec, Weights};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -24,10 +24,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// The embedding table, and the head that may be the same table.
 const EMBEDDING: &str = "language_model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
-
-/// A tensor: index of its file, index in the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct TensorId(usize, usize);
 
 /// What became of a checkpoint's tensors.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]

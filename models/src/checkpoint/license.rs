@@ -2,10 +2,10 @@
 
 #![deny(clippy::as_conversions)]
 
-use super::processing::{Asset, Origin};
+use super::assets::{Asset, Origin};
 use super::small;
 use crate::bundle;
-use crate::error::CheckpointError;
+use crate::checkpoint::CheckpointError;
 use std::ffi::OsString;
 use std::path::Path;
 

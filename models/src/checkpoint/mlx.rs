@@ -1,6 +1,6 @@
 //! Is this one of Apple's MLX exports? They hold the tower only as a Core ML package, so there is nothing to export.
 
-use crate::error::CheckpointError;
+use crate::checkpoint::CheckpointError;
 use serde_json::Value;
 use std::path::Path;
 

@@ -4,35 +4,34 @@
 
 #![deny(clippy::as_conversions)]
 
+mod assets;
 mod branches;
 mod canonical;
+mod error;
 mod fold;
 mod layout;
 mod license;
 mod llava;
 mod mlx;
-mod processing;
 mod safetensors;
 pub(crate) mod small;
 
 pub use crate::config::Layout;
+pub use assets::{Asset, Assets, Origin, SMALL_FILES};
 pub use canonical::{Accounting, Canonical, Ignored, Used, canonical};
+pub use error::{CheckpointError, WeightProblems};
 pub use license::is_license;
-pub use processing::{Asset, Assets, Origin, SMALL_FILES};
 
-use crate::config::ModelConfig;
+use crate::config::{CONFIG, Declared, ModelConfig};
 use crate::dtype::DType;
-use crate::error::CheckpointError;
 use safetensors::{SafetensorsFile, StoredType};
 use serde::Deserialize;
-use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 /// File names of the format.
-const CONFIG: &str = "config.json";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// Longest file that is read beside weights and tokenizers: an index of shards, in bytes.
@@ -42,9 +41,7 @@ pub const MAX_INDEX: u64 = 100_000_000;
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
-    config: ModelConfig,
-    /// The dialect of `config.json`.
-    dialect: Layout,
+    declared: Declared,
     files: Arc<Vec<SafetensorsFile>>,
     sources: Vec<SourceFile>,
 }
@@ -71,12 +68,10 @@ impl Checkpoint {
         if !directory.is_dir() {
             return Err(not_a_checkpoint("is not a directory".to_owned()));
         }
-        let config_path = directory.join(CONFIG);
-        if !config_path.exists() {
+        if !directory.join(CONFIG).exists() {
             return Err(not_a_checkpoint(format!("has no `{CONFIG}`")));
         }
-        let raw: Value = serde_json::from_str(&small::text(&config_path, MAX_INDEX)?)
-            .map_err(|error| CheckpointError::malformed(&config_path, error.to_string()))?;
+        let fields = Declared::fields(directory)?;
 
         let index = directory.join(INDEX);
         let files = if directory.join(SINGLE).exists() {
@@ -90,8 +85,8 @@ impl Checkpoint {
             .iter()
             .flat_map(|file| &file.tensors)
             .map(|tensor| tensor.name.as_str());
-        mlx::refuse(directory, &raw, names)?;
-        let (config, dialect) = ModelConfig::open(directory)?;
+        mlx::refuse(directory, &fields, names)?;
+        let declared = Declared::read(directory, fields)?;
 
         let mut sources = Vec::new();
         for name in [CONFIG, INDEX] {
@@ -110,8 +105,7 @@ impl Checkpoint {
         sources.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(Checkpoint {
             path: directory.to_owned(),
-            config,
-            dialect,
+            declared,
             files: Arc::new(files),
             sources,
         })
@@ -124,12 +118,12 @@ impl Checkpoint {
 
     /// What `config.json` declares. Whether the head is tied is settled by the tensors: see [`Canonical::config`].
     pub fn config(&self) -> &ModelConfig {
-        &self.config
+        &self.declared.config
     }
 
     /// The dialect of `config.json`.
     pub fn dialect(&self) -> Layout {
-        self.dialect
+        self.declared.layout
     }
 
     /// `config.json` and the files that weights are read from, sorted.
@@ -161,15 +155,15 @@ impl Checkpoint {
             .flat_map(|file| &file.tensors)
             .map(|tensor| tensor.name.as_str());
         match Layout::of_tensors(names) {
-            Some(found) if found != self.dialect => Err(CheckpointError::Layout {
+            Some(found) if found != self.declared.layout => Err(CheckpointError::Layout {
                 path: self.path.clone(),
                 problem: format!(
                     "config.json declares the {} layout, the tensors have names of the {} layout",
-                    self.dialect.name(),
+                    self.declared.layout.name(),
                     found.name()
                 ),
             }),
-            _ => Ok(self.dialect),
+            _ => Ok(self.declared.layout),
         }
     }
 }
@@ -179,7 +173,7 @@ impl Checkpoint {
 /// # Errors
 /// A file that is missing, cannot be read or asks for something that this build does not do.
 pub fn assets(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<Assets, CheckpointError> {
-    processing::assets(&checkpoint.path, config, checkpoint.dialect)
+    assets::assets(&checkpoint.path, config, &checkpoint.declared)
 }
 
 /// What to say about a directory without safetensors.

@@ -4,8 +4,8 @@
 
 #![deny(clippy::as_conversions)]
 
+use crate::checkpoint::CheckpointError;
 use crate::dtype::DType;
-use crate::error::CheckpointError;
 use memmap2::Mmap;
 use serde::Deserialize;
 use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
@@ -18,6 +18,10 @@ const MAX_HEADER: u64 = 100_000_000;
 const MAX_TENSORS: usize = 1 << 20;
 /// Most dimensions of a tensor.
 const MAX_RANK: usize = 8;
+
+/// A tensor of several files: index of its file, index in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct TensorId(pub(super) usize, pub(super) usize);
 
 /// A mapped file and what its header says.
 #[derive(Debug)]

@@ -1,7 +1,8 @@
 //! How is a file read that is small if it is what it is called? Never more than a limit, and nothing but a file: a pipe
 //! would wait for whoever writes it.
 
-use crate::error::CheckpointError;
+use crate::checkpoint::CheckpointError;
+use serde_json::Value;
 use std::io;
 use std::path::Path;
 
@@ -45,5 +46,28 @@ pub(crate) fn text_if_there(path: &Path, most: u64) -> Result<Option<String>, Ch
     match text(path, most) {
         Err(CheckpointError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
         found => found.map(Some),
+    }
+}
+
+/// A JSON object; `None` where there is no such file.
+///
+/// # Errors
+/// As [`text`], and what is not JSON or not an object.
+pub(crate) fn object_if_there(path: &Path, most: u64) -> Result<Option<Value>, CheckpointError> {
+    let Some(text) = text_if_there(path, most)? else {
+        return Ok(None);
+    };
+    object_of(&text, path).map(Some)
+}
+
+/// The JSON object that a text is; `path` is for messages.
+///
+/// # Errors
+/// What is not JSON or not an object.
+pub(crate) fn object_of(text: &str, path: &Path) -> Result<Value, CheckpointError> {
+    match serde_json::from_str(text) {
+        Ok(value @ Value::Object(_)) => Ok(value),
+        Ok(_) => Err(CheckpointError::malformed(path, "is not a JSON object")),
+        Err(error) => Err(CheckpointError::malformed(path, error.to_string())),
     }
 }

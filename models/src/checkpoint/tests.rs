@@ -1,11 +1,11 @@
 //! Checkpoints as directories: layouts, train-time branches, ties, contradictions, shards, attacks.
 
 use super::branches::{Kind, Take, branches};
-use super::canonical::TensorId;
+use super::safetensors::TensorId;
 use super::*;
 use crate::arch;
 use crate::weights::Weights;
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 
 const LAYOUTS: [Layout; 2] = [Layout::Llava, Layout::Transformers];
 

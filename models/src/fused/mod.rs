@@ -4,7 +4,7 @@
 //! Here are the operators' names, parameters and inputs; beside it what both sides read as well: `attributes`
 //! (how parameters are written in a node), `shape` (what fits together, and the outputs' shapes) and
 //! `encoding` (how weights are stored). Activations are `[.., rows, channels]`, channels last. What each
-//! operator computes is written down in standard operators in `models::arch::fused::body`, which becomes the
+//! operator computes is written down in standard operators in `models::arch::body`, which becomes the
 //! ONNX function's body.
 
 mod attributes;

@@ -39,6 +39,11 @@ impl Dim {
     }
 }
 
+/// A length as operators have it in their shapes and bounds.
+pub(crate) fn signed(length: u64) -> i64 {
+    i64::try_from(length).unwrap_or(i64::MAX)
+}
+
 impl From<u64> for Dim {
     fn from(n: u64) -> Self {
         Dim::Fixed(n)

@@ -13,6 +13,7 @@ mod shape;
 
 pub use build::{Builder, Conv, Scope};
 pub use dim::Dim;
+pub(crate) use dim::signed;
 pub use error::GraphError;
 pub use op::{OPSET, Op};
 

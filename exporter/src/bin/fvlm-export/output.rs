@@ -2,7 +2,7 @@
 
 use exporter::{ExportError, FileOrigin, HubProblem, Phase, Report, Summary};
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use models::error::CheckpointError;
+use models::checkpoint::CheckpointError;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};

@@ -1,15 +1,15 @@
-//! FastViTHD in fused operators: [`crate::arch::fastvithd`], channels last.
+//! FastViTHD in fused operators: [`super`], channels last.
 //!
 //! Letters: `B` images, `C` channels of the stage, `H` x `W` its feature map, `N = H * W`, `h` heads, `d` their length.
 
-use super::{FeedForward, Linear, Names, first};
+use crate::arch::products::{FeedForward, Linear, Names, first};
 use crate::config::{TokenMixer, VisionConfig};
 use crate::dtype::DType;
 use crate::fused::{Encoding, Fused, Norm};
-use crate::graph::{Builder, Dim, ValueId, WeightForm};
+use crate::graph::{Builder, Dim, ValueId, WeightForm, signed};
 
 /// `pixels [B,3,S,S] -> tokens [B,N,F]`, row by row.
-pub(super) fn fastvithd(
+pub(in crate::arch) fn fastvithd(
     b: &mut Builder,
     config: &VisionConfig,
     encoding: Encoding,
@@ -252,8 +252,4 @@ fn product(
         norm_name: None,
     };
     linear.add(b, x, None)
-}
-
-fn signed(length: u64) -> i64 {
-    i64::try_from(length).unwrap_or(i64::MAX)
 }

@@ -6,30 +6,31 @@
 //!
 //! Letters: `B` images, `C` channels of the stage, `H` x `W` its feature map, `N = H * W`, `h` heads, `d` their length.
 
-use super::fixed;
+mod fixed;
+pub(super) mod fused;
+
+use super::attention;
 use crate::config::{TokenMixer, VisionConfig};
-use crate::graph::{Builder, Conv, Dim, ValueId};
+use crate::graph::{Builder, Conv, Dim, ValueId, signed};
 
 /// How attention is written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Attention {
-    /// Products and a softmax.
-    Products,
-    /// One operator.
-    Whole,
+pub(super) enum Attention {
+    /// Products and a softmax, for any number of images.
+    Portable,
+    /// The same for one image, in rank 4 and dense layers: for Core ML.
+    OfOne,
+    /// For one image, in one operator.
+    WholeOfOne,
 }
 
 /// `pixels [B,3,S,S] -> tokens [B,N,F]`, row by row.
-pub(super) fn fastvithd(b: &mut Builder, config: &VisionConfig, pixels: ValueId) -> ValueId {
-    tower(b, config, Attention::Products, pixels)
-}
-
-/// The same for one image, attention in one operator: `pixels [1,3,S,S] -> tokens [1,N,F]`.
-pub(super) fn fastvithd_of_one(b: &mut Builder, config: &VisionConfig, pixels: ValueId) -> ValueId {
-    tower(b, config, Attention::Whole, pixels)
-}
-
-fn tower(b: &mut Builder, config: &VisionConfig, attention: Attention, pixels: ValueId) -> ValueId {
+pub(super) fn fastvithd(
+    b: &mut Builder,
+    config: &VisionConfig,
+    attention: Attention,
+    pixels: ValueId,
+) -> ValueId {
     let b = &mut b.scope("vision_tower");
     let mut x = stem(b, config, pixels); // [B,C0,S/4,S/4]
     for index in 0..config.embed_dims.len() {
@@ -178,13 +179,10 @@ fn attention_block(
     // The norm is over channels: in the token form that is the last axis.
     let tokens = tokens_of(b, x); // [B,N,C]
     let normed = b.layer_norm("norm", tokens, width, config.norm_epsilon); // [B,N,C]
-    let attended = match *b.shape_of(x) {
-        // For Core ML: one image, rank 4.
-        [Dim::Fixed(1), ..] => {
-            let whole = attention == Attention::Whole;
-            fixed::image_attention(b, config.head_dim, width, height * breadth, whole, normed) // [1,N,C]
-        }
-        _ => self_attention(b, config, width, normed), // [B,N,C]
+    let attended = match attention {
+        Attention::Portable => self_attention(b, config, width, normed), // [B,N,C]
+        Attention::OfOne => fixed::attention(b, config, width, height * breadth, false, normed), // [1,N,C]
+        Attention::WholeOfOne => fixed::attention(b, config, width, height * breadth, true, normed), // [1,N,C]
     };
     let columns = b.transpose(attended, &[0, 2, 1]); // [B,C,N]
     let map = b.reshape(columns, &[0, signed(width), signed(height), signed(breadth)]); // [B,C,H,W]
@@ -199,20 +197,9 @@ fn self_attention(b: &mut Builder, config: &VisionConfig, width: u64, x: ValueId
     let heads = width / length.max(1);
     let b = &mut b.scope("token_mixer");
     let qkv = b.linear("qkv", x, width, 3 * width, false); // [B,N,3C]
-    let parts = b.reshape(qkv, &[0, 0, 3, signed(heads), signed(length)]); // [B,N,3,h,d]
-    let parts = b.transpose(parts, &[2, 0, 3, 1, 4]); // [3,B,h,N,d]
-    let [q, k, v] = b.split(parts, 0, [1, 1, 1]).map(|part| b.squeeze(part, &[0])); // [B,h,N,d] each
-    let weights = {
-        let b = &mut b.full();
-        let scale = b.constant_f32(&[], vec![scale(length)]);
-        let q = b.mul(q, scale); // [B,h,N,d]
-        let k = b.transpose(k, &[0, 1, 3, 2]); // [B,h,d,N]
-        let scores = b.matmul(q, k); // [B,h,N,N]
-        b.softmax(scores) // [B,h,N,N]
-    };
-    let mixed = b.matmul(weights, v); // [B,h,N,d]
-    let mixed = b.transpose(mixed, &[0, 2, 1, 3]); // [B,N,h,d]
-    let mixed = b.reshape(mixed, &[0, 0, -1]); // [B,N,C]
+    let parts = attention::parts(b, qkv, signed(heads), signed(length)); // [B,h,N,d] each
+    let mixed = attention::products(b, length, parts); // [B,h,N,d]
+    let mixed = attention::joined(b, mixed); // [B,N,C]
     b.linear("proj", mixed, width, width, true) // [B,N,C]
 }
 
@@ -322,13 +309,4 @@ fn final_conv(b: &mut Builder, config: &VisionConfig, x: ValueId) -> ValueId {
 fn tokens_of(b: &mut Builder, x: ValueId) -> ValueId {
     let flat = b.reshape(x, &[0, 0, -1]); // [B,C,N]
     b.transpose(flat, &[0, 2, 1]) // [B,N,C]
-}
-
-/// `1 / sqrt(d)`
-fn scale(length: u64) -> f32 {
-    (1.0 / (length as f64).sqrt()) as f32
-}
-
-fn signed(length: u64) -> i64 {
-    i64::try_from(length).unwrap_or(i64::MAX)
 }

@@ -1,17 +1,17 @@
-//! Qwen2 in fused operators: [`crate::arch::qwen2`], four to a layer.
+//! Qwen2 in fused operators: [`super`], four to a layer.
 //!
 //! Letters: `B` batch, `n` new, `t` total = past + new, `D` hidden, `k` kv heads, `h` query heads, `d` head length, `V`
 //! vocabulary.
 
-use super::{Encodings, FeedForward, Linear, Names, first};
-use crate::arch::qwen2::{self, EMBED_TOKENS};
+use super::EMBED_TOKENS;
+use crate::arch::products::{Encodings, FeedForward, Linear, Names, first};
 use crate::config::DecoderConfig;
 use crate::dtype::DType;
 use crate::fused::{Encoding, Fused, Norm, TableEncoding};
 use crate::graph::{Builder, Nibble, ValueId, WeightForm};
 
 /// `input_ids [B,n] -> inputs_embeds [B,n,D]`
-pub(super) fn embed_tokens(
+pub(in crate::arch) fn embed_tokens(
     b: &mut Builder,
     config: &DecoderConfig,
     encoding: TableEncoding,
@@ -26,17 +26,17 @@ pub(super) fn embed_tokens(
 }
 
 /// The whole decoder with its inputs and outputs.
-pub(super) fn decoder(b: &mut Builder, config: &DecoderConfig, encodings: Encodings) {
-    let qwen2::Inputs {
+pub(in crate::arch) fn decoder(b: &mut Builder, config: &DecoderConfig, encodings: Encodings) {
+    let super::Inputs {
         embeds,
         mask,
         positions,
         past,
-    } = qwen2::inputs(b, config);
+    } = super::inputs(b, config);
     let (normed, present) = {
         let b = &mut b.scope("language_model");
         let half = config.head_dim / 2;
-        let frequencies = b.constant_f32(&[half], qwen2::inverse_frequencies(config));
+        let frequencies = b.constant_f32(&[half], super::inverse_frequencies(config));
         let mut x = embeds; // [B,n,D]
         let mut present = Vec::with_capacity(past.len());
         for (layer, past) in past.into_iter().enumerate() {
@@ -45,10 +45,10 @@ pub(super) fn decoder(b: &mut Builder, config: &DecoderConfig, encodings: Encodi
             x = next; // [B,n,D]
             present.push(cache);
         }
-        (qwen2::final_norm(b, config, x), present) // [B,1,D]
+        (super::final_norm(b, config, x), present) // [B,1,D]
     };
     let logits = lm_head(b, config, encodings.table, normed); // [B,1,V]
-    qwen2::outputs(b, logits, present);
+    super::outputs(b, logits, present);
 }
 
 /// `x + attention(norm(x))`, then `x + mlp(norm(x))`. `cache`: past key and value, mask, positions, frequencies.
@@ -123,7 +123,7 @@ fn decoder_layer(
 
 /// `[B,1,D] -> [B,1,V]`; a tied table exists once.
 fn lm_head(b: &mut Builder, config: &DecoderConfig, encoding: TableEncoding, x: ValueId) -> ValueId {
-    let table = table(b, config, qwen2::head_name(config), encoding);
+    let table = table(b, config, super::head_name(config), encoding);
     let b = &mut b.scope("lm_head");
     let x = b.squeeze(x, &[1]); // [B,D]
     let inputs = [&[x][..], &table].concat();

@@ -12,9 +12,14 @@
 //! Letters: `B` batch, `n` new, `t` total = past + new, `D` hidden, `k` kv heads, `g` query heads per kv head, `d` head
 //! length, `I` intermediate, `V` vocabulary.
 
+pub(super) mod fixed;
+pub(super) mod fused;
+pub(super) mod stateful;
+
+use super::attention;
 use crate::config::DecoderConfig;
 use crate::dtype::DType;
-use crate::graph::{Builder, Dim, ValueId};
+use crate::graph::{Builder, Dim, ValueId, signed};
 
 /// Canonical name of the embedding table, which a tied head reads as well.
 pub const EMBED_TOKENS: &str = "language_model.embed_tokens.weight";
@@ -67,8 +72,9 @@ pub(super) fn decoder(b: &mut Builder, config: &DecoderConfig) {
         let shared = Shared { bias, cos, sin };
         let mut x = embeds; // [B,n,D]
         let mut present = Vec::with_capacity(past.len());
-        for (layer, past) in past.into_iter().enumerate() {
-            let (next, cache) = decoder_layer(b, config, layer, x, past, &shared);
+        for (layer, past) in (0..).zip(past) {
+            let attend = |b: &mut Builder, x| self_attention(b, config, x, past, &shared);
+            let (next, cache) = decoder_layer(b, config, Builder::linear, layer, x, attend);
             x = next; // [B,n,D]
             present.push(cache);
         }
@@ -155,26 +161,26 @@ pub(super) fn rotary_angles(b: &mut Builder, frequencies: ValueId, positions: Va
     (b.cos(angles), b.sin(angles))
 }
 
-fn decoder_layer(
+/// How a linear layer is written down: [`Builder::linear`] or [`Builder::dense`].
+type Linear = fn(&mut Builder, &str, ValueId, u64, u64, bool) -> ValueId;
+
+/// A layer around an attention `[..,n,D] -> [..,n,D]`, which also gives what it has to say of the cache.
+fn decoder_layer<C>(
     b: &mut Builder,
     config: &DecoderConfig,
-    layer: usize,
+    linear: Linear,
+    layer: u64,
     x: ValueId,
-    past: [ValueId; 2],
-    shared: &Shared,
-) -> (ValueId, [ValueId; 2]) {
+    attend: impl FnOnce(&mut Builder, ValueId) -> (ValueId, C),
+) -> (ValueId, C) {
+    let (width, epsilon) = (config.hidden_size, config.rms_norm_epsilon);
     let b = &mut b.scope(format!("layers.{layer}"));
-    let normed = b.rms_norm("input_layernorm", x, config.hidden_size, config.rms_norm_epsilon); // [B,n,D]
-    let (attended, present) = self_attention(b, config, normed, past, shared); // [B,n,D]
-    let x = b.full().add(x, attended); // [B,n,D]
-    let normed = b.rms_norm(
-        "post_attention_layernorm",
-        x,
-        config.hidden_size,
-        config.rms_norm_epsilon,
-    ); // [B,n,D]
-    let mixed = mlp(b, config, normed); // [B,n,D]
-    (b.full().add(x, mixed), present) // [B,n,D]
+    let normed = b.rms_norm("input_layernorm", x, width, epsilon); // [..,n,D]
+    let (attended, cache) = attend(b, normed); // [..,n,D]
+    let x = b.full().add(x, attended); // [..,n,D]
+    let normed = b.rms_norm("post_attention_layernorm", x, width, epsilon); // [..,n,D]
+    let mixed = mlp(b, config, linear, normed); // [..,n,D]
+    (b.full().add(x, mixed), cache) // [..,n,D]
 }
 
 /// Grouped-query attention; keys and values are broadcast over the query heads of their group, never copied.
@@ -234,7 +240,7 @@ pub(super) fn attend(
 
     let weights = {
         let b = &mut b.full();
-        let scale = b.constant_f32(&[], vec![scale(length)]);
+        let scale = b.constant_f32(&[], vec![attention::scale(length)]);
         let q = b.mul(q, scale); // [B,n,k*g,d]
         let q = b.reshape(q, &[0, 0, signed(kv_heads), signed(groups), signed(length)]); // [B,n,k,g,d]
         let q = b.transpose(q, &[0, 2, 3, 1, 4]); // [B,k,g,n,d]
@@ -263,17 +269,17 @@ pub(super) fn rotate(b: &mut Builder, x: ValueId, length: u64, [cos, sin]: [Valu
 }
 
 /// `down(silu(gate(x)) * up(x))`
-fn mlp(b: &mut Builder, config: &DecoderConfig, x: ValueId) -> ValueId {
+fn mlp(b: &mut Builder, config: &DecoderConfig, linear: Linear, x: ValueId) -> ValueId {
     let (width, wide) = (config.hidden_size, config.intermediate_size);
     let b = &mut b.scope("mlp");
-    let gate = b.linear("gate_proj", x, width, wide, false); // [B,n,I]
-    let up = b.linear("up_proj", x, width, wide, false); // [B,n,I]
+    let gate = linear(b, "gate_proj", x, width, wide, false); // [..,n,I]
+    let up = linear(b, "up_proj", x, width, wide, false); // [..,n,I]
     let product = {
         let b = &mut b.full();
-        let gate = b.silu(gate); // [B,n,I]
-        b.mul(gate, up) // [B,n,I]
+        let gate = b.silu(gate); // [..,n,I]
+        b.mul(gate, up) // [..,n,I]
     };
-    b.linear("down_proj", product, wide, width, false) // [B,n,D]
+    linear(b, "down_proj", product, wide, width, false) // [..,n,D]
 }
 
 /// `x W^T` of the one position that is left. `Gemm` reads the weight as stored, so a tied table exists once.
@@ -300,13 +306,4 @@ pub(super) fn inverse_frequencies(config: &DecoderConfig) -> Vec<f32> {
     (0..config.head_dim / 2)
         .map(|i| config.rope_theta.powf(-2.0 * i as f64 / length) as f32)
         .collect()
-}
-
-/// `1 / sqrt(d)`
-pub(super) fn scale(length: u64) -> f32 {
-    (1.0 / (length as f64).sqrt()) as f32
-}
-
-fn signed(length: u64) -> i64 {
-    i64::try_from(length).unwrap_or(i64::MAX)
 }

@@ -1,4 +1,4 @@
-//! The same networks for Core ML's own form: the decoder's cache is a state, which it writes in place.
+//! Qwen2 for Core ML's own form: the cache is a state, which the decoder writes in place.
 //!
 //! Lengths are numbers, as in [`super::fixed`]. A call has `n` new positions, of which the first lies at slot `position`; their
 //! keys and values go into the slots from there. Every position sees the slots up to its own, so that what lies behind
@@ -11,14 +11,12 @@
 //! Letters: `n` new, `c` slots, `L` layers, `D` hidden, `k` kv heads, `g` query heads per kv head, `d` head length,
 //! `V` vocabulary.
 
-use super::fastvithd;
 use super::fixed::{self, Lengths};
-use super::qwen2;
+use super::{decoder_layer, head_name, inverse_frequencies};
+use crate::arch::attention;
 use crate::config::{DecoderConfig, ModelConfig};
 use crate::dtype::DType;
-use crate::graph::{Builder, Dim, Graph, GraphError, ValueId};
-
-pub use super::qwen2::EMBED_TOKENS;
+use crate::graph::{Builder, Dim, Graph, GraphError, ValueId, signed};
 
 /// Names of the states of keys and values, as inputs.
 pub const CACHES: [&str; 2] = ["key_cache", "value_cache"];
@@ -29,19 +27,11 @@ pub const UPDATED: [&str; 2] = ["key_cache_updated", "value_cache_updated"];
 /// What is taken from the score of a slot that is not to be seen: float16 holds it, and a score beside it vanishes.
 const HIDDEN: f32 = 40000.0;
 
-/// `pixel_values [1,3,H,W] -> image_features [1,tokens,hidden]`, attention in one operator.
-///
-/// # Errors
-/// As [`super::build`].
-pub fn vision_encoder(config: &ModelConfig) -> Result<Graph, GraphError> {
-    fixed::encoder(config, fastvithd::fastvithd_of_one)
-}
-
 /// `inputs_embeds [1,n,D], position [1], last [1] (where n > 1), key_cache, value_cache [L,k,c,d] -> logits [1,1,V]`,
 /// and the caches with the new positions in them.
 ///
 /// # Errors
-/// As [`super::build`].
+/// As [`crate::arch::build`].
 pub fn decoder(config: &ModelConfig, lengths: Lengths) -> Result<Graph, GraphError> {
     let mut b = Builder::new(&lengths.name());
     let config = &config.decoder;
@@ -64,7 +54,7 @@ pub fn decoder(config: &ModelConfig, lengths: Lengths) -> Result<Graph, GraphErr
         let mut x = b.reshape(embeds, &[signed(new), signed(config.hidden_size)]); // [n,D]
         for layer in 0..config.layers {
             let attend = |b: &mut Builder, x| self_attention(b, config, new, layer, x, caches, &shared);
-            (x, caches) = fixed::decoder_layer(b, config, layer, x, attend); // [n,D]
+            (x, caches) = decoder_layer(b, config, Builder::dense, layer, x, attend); // [n,D]
         }
         let x = match last {
             Some(last) => b.gather(x, last), // [1,D]
@@ -73,7 +63,7 @@ pub fn decoder(config: &ModelConfig, lengths: Lengths) -> Result<Graph, GraphErr
         b.rms_norm("norm", x, config.hidden_size, config.rms_norm_epsilon) // [1,D]
     };
     let shape = [config.vocab_size, config.hidden_size];
-    let table = b.weight_named(qwen2::head_name(config), &shape, false);
+    let table = b.weight_named(head_name(config), &shape, false);
     let logits = {
         let b = &mut b.scope("lm_head");
         let logits = b.gemm_transposed(normed, table); // [1,V]
@@ -135,7 +125,7 @@ fn shared(b: &mut Builder, config: &DecoderConfig, lengths: Lengths, position: V
 /// `function(position * theta^(-2i/d))` for every slot and `i < d/2`.
 fn angles(config: &DecoderConfig, context: u64, function: fn(f64) -> f64) -> Vec<f32> {
     // As the published implementation does, in float32 up to here; only the function itself is exact.
-    let frequencies = qwen2::inverse_frequencies(config);
+    let frequencies = inverse_frequencies(config);
     (0..context)
         .flat_map(|slot| frequencies.iter().map(move |frequency| slot as f32 * frequency))
         .map(|angle| function(f64::from(angle)) as f32)
@@ -162,7 +152,7 @@ fn self_attention(
         let back = b.constant_i64(&[1], vec![0]);
         let begin = b.concat(&[front, shared.position, back], 0); // [4]: layer, 0, position, 0
         let mut part = |index: usize, new: ValueId| {
-            let new = fixed::per_head(b, new, [n, k, d]); // [1,k,n,d]
+            let new = attention::per_head(b, new, [n, k, d]); // [1,k,n,d]
             let new = b.cast(new, DType::Float16);
             let cache = b.slice_update(caches[index], new, begin); // [L,k,c,d]
             caches[index] = cache;
@@ -177,8 +167,4 @@ fn self_attention(
         b.attention([q, key, value], Some(shared.bias)) // [1,k,g*n,d]
     };
     (fixed::output_projection(b, config, new, mixed), caches) // [n,D]
-}
-
-fn signed(length: u64) -> i64 {
-    i64::try_from(length).unwrap_or(i64::MAX)
 }

@@ -4,15 +4,17 @@
 //! A bundle's `config.json` is written in the dialect that those clients know (`llava_qwen2`), whatever the
 //! checkpoint's; its numbers are the checkpoint's.
 
-#![deny(clippy::as_conversions)]
+mod image;
+mod text;
 
 use super::{license, small};
-use crate::bundle::{Aspect, Content, ImageSpec, PromptSpec, Resample};
-use crate::config::{Layout, ModelConfig};
-use crate::error::CheckpointError;
+use crate::bundle::{Content, ImageSpec, PromptSpec, Resample};
+use crate::checkpoint::CheckpointError;
+use crate::config::{Declared, Layout, ModelConfig};
+use image::{llava_image, transformers_image};
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use text::{Ids, TURN_END, image_token, special_tokens, stop_ids, template, tokenizer};
 
 /// What a bundle needs beside the networks.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,19 +72,8 @@ pub const SMALL_FILES: [&str; 12] = [
 
 /// Marks an image in a prompt, in both layouts.
 const IMAGE_TOKEN: &str = "<image>";
-/// Ends a turn; Apple's code stops there whatever the config says.
-const TURN_END: &str = "<|im_end|>";
 /// Longest small file that is read.
 const MAX_BYTES: u64 = 256 << 20;
-
-/// The template of transformers' conversion script: a message's content is a list of parts.
-const PARTS_TEMPLATE: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}{{ '<|im_start|>' + message['role'] + '\n' }}{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + content['text'] }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
-
-/// Apple's conversation `qwen_2`, which is Qwen2's own template: content is a string.
-const TEXT_TEMPLATE: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
-
-/// Qwen2's way of cutting text into words, for checkpoints that ship `vocab.json` and `merges.txt` only.
-const QWEN2_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Reads everything but the weights of the checkpoint in `directory`.
 ///
@@ -91,15 +82,19 @@ const QWEN2_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}
 pub(super) fn assets(
     directory: &Path,
     config: &ModelConfig,
-    layout: Layout,
+    declared: &Declared,
 ) -> Result<Assets, CheckpointError> {
     let files = Files { directory };
-    let declared = files
-        .json("config.json")?
-        .ok_or_else(|| files.absent("config.json"))?;
+    let Declared {
+        layout,
+        fields: declared,
+        processors,
+        ..
+    } = declared;
+    let layout = *layout;
     let image = match layout {
-        Layout::Llava => llava_image(&files, &declared, config)?,
-        Layout::Transformers => transformers_image(&files, config)?,
+        Layout::Llava => llava_image(&files, declared, config)?,
+        Layout::Transformers => transformers_image(&files, processors, config)?,
     };
     let tokenizer_config = files.json("tokenizer_config.json")?.unwrap_or_else(|| json!({}));
     let mut tokenizer = tokenizer(&files)?;
@@ -113,10 +108,10 @@ pub(super) fn assets(
         ));
     }
     let named = Ids::of(&tokenizer).added.contains_key(IMAGE_TOKEN);
-    let image_token_id = image_token(&files, &declared, config, layout, &mut tokenizer)?;
+    let image_token_id = image_token(&files, declared, config, layout, &mut tokenizer)?;
     let ids = Ids::of(&tokenizer);
     let generation = files.json("generation_config.json")?.unwrap_or_else(|| json!({}));
-    let stop_ids = stop_ids(&generation, &declared, &ids);
+    let stop_ids = stop_ids(&generation, declared, &ids);
     if stop_ids.is_empty() {
         let problem =
             format!("no `eos_token_id` here, none in config.json, and the tokenizer has no `{TURN_END}`");
@@ -172,7 +167,7 @@ pub(super) fn assets(
         },
         file(
             "config.json",
-            pretty(&client_config(config, &declared, layout, &prompt)),
+            pretty(&client_config(config, declared, layout, &prompt)),
             "in the dialect of transformers.js, `llava_qwen2`".to_owned(),
         ),
         file(
@@ -218,8 +213,7 @@ pub(super) fn assets(
     })
 }
 
-// --- reading ------------------------------------------------------------------------------------------------------
-
+/// The directory of a checkpoint, for who reads small files there.
 struct Files<'a> {
     directory: &'a Path,
 }
@@ -234,15 +228,7 @@ impl Files<'_> {
     }
 
     fn json(&self, name: &str) -> Result<Option<Value>, CheckpointError> {
-        let Some(text) = self.text(name)? else {
-            return Ok(None);
-        };
-        let path = self.path(name);
-        match serde_json::from_str(&text) {
-            Ok(value @ Value::Object(_)) => Ok(Some(value)),
-            Ok(_) => Err(CheckpointError::malformed(&path, "is not a JSON object")),
-            Err(error) => Err(CheckpointError::malformed(&path, error.to_string())),
-        }
+        small::object_if_there(&self.path(name), MAX_BYTES)
     }
 
     fn absent(&self, name: &str) -> CheckpointError {
@@ -260,345 +246,6 @@ impl Files<'_> {
         }
     }
 }
-
-// --- images -------------------------------------------------------------------------------------------------------
-
-/// Apple's `MobileCLIPVisionTower` and `process_images`: the processor's numbers stand in the code.
-fn llava_image(
-    files: &Files<'_>,
-    declared: &Value,
-    config: &ModelConfig,
-) -> Result<ImageSpec, CheckpointError> {
-    let aspect = match declared.get("image_aspect_ratio") {
-        // int(mean * 255) with means of 0.
-        Some(Value::String(name)) if name == "pad" => Aspect::Pad { color: [0; 3] },
-        None | Some(Value::Null) => Aspect::Crop,
-        Some(Value::String(name)) if name == "square" => Aspect::Crop,
-        Some(other) => {
-            let problem =
-                format!("`image_aspect_ratio` is {other}, this build supports \"pad\", \"square\" and null");
-            return Err(files.config("config.json", problem));
-        }
-    };
-    let side = u32::try_from(config.vision.image_size).unwrap_or(u32::MAX);
-    Ok(ImageSpec {
-        height: side,
-        width: side,
-        aspect,
-        shortest_edge: side,
-        resample: Resample::Bicubic,
-        rescale: 1.0 / 255.0,
-        mean: [0.0; 3],
-        std: [1.0; 3],
-        tokens: tokens(config),
-    })
-}
-
-fn tokens(config: &ModelConfig) -> usize {
-    usize::try_from(config.image_tokens()).unwrap_or(usize::MAX)
-}
-
-/// transformers' `CLIPImageProcessor`. Defaults are those of that class.
-fn transformers_image(files: &Files<'_>, config: &ModelConfig) -> Result<ImageSpec, CheckpointError> {
-    let (name, value) = match files.json("preprocessor_config.json")? {
-        Some(value) => ("preprocessor_config.json", value),
-        None => {
-            let name = "processor_config.json";
-            let found = files
-                .json(name)?
-                .and_then(|mut value| value.get_mut("image_processor").map(Value::take));
-            (
-                name,
-                found.ok_or_else(|| files.absent("preprocessor_config.json"))?,
-            )
-        }
-    };
-    let mut problems = Vec::new();
-    let flag = |field: &str| value.get(field).and_then(Value::as_bool).unwrap_or(true);
-    for field in ["do_resize", "do_center_crop"] {
-        if !flag(field) {
-            problems.push(format!("`{field}` is false, this build supports true"));
-        }
-    }
-    let resample = match value
-        .get("resample")
-        .filter(|v| !v.is_null())
-        .map_or(Some(3), Value::as_u64)
-    {
-        Some(1) => Resample::Lanczos,
-        Some(2) => Resample::Bilinear,
-        Some(3) => Resample::Bicubic,
-        _ => {
-            problems.push(format!(
-                "`resample` is {}, this build supports 1, 2 and 3",
-                value["resample"]
-            ));
-            Resample::Bicubic
-        }
-    };
-    let side = u32::try_from(config.vision.image_size).unwrap_or(u32::MAX);
-    let shortest_edge = match value
-        .pointer("/size/shortest_edge")
-        .and_then(Value::as_u64)
-        .map(u32::try_from)
-    {
-        Some(Ok(edge)) if edge > 0 => edge,
-        _ => {
-            problems.push(format!("`size` is {}, expected a `shortest_edge`", value["size"]));
-            side
-        }
-    };
-    let mut triple = |field: &str, default: [f64; 3]| match value.get(field).filter(|v| !v.is_null()) {
-        None => default,
-        Some(found) => {
-            let list: Option<Vec<f64>> = found
-                .as_array()
-                .and_then(|list| list.iter().map(Value::as_f64).collect());
-            match list.as_deref() {
-                Some(&[r, g, b]) => [r, g, b],
-                _ => {
-                    problems.push(format!("`{field}` is {found}, expected three numbers"));
-                    default
-                }
-            }
-        }
-    };
-    // OPENAI_CLIP_MEAN and OPENAI_CLIP_STD.
-    let mean = triple("image_mean", [0.481_454_66, 0.457_827_5, 0.408_210_73]);
-    let std = triple("image_std", [0.268_629_54, 0.261_302_58, 0.275_777_11]);
-    let (mean, std) = if flag("do_normalize") {
-        (mean, std)
-    } else {
-        ([0.0; 3], [1.0; 3])
-    };
-    if std.contains(&0.0) {
-        problems.push("`image_std` has a 0, by which pixels would be divided".to_owned());
-    }
-    let factor = match value.get("rescale_factor") {
-        None | Some(Value::Null) => 1.0 / 255.0,
-        Some(found) => found.as_f64().unwrap_or_else(|| {
-            problems.push(format!("`rescale_factor` is {found}, expected a number"));
-            1.0
-        }),
-    };
-    if problems.is_empty() {
-        Ok(ImageSpec {
-            height: side,
-            width: side,
-            aspect: Aspect::Crop,
-            shortest_edge,
-            resample,
-            rescale: if flag("do_rescale") { factor } else { 1.0 },
-            mean,
-            std,
-            tokens: tokens(config),
-        })
-    } else {
-        Err(CheckpointError::Config {
-            path: files.path(name),
-            problems,
-        })
-    }
-}
-
-// --- text ---------------------------------------------------------------------------------------------------------
-
-/// `tokenizer.json`, or one made of `vocab.json`, `merges.txt` and `added_tokens.json`.
-fn tokenizer(files: &Files<'_>) -> Result<Value, CheckpointError> {
-    if let Some(tokenizer) = files.json("tokenizer.json")? {
-        return Ok(tokenizer);
-    }
-    let (Some(vocab), Some(merges)) = (files.json("vocab.json")?, files.text("merges.txt")?) else {
-        return Err(files.absent("tokenizer.json"));
-    };
-    let merges: Vec<&str> = merges
-        .lines()
-        .filter(|line| !line.is_empty() && !line.starts_with("#version"))
-        .collect();
-    let added = files.json("added_tokens.json")?.unwrap_or_else(|| json!({}));
-    let mut added: Vec<(String, u64)> = added
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter_map(|(token, id)| Some((token.clone(), id.as_u64()?)))
-        .collect();
-    added.sort_by_key(|(_, id)| *id);
-    let added: Vec<Value> = added.iter().map(|(token, id)| added_token(token, *id)).collect();
-    let level = |kind: &str| json!({"type": kind, "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
-    Ok(json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": added,
-        "normalizer": {"type": "NFC"},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": QWEN2_WORDS}, "behavior": "Isolated", "invert": false},
-            level("ByteLevel"),
-        ]},
-        "post_processor": level("ByteLevel"),
-        "decoder": level("ByteLevel"),
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "",
-            "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": merges,
-        },
-    }))
-}
-
-fn added_token(token: &str, id: u64) -> Value {
-    json!({
-        "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
-        "special": true,
-    })
-}
-
-/// Ids of a tokenizer's added tokens by content, and the highest id of all.
-struct Ids {
-    added: BTreeMap<String, i64>,
-    highest: Option<i64>,
-}
-
-impl Ids {
-    fn of(tokenizer: &Value) -> Ids {
-        let tokens = tokenizer.get("added_tokens").and_then(Value::as_array);
-        let added: BTreeMap<String, i64> = tokens
-            .into_iter()
-            .flatten()
-            .filter_map(|token| {
-                Some((
-                    token.get("content")?.as_str()?.to_owned(),
-                    token.get("id")?.as_i64()?,
-                ))
-            })
-            .collect();
-        let vocabulary = tokenizer.pointer("/model/vocab").and_then(Value::as_object);
-        let ids = vocabulary.into_iter().flatten().filter_map(|(_, id)| id.as_i64());
-        let highest = ids.chain(added.values().copied()).max();
-        Ids { added, highest }
-    }
-}
-
-/// The id of `<image>`. Apple's tokenizer has none (its code cuts the text there): clients that look for it by id get
-/// the next free one, where the embedding table has a row for it. The row is never read.
-fn image_token(
-    files: &Files<'_>,
-    declared: &Value,
-    config: &ModelConfig,
-    layout: Layout,
-    tokenizer: &mut Value,
-) -> Result<Option<i64>, CheckpointError> {
-    let ids = Ids::of(tokenizer);
-    let known = ids.added.get(IMAGE_TOKEN).copied();
-    let stated = ["image_token_index", "image_token_id"]
-        .iter()
-        .find_map(|name| declared.get(*name).and_then(Value::as_i64));
-    match layout {
-        Layout::Transformers => {
-            // FastVlmConfig's default.
-            let stated = stated.unwrap_or(151_646);
-            if known == Some(stated) {
-                return Ok(known);
-            }
-            let found = known.map_or("no such token".to_owned(), |id| format!("id {id}"));
-            let problem =
-                format!("`image_token_index` is {stated}, the tokenizer has {found} for `{IMAGE_TOKEN}`");
-            Err(files.config("config.json", problem))
-        }
-        Layout::Llava => {
-            if known.is_some() {
-                return Ok(known);
-            }
-            let next = ids.highest.map_or(0, |id| id + 1);
-            let rows = i64::try_from(config.decoder.vocab_size).unwrap_or(i64::MAX);
-            let (true, Ok(id)) = (next < rows, u64::try_from(next)) else {
-                return Ok(None);
-            };
-            match tokenizer.get_mut("added_tokens").and_then(Value::as_array_mut) {
-                Some(tokens) => tokens.push(added_token(IMAGE_TOKEN, id)),
-                None => tokenizer["added_tokens"] = json!([added_token(IMAGE_TOKEN, id)]),
-            }
-            Ok(Some(next))
-        }
-    }
-}
-
-/// Ids of `eos_token_id`, which is a number or a list, wherever it stands; and the end of a turn.
-fn stop_ids(generation: &Value, declared: &Value, ids: &Ids) -> Vec<i64> {
-    let numbers = |value: &Value| -> Vec<i64> {
-        match value {
-            Value::Array(list) => list.iter().filter_map(Value::as_i64).collect(),
-            other => other.as_i64().into_iter().collect(),
-        }
-    };
-    let places = [
-        generation.get("eos_token_id"),
-        declared.get("eos_token_id"),
-        declared.pointer("/text_config/eos_token_id"),
-    ];
-    let mut stop: BTreeSet<i64> = places
-        .into_iter()
-        .flatten()
-        .find(|v| !v.is_null())
-        .map(numbers)
-        .into_iter()
-        .flatten()
-        .collect();
-    stop.extend(ids.added.get(TURN_END));
-    stop.into_iter().collect()
-}
-
-fn special_tokens(tokenizer_config: &Value) -> BTreeMap<String, String> {
-    ["bos_token", "eos_token", "pad_token", "unk_token"]
-        .into_iter()
-        .filter_map(|name| {
-            let value = tokenizer_config.get(name)?;
-            let text = value.as_str().or_else(|| value.get("content")?.as_str())?;
-            Some((name.to_owned(), text.to_owned()))
-        })
-        .collect()
-}
-
-/// The checkpoint's chat template, or the published one of its layout.
-fn template(
-    files: &Files<'_>,
-    tokenizer_config: &Value,
-    layout: Layout,
-) -> Result<(String, Origin), CheckpointError> {
-    if let Some(text) = files.text("chat_template.jinja")? {
-        if text.trim().is_empty() {
-            return Err(files.config("chat_template.jinja", "is empty".to_owned()));
-        }
-        return Ok((text, Origin::Kept));
-    }
-    let of = |text: &str, from: &str| Ok((text.to_owned(), Origin::Derived(from.to_owned())));
-    if let Some(Value::String(text)) = files
-        .json("chat_template.json")?
-        .as_ref()
-        .and_then(|v| v.get("chat_template"))
-    {
-        return of(text, "chat_template.json");
-    }
-    match tokenizer_config.get("chat_template") {
-        Some(Value::String(text)) => return of(text, "tokenizer_config.json"),
-        Some(Value::Array(named)) => {
-            let default = named
-                .iter()
-                .find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"));
-            if let Some(text) = default
-                .and_then(|entry| entry.get("template"))
-                .and_then(Value::as_str)
-            {
-                return of(text, "tokenizer_config.json");
-            }
-        }
-        _ => {}
-    }
-    match layout {
-        Layout::Llava => of(TEXT_TEMPLATE, "the conversation `qwen_2` in Apple's code"),
-        Layout::Transformers => of(PARTS_TEMPLATE, "transformers' conversion script"),
-    }
-}
-
-// --- what the ecosystem's clients read --------------------------------------------------------------------------
 
 /// `config.json` as transformers.js knows the architecture: `llava_qwen2`, the decoder's geometry at the top.
 fn client_config(config: &ModelConfig, declared: &Value, layout: Layout, prompt: &PromptSpec) -> Value {
@@ -680,7 +327,9 @@ fn client_tokenizer(tokenizer_config: &Value, template: &str) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use super::text::TEXT_TEMPLATE;
     use super::*;
+    use crate::bundle::Aspect;
 
     const CONFIG: &str = r#"{"model_type": "llava_qwen2", "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
         "num_key_value_heads": 1, "intermediate_size": 64, "vocab_size": 8, "mm_hidden_size": 3072, "eos_token_id": 2,
@@ -699,8 +348,10 @@ mod tests {
                 text => std::fs::write(directory.path().join(name), text).unwrap(),
             }
         }
-        let (config, layout) = ModelConfig::open(directory.path()).map_err(|error| error.to_string())?;
-        assets(directory.path(), &config, layout).map_err(|error| error.to_string())
+        let read = |fields| Declared::read(directory.path(), fields);
+        let declared = Declared::fields(directory.path()).and_then(read);
+        let declared = declared.map_err(|error| error.to_string())?;
+        assets(directory.path(), &declared.config, &declared).map_err(|error| error.to_string())
     }
 
     fn fast_vlm() -> String {

@@ -168,11 +168,11 @@ impl Drop for Spinner {
 pub(crate) fn hint(error: &EngineError, model: &std::path::Path) -> Option<String> {
     use runtime::BackendError;
     match error {
-        EngineError::Bundle(models::error::BundleError::NotABundle { .. }) => Some(format!(
+        EngineError::Bundle(models::bundle::BundleError::NotABundle { .. }) => Some(format!(
             "`fvlm-export --output {}` makes one of the demo model; --model names another",
             model.display()
         )),
-        EngineError::Bundle(models::error::BundleError::Schema { .. }) => {
+        EngineError::Bundle(models::bundle::BundleError::Schema { .. }) => {
             Some("export it again with the fvlm-export of this version".to_owned())
         }
         EngineError::Backend(BackendError::Unavailable { provider, .. }) if *provider != Provider::Tract => {

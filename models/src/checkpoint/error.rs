@@ -1,58 +1,10 @@
-//! What can be wrong, one enum per boundary.
+//! What can be wrong with a checkpoint.
 
-#[cfg(feature = "describe")]
-pub use crate::graph::GraphError;
+use crate::graph::GraphError;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// A bundle that cannot be read, or is not what its contract says.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum BundleError {
-    /// A file of the bundle cannot be read or written.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// There is no `bundle.json` where a bundle was expected.
-    #[error("{} is not a bundle: it has no `bundle.json`", path.display())]
-    NotABundle {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// `bundle.json` is not JSON of this schema.
-    #[error("{}: {problem}", path.display())]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// Where and what.
-        problem: String,
-    },
-    /// The bundle was written with another schema.
-    #[error("{}: schema {found}, this build reads schema {expected}", path.display())]
-    Schema {
-        /// The file.
-        path: PathBuf,
-        /// The bundle's schema.
-        found: u64,
-        /// This build's.
-        expected: u32,
-    },
-    /// The contract and the files disagree; every disagreement.
-    #[error("{}: {}", path.display(), problems.join("; "))]
-    Broken {
-        /// The bundle.
-        path: PathBuf,
-        /// What was found and what was expected, one sentence each.
-        problems: Vec<String>,
-    },
-}
-
 /// A checkpoint that cannot be read, or is not the model that its config declares.
-#[cfg(feature = "describe")]
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
@@ -118,7 +70,6 @@ pub enum CheckpointError {
 }
 
 /// Everything that is wrong with a checkpoint's tensors.
-#[cfg(feature = "describe")]
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WeightProblems {
     /// Tensors that a rule needs and no file has.
@@ -129,7 +80,6 @@ pub struct WeightProblems {
     pub misshapen: Vec<String>,
 }
 
-#[cfg(feature = "describe")]
 impl WeightProblems {
     /// Whether nothing is wrong.
     pub fn is_empty(&self) -> bool {
@@ -137,7 +87,6 @@ impl WeightProblems {
     }
 }
 
-#[cfg(feature = "describe")]
 impl std::fmt::Display for WeightProblems {
     /// Counts and the first few of each kind on one line; the lists have them all.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -165,20 +114,6 @@ impl std::fmt::Display for WeightProblems {
     }
 }
 
-impl BundleError {
-    /// The file or directory that the error is about.
-    pub fn subject(&self) -> &Path {
-        match self {
-            BundleError::Io { path, .. }
-            | BundleError::NotABundle { path }
-            | BundleError::Malformed { path, .. }
-            | BundleError::Schema { path, .. }
-            | BundleError::Broken { path, .. } => path,
-        }
-    }
-}
-
-#[cfg(feature = "describe")]
 impl CheckpointError {
     /// The file, directory, weight or node that the error is about.
     pub fn subject(&self) -> String {

@@ -1,0 +1,139 @@
+//! From an image file to pixels: the published preprocessing of both layouts as an [`ImageSpec`].
+
+use super::Files;
+use crate::bundle::{Aspect, ImageSpec, Resample};
+use crate::checkpoint::CheckpointError;
+use crate::config::{CONFIG, ModelConfig, PREPROCESSOR, Processor};
+use serde_json::Value;
+
+/// Apple's `MobileCLIPVisionTower` and `process_images`: the processor's numbers stand in the code.
+pub(super) fn llava_image(
+    files: &Files<'_>,
+    declared: &Value,
+    config: &ModelConfig,
+) -> Result<ImageSpec, CheckpointError> {
+    let aspect = match declared.get("image_aspect_ratio") {
+        // int(mean * 255) with means of 0.
+        Some(Value::String(name)) if name == "pad" => Aspect::Pad { color: [0; 3] },
+        None | Some(Value::Null) => Aspect::Crop,
+        Some(Value::String(name)) if name == "square" => Aspect::Crop,
+        Some(other) => {
+            let problem =
+                format!("`image_aspect_ratio` is {other}, this build supports \"pad\", \"square\" and null");
+            return Err(files.config(CONFIG, problem));
+        }
+    };
+    let side = u32::try_from(config.vision.image_size).unwrap_or(u32::MAX);
+    Ok(ImageSpec {
+        height: side,
+        width: side,
+        aspect,
+        shortest_edge: side,
+        resample: Resample::Bicubic,
+        rescale: 1.0 / 255.0,
+        mean: [0.0; 3],
+        std: [1.0; 3],
+        tokens: tokens(config),
+    })
+}
+
+fn tokens(config: &ModelConfig) -> usize {
+    usize::try_from(config.image_tokens()).unwrap_or(usize::MAX)
+}
+
+/// transformers' `CLIPImageProcessor`. Defaults are those of that class.
+pub(super) fn transformers_image(
+    files: &Files<'_>,
+    processors: &[Processor],
+    config: &ModelConfig,
+) -> Result<ImageSpec, CheckpointError> {
+    let Some(Processor { path, fields: value }) = processors.first() else {
+        return Err(files.absent(PREPROCESSOR));
+    };
+    let mut problems = Vec::new();
+    let flag = |field: &str| value.get(field).and_then(Value::as_bool).unwrap_or(true);
+    for field in ["do_resize", "do_center_crop"] {
+        if !flag(field) {
+            problems.push(format!("`{field}` is false, this build supports true"));
+        }
+    }
+    let resample = match value
+        .get("resample")
+        .filter(|v| !v.is_null())
+        .map_or(Some(3), Value::as_u64)
+    {
+        Some(1) => Resample::Lanczos,
+        Some(2) => Resample::Bilinear,
+        Some(3) => Resample::Bicubic,
+        _ => {
+            problems.push(format!(
+                "`resample` is {}, this build supports 1, 2 and 3",
+                value["resample"]
+            ));
+            Resample::Bicubic
+        }
+    };
+    let side = u32::try_from(config.vision.image_size).unwrap_or(u32::MAX);
+    let shortest_edge = match value
+        .pointer("/size/shortest_edge")
+        .and_then(Value::as_u64)
+        .map(u32::try_from)
+    {
+        Some(Ok(edge)) if edge > 0 => edge,
+        _ => {
+            problems.push(format!("`size` is {}, expected a `shortest_edge`", value["size"]));
+            side
+        }
+    };
+    let mut triple = |field: &str, default: [f64; 3]| match value.get(field).filter(|v| !v.is_null()) {
+        None => default,
+        Some(found) => {
+            let list: Option<Vec<f64>> = found
+                .as_array()
+                .and_then(|list| list.iter().map(Value::as_f64).collect());
+            match list.as_deref() {
+                Some(&[r, g, b]) => [r, g, b],
+                _ => {
+                    problems.push(format!("`{field}` is {found}, expected three numbers"));
+                    default
+                }
+            }
+        }
+    };
+    // OPENAI_CLIP_MEAN and OPENAI_CLIP_STD.
+    let mean = triple("image_mean", [0.481_454_66, 0.457_827_5, 0.408_210_73]);
+    let std = triple("image_std", [0.268_629_54, 0.261_302_58, 0.275_777_11]);
+    let (mean, std) = if flag("do_normalize") {
+        (mean, std)
+    } else {
+        ([0.0; 3], [1.0; 3])
+    };
+    if std.contains(&0.0) {
+        problems.push("`image_std` has a 0, by which pixels would be divided".to_owned());
+    }
+    let factor = match value.get("rescale_factor") {
+        None | Some(Value::Null) => 1.0 / 255.0,
+        Some(found) => found.as_f64().unwrap_or_else(|| {
+            problems.push(format!("`rescale_factor` is {found}, expected a number"));
+            1.0
+        }),
+    };
+    if problems.is_empty() {
+        Ok(ImageSpec {
+            height: side,
+            width: side,
+            aspect: Aspect::Crop,
+            shortest_edge,
+            resample,
+            rescale: if flag("do_rescale") { factor } else { 1.0 },
+            mean,
+            std,
+            tokens: tokens(config),
+        })
+    } else {
+        Err(CheckpointError::Config {
+            path: path.clone(),
+            problems,
+        })
+    }
+}

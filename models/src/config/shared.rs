@@ -1,0 +1,132 @@
+//! What do both dialects say alike? The tower's arguments and Qwen2's.
+
+use super::fields::{Fields, Problems, whole};
+use super::{DecoderConfig, TokenMixer, VisionConfig};
+use serde_json::Value;
+
+/// Geometry that a name stands for: timm's `fastvit_mci3` is Apple's `fastvithd`.
+pub(super) const MCI3: (&[u64], &[u64]) = (&[96, 192, 384, 768, 1536], &[2, 12, 24, 4, 2]);
+/// timm's larger sibling of the same form.
+pub(super) const MCI4: (&[u64], &[u64]) = (&[128, 256, 512, 1024, 2048], &[2, 12, 24, 4, 4]);
+fn mixer(value: &Value) -> Option<TokenMixer> {
+    match value.as_str()? {
+        "repmixer" => Some(TokenMixer::RepMixer),
+        "attention" => Some(TokenMixer::Attention),
+        _ => None,
+    }
+}
+
+/// The tower of a named architecture, with what the config says otherwise.
+pub(super) fn tower(
+    (dims, layers): (&[u64], &[u64]),
+    image_size: u64,
+    custom: &Fields<'_>,
+    problems: &mut Problems,
+) -> VisionConfig {
+    use TokenMixer::{Attention, RepMixer};
+    let sizes = "a list of whole numbers above 0";
+    let embed_dims = custom.list("embed_dims", dims.to_vec(), sizes, problems, whole);
+    let ratio = |value: &Value| value.as_f64().filter(|ratio| *ratio > 0.0 && *ratio < 64.0);
+    let kernel = |value: &Value| match value {
+        Value::Null => Some(None),
+        // A kernel is square: `[7, 7]`.
+        Value::Array(sides) => match sides.as_slice() {
+            [height, width] if height == width => whole(height).map(Some),
+            _ => None,
+        },
+        other => whole(other).map(Some),
+    };
+    let cls_ratio = custom.number("cls_ratio", Some(2.0), problems);
+    VisionConfig {
+        image_size,
+        layers: custom.list("layers", layers.to_vec(), sizes, problems, whole),
+        mlp_ratios: custom.list("mlp_ratios", vec![4.0; 5], "a list of numbers", problems, ratio),
+        token_mixers: custom.list(
+            "token_mixers",
+            vec![RepMixer, RepMixer, RepMixer, Attention, Attention],
+            "a list of `repmixer` and `attention`",
+            problems,
+            mixer,
+        ),
+        downsamples: custom.list(
+            "downsamples",
+            vec![false, true, true, true, true],
+            "a list of true and false",
+            problems,
+            Value::as_bool,
+        ),
+        pos_embs: custom.list(
+            "pos_embs_shapes",
+            vec![None, None, None, Some(7), Some(7)],
+            "a list of null and [side, side]",
+            problems,
+            kernel,
+        ),
+        repmixer_kernel_size: custom.size("repmixer_kernel_size", Some(3), problems),
+        down_patch_size: custom.size("down_patch_size", Some(7), problems),
+        down_stride: custom.size("down_stride", Some(2), problems),
+        lkc_use_act: custom.flag("lkc_use_act", true, problems),
+        final_channels: (embed_dims.last().copied().unwrap_or(1) as f64 * cls_ratio) as u64,
+        layer_scale: true,
+        // Apple's LayerNormChannel and timm's fastvit_mci3.
+        norm_epsilon: 1e-5,
+        // Apple's MHSA and timm's Attention: not configurable.
+        head_dim: 32,
+        embed_dims,
+    }
+}
+
+/// Fields of Qwen2 that are alike in both dialects. Defaults are those of transformers' `Qwen2Config`.
+pub(super) fn decoder(
+    fields: &Fields<'_>,
+    rope_theta: f64,
+    tied: bool,
+    problems: &mut Problems,
+) -> DecoderConfig {
+    fields.only("hidden_act", &Value::from("silu"), problems);
+    fields.only("use_sliding_window", &Value::from(false), problems);
+    let types = fields.value("layer_types").and_then(Value::as_array);
+    if let Some(found) = types
+        .into_iter()
+        .flatten()
+        .find(|found| found.as_str() != Some("full_attention"))
+    {
+        problems.add(format!(
+            "`{}layer_types` has {found}, this build supports \"full_attention\"",
+            fields.prefix
+        ));
+    }
+    if let Some(scaling) = fields.value("rope_scaling") {
+        problems.add(format!(
+            "`{}rope_scaling` is {scaling}, this build supports null",
+            fields.prefix
+        ));
+    }
+    let hidden_size = fields.size("hidden_size", None, problems);
+    let heads = fields.size("num_attention_heads", None, problems);
+    let head_dim = fields.size("head_dim", Some((hidden_size / heads).max(1)), problems);
+    DecoderConfig {
+        hidden_size,
+        layers: fields.size("num_hidden_layers", None, problems),
+        heads,
+        kv_heads: fields.size("num_key_value_heads", None, problems),
+        head_dim,
+        intermediate_size: fields.size("intermediate_size", None, problems),
+        vocab_size: fields.size("vocab_size", None, problems),
+        rms_norm_epsilon: fields.number("rms_norm_eps", Some(1e-6), problems) as f32,
+        rope_theta,
+        max_position_embeddings: fields.size("max_position_embeddings", Some(32768), problems),
+        tie_word_embeddings: tied,
+    }
+}
+
+/// `rope_theta` at the top (transformers 4) or in `rope_parameters` (transformers 5); `Qwen2Config`'s default is 10000.
+pub(super) fn rope_theta(fields: &Fields<'_>, parameters: &Fields<'_>, problems: &mut Problems) -> f64 {
+    parameters.only("rope_type", &Value::from("default"), problems);
+    let from = if parameters.value("rope_theta").is_some() {
+        parameters
+    } else {
+        fields
+    };
+    from.number("rope_theta", Some(10_000.0), problems)
+}
