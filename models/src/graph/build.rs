@@ -458,17 +458,7 @@ impl Builder {
         let results = match shape::infer(&op, &values) {
             Ok(results) => results,
             Err(problem) => {
-                let shown = values
-                    .iter()
-                    .map(|value| format!("`{}` {} {}", value.name, value.dtype, shape::show(&value.shape)))
-                    .collect::<Vec<_>>()
-                    .join(", ");
-                let error = GraphError::Rule {
-                    node: name,
-                    op: op.name().to_owned(),
-                    problem,
-                    inputs: shown,
-                };
+                let error = GraphError::rule(&name, &op, problem, &values);
                 self.error.get_or_insert(error);
                 return inputs.to_vec();
             }

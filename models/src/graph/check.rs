@@ -1,9 +1,10 @@
 //! Invariants of a whole graph.
 
-use super::{Graph, GraphError, Source, WeightForm};
+use super::{Graph, GraphError, Source, Value, WeightForm, shape};
 use std::collections::BTreeSet;
 
-/// Names are unique, every value is defined before it is used and by one node, everything declared is used.
+/// Names are unique, every value is defined before it is used and by one node, everything declared is used, and every
+/// node's outputs are what its operator makes of its inputs.
 pub(super) fn check(graph: &Graph) -> Result<(), GraphError> {
     let fail = |problem: String| {
         Err(GraphError::Invariant {
@@ -66,6 +67,23 @@ pub(super) fn check(graph: &Graph) -> Result<(), GraphError> {
     if graph.outputs.is_empty() {
         return fail("no outputs".to_owned());
     }
+    for node in &graph.nodes {
+        let inputs: Vec<&Value> = node.inputs.iter().map(|id| graph.value(*id)).collect();
+        let made = shape::infer(&node.op, &inputs)
+            .map_err(|problem| GraphError::rule(&node.name, &node.op, problem, &inputs))?;
+        let outputs = node.outputs.iter().map(|id| graph.value(*id));
+        let fits =
+            |(value, (dtype, shape)): (&Value, &(_, _))| value.dtype == *dtype && value.shape == *shape;
+        if node.outputs.len() != made.len() || !outputs.zip(&made).all(fits) {
+            let shown = |(dtype, shape): &(_, Vec<_>)| format!("{dtype} {}", shape::show(shape));
+            let made: Vec<String> = made.iter().map(shown).collect();
+            return fail(format!(
+                "the outputs of node `{}` are not what it computes, {}",
+                node.name,
+                made.join(", ")
+            ));
+        }
+    }
     Ok(())
 }
 
@@ -87,7 +105,12 @@ mod tests {
     #[test]
     fn broken_graphs_are_refused() {
         type Break = fn(&mut Graph);
-        let cases: [(&str, Break); 6] = [
+        let cases: [(&str, Break); 8] = [
+            ("`x` float32 [batch, 9]", |g| g.values[0].shape[1] = Dim::Fixed(9)),
+            ("are not what it computes, float32 [batch, 3]", |g| {
+                let last = g.nodes[2].outputs[0];
+                g.values[last.0].dtype = DType::Float16;
+            }),
             ("two nodes are named", |g| {
                 g.nodes[1].name = g.nodes[0].name.clone()
             }),

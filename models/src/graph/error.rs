@@ -1,5 +1,6 @@
 //! What can be wrong with a network.
 
+use super::{Op, Value, shape};
 use thiserror::Error;
 
 /// A network that cannot be built, or a graph that breaks an invariant.
@@ -29,6 +30,20 @@ pub enum GraphError {
 }
 
 impl GraphError {
+    pub(super) fn rule(node: &str, op: &Op, problem: String, inputs: &[&Value]) -> GraphError {
+        let shown = inputs
+            .iter()
+            .map(|value| format!("`{}` {} {}", value.name, value.dtype, shape::show(&value.shape)))
+            .collect::<Vec<_>>()
+            .join(", ");
+        GraphError::Rule {
+            node: node.to_owned(),
+            op: op.name().to_owned(),
+            problem,
+            inputs: shown,
+        }
+    }
+
     /// The node or graph that the error is about.
     pub fn subject(&self) -> &str {
         match self {
