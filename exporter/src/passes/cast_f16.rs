@@ -13,6 +13,7 @@
 #![deny(clippy::wildcard_enum_match_arm)]
 
 use crate::error::ExportError;
+use models::arch::is_cache;
 use models::dtype::DType;
 use models::graph::{Constant, Dim, Graph, Node, Op, Precision, Source, Value, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +27,7 @@ pub(super) fn cast_f16(graph: &Graph) -> Result<Graph, ExportError> {
     let mut pass = Pass::new(graph);
     for &id in &graph.inputs {
         let value = graph.value(id);
-        let cache = value.name.starts_with("past_key_values.");
+        let cache = is_cache(&value.name);
         let dtype = if cache && value.dtype == DType::Float32 {
             DType::Float16
         } else {
@@ -51,7 +52,7 @@ pub(super) fn cast_f16(graph: &Graph) -> Result<Graph, ExportError> {
 fn output_dtype(value: &Value) -> DType {
     if value.dtype != DType::Float32 {
         value.dtype
-    } else if value.name.starts_with("present.") {
+    } else if is_cache(&value.name) {
         DType::Float16
     } else {
         DType::Float32

@@ -70,6 +70,11 @@ pub fn build(network: Network, config: &ModelConfig) -> Result<Graph, GraphError
     b.finish()
 }
 
+/// Whether an input or output of this name is a part of the decoder's cache that a program feeds back.
+pub fn is_cache(name: &str) -> bool {
+    qwen2::is_cache(name)
+}
+
 /// The canonical weights of all networks, each once, in the order in which the networks read them.
 ///
 /// # Errors

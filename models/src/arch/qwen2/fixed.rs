@@ -9,7 +9,7 @@
 //! Letters: `n` new slots, `c` slots of the cache, `t` = c + n, `D` hidden, `k` kv heads, `g` query heads per kv head,
 //! `d` head length, `V` vocabulary.
 
-use super::{decoder_layer, head_name, inverse_frequencies, outputs, rotate};
+use super::{cache_inputs, decoder_layer, head_name, inverse_frequencies, outputs, rotate};
 use crate::arch::attention;
 use crate::config::{DecoderConfig, ModelConfig};
 use crate::dtype::DType;
@@ -62,12 +62,7 @@ pub fn decoder(config: &ModelConfig, lengths: Lengths) -> Result<Graph, GraphErr
         fixed(context),
         fixed(config.head_dim),
     ];
-    let past: Vec<[ValueId; 2]> = (0..config.layers)
-        .map(|layer| {
-            ["key", "value"]
-                .map(|part| b.input(&format!("past_key_values.{layer}.{part}"), DType::Float32, &cache))
-        })
-        .collect();
+    let past = cache_inputs(&mut b, config, &cache);
 
     let (normed, present) = {
         let b = &mut b.scope("language_model");

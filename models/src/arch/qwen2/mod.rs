@@ -24,6 +24,15 @@ use crate::graph::{Builder, Dim, ValueId, signed};
 /// Canonical name of the embedding table, which a tied head reads as well.
 pub const EMBED_TOKENS: &str = "language_model.embed_tokens.weight";
 
+/// What the names of the cache begin with, as inputs and as outputs.
+const PAST: &str = "past_key_values.";
+const PRESENT: &str = "present.";
+
+/// Whether an input or output of this name is part of the cache.
+pub(super) fn is_cache(name: &str) -> bool {
+    name.starts_with(PAST) || name.starts_with(PRESENT)
+}
+
 /// What every layer needs and no layer owns.
 pub(super) struct Shared {
     /// `[B,1,1,n,t]`: 0 where a position may look, float32's minimum where not.
@@ -97,12 +106,7 @@ pub(super) fn inputs(b: &mut Builder, config: &DecoderConfig) -> Inputs {
         Dim::Past,
         fixed(config.head_dim),
     ];
-    let past = (0..config.layers)
-        .map(|layer| {
-            ["key", "value"]
-                .map(|part| b.input(&format!("past_key_values.{layer}.{part}"), DType::Float32, &cache))
-        })
-        .collect();
+    let past = cache_inputs(b, config, &cache);
     Inputs {
         embeds,
         mask,
@@ -111,12 +115,20 @@ pub(super) fn inputs(b: &mut Builder, config: &DecoderConfig) -> Inputs {
     }
 }
 
+/// Declares key and value of each layer as inputs.
+fn cache_inputs(b: &mut Builder, config: &DecoderConfig, shape: &[Dim]) -> Vec<[ValueId; 2]> {
+    let mut input = |layer, part| b.input(&format!("{PAST}{layer}.{part}"), DType::Float32, shape);
+    (0..config.layers)
+        .map(|layer| ["key", "value"].map(|part| input(layer, part)))
+        .collect()
+}
+
 /// Names the outputs.
 pub(super) fn outputs(b: &mut Builder, logits: ValueId, present: Vec<[ValueId; 2]>) {
     b.output("logits", logits);
     for (layer, cache) in present.into_iter().enumerate() {
         for (part, value) in ["key", "value"].into_iter().zip(cache) {
-            b.output(&format!("present.{layer}.{part}"), value);
+            b.output(&format!("{PRESENT}{layer}.{part}"), value);
         }
     }
 }

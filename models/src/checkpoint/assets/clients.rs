@@ -1,0 +1,90 @@
+//! What do the ecosystem's clients read? `config.json` and the processors' files as transformers.js and transformers know
+//! them.
+
+use super::IMAGE_TOKEN;
+use crate::bundle::{ImageSpec, PromptSpec, Resample};
+use crate::config::{Layout, ModelConfig};
+use serde_json::{Map, Value, json};
+
+/// `config.json` as transformers.js knows the architecture: `llava_qwen2`, the decoder's geometry at the top.
+pub(super) fn client_config(
+    config: &ModelConfig,
+    declared: &Value,
+    layout: Layout,
+    prompt: &PromptSpec,
+) -> Value {
+    let mut fields = match (layout, declared) {
+        (Layout::Llava, Value::Object(fields)) => fields.clone(),
+        _ => Map::new(),
+    };
+    let decoder = &config.decoder;
+    let more = json!({
+        "architectures": ["LlavaQwen2ForCausalLM"],
+        "model_type": "llava_qwen2",
+        "hidden_act": "silu",
+        "hidden_size": decoder.hidden_size,
+        "head_dim": decoder.head_dim,
+        "image_token_id": prompt.image_token_id,
+        "image_token_index": prompt.image_token_id,
+        "intermediate_size": decoder.intermediate_size,
+        "max_position_embeddings": decoder.max_position_embeddings,
+        "mm_hidden_size": config.projector.input,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_tower": format!("mobileclip_l_{}", config.vision.image_size),
+        "num_attention_heads": decoder.heads,
+        "num_hidden_layers": decoder.layers,
+        "num_key_value_heads": decoder.kv_heads,
+        "rms_norm_eps": decoder.rms_norm_epsilon.to_string().parse::<f64>().unwrap_or(1e-6),
+        "rope_theta": decoder.rope_theta,
+        "tie_word_embeddings": decoder.tie_word_embeddings,
+        "vocab_size": decoder.vocab_size,
+    });
+    if let Value::Object(more) = more {
+        fields.extend(more);
+    }
+    let eos = declared
+        .pointer("/text_config/eos_token_id")
+        .cloned()
+        .unwrap_or_else(|| json!(prompt.stop_ids));
+    fields.entry("eos_token_id").or_insert(eos);
+    Value::Object(fields)
+}
+
+pub(super) fn client_image(image: &ImageSpec) -> Value {
+    json!({
+        "crop_size": {"height": image.height, "width": image.width},
+        "do_center_crop": true,
+        "do_convert_rgb": true,
+        "do_normalize": true,
+        "do_rescale": true,
+        "do_resize": true,
+        "image_mean": image.mean,
+        "image_processor_type": "CLIPImageProcessor",
+        "image_std": image.std,
+        "processor_class": "LlavaProcessor",
+        "resample": match image.resample {
+            Resample::Lanczos => 1,
+            Resample::Bilinear => 2,
+            Resample::Bicubic => 3,
+        },
+        "rescale_factor": image.rescale,
+        "size": {"shortest_edge": image.shortest_edge},
+    })
+}
+
+pub(super) fn client_processor(token_side: u64) -> Value {
+    json!({
+        "image_token": IMAGE_TOKEN,
+        "num_additional_image_tokens": 0,
+        "patch_size": token_side,
+        "processor_class": "LlavaProcessor",
+        "vision_feature_select_strategy": "full",
+    })
+}
+
+pub(super) fn client_tokenizer(tokenizer_config: &Value, template: &str) -> Value {
+    let mut value = tokenizer_config.clone();
+    value["chat_template"] = Value::from(template);
+    value["processor_class"] = Value::from("LlavaProcessor");
+    value
+}
