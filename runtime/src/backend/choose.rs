@@ -449,4 +449,45 @@ mod tests {
         let choice = choose_for(&portable, &options, None).unwrap();
         assert_eq!(choice.backend.provider(), Provider::Tract);
     }
+    /// Packages have no target, so whoever asks for one asks for graphs.
+    #[test]
+    #[cfg(feature = "coreml-native")]
+    fn packages_are_a_form_of_their_own() {
+        use models::bundle::{CoreMlPackages, EmbeddingRows, Target};
+        use models::dtype::DType;
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bundle");
+        let mut bundle = Bundle::open(&directory).unwrap();
+        bundle.packages.push(CoreMlPackages {
+            precision: Precision::Int8,
+            vision_encoder: "coreml/vision_encoder.mlpackage".to_owned(),
+            vision_encoder_ios16: None,
+            decoder: "coreml/decoder.mlpackage".to_owned(),
+            context: 8,
+            prefill: vec![4],
+            embedding: EmbeddingRows {
+                path: "rows".to_owned(),
+                dtype: DType::Float16,
+                offset: 0,
+                scales: None,
+            },
+        });
+        let found = |target, precision| {
+            let options = Options {
+                target,
+                precision,
+                ..Options::default()
+            };
+            form(&native::CoreMlNative, &bundle, &options).map_err(|error| error.to_string())
+        };
+        let packages = found(None, None).unwrap();
+        assert_eq!((packages.target(), packages.precision()), (None, Precision::Int8));
+        assert_eq!(packages.context(&bundle), 8);
+        assert!(packages.graphs(Provider::Cpu).is_err());
+        let error = found(None, Some(Precision::Fp16)).unwrap_err();
+        assert!(
+            error.contains("finds no Core ML packages of precision `fp16`"),
+            "{error}"
+        );
+        assert!(found(Some(Target::Portable), None).is_err());
+    }
 }
