@@ -2,8 +2,8 @@
 //!
 //! Names follow the transformers layout in its fused form: `vision_tower.stages.0.blocks.1.mlp.fc1.weight`,
 //! `multi_modal_projector.linear_1.bias`, `language_model.layers.3.self_attn.q_proj.weight`,
-//! `language_model.embed_tokens.weight`, `lm_head.weight`. Convolutions and norms of the tower are folded, so that
-//! each canonical convolution has a weight and a bias and no batch normalisation is left.
+//! `language_model.embed_tokens.weight`, `lm_head.weight`. Convolutions and norms of the tower are folded, so
+//! that each canonical convolution has a weight and a bias and no batch normalisation is left.
 
 use crate::checkpoint::CheckpointError;
 use std::ops::Range;
@@ -29,8 +29,8 @@ pub trait Weights: Sync {
     /// (`out.len() == rows.len() * columns.len()`).
     ///
     /// # Errors
-    /// An unknown name, or a file that can no longer be read. Ranges outside the weight are a bug of the caller and
-    /// also an error.
+    /// An unknown name, or a file that can no longer be read. Ranges outside the weight are a bug of the
+    /// caller and also an error.
     fn read_block(
         &self,
         name: &str,

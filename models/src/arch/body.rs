@@ -1,8 +1,8 @@
 //! What does a fused operator compute? The same, in standard operators.
 //!
-//! A body is the definition: it becomes the function's body in an ONNX file, so that an engine without our kernels runs
-//! it, and the reference interpreter evaluates it. A kernel may round activations to bytes on the way to a product with
-//! bytes or nibbles; the body does not.
+//! A body is the definition: it becomes the function's body in an ONNX file, so that an engine without our
+//! kernels runs it, and the reference interpreter evaluates it. A kernel may round activations to bytes on
+//! the way to a product with bytes or nibbles; the body does not.
 
 use super::attention;
 use super::qwen2::{self, Heads, Shared};
@@ -10,8 +10,8 @@ use crate::dtype::DType;
 use crate::fused::{BLOCK, Encoding, Fused, Norm, PANEL, TableEncoding};
 use crate::graph::{Builder, Graph, GraphError, Op, Value, ValueId, signed};
 
-/// The graph that an operator stands for, for inputs of these types and shapes. Its inputs are named `x0`, `x1`, ..,
-/// its outputs `y0`, `y1`, ...
+/// The graph that an operator stands for, for inputs of these types and shapes. Its inputs are named `x0`,
+/// `x1`, .., its outputs `y0`, `y1`, ...
 ///
 /// # Errors
 /// Inputs that do not fit the operator.

@@ -1,8 +1,8 @@
-//! The same networks for target `coreml`: every length is a number, no value has a rank above 4, and nothing is computed
-//! in integers. One image at a time; what the decoder is like stands in `qwen2/fixed.rs`.
+//! The same networks for target `coreml`: every length is a number, no value has a rank above 4, and nothing
+//! is computed in integers. One image at a time; what the decoder is like stands in `qwen2/fixed.rs`.
 //!
-//! A linear layer is one `Gemm` that reads the weight as the checkpoint has it, so that decoders of different lengths, and
-//! the embedding with a tied head, share their bytes.
+//! A linear layer is one `Gemm` that reads the weight as the checkpoint has it, so that decoders of different
+//! lengths, and the embedding with a tied head, share their bytes.
 
 use super::fastvithd::{self, Attention};
 pub use super::qwen2::fixed::{Lengths, decoder};

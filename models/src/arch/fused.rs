@@ -1,9 +1,9 @@
 //! The same three networks for target `cpu`, in fused operators and channels last.
 //!
 //! What a fused operator computes is written down in [`super::body`]. Every function of `qwen2/fused.rs` and
-//! `fastvithd/fused.rs` has its counterpart in the portable network beside it, which is the one to read first; the
-//! two are held equal by the conformance suites. Norms, biases, activations, residuals and layer scales are parts of the
-//! products that they stand next to, so that activations are read and written once.
+//! `fastvithd/fused.rs` has its counterpart in the portable network beside it, which is the one to read
+//! first; the two are held equal by the conformance suites. Norms, biases, activations, residuals and layer
+//! scales are parts of the products that they stand next to, so that activations are read and written once.
 
 pub use super::products::Encodings;
 use super::{Network, fastvithd, projector, qwen2};
@@ -11,7 +11,8 @@ use crate::config::ModelConfig;
 use crate::dtype::DType;
 use crate::graph::{Builder, Dim, Graph, GraphError};
 
-/// Builds a network's graph from fused operators: the same inputs, outputs and canonical weights as [`super::build`].
+/// Builds a network's graph from fused operators: the same inputs, outputs and canonical weights as
+/// [`super::build`].
 ///
 /// # Errors
 /// As [`super::build`].

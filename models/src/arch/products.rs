@@ -1,4 +1,5 @@
-//! Products of the fused networks: linear layers and feed-forward blocks with their weights, biases, norms and residuals.
+//! Products of the fused networks: linear layers and feed-forward blocks with their weights, biases, norms
+//! and residuals.
 
 use crate::dtype::DType;
 use crate::fused::{Encoding, Fused, Norm, TableEncoding};
@@ -127,7 +128,8 @@ fn norm(b: &mut Builder, norm: Norm, name: Option<&str>, width: u64) -> Vec<Valu
     parameters.iter().map(named).collect()
 }
 
-/// The elements, and scales if there are any, of `[outputs, inputs]` made of the named linear layers of this scope.
+/// The elements, and scales if there are any, of `[outputs, inputs]` made of the named linear layers of this
+/// scope.
 fn matrix(
     b: &mut Builder,
     names: &[&str],

@@ -1,5 +1,5 @@
-//! The same networks for Core ML's own form: the decoder's cache is a state, and attention is one operator. Lengths are
-//! numbers, as in [`super::fixed`]; what the decoder is like stands in `qwen2/stateful.rs`.
+//! The same networks for Core ML's own form: the decoder's cache is a state, and attention is one operator.
+//! Lengths are numbers, as in [`super::fixed`]; what the decoder is like stands in `qwen2/stateful.rs`.
 
 use super::fastvithd::Attention;
 use super::fixed;

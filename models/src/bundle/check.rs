@@ -15,8 +15,8 @@ use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 impl Bundle {
-    /// Whether the contract is sound and the files in `directory` have the lengths that it states. Contents are not
-    /// hashed: [`Bundle::verify_hashes`] does that.
+    /// Whether the contract is sound and the files in `directory` have the lengths that it states. Contents
+    /// are not hashed: [`Bundle::verify_hashes`] does that.
     ///
     /// # Errors
     /// Everything that is wrong, in one error.
@@ -39,7 +39,8 @@ impl Bundle {
         }
     }
 
-    /// Reads every file of the bundle and compares its SHA-256 with the contract. `progress` is told of bytes read.
+    /// Reads every file of the bundle and compares its SHA-256 with the contract. `progress` is told of bytes
+    /// read.
     ///
     /// # Errors
     /// A file that cannot be read, or all files whose contents are not those of the contract.
@@ -431,7 +432,8 @@ pub(crate) fn inside(path: &str) -> Option<PathBuf> {
     (plain && normal && !dots).then(|| relative.to_owned())
 }
 
-/// Compares the inputs or outputs of a graph with what the rest of the contract implies; the first difference.
+/// Compares the inputs or outputs of a graph with what the rest of the contract implies; the first
+/// difference.
 fn compare(graph: &str, kind: &str, found: &[Io], expected: &[Io], problems: &mut Vec<String>) {
     if found.len() != expected.len() {
         problems.push(format!(

@@ -1,5 +1,5 @@
-//! Which forms of the networks are there? The target of graphs, and the precision of weights: closed sets, whose words stand
-//! in `bundle.json` and on the command lines.
+//! Which forms of the networks are there? The target of graphs, and the precision of weights: closed sets,
+//! whose words stand in `bundle.json` and on the command lines.
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -12,10 +12,11 @@ use thiserror::Error;
 pub enum Target {
     /// `portable`: standard ONNX operators, for every engine.
     Portable,
-    /// `cpu`: fused operators, for processors: our kernels in ONNX Runtime and tract, their bodies anywhere else.
+    /// `cpu`: fused operators, for processors: our kernels in ONNX Runtime and tract, their bodies anywhere
+    /// else.
     Cpu,
-    /// `coreml`: fixed lengths, in forms that ONNX Runtime's CoreML execution provider claims. Core ML itself runs
-    /// [`CoreMlPackages`](super::CoreMlPackages), which have no target.
+    /// `coreml`: fixed lengths, in forms that ONNX Runtime's CoreML execution provider claims. Core ML itself
+    /// runs [`CoreMlPackages`](super::CoreMlPackages), which have no target.
     OrtCoreMl,
 }
 
@@ -115,8 +116,8 @@ macro_rules! words {
 words!(Target, "target");
 words!(Precision, "precision");
 
-/// A form that a newer program wrote: its target or precision has a word that this build does not know. It is set aside, not
-/// checked and not run; the other forms of its bundle are.
+/// A form that a newer program wrote: its target or precision has a word that this build does not know. It is
+/// set aside, not checked and not run; the other forms of its bundle are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownForm {
     /// Where its entry stands in `bundle.json`: `variants[1]`.

@@ -1,7 +1,8 @@
 //! The bundle: the directory in which exporter and runtime meet, and its contract `bundle.json`.
 //!
-//! Everything a runtime needs stands here; a runtime hard-codes no token id, size, layer count, tensor name or file
-//! name. [`Bundle::check`] is the one check, used by the writer before it publishes and by every reader.
+//! Everything a runtime needs stands here; a runtime hard-codes no token id, size, layer count, tensor name
+//! or file name. [`Bundle::check`] is the one check, used by the writer before it publishes and by every
+//! reader.
 
 #![deny(clippy::as_conversions)]
 
@@ -57,13 +58,14 @@ pub struct Bundle {
     pub prompt: PromptSpec,
     /// The exported forms of the networks; at least one here or in `packages`.
     pub variants: Vec<Variant>,
-    /// The networks in Core ML's own form. Left out of the text where there are none; a reader that does not know the field
-    /// refuses a bundle that has it.
+    /// The networks in Core ML's own form. Left out of the text where there are none; a reader that does not
+    /// know the field refuses a bundle that has it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub packages: Vec<CoreMlPackages>,
     /// Every other file of the bundle, sorted by path, with length and SHA-256.
     pub files: Vec<FileEntry>,
-    /// What was left out of `variants` and `packages` when the contract was read, because this build does not know its words.
+    /// What was left out of `variants` and `packages` when the contract was read, because this build does not
+    /// know its words.
     #[serde(skip)]
     pub unknown: Vec<UnknownForm>,
 }
@@ -80,7 +82,8 @@ pub struct ModelInfo {
     pub stored: DType,
     /// Parameter counts of the canonical weights.
     pub parameters: Parameters,
-    /// What the checkpoint calls its terms of use, which lie in the bundle if it has them as files. `None` where it says nothing.
+    /// What the checkpoint calls its terms of use, which lie in the bundle if it has them as files. `None`
+    /// where it says nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub license: Option<String>,
 }
@@ -125,8 +128,8 @@ pub struct KvSpec {
     pub max_context: usize,
 }
 
-/// How an image becomes `pixel_values [1,3,height,width]`, in this order: convert to RGB, `aspect`, resize, crop,
-/// times `rescale`, minus `mean`, divided by `std`.
+/// How an image becomes `pixel_values [1,3,height,width]`, in this order: convert to RGB, `aspect`, resize,
+/// crop, times `rescale`, minus `mean`, divided by `std`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageSpec {
@@ -136,7 +139,8 @@ pub struct ImageSpec {
     pub width: u32,
     /// What is done about images that are not square, before the resize.
     pub aspect: Aspect,
-    /// The resize: the shortest edge becomes this long, the other in proportion (truncated, as transformers does).
+    /// The resize: the shortest edge becomes this long, the other in proportion (truncated, as transformers
+    /// does).
     pub shortest_edge: u32,
     /// The filter of the resize.
     pub resample: Resample,
@@ -156,7 +160,8 @@ pub struct ImageSpec {
 pub enum Aspect {
     /// transformers' recipe: nothing; the centre crop after the resize cuts the longer edge.
     Crop,
-    /// LLaVA's recipe: a square of the longer edge in `color`, the image pasted at half the difference, rounded down.
+    /// LLaVA's recipe: a square of the longer edge in `color`, the image pasted at half the difference,
+    /// rounded down.
     Pad {
         /// RGB, `int(mean * 255)`.
         color: [u8; 3],
@@ -191,7 +196,8 @@ pub struct PromptSpec {
     pub image_token_id: Option<i64>,
     /// Ids that end a generation, sorted.
     pub stop_ids: Vec<i64>,
-    /// Text of special tokens that templates may ask for (`bos_token`, `eos_token`, `pad_token`), sorted by name.
+    /// Text of special tokens that templates may ask for (`bos_token`, `eos_token`, `pad_token`), sorted by
+    /// name.
     pub special_tokens: std::collections::BTreeMap<String, String>,
     /// Rows of the embedding table and of the logits (with padding rows).
     pub vocab_size: usize,
@@ -223,33 +229,35 @@ pub struct Variant {
     pub kv_dtype: DType,
     /// `pixel_values -> image_features`, of the size that [`Bundle::image`] states.
     pub vision_encoder: GraphEntry,
-    /// Encoders for other image sizes, ascending by size. Left out of the text where there are none, so that a bundle of
-    /// one size reads as it always did; a reader that does not know the field refuses a bundle that has it.
+    /// Encoders for other image sizes, ascending by size. Left out of the text where there are none, so that
+    /// a bundle of one size reads as it always did; a reader that does not know the field refuses a bundle
+    /// that has it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub further_encoders: Vec<SizedEncoder>,
     /// `input_ids -> inputs_embeds`.
     pub embed_tokens: GraphEntry,
-    /// `inputs_embeds, attention_mask, position_ids, past_key_values.* -> logits, present.*`; with `fixed` the graph for one
-    /// new position, see [`FixedDecoder`].
+    /// `inputs_embeds, attention_mask, position_ids, past_key_values.* -> logits, present.*`; with `fixed`
+    /// the graph for one new position, see [`FixedDecoder`].
     pub decoder: GraphEntry,
-    /// What else there is to know of networks whose lengths are fixed. Left out of the text where they are not; a reader
-    /// that does not know the field refuses a bundle that has it.
+    /// What else there is to know of networks whose lengths are fixed. Left out of the text where they are
+    /// not; a reader that does not know the field refuses a bundle that has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fixed: Option<FixedDecoder>,
 }
 
-/// What [`FixedDecoder`]s hide a slot with: float16's lowest number, so that adding it to a score of any size keeps it finite
-/// or makes it minus infinity, and its weight 0.
+/// What [`FixedDecoder`]s hide a slot with: float16's lowest number, so that adding it to a score of any size
+/// keeps it finite or makes it minus infinity, and its weight 0.
 pub const HIDDEN: f32 = -65504.0;
 
-/// A decoder whose lengths are numbers: a graph for one new position ([`Variant::decoder`]) and graphs for more, with a
-/// cache of `context` slots as inputs `past_key_values.* [1,kv_heads,context,head_dim]`.
+/// A decoder whose lengths are numbers: a graph for one new position ([`Variant::decoder`]) and graphs for
+/// more, with a cache of `context` slots as inputs `past_key_values.* [1,kv_heads,context,head_dim]`.
 ///
-/// Outputs `present.* [1,kv_heads,new,head_dim]` are the keys and values of the new slots alone; whoever runs the graph writes
-/// those of real positions into the cache. Fewer positions than slots are padded on the left: the last slot is the last
-/// position, and `logits` are its. `positions [1,new]` are float32. `attention_bias [1,1,new,context + new]` is added to the
-/// scores: 0 where the slot of the row looks at the slot of the column (first those of the cache, then the new ones),
-/// [`HIDDEN`] where not. Every row must see at least itself, padding too.
+/// Outputs `present.* [1,kv_heads,new,head_dim]` are the keys and values of the new slots alone; whoever runs
+/// the graph writes those of real positions into the cache. Fewer positions than slots are padded on the
+/// left: the last slot is the last position, and `logits` are its. `positions [1,new]` are float32.
+/// `attention_bias [1,1,new,context + new]` is added to the scores: 0 where the slot of the row looks at the
+/// slot of the column (first those of the cache, then the new ones), [`HIDDEN`] where not. Every row must see
+/// at least itself, padding too.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FixedDecoder {
@@ -271,12 +279,13 @@ pub struct Prefill {
 
 /// The networks as Core ML packages: directories that are opened whole.
 ///
-/// The encoder has one function, `pixel_values [1,3,H,W] -> image_features [1,tokens,hidden]`, float32. The decoder has a function
-/// `step` for one new position and `prefill_N` for `N`, which share their weights and two states, `key_cache` and `value_cache`
-/// `[layers,kv_heads,context,head_dim]`, float16: `inputs_embeds [1,N,hidden]` (float32), `position [1]` (int32: how many slots are
-/// filled) and, for more than one position, `last [1]` (int32: the row of the last real one) `-> logits [1,1,vocab]` (float32).
-/// Fewer positions than `N` are padded behind, where `position + N` must not be above `context`; what padding wrote is not
-/// looked at, and written over by the next call.
+/// The encoder has one function, `pixel_values [1,3,H,W] -> image_features [1,tokens,hidden]`, float32. The
+/// decoder has a function `step` for one new position and `prefill_N` for `N`, which share their weights and
+/// two states, `key_cache` and `value_cache` `[layers,kv_heads,context,head_dim]`, float16:
+/// `inputs_embeds [1,N,hidden]` (float32), `position [1]` (int32: how many slots are filled) and, for more
+/// than one position, `last [1]` (int32: the row of the last real one) `-> logits [1,1,vocab]` (float32).
+/// Fewer positions than `N` are padded behind, where `position + N` must not be above `context`; what padding
+/// wrote is not looked at, and written over by the next call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CoreMlPackages {
@@ -387,8 +396,9 @@ pub enum IoDim {
 }
 
 impl Bundle {
-    /// Reads the contract of the bundle in `directory` and checks it. A form whose target or precision this build does not
-    /// know is set aside, see [`Bundle::unknown`]: a bundle of a newer program opens with the forms that are known.
+    /// Reads the contract of the bundle in `directory` and checks it. A form whose target or precision this
+    /// build does not know is set aside, see [`Bundle::unknown`]: a bundle of a newer program opens with the
+    /// forms that are known.
     ///
     /// # Errors
     /// No bundle there, another schema, no form with known words, or a contract that the files do not keep.
@@ -451,8 +461,8 @@ impl Bundle {
         text
     }
 
-    /// Heights and widths of the images that some variant has an encoder for: that of [`Bundle::image`] first, the others
-    /// ascending.
+    /// Heights and widths of the images that some variant has an encoder for: that of [`Bundle::image`]
+    /// first, the others ascending.
     pub fn image_sizes(&self) -> Vec<(u32, u32)> {
         let further: BTreeSet<(u32, u32)> = self
             .variants
@@ -466,8 +476,8 @@ impl Bundle {
     }
 
     /// The bundle as if images of that size were its only ones: a contract about the same files whose
-    /// [`image`](Bundle::image) and [`vision_encoder`](Variant::vision_encoder) are those of the size, with the variants
-    /// that have it. `None` where none does.
+    /// [`image`](Bundle::image) and [`vision_encoder`](Variant::vision_encoder) are those of the size, with
+    /// the variants that have it. `None` where none does.
     pub fn at_size(&self, height: u32, width: u32) -> Option<Bundle> {
         let mut bundle = self.clone();
         if (self.image.height, self.image.width) == (height, width) {

@@ -81,7 +81,8 @@ pub(super) trait Take {
     fn any(&self, prefix: &str) -> bool;
 }
 
-/// The branches of a train-time convolution `[output, per_group, side, side]`; `None` where tensors are missing.
+/// The branches of a train-time convolution `[output, per_group, side, side]`; `None` where tensors are
+/// missing.
 pub(super) fn branches(
     source: &mut dyn Take,
     kind: Kind,

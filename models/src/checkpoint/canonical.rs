@@ -1,5 +1,5 @@
-//! From the tensors of a checkpoint to canonical weights: every tensor used, ignored by a rule or an error; every
-//! weight filled once. Weights are read a block at a time from the mapped files.
+//! From the tensors of a checkpoint to canonical weights: every tensor used, ignored by a rule or an error;
+//! every weight filled once. Weights are read a block at a time from the mapped files.
 
 #![deny(clippy::as_conversions)]
 
@@ -485,7 +485,8 @@ fn convert(dtype: StoredType, bytes: &[u8], out: &mut [f32]) {
             }
         }
         StoredType::Float(DType::Float16) => {
-            // `half` converts a slice with the processor's own instructions; bytes of a file have no alignment.
+            // `half` converts a slice with the processor's own instructions; bytes of a file have no
+            // alignment.
             const RUN: usize = 1024;
             let mut run = [f16::ZERO; RUN];
             for (out, bytes) in out.chunks_mut(RUN).zip(bytes.chunks(2 * RUN)) {

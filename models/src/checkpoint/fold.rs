@@ -1,11 +1,11 @@
 //! From train-time branches to one convolution: all in float64, rounded to float32 once.
 //!
-//! Every branch is a kernel `K` (padded to the centre of the largest) with an optional batch normalisation. With
-//! `t = gamma / sqrt(var + eps)` a normalised branch is the convolution `K * t` with bias `beta - mean * t` (RepVGG,
-//! arXiv 2101.03697, section 3.3; timm `MobileOneBlock._fuse_bn_tensor`). An identity branch is the kernel with 1 at the
-//! centre of its own channel. Branches are summed with a per-channel factor: RepMixer is
-//! `x + s * (mixer(x) - norm(x))`, so its mixer counts `+s`, its norm `-s` and a bare identity 1
-//! (timm `RepMixer.reparameterize`).
+//! Every branch is a kernel `K` (padded to the centre of the largest) with an optional batch normalisation.
+//! With `t = gamma / sqrt(var + eps)` a normalised branch is the convolution `K * t` with bias
+//! `beta - mean * t` (RepVGG, arXiv 2101.03697, section 3.3; timm `MobileOneBlock._fuse_bn_tensor`). An
+//! identity branch is the kernel with 1 at the centre of its own channel. Branches are summed with a
+//! per-channel factor: RepMixer is `x + s * (mixer(x) - norm(x))`, so its mixer counts `+s`, its norm `-s`
+//! and a bare identity 1 (timm `RepMixer.reparameterize`).
 
 /// `eps` of every `BatchNorm2d` in FastViT: torch's default, which timm does not change.
 pub(super) const BATCH_NORM_EPSILON: f64 = 1e-5;

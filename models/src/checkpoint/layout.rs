@@ -1,5 +1,6 @@
-//! Which names does a layout give to the tensors? Every layout is a table from its names to unified ones: canonical
-//! prefixes with timm's suffixes (`vision_tower.stem.0.conv_kxk.0.bn.weight`), train-time branches included.
+//! Which names does a layout give to the tensors? Every layout is a table from its names to unified ones:
+//! canonical prefixes with timm's suffixes (`vision_tower.stem.0.conv_kxk.0.bn.weight`), train-time branches
+//! included.
 
 use super::llava;
 use crate::config::{Layout, VisionConfig};
@@ -15,8 +16,8 @@ pub(super) enum Unified {
     Unknown,
 }
 
-/// Prefixes of the transformers layout; the first match wins. Files of transformers 4 lack the leading `model.`, or
-/// have it after `language_model.`.
+/// Prefixes of the transformers layout; the first match wins. Files of transformers 4 lack the leading
+/// `model.`, or have it after `language_model.`.
 const TRANSFORMERS: [(&str, &str); 9] = [
     ("model.vision_tower.timm_model.", "vision_tower."),
     ("vision_tower.timm_model.", "vision_tower."),
@@ -75,7 +76,8 @@ impl Layout {
                     .iter()
                     .find_map(|(own, to)| Some((own, unified.strip_prefix(to)?)));
                 match prefix {
-                    // The head is named alike in all versions; the table's first entry for it is an old one's.
+                    // The head is named alike in all versions; the table's first entry for it is an old
+                    // one's.
                     Some((own, rest)) if !unified.starts_with("lm_head.") => format!("{own}{rest}"),
                     _ => unified.to_owned(),
                 }

@@ -90,8 +90,8 @@ pub(super) fn find(directory: &Path) -> Result<Terms, CheckpointError> {
     })
 }
 
-/// What the front matter of a model card declares: `license_name`, which the hub has for licenses outside its list, or
-/// `license`, one or several.
+/// What the front matter of a model card declares: `license_name`, which the hub has for licenses outside its
+/// list, or `license`, one or several.
 fn declared(card: &str) -> Option<String> {
     let mut lines = card.lines();
     if lines.next()?.trim_end() != "---" {

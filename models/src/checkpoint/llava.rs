@@ -111,8 +111,8 @@ fn network(tower: &VisionConfig, index: usize) -> Option<String> {
     modules(tower).into_iter().nth(index)
 }
 
-/// Apple's `network` list: per stage a positional encoding, the blocks, and the downsampling into the next stage
-/// (`FastViT.__init__`).
+/// Apple's `network` list: per stage a positional encoding, the blocks, and the downsampling into the next
+/// stage (`FastViT.__init__`).
 fn modules(tower: &VisionConfig) -> Vec<String> {
     let mut modules = Vec::new();
     let stages = tower.embed_dims.len();

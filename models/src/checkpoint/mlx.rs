@@ -1,4 +1,5 @@
-//! Is this one of Apple's MLX exports? They hold the tower only as a Core ML package, so there is nothing to export.
+//! Is this one of Apple's MLX exports? They hold the tower only as a Core ML package, so there is nothing to
+//! export.
 
 use crate::checkpoint::CheckpointError;
 use serde_json::Value;

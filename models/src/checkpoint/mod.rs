@@ -56,7 +56,8 @@ pub struct SourceFile {
 }
 
 impl Checkpoint {
-    /// Opens the checkpoint in `directory`: `config.json` beside `model.safetensors`, or beside an index and shards.
+    /// Opens the checkpoint in `directory`: `config.json` beside `model.safetensors`, or beside an index and
+    /// shards.
     ///
     /// # Errors
     /// A file that is missing or is not what its format demands, or a config that this build cannot do.
@@ -116,7 +117,8 @@ impl Checkpoint {
         &self.path
     }
 
-    /// What `config.json` declares. Whether the head is tied is settled by the tensors: see [`Canonical::config`].
+    /// What `config.json` declares. Whether the head is tied is settled by the tensors: see
+    /// [`Canonical::config`].
     pub fn config(&self) -> &ModelConfig {
         &self.declared.config
     }
@@ -147,7 +149,8 @@ impl Checkpoint {
             .map_or(DType::Float32, |(dtype, _)| dtype)
     }
 
-    /// The layout, by two declared markers that must agree: the config's `model_type` and the projector's name.
+    /// The layout, by two declared markers that must agree: the config's `model_type` and the projector's
+    /// name.
     fn detect(&self) -> Result<Layout, CheckpointError> {
         let names = self
             .files

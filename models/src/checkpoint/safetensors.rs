@@ -1,6 +1,8 @@
-//! One safetensors file: a header that is not believed until it has been checked, and the mapped bytes behind it.
+//! One safetensors file: a header that is not believed until it has been checked, and the mapped bytes behind
+//! it.
 //!
-//! Format: 8 bytes little-endian header length, the header (a JSON object: name -> dtype, shape, data_offsets), the data.
+//! Format: 8 bytes little-endian header length, the header (a JSON object: name -> dtype, shape,
+//! data_offsets), the data.
 
 #![deny(clippy::as_conversions)]
 
@@ -42,7 +44,8 @@ pub(super) struct StoredTensor {
     end: usize,
 }
 
-/// Element types of the format: those that weights may have, and the others, which only ignored tensors may have.
+/// Element types of the format: those that weights may have, and the others, which only ignored tensors may
+/// have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StoredType {
     Float(DType),
@@ -102,9 +105,9 @@ impl SafetensorsFile {
             unsafe_code,
             reason = "a checkpoint is far larger than memory; it must be mapped"
         )]
-        // SAFETY: the map is read-only and only ever seen as bytes. A file that another program truncates while it is
-        // mapped can end this process with SIGBUS; that is the documented price of mapping, as in every loader of
-        // safetensors.
+        // SAFETY: the map is read-only and only ever seen as bytes. A file that another program truncates
+        // while it is mapped can end this process with SIGBUS; that is the documented price of mapping, as in
+        // every loader of safetensors.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
         let tensors = validate(&map).map_err(|problem| CheckpointError::malformed(path, problem))?;
         Ok(SafetensorsFile {

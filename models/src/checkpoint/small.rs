@@ -1,5 +1,5 @@
-//! How is a file read that is small if it is what it is called? Never more than a limit, and nothing but a file: a pipe
-//! would wait for whoever writes it.
+//! How is a file read that is small if it is what it is called? Never more than a limit, and nothing but a
+//! file: a pipe would wait for whoever writes it.
 
 use crate::checkpoint::CheckpointError;
 use serde_json::Value;

@@ -24,7 +24,8 @@ pub(crate) struct Declared {
     pub(crate) layout: Layout,
     /// All of `config.json`, an object.
     pub(crate) fields: Value,
-    /// What states the image processor, the first before the second; none for Apple's dialect, whose code states it.
+    /// What states the image processor, the first before the second; none for Apple's dialect, whose code
+    /// states it.
     pub(crate) processors: Vec<Processor>,
 }
 
@@ -47,8 +48,8 @@ impl Declared {
         small::object_of(&small::text(&path, MAX_INDEX)?, &path)
     }
 
-    /// What the fields of `config.json` say, and the image processor's file, which states the image size where the
-    /// config does not.
+    /// What the fields of `config.json` say, and the image processor's file, which states the image size
+    /// where the config does not.
     ///
     /// # Errors
     /// A file that cannot be read, is not JSON, or asks for something that this build does not do.

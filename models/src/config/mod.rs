@@ -1,7 +1,7 @@
 //! What a FastVLM's `config.json` says, in one form for both dialects.
 //!
-//! A field that changes numbers and is missing is an error, unless the published implementation has a default for it:
-//! each default below says whose. All problems of a file are reported together.
+//! A field that changes numbers and is missing is an error, unless the published implementation has a default
+//! for it: each default below says whose. All problems of a file are reported together.
 
 mod check;
 mod declared;
@@ -40,13 +40,13 @@ pub struct ModelConfig {
     pub decoder: DecoderConfig,
 }
 
-/// Largest side of images that an encoder is made for beside the model's own: in the fourth stage of the published tower
-/// 2048 pixels are 4096 positions, whose attention scores take 1.6 GB.
+/// Largest side of images that an encoder is made for beside the model's own: in the fourth stage of the
+/// published tower 2048 pixels are 4096 positions, whose attention scores take 1.6 GB.
 const MAX_FURTHER_SIDE: u64 = 2048;
 
 impl ModelConfig {
-    /// Sides of square images that an encoder can be made for: multiples of the first number (every stage's map is whole)
-    /// up to the second (the features leave room in the decoder's context).
+    /// Sides of square images that an encoder can be made for: multiples of the first number (every stage's
+    /// map is whole) up to the second (the features leave room in the decoder's context).
     pub fn image_sizes(&self) -> (u64, u64) {
         let multiple = self.vision.token_side().max(1);
         let fits = self
@@ -59,7 +59,8 @@ impl ModelConfig {
         (multiple, largest.max(self.vision.image_size))
     }
 
-    /// The same model for square images of another side, in pixels; `None` where the network does not allow it.
+    /// The same model for square images of another side, in pixels; `None` where the network does not allow
+    /// it.
     pub fn at_image_size(&self, side: u64) -> Option<ModelConfig> {
         let (multiple, largest) = self.image_sizes();
         let legal = side > 0 && side.is_multiple_of(multiple) && side <= largest;
@@ -191,8 +192,8 @@ pub struct DecoderConfig {
 }
 
 impl ModelConfig {
-    /// Reads `config.json` of a checkpoint, and the image size from the image processor's file where the config does
-    /// not state it.
+    /// Reads `config.json` of a checkpoint, and the image size from the image processor's file where the
+    /// config does not state it.
     ///
     /// # Errors
     /// A file that cannot be read, is not JSON, or asks for something that this build does not do.

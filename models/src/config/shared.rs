@@ -120,7 +120,8 @@ pub(super) fn decoder(
     }
 }
 
-/// `rope_theta` at the top (transformers 4) or in `rope_parameters` (transformers 5); `Qwen2Config`'s default is 10000.
+/// `rope_theta` at the top (transformers 4) or in `rope_parameters` (transformers 5); `Qwen2Config`'s default
+/// is 10000.
 pub(super) fn rope_theta(fields: &Fields<'_>, parameters: &Fields<'_>, problems: &mut Problems) -> f64 {
     parameters.only("rope_type", &Value::from("default"), problems);
     let from = if parameters.value("rope_theta").is_some() {

@@ -62,7 +62,8 @@ pub(super) fn transformers(object: &Map<String, Value>, problems: &mut Problems)
     args.only("se_downsamples", &Value::from(vec![false; 5]), problems);
     args.only("stem_use_scale_branch", &Value::from(false), problems);
     let mut vision = tower(geometry, 1, &args, problems);
-    // The side that `image_seq_length` implies. The image processor's file states it; this is for a config alone.
+    // The side that `image_seq_length` implies. The image processor's file states it; this is for a config
+    // alone.
     let tokens = fields.size("image_seq_length", Some(256), problems);
     vision.image_size = tokens.isqrt().saturating_mul(vision.token_side());
     vision.layer_scale =

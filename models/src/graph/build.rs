@@ -1,7 +1,7 @@
 //! How a network is written down: scopes name nodes and weights, one method adds one node.
 //!
-//! Methods return plain values; the first error is kept and [`Builder::finish`] returns it, so that networks read
-//! like formulas and a config that does not fit never panics.
+//! Methods return plain values; the first error is kept and [`Builder::finish`] returns it, so that networks
+//! read like formulas and a config that does not fit never panics.
 
 use super::{
     Constant, Dim, Graph, GraphError, Node, Op, Precision, Source, Value, ValueId, WeightForm, WeightRef,
@@ -156,7 +156,8 @@ impl Builder {
         self.weight_in(form, name, name, DType::Float32, &shape)
     }
 
-    /// A weight in any form, by its full canonical name; `label` names the graph's value, `shape` is that of the form.
+    /// A weight in any form, by its full canonical name; `label` names the graph's value, `shape` is that of
+    /// the form.
     pub fn weight_in(
         &mut self,
         form: WeightForm,
@@ -383,7 +384,8 @@ impl Builder {
         }
     }
 
-    /// As [`linear`](Builder::linear) for `x` of rank 2, in one operator that reads the weight as it is stored.
+    /// As [`linear`](Builder::linear) for `x` of rank 2, in one operator that reads the weight as it is
+    /// stored.
     pub fn dense(&mut self, name: &str, x: ValueId, input: u64, output: u64, bias: bool) -> ValueId {
         let b = &mut self.scope(name);
         let weight = b.weight("weight", &[output, input]);

@@ -3,8 +3,8 @@
 use super::{Graph, GraphError, Source, Value, WeightForm, shape};
 use std::collections::BTreeSet;
 
-/// Names are unique, every value is defined before it is used and by one node, everything declared is used, and every
-/// node's outputs are what its operator makes of its inputs.
+/// Names are unique, every value is defined before it is used and by one node, everything declared is used,
+/// and every node's outputs are what its operator makes of its inputs.
 pub(super) fn check(graph: &Graph) -> Result<(), GraphError> {
     let fail = |problem: String| {
         Err(GraphError::Invariant {

@@ -1,7 +1,7 @@
 //! Networks as plain data: an ordered list of nodes over named, typed, shaped values.
 //!
-//! A [`Graph`] is made by [`Builder`], which applies the shape rules and keeps the first error; every consumer
-//! (ONNX writer, reference interpreter, printer) is one exhaustive `match` over [`Op`].
+//! A [`Graph`] is made by [`Builder`], which applies the shape rules and keeps the first error; every
+//! consumer (ONNX writer, reference interpreter, printer) is one exhaustive `match` over [`Op`].
 
 mod build;
 mod check;
@@ -27,7 +27,8 @@ pub struct ValueId(pub usize);
 /// A network, ready to be lowered.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Graph {
-    /// `vision_encoder`, `vision_encoder_512`, `embed_tokens` or `decoder_model_merged`: also the file's name.
+    /// `vision_encoder`, `vision_encoder_512`, `embed_tokens` or `decoder_model_merged`: also the file's
+    /// name.
     pub name: String,
     /// The graph's inputs, in order.
     pub inputs: Vec<ValueId>,
@@ -40,8 +41,8 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// Whether the graph is sound: names are unique, every value is defined before it is used and by one node, and
-    /// everything declared is used. Whoever rewrites a graph asks this.
+    /// Whether the graph is sound: names are unique, every value is defined before it is used and by one
+    /// node, and everything declared is used. Whoever rewrites a graph asks this.
     ///
     /// # Errors
     /// The first invariant that does not hold.
@@ -102,7 +103,8 @@ pub struct WeightRef {
     pub form: WeightForm,
 }
 
-/// What a graph reads of a weight. A weight of rank n is addressed as the matrix `[shape[0], product of the rest]`.
+/// What a graph reads of a weight. A weight of rank n is addressed as the matrix
+/// `[shape[0], product of the rest]`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WeightForm {
     /// As it is.
@@ -125,7 +127,8 @@ pub enum WeightForm {
     Signed8,
     /// The scales of those rows, float16.
     Signed8Scales,
-    /// A matrix of signed nibbles, row by row, the lower one first: `round(w / scale[row, column / 32])`, for Core ML.
+    /// A matrix of signed nibbles, row by row, the lower one first: `round(w / scale[row, column / 32])`, for
+    /// Core ML.
     Signed4,
     /// The scales of those blocks, float16.
     Signed4Scales,

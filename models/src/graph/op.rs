@@ -1,5 +1,5 @@
-//! The only list of operators: names and semantics are ONNX's at opset [`OPSET`], but for two that only Core ML's
-//! form has.
+//! The only list of operators: names and semantics are ONNX's at opset [`OPSET`], but for two that only Core
+//! ML's form has.
 //!
 //! What ONNX passes as small constant tensors (axes, shapes, sizes, bounds) is an attribute here; the ONNX
 //! writer turns it back into a constant.
@@ -86,7 +86,8 @@ pub enum Op {
         /// Axis of `data`.
         axis: i64,
     },
-    /// `x[.., start..end, ..]` along one axis, ONNX bounds (negative counts from the end, `i64::MAX` is the end).
+    /// `x[.., start..end, ..]` along one axis, ONNX bounds (negative counts from the end, `i64::MAX` is the
+    /// end).
     Slice {
         /// The axis.
         axis: i64,
@@ -140,8 +141,8 @@ pub enum Op {
     And,
     /// `condition ? a : b`, broadcasting.
     Where,
-    /// `data, update, begin`: `data` with `update` written at `begin` (int64, one index for each axis). Core ML's
-    /// `slice_update`.
+    /// `data, update, begin`: `data` with `update` written at `begin` (int64, one index for each axis). Core
+    /// ML's `slice_update`.
     SliceUpdate,
     /// `query [..,L,E], key [..,S,E], value [..,S,E], bias` (broadcast to `[..,L,S]`; it may be absent):
     /// `softmax(query key^T / sqrt(E) + bias) value`. Core ML's `scaled_dot_product_attention`.

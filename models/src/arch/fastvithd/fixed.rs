@@ -1,4 +1,5 @@
-//! FastViTHD's attention for one image, for Core ML: no value has a rank above 4, and a linear layer is one `Gemm`.
+//! FastViTHD's attention for one image, for Core ML: no value has a rank above 4, and a linear layer is one
+//! `Gemm`.
 //!
 //! Letters: `N` tokens of an image, `C` channels, `h` heads, `d` their length.
 
@@ -6,7 +7,8 @@ use crate::arch::attention;
 use crate::config::VisionConfig;
 use crate::graph::{Builder, ValueId, signed};
 
-/// Multi-head self-attention, qkv without bias, in one operator if `whole`: `[1,N,C] -> [1,N,C]`. The scope is the block's.
+/// Multi-head self-attention, qkv without bias, in one operator if `whole`: `[1,N,C] -> [1,N,C]`. The scope
+/// is the block's.
 pub(super) fn attention(
     b: &mut Builder,
     config: &VisionConfig,

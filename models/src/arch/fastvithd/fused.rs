@@ -1,6 +1,7 @@
 //! FastViTHD in fused operators: [`super`], channels last.
 //!
-//! Letters: `B` images, `C` channels of the stage, `H` x `W` its feature map, `N = H * W`, `h` heads, `d` their length.
+//! Letters: `B` images, `C` channels of the stage, `H` x `W` its feature map, `N = H * W`, `h` heads, `d`
+//! their length.
 
 use crate::arch::products::{FeedForward, Linear, Names, first};
 use crate::config::{TokenMixer, VisionConfig};

@@ -1,10 +1,11 @@
 //! FastViTHD, the image encoder, in inference form: timm `FastVit` as `fastvit_mci3` configures it.
 //!
-//! A stem (stride 4), five stages (stride 2 each but the first), a final convolution with squeeze-and-excite. Stages
-//! mix tokens by a depthwise convolution (RepMixer) or by self-attention; every block ends with a ConvFFN. Each
-//! convolution's weights are already folded with its normalisation and its train-time branches.
+//! A stem (stride 4), five stages (stride 2 each but the first), a final convolution with squeeze-and-excite.
+//! Stages mix tokens by a depthwise convolution (RepMixer) or by self-attention; every block ends with a
+//! ConvFFN. Each convolution's weights are already folded with its normalisation and its train-time branches.
 //!
-//! Letters: `B` images, `C` channels of the stage, `H` x `W` its feature map, `N = H * W`, `h` heads, `d` their length.
+//! Letters: `B` images, `C` channels of the stage, `H` x `W` its feature map, `N = H * W`, `h` heads, `d`
+//! their length.
 
 mod fixed;
 pub(super) mod fused;

@@ -1,13 +1,13 @@
 //! Qwen2 with fixed lengths, for target `coreml`: see [`crate::arch::fixed`] for what that form is.
 //!
-//! A decoder for a number of new positions, with a cache of `context` slots as inputs. What it has computed of the new
-//! positions, and only that, are its outputs: whoever runs it writes them into the cache. Positions come as float32, and
-//! a bias of `[1,1,new,context + new]` says which slot may look at which, so that slots without a position, in the cache
-//! and among the new ones, need no graph of their own: they are hidden. New positions are padded on the left: the last
-//! slot is always the last position.
+//! A decoder for a number of new positions, with a cache of `context` slots as inputs. What it has computed
+//! of the new positions, and only that, are its outputs: whoever runs it writes them into the cache.
+//! Positions come as float32, and a bias of `[1,1,new,context + new]` says which slot may look at which, so
+//! that slots without a position, in the cache and among the new ones, need no graph of their own: they are
+//! hidden. New positions are padded on the left: the last slot is always the last position.
 //!
-//! Letters: `n` new slots, `c` slots of the cache, `t` = c + n, `D` hidden, `k` kv heads, `g` query heads per kv head,
-//! `d` head length, `V` vocabulary.
+//! Letters: `n` new slots, `c` slots of the cache, `t` = c + n, `D` hidden, `k` kv heads, `g` query heads per
+//! kv head, `d` head length, `V` vocabulary.
 
 use super::{cache_inputs, decoder_layer, head_name, inverse_frequencies, outputs, rotate};
 use crate::arch::attention;
@@ -34,8 +34,7 @@ impl Lengths {
     }
 }
 
-/// `inputs_embeds [1,n,D], attention_bias [1,1,n,t], positions [1,n], past_key_values.* [1,k,c,d] -> logits [1,1,V],
-/// present.* [1,k,n,d]`
+/// `inputs_embeds [1,n,D], attention_bias [1,1,n,t], positions [1,n], past_key_values.* [1,k,c,d] -> logits [1,1,V], present.* [1,k,n,d]`
 ///
 /// # Errors
 /// As [`crate::arch::build`].

@@ -1,7 +1,7 @@
 //! Qwen2 in fused operators: [`super`], four to a layer.
 //!
-//! Letters: `B` batch, `n` new, `t` total = past + new, `D` hidden, `k` kv heads, `h` query heads, `d` head length, `V`
-//! vocabulary.
+//! Letters: `B` batch, `n` new, `t` total = past + new, `D` hidden, `k` kv heads, `h` query heads, `d` head
+//! length, `V` vocabulary.
 
 use super::EMBED_TOKENS;
 use crate::arch::products::{Encodings, FeedForward, Linear, Names, first};
@@ -51,7 +51,8 @@ pub(in crate::arch) fn decoder(b: &mut Builder, config: &DecoderConfig, encoding
     super::outputs(b, logits, present);
 }
 
-/// `x + attention(norm(x))`, then `x + mlp(norm(x))`. `cache`: past key and value, mask, positions, frequencies.
+/// `x + attention(norm(x))`, then `x + mlp(norm(x))`. `cache`: past key and value, mask, positions,
+/// frequencies.
 fn decoder_layer(
     b: &mut Builder,
     config: &DecoderConfig,

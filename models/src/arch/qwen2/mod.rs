@@ -1,16 +1,18 @@
-//! Qwen2, the decoder: pre-norm transformer with grouped-query attention, biased q/k/v, rotary positions and SwiGLU.
+//! Qwen2, the decoder: pre-norm transformer with grouped-query attention, biased q/k/v, rotary positions and
+//! SwiGLU.
 //!
-//! transformers `Qwen2ForCausalLM`. The graph is one step of any length: it takes embeddings of `new` positions and the
-//! keys and values of `past` positions, and returns the logits of the last position and the longer cache. `past` may
-//! be 0. Sequences of a batch are padded on the left; the attention mask says where.
+//! transformers `Qwen2ForCausalLM`. The graph is one step of any length: it takes embeddings of `new`
+//! positions and the keys and values of `past` positions, and returns the logits of the last position and the
+//! longer cache. `past` may be 0. Sequences of a batch are padded on the left; the attention mask says where.
 //!
-//! What stays in float32 in a half-precision export, and why: Qwen2 has single channels and a first token that are
-//! hundreds of times larger than the rest, so the residual stream and the sums over it (norms) leave float16's range or
-//! drown the small channels; scores and softmax decide between large exponents; `silu(gate) * up` is a product of two
-//! unbounded factors; rotary angles grow with the position; logits are compared with each other.
+//! What stays in float32 in a half-precision export, and why: Qwen2 has single channels and a first token
+//! that are hundreds of times larger than the rest, so the residual stream and the sums over it (norms) leave
+//! float16's range or drown the small channels; scores and softmax decide between large exponents;
+//! `silu(gate) * up` is a product of two unbounded factors; rotary angles grow with the position; logits are
+//! compared with each other.
 //!
-//! Letters: `B` batch, `n` new, `t` total = past + new, `D` hidden, `k` kv heads, `g` query heads per kv head, `d` head
-//! length, `I` intermediate, `V` vocabulary.
+//! Letters: `B` batch, `n` new, `t` total = past + new, `D` hidden, `k` kv heads, `g` query heads per kv
+//! head, `d` head length, `I` intermediate, `V` vocabulary.
 
 pub(super) mod fixed;
 pub(super) mod fused;
@@ -141,8 +143,8 @@ pub(super) fn final_norm(b: &mut Builder, config: &DecoderConfig, x: ValueId) ->
 
 /// Which position may look at which: its own and earlier slots that the mask does not hide.
 ///
-/// A hidden score becomes float32's minimum, not minus infinity: a padding row that sees nothing then averages over
-/// everything instead of dividing zero by zero, and nobody reads it.
+/// A hidden score becomes float32's minimum, not minus infinity: a padding row that sees nothing then
+/// averages over everything instead of dividing zero by zero, and nobody reads it.
 pub(super) fn attention_bias(b: &mut Builder, mask: ValueId, past_key: ValueId) -> ValueId {
     let b = &mut b.scope("attention_bias");
     let b = &mut b.full();
@@ -229,7 +231,8 @@ pub(super) struct Heads {
     pub(super) length: u64,
 }
 
-/// What lies between the projections: `q [B,n,k*g*d], k [B,n,k*d], v [B,n,k*d] -> [B,n,k*g*d]`, and the longer cache.
+/// What lies between the projections: `q [B,n,k*g*d], k [B,n,k*d], v [B,n,k*d] -> [B,n,k*g*d]`, and the
+/// longer cache.
 pub(super) fn attend(
     b: &mut Builder,
     heads: Heads,

@@ -1,15 +1,16 @@
 //! Qwen2 for Core ML's own form: the cache is a state, which the decoder writes in place.
 //!
-//! Lengths are numbers, as in [`super::fixed`]. A call has `n` new positions, of which the first lies at slot `position`; their
-//! keys and values go into the slots from there. Every position sees the slots up to its own, so that what lies behind
-//! is never looked at: a prompt that is shorter than `n` is padded behind, `last` says which row is its last, and the
-//! next call writes over the padding. All layers share two states, as in Apple's "On Device Llama 3.1 with Core ML".
+//! Lengths are numbers, as in [`super::fixed`]. A call has `n` new positions, of which the first lies at slot
+//! `position`; their keys and values go into the slots from there. Every position sees the slots up to its
+//! own, so that what lies behind is never looked at: a prompt that is shorter than `n` is padded behind,
+//! `last` says which row is its last, and the next call writes over the padding. All layers share two states,
+//! as in Apple's "On Device Llama 3.1 with Core ML".
 //!
-//! Angles of the rotary embedding are a table with a row for each slot: they come from float64, not from a cosine in half
-//! precision.
+//! Angles of the rotary embedding are a table with a row for each slot: they come from float64, not from a
+//! cosine in half precision.
 //!
-//! Letters: `n` new, `c` slots, `L` layers, `D` hidden, `k` kv heads, `g` query heads per kv head, `d` head length,
-//! `V` vocabulary.
+//! Letters: `n` new, `c` slots, `L` layers, `D` hidden, `k` kv heads, `g` query heads per kv head, `d` head
+//! length, `V` vocabulary.
 
 use super::fixed::{self, Lengths};
 use super::{decoder_layer, head_name, inverse_frequencies};
@@ -24,7 +25,8 @@ pub const CACHES: [&str; 2] = ["key_cache", "value_cache"];
 /// Names of the same states after a call, as outputs.
 pub const UPDATED: [&str; 2] = ["key_cache_updated", "value_cache_updated"];
 
-/// What is taken from the score of a slot that is not to be seen: float16 holds it, and a score beside it vanishes.
+/// What is taken from the score of a slot that is not to be seen: float16 holds it, and a score beside it
+/// vanishes.
 const HIDDEN: f32 = 40000.0;
 
 /// `inputs_embeds [1,n,D], position [1], last [1] (where n > 1), key_cache, value_cache [L,k,c,d] -> logits [1,1,V]`,
@@ -98,7 +100,8 @@ fn shared(b: &mut Builder, config: &DecoderConfig, lengths: Lengths, position: V
         let slots = b.constant_i64(&[1, context], (0..signed(context)).collect());
         let rows = b.unsqueeze(positions, &[1]); // [n,1]
         let visible = b.less_or_equal(slots, rows); // [n,c]
-        // 1 or 0, then 0 or -1: coremltools gives a selection the shape of its branches, not of its condition.
+        // 1 or 0, then 0 or -1: coremltools gives a selection the shape of its branches, not of its
+        // condition.
         let visible = b.cast(visible, DType::Float32); // [n,c]
         let [one, hidden] = [1.0, HIDDEN].map(|value| b.constant_f32(&[], vec![value]));
         let bias = b.sub(visible, one); // [n,c]

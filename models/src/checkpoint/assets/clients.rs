@@ -1,5 +1,5 @@
-//! What do the ecosystem's clients read? `config.json` and the processors' files as transformers.js and transformers know
-//! them.
+//! What do the ecosystem's clients read? `config.json` and the processors' files as transformers.js and
+//! transformers know them.
 
 use super::IMAGE_TOKEN;
 use crate::bundle::{ImageSpec, PromptSpec, Resample};

@@ -1,5 +1,5 @@
-//! What surrounds the weights in a checkpoint: from an image to pixels, from messages to ids, and the small files that
-//! a bundle carries so that the ecosystem's own clients can open it.
+//! What surrounds the weights in a checkpoint: from an image to pixels, from messages to ids, and the small
+//! files that a bundle carries so that the ecosystem's own clients can open it.
 //!
 //! A bundle's `config.json` is written in the dialect that those clients know (`llava_qwen2`), whatever the
 //! checkpoint's; its numbers are the checkpoint's.

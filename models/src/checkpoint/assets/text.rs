@@ -1,4 +1,5 @@
-//! From messages to ids: the tokenizer, the chat template, and the ids that a prompt and an answer are told apart by.
+//! From messages to ids: the tokenizer, the chat template, and the ids that a prompt and an answer are told
+//! apart by.
 
 use super::{Files, IMAGE_TOKEN, Origin};
 use crate::checkpoint::CheckpointError;
@@ -91,8 +92,8 @@ impl Ids {
     }
 }
 
-/// The id of `<image>`. Apple's tokenizer has none (its code cuts the text there): clients that look for it by id get
-/// the next free one, where the embedding table has a row for it. The row is never read.
+/// The id of `<image>`. Apple's tokenizer has none (its code cuts the text there): clients that look for it
+/// by id get the next free one, where the embedding table has a row for it. The row is never read.
 pub(super) fn image_token(
     files: &Files<'_>,
     declared: &Value,
