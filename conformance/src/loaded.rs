@@ -2,16 +2,19 @@
 
 use crate::setup::error::{CaseError, Context};
 use crate::synth;
-use models::bundle::{Bundle, Precision, Target, Variant};
-use runtime::backend::{self, Parts};
-use runtime::generate::{Generation, Limits as Ends, Model};
+use models::bundle::{Bundle, Precision, Target};
+use ndarray::{Array1, Array2, ArrayView2};
+use runtime::backend::{self, DecoderState, TokenEmbedder, VisionEncoder};
+use runtime::generate::{Generation, Limits as Ends, NextToken};
 use runtime::image::{ImageId, Limits, Picture, PixelValues, preprocess};
 use runtime::prompt::{Message, Prompt, Prompter, Span, token_ids};
 use runtime::sample::Sampler;
 use runtime::splice::splice;
 use runtime::{EngineError, Options, Provider, Sampling};
 use serde::Serialize;
+use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Edges and seed of the scene that is looked at where no image is given.
 const SCENE: (u32, u32, u64) = (1280, 960, 1);
@@ -161,56 +164,42 @@ pub fn picture_name(path: Option<&Path>) -> String {
     }
 }
 
-/// A form of a bundle, loaded.
-#[derive(Debug)]
+/// A form of a bundle, loaded: the roles of a [`runtime::Model`], and one sequence.
 pub struct Loaded {
     /// The bundle's contract.
     pub bundle: Bundle,
-    /// Who plays the roles.
-    pub parts: Parts,
-    prompter: Prompter,
+    encoder: Arc<dyn VisionEncoder>,
+    embedder: Arc<dyn TokenEmbedder>,
+    sequence: Box<dyn DecoderState>,
+    prompter: Arc<Prompter>,
+}
+
+impl fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loaded").finish_non_exhaustive()
+    }
 }
 
 impl Loaded {
-    /// Opens a bundle's form as [`runtime::Engine`] does, tokenizer and template beside the graphs.
+    /// Opens a bundle's form, tokenizer and template beside the graphs.
     ///
     /// # Errors
     /// A bundle that breaks its contract, a form that it does not have, or an engine that refuses it.
     pub fn open(directory: &Path, combination: &Combination, options: &Options) -> Result<Loaded, CaseError> {
-        let opening_bundle = || "opening the bundle".to_owned();
-        let mut bundle = Bundle::open(directory).during(opening_bundle)?;
-        if let Some(side) = options.image_size {
-            bundle = runtime::at_image_size(&bundle, side).during(opening_bundle)?;
-        }
-        let wanted = |variant: &&Variant| {
-            variant.target == combination.target && variant.precision == combination.precision
-        };
-        let variant = bundle
-            .variants
-            .iter()
-            .find(wanted)
-            .ok_or_else(|| CaseError::Failed {
-                context: opening_bundle(),
-                message: format!(
-                    "it has no variant `{} {}`",
-                    combination.target, combination.precision
-                ),
-            })?;
         let opening = || format!("opening {}", combination.name());
-        let choice = backend::choose(combination.provider, false, options).during(opening)?;
-        let (prompter, parts) = std::thread::scope(|scope| {
-            let prompter = scope.spawn(|| Prompter::open(directory, &bundle.prompt, bundle.image.tokens));
-            let parts = choice.backend.open(directory, &bundle, variant, options);
-            (prompter.join(), parts)
-        });
-        let prompter = prompter.map_err(|_| CaseError::Failed {
-            context: "opening the tokenizer".to_owned(),
-            message: "it panicked".to_owned(),
-        })?;
+        let mut options = options.clone();
+        options.provider = combination.provider;
+        options.fallback = false;
+        options.target = Some(combination.target);
+        options.precision = Some(combination.precision);
+        let model = runtime::Model::open(directory, &options).during(opening)?;
+        model.ready().during(opening)?;
         Ok(Loaded {
-            prompter: prompter.during(|| "opening the tokenizer".to_owned())?,
-            parts: parts.during(opening)?,
-            bundle,
+            bundle: model.bundle().clone(),
+            encoder: model.vision_encoder().during(opening)?,
+            embedder: model.token_embedder().during(opening)?,
+            sequence: model.decoder().during(opening)?.start().during(opening)?,
+            prompter: model.prompter().during(opening)?,
         })
     }
 
@@ -226,18 +215,14 @@ impl Loaded {
     ///
     /// # Errors
     /// What the engine says, or features of another size than the bundle's.
-    pub fn encode(&mut self, pixels: &PixelValues) -> Result<Vec<f32>, CaseError> {
+    pub fn encode(&self, pixels: &PixelValues) -> Result<Array2<f32>, CaseError> {
         let running = || "running the vision encoder".to_owned();
-        let features = self
-            .parts
-            .vision_encoder
-            .encode(&pixels.data, pixels.height, pixels.width)
-            .during(running)?;
-        let (tokens, hidden) = (self.bundle.image.tokens, self.bundle.prompt.hidden_size);
-        if features.len() != tokens * hidden {
+        let features = self.encoder.encode(pixels.values.view()).during(running)?;
+        let expected = (self.bundle.image.tokens, self.bundle.prompt.hidden_size);
+        if features.dim() != expected {
             return Err(CaseError::Failed {
                 context: running(),
-                message: format!("{} features, expected {tokens} x {hidden}", features.len()),
+                message: format!("features of {:?}, expected {expected:?}", features.dim()),
             });
         }
         Ok(features)
@@ -259,23 +244,28 @@ impl Loaded {
     ///
     /// # Errors
     /// What the engine says.
-    pub fn prefill(&mut self, prompt: &Prompt, features: &[f32]) -> Result<Vec<f32>, CaseError> {
+    pub fn prefill(
+        &mut self,
+        prompt: &Prompt,
+        features: ArrayView2<'_, f32>,
+    ) -> Result<Array1<f32>, CaseError> {
         let prefilling = || "feeding the prompt".to_owned();
-        self.parts.decoder.truncate(0).during(prefilling)?;
+        self.sequence.truncate(0).during(prefilling)?;
         let spans = prompt.spans(0);
-        let text = self.parts.embedder.embed(&token_ids(&spans)).during(prefilling)?;
+        let text = self.embedder.embed(&token_ids(&spans)).during(prefilling)?;
         let images = spans.iter().filter(|span| matches!(span, Span::Image { .. }));
-        let images: Vec<&[f32]> = images.map(|_| features).collect();
-        let embeds = splice(&spans, &text, &images, self.bundle.prompt.hidden_size).during(prefilling)?;
-        self.parts.decoder.feed(&embeds).during(prefilling)
+        let images: Vec<ArrayView2<'_, f32>> = images.map(|_| features).collect();
+        let hidden = self.bundle.prompt.hidden_size;
+        let embeds = splice(&spans, text.view(), &images, hidden).during(prefilling)?;
+        self.sequence.feed(embeds.view()).during(prefilling)
     }
 
     /// Feeds one token and returns the logits `[vocab]` that follow.
     ///
     /// # Errors
     /// What the engine says.
-    pub fn step(&mut self, id: i64) -> Result<Vec<f32>, CaseError> {
-        Model::step(self, id).during(|| format!("feeding token {id}"))
+    pub fn step(&mut self, id: i64) -> Result<Array1<f32>, CaseError> {
+        NextToken::step(self, id).during(|| format!("feeding token {id}"))
     }
 
     /// Ids that the tokenizer has, from 0.
@@ -290,7 +280,7 @@ impl Loaded {
     pub fn answer(
         &mut self,
         prompt: &Prompt,
-        features: &[f32],
+        features: ArrayView2<'_, f32>,
         max_tokens: usize,
     ) -> Result<String, CaseError> {
         let answering = || "answering".to_owned();
@@ -324,13 +314,13 @@ impl Loaded {
     }
 }
 
-impl Model for Loaded {
+impl NextToken for Loaded {
     fn has_room(&self) -> bool {
-        self.parts.decoder.len() < self.bundle.kv.max_context
+        self.sequence.len() < self.bundle.kv.max_context
     }
 
-    fn step(&mut self, token: i64) -> Result<Vec<f32>, EngineError> {
-        let embeds = self.parts.embedder.embed(&[token])?;
-        Ok(self.parts.decoder.feed(&embeds)?)
+    fn step(&mut self, token: i64) -> Result<Array1<f32>, EngineError> {
+        let embeds = self.embedder.embed(&[token])?;
+        Ok(self.sequence.feed(embeds.view())?)
     }
 }

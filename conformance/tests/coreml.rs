@@ -42,10 +42,7 @@ fn scene(number: usize) -> PathBuf {
 
 /// The greedy tokens of the questions' answers about each of the demo's scenes, each a conversation of its own.
 fn answers(engine: &mut Engine) -> Vec<Vec<i64>> {
-    let request = Request {
-        max_tokens: 24,
-        ..Request::default()
-    };
+    let request = Request::default().with_max_tokens(24);
     let mut answers = Vec::new();
     for scene_number in 1..=8 {
         let picture = image::open(&scene(scene_number), &image::Limits::default()).unwrap();

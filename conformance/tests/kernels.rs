@@ -43,12 +43,8 @@ fn graph(directory: &Path) -> PathBuf {
 /// Opens the file and runs it on two rows of zeros.
 fn run(path: &Path) -> Result<(), String> {
     let options = Options::default();
-    let mut session =
-        backend::open_session(Provider::Cpu, path, &options).map_err(|error| error.to_string())?;
-    let x = Tensor::F32 {
-        shape: vec![2, 8],
-        data: vec![0.0; 16],
-    };
+    let session = backend::open_session(Provider::Cpu, path, &options).map_err(|error| error.to_string())?;
+    let x = Tensor::F32(ndarray::ArrayD::zeros(vec![2, 8]));
     session
         .run(&[("x", x)])
         .map(|_| ())

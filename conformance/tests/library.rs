@@ -93,10 +93,7 @@ fn cancelled_from_another_thread() {
     };
     assert!(whole.len() > 4);
     let cancel = Arc::new(AtomicBool::new(false));
-    let request = Request {
-        cancel: Some(Arc::clone(&cancel)),
-        ..Request::default()
-    };
+    let request = Request::default().with_cancel(Arc::clone(&cancel));
     // Another thread that is told of every token and has enough after three.
     let (sender, receiver) = mpsc::channel::<mpsc::Sender<()>>();
     let other = std::thread::spawn(move || {

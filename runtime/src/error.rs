@@ -250,14 +250,14 @@ pub enum EngineError {
     #[error("a message names an image that was not added to this conversation")]
     UnknownImage,
     /// The engine gave a tensor that the contract does not allow.
-    #[error("the {network} gave {found} values, expected {expected}")]
+    #[error("the {network} gave an array of shape {found:?}, expected {expected:?}")]
     Output {
         /// Which network.
         network: &'static str,
-        /// Values.
-        found: usize,
-        /// Values.
-        expected: usize,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape of the contract.
+        expected: Vec<usize>,
     },
     /// A thread that opens a part of the model ended without an answer.
     #[error("opening the {network} ended without an answer; this is a bug")]

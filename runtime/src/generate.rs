@@ -3,11 +3,12 @@
 use crate::error::EngineError;
 use crate::sample::Sampler;
 use crate::text::TextStream;
+use ndarray::Array1;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What the loop needs of a model.
-pub trait Model {
+/// What the loop needs of a sequence.
+pub trait NextToken {
     /// Whether another token fits after those that were fed.
     fn has_room(&self) -> bool;
 
@@ -15,7 +16,7 @@ pub trait Model {
     ///
     /// # Errors
     /// What the engine says.
-    fn step(&mut self, token: i64) -> Result<Vec<f32>, EngineError>;
+    fn step(&mut self, token: i64) -> Result<Array1<f32>, EngineError>;
 }
 
 /// Why an answer ended.
@@ -65,16 +66,16 @@ pub struct Generation<'a, M> {
     context: Vec<i64>,
     prompt: usize,
     /// What follows the last token; `None` if that was not fed yet.
-    logits: Option<Vec<f32>>,
+    logits: Option<Array1<f32>>,
     finish: Option<Finish>,
     failed: bool,
 }
 
-impl<'a, M: Model> Generation<'a, M> {
+impl<'a, M: NextToken> Generation<'a, M> {
     /// The answer that `logits` begin. `prompt`: the ids of the prompt.
     pub fn new(
         model: &'a mut M,
-        logits: Vec<f32>,
+        logits: Array1<f32>,
         prompt: Vec<i64>,
         sampler: Sampler,
         stream: TextStream,
@@ -138,7 +139,9 @@ impl<'a, M: Model> Generation<'a, M> {
             }
             (None, None) => return Err(EngineError::EmptyPrompt),
         };
-        let id = self.sampler.pick(&logits, &self.context)?;
+        // One row without gaps, whoever made it; otherwise the sampler says that there are none.
+        let row = logits.as_slice().unwrap_or_default();
+        let id = self.sampler.pick(row, &self.context)?;
         if self.limits.stop_ids.contains(&id) {
             return self.end(Finish::Stop, None, String::new());
         }
@@ -154,7 +157,7 @@ impl<'a, M: Model> Generation<'a, M> {
     }
 }
 
-impl<M: Model> Iterator for Generation<'_, M> {
+impl<M: NextToken> Iterator for Generation<'_, M> {
     type Item = Result<Piece, EngineError>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -182,20 +185,20 @@ mod tests {
     }
 
     impl FakeModel {
-        fn logits(&self) -> Vec<f32> {
+        fn logits(&self) -> Array1<f32> {
             let next = usize::try_from(self.script[self.fed.len()]).unwrap();
-            let mut logits = vec![0.0; VOCABULARY];
+            let mut logits = Array1::zeros(VOCABULARY);
             logits[next] = 1.0;
             logits
         }
     }
 
-    impl Model for FakeModel {
+    impl NextToken for FakeModel {
         fn has_room(&self) -> bool {
             self.fed.len() < self.room
         }
 
-        fn step(&mut self, token: i64) -> Result<Vec<f32>, EngineError> {
+        fn step(&mut self, token: i64) -> Result<Array1<f32>, EngineError> {
             self.fed.push(token);
             if self.fed.len() >= self.script.len() {
                 return Err(EngineError::UnknownImage);

@@ -2,29 +2,29 @@
 
 use crate::error::EngineError;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 type Outcome<T> = (Result<T, EngineError>, Instant);
 
-/// A value that a thread prepares.
+/// A value that a thread prepares, for all who share it.
 pub(crate) struct Lazy<T> {
     name: &'static str,
     prepare: Arc<dyn Fn() -> Result<T, EngineError> + Send + Sync>,
-    state: State<T>,
-    /// When it was there.
-    finished: Option<Instant>,
+    /// Held by who waits for the thread or prepares the value; the others wait for that one.
+    state: Mutex<State<T>>,
 }
 
 enum State<T> {
     Coming(JoinHandle<Outcome<T>>),
-    Here(T),
+    /// And when it was there.
+    Here(T, Instant),
     /// Nobody prepares it: whoever needs it does.
     Open,
 }
 
-impl<T: Send + 'static> Lazy<T> {
+impl<T: Clone + Send + 'static> Lazy<T> {
     /// Begins to prepare a value on a thread called `name`.
     pub(crate) fn begin(
         name: &'static str,
@@ -41,8 +41,7 @@ impl<T: Send + 'static> Lazy<T> {
         Lazy {
             name,
             prepare,
-            state,
-            finished: None,
+            state: Mutex::new(state),
         }
     }
 
@@ -55,49 +54,58 @@ impl<T: Send + 'static> Lazy<T> {
         Lazy {
             name,
             prepare: Arc::new(prepare),
-            state: State::Here(value),
-            finished: Some(Instant::now()),
+            state: Mutex::new(State::Here(value, Instant::now())),
         }
     }
 
     /// Whether [`Lazy::get`] would not wait.
     pub(crate) fn is_ready(&self) -> bool {
-        match &self.state {
-            State::Coming(thread) => thread.is_finished(),
-            State::Here(_) => true,
-            State::Open => false,
+        match self.at_once().as_deref() {
+            Some(State::Coming(thread)) => thread.is_finished(),
+            Some(State::Here(..)) => true,
+            Some(State::Open) | None => false,
         }
     }
 
     /// When it was there; `None` if nobody has needed it yet.
     pub(crate) fn finished(&self) -> Option<Instant> {
-        self.finished
+        match self.at_once().as_deref() {
+            Some(State::Here(_, finished)) => Some(*finished),
+            _ => None,
+        }
+    }
+
+    /// The state, unless somebody waits for the value.
+    fn at_once(&self) -> Option<MutexGuard<'_, State<T>>> {
+        match self.state.try_lock() {
+            Ok(state) => Some(state),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// The value, as soon as it is there. After an error it is prepared again when it is next needed.
-    pub(crate) fn get(&mut self) -> Result<&mut T, EngineError> {
-        let outcome = match std::mem::replace(&mut self.state, State::Open) {
-            State::Here(value) => (Ok(value), self.finished.unwrap_or_else(Instant::now)),
+    pub(crate) fn get(&self) -> Result<T, EngineError> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (value, finished) = match std::mem::replace(&mut *state, State::Open) {
+            State::Here(value, finished) => (Ok(value), finished),
             State::Coming(thread) => {
                 let network = self.name;
                 thread.join().map_err(|_| EngineError::Thread { network })?
             }
             State::Open => ((self.prepare)(), Instant::now()),
         };
-        let (value, finished) = (outcome.0?, outcome.1);
-        self.finished = Some(finished);
-        self.state = State::Here(value);
-        match &mut self.state {
-            State::Here(value) => Ok(value),
-            _ => Err(EngineError::Thread { network: self.name }),
-        }
+        let value = value?;
+        *state = State::Here(value.clone(), finished);
+        Ok(value)
     }
 }
 
-/// Waits for its thread: what comes after us, be it the end of the process, finds nobody at work.
+/// Waits for its thread: what comes after us finds nobody at work.
 impl<T> Drop for Lazy<T> {
     fn drop(&mut self) {
-        if let State::Coming(thread) = std::mem::replace(&mut self.state, State::Open) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let State::Coming(thread) = std::mem::replace(state, State::Open) {
             drop(thread.join());
         }
     }
@@ -120,7 +128,7 @@ mod tests {
     fn it_is_prepared_once_and_again_after_an_error() {
         let calls = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&calls);
-        let mut lazy = Lazy::begin("counter", move || {
+        let lazy = Lazy::begin("counter", move || {
             assert!(matches!(std::thread::current().name(), Some(name) if !name.is_empty()));
             match counter.fetch_add(1, Ordering::Relaxed) {
                 0 => Err(EngineError::UnknownImage),
@@ -130,12 +138,28 @@ mod tests {
         assert!(lazy.get().is_err());
         assert_eq!(lazy.finished(), None);
         assert!(!lazy.is_ready());
-        assert_eq!(*lazy.get().unwrap(), 1);
+        assert_eq!(lazy.get().unwrap(), 1);
         let finished = lazy.finished().unwrap();
-        assert_eq!(*lazy.get().unwrap(), 1);
+        assert_eq!(lazy.get().unwrap(), 1);
         assert!(lazy.is_ready());
         assert_eq!(lazy.finished(), Some(finished));
         assert_eq!(calls.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn threads_that_need_it_at_once_get_the_same() {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&calls);
+        let lazy = Lazy::begin("counter", move || {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            Ok(counter.fetch_add(1, Ordering::Relaxed))
+        });
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| assert_eq!(lazy.get().unwrap(), 0));
+            }
+        });
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
     }
 
     #[test]
@@ -154,7 +178,7 @@ mod tests {
     #[test]
     fn a_thread_that_panics_is_an_error() {
         crate::backend::silence_caught_panics();
-        let mut lazy: Lazy<()> = Lazy::begin("victim", || panic!("expected by a test"));
+        let lazy: Lazy<()> = Lazy::begin("victim", || panic!("expected by a test"));
         let error = lazy.get().unwrap_err();
         assert!(
             matches!(error, EngineError::Thread { network: "victim" }),

@@ -1,16 +1,20 @@
 #![doc = include_str!("../README.md")]
 
 pub mod backend;
+mod conversation;
 mod engine;
 mod error;
+mod features;
 pub mod generate;
 pub mod image;
 mod lazy;
 pub mod library;
 #[cfg(feature = "cli")]
 pub mod manual;
+mod model;
 mod opening;
 pub mod prompt;
+mod request;
 pub mod sample;
 mod sequence;
 pub mod splice;
@@ -19,13 +23,14 @@ pub mod text;
 pub mod timeline;
 
 pub use backend::{Options, Provider};
-pub use engine::{
-    Answer, DEFAULT_MAX_TOKENS, DEFAULT_PROMPT, Engine, ImageSize, ProviderReport, Request, at_image_size,
-};
+pub use conversation::{Answer, Conversation};
+pub use engine::Engine;
 pub use error::{BackendError, EngineError};
 pub use generate::{Finish, Piece};
+pub use model::{ImageSize, Model, ProviderReport, at_image_size};
 pub use models::bundle::{Precision, Target, UnknownWord};
 pub use prompt::{Message, Role};
+pub use request::{DEFAULT_MAX_TOKENS, DEFAULT_PROMPT, Request};
 pub use sample::Sampling;
 pub use stats::Stats;
 pub use timeline::Timeline;

@@ -4,11 +4,12 @@
 use crate::backend::{self, Backend, Choice, Decoder, Form, Model, Options, TokenEmbedder, VisionEncoder};
 use crate::backend::{Provider, session::Placement};
 use crate::error::{BackendError, EngineError};
+use crate::features::Features;
 use crate::lazy::Lazy;
 use crate::timeline::Timeline;
 use models::bundle::Bundle;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// What is opened, and how.
@@ -20,6 +21,16 @@ pub(crate) struct Source {
     pub(crate) timeline: Timeline,
     /// Who decides which engine runs it: [`choose_for`](crate::backend::choose_for).
     pub(crate) choose: Choose,
+    /// What is to be said about the choice of the engine, one line each.
+    pub(crate) notices: Mutex<Vec<String>>,
+}
+
+impl Source {
+    /// What is to be said about the choice of the engine so far.
+    pub(crate) fn notices(&self) -> Vec<String> {
+        let notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        notices.clone()
+    }
 }
 
 /// From a bundle, and the provider that turned out not to work when it was opened, to the engine that is to open it.
@@ -28,18 +39,20 @@ pub(crate) type Choose =
 
 /// A model on the engine that was chosen for it.
 #[derive(Debug)]
-struct Roles {
-    provider: Provider,
-    form: Form,
-    notice: Option<String>,
-    encoder: Lazy<Box<dyn VisionEncoder>>,
-    embedder: Lazy<Box<dyn TokenEmbedder>>,
-    decoder: Lazy<Box<dyn Decoder>>,
+pub(crate) struct Roles {
+    pub(crate) provider: Provider,
+    pub(crate) form: Form,
+    encoder: Lazy<Arc<dyn VisionEncoder>>,
+    embedder: Lazy<Arc<dyn TokenEmbedder>>,
+    decoder: Lazy<Arc<dyn Decoder>>,
 }
 
 impl Roles {
     /// Chooses the engine, which loads its library, and begins to open the parts.
-    fn begin(source: &Arc<Source>, failed: Option<(Provider, BackendError)>) -> Result<Roles, EngineError> {
+    fn begin(
+        source: &Arc<Source>,
+        failed: Option<(Provider, BackendError)>,
+    ) -> Result<Arc<Roles>, EngineError> {
         let Source {
             bundle,
             options,
@@ -50,6 +63,9 @@ impl Roles {
         let Choice { backend, notice } =
             timeline.measure("load library", || choose(bundle, options, failed))?;
         let form = backend::form(backend, bundle, options)?;
+        let mut notices = source.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        notices.extend(notice);
+        drop(notices);
         let open = Open {
             source: Arc::clone(source),
             backend,
@@ -57,10 +73,9 @@ impl Roles {
         };
         // The first that is needed is the first that begins.
         let (first, second, third) = (open.clone(), open.clone(), open);
-        Ok(Roles {
+        Ok(Arc::new(Roles {
             provider: backend.provider(),
             form,
-            notice,
             encoder: Lazy::begin("encoder", move || {
                 first.part("load encoder", |backend, model| backend.vision_encoder(model))
             }),
@@ -70,7 +85,7 @@ impl Roles {
             embedder: Lazy::begin("embeddings", move || {
                 third.part("load embeddings", |backend, model| backend.embedder(model))
             }),
-        })
+        }))
     }
 }
 
@@ -105,14 +120,12 @@ impl Open {
     }
 }
 
-/// A model whose parts are there when they are needed.
+/// A model whose parts are there when they are needed, for all who share it.
 #[derive(Debug)]
 pub(crate) struct Opening {
     source: Arc<Source>,
-    roles: Lazy<Roles>,
-    /// What is to be said about the choice of the engine, and how much of it was.
-    notices: Vec<String>,
-    told: usize,
+    /// Another one where an engine turned out not to work. Who has parts of the old one keeps them.
+    roles: Mutex<Arc<Lazy<Arc<Roles>>>>,
 }
 
 impl Opening {
@@ -121,32 +134,24 @@ impl Opening {
         let inner = Arc::clone(source);
         Opening {
             source: Arc::clone(source),
-            roles: Lazy::begin("opening", move || Roles::begin(&inner, None)),
-            notices: Vec::new(),
-            told: 0,
+            roles: Mutex::new(Arc::new(Lazy::begin("opening", move || {
+                Roles::begin(&inner, None)
+            }))),
         }
     }
 
-    /// What is to be said about the choice of the engine, since this was last asked.
-    pub(crate) fn take_notices(&mut self) -> Vec<String> {
-        let new = self.notices[self.told..].to_vec();
-        self.told = self.notices.len();
-        new
-    }
-
-    /// All of what was to be said about it.
-    pub(crate) fn notices(&self) -> &[String] {
-        &self.notices
+    /// What is to be said about the choice of the engine so far.
+    pub(crate) fn notices(&self) -> Vec<String> {
+        self.source.notices()
     }
 
     /// Who computes, and with which graphs; waits for the choice, not for the parts.
-    pub(crate) fn chosen(&mut self) -> Result<(Provider, &Form), EngineError> {
-        let roles = self.roles()?;
-        Ok((roles.provider, &roles.form))
+    pub(crate) fn chosen(&self) -> Result<Arc<Roles>, EngineError> {
+        self.current().get()
     }
 
     /// Waits until every part is there; says how many nodes an accelerator took, where all parts say so.
-    pub(crate) fn ready(&mut self) -> Result<Option<Placement>, EngineError> {
+    pub(crate) fn ready(&self) -> Result<Option<Placement>, EngineError> {
         let parts = [
             self.encoder()?.placement(),
             self.embedder()?.placement(),
@@ -156,8 +161,8 @@ impl Opening {
     }
 
     /// When the last part was there; `None` while some are not.
-    pub(crate) fn finished(&mut self) -> Option<Instant> {
-        let roles = self.roles.get().ok()?;
+    pub(crate) fn finished(&self) -> Option<Instant> {
+        let roles = self.chosen().ok()?;
         let parts = [
             roles.encoder.finished()?,
             roles.embedder.finished()?,
@@ -166,70 +171,70 @@ impl Opening {
         parts.into_iter().max()
     }
 
-    fn roles(&mut self) -> Result<&mut Roles, EngineError> {
-        let roles = self.roles.get()?;
-        self.notices.extend(roles.notice.take());
-        Ok(roles)
+    fn current(&self) -> Arc<Lazy<Arc<Roles>>> {
+        Arc::clone(&self.roles.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Waits for a part. If its engine turns out not to work, the next one opens all of them.
-    fn part<T>(
-        &mut self,
-        get: impl Fn(&mut Roles) -> Result<&mut T, EngineError>,
-    ) -> Result<&mut T, EngineError> {
+    fn part<T>(&self, get: impl Fn(&Roles) -> Result<T, EngineError>) -> Result<T, EngineError> {
         loop {
-            let roles = self.roles()?;
-            match get(roles) {
-                Ok(_) => break,
+            let current = self.current();
+            let roles = current.get()?;
+            match get(&roles) {
                 Err(EngineError::Backend(error)) if error.is_unavailable() => {
-                    let failed = (roles.provider, error);
-                    let roles = Roles::begin(&self.source, Some(failed))?;
-                    let again = Arc::clone(&self.source);
-                    self.roles = Lazy::ready("opening", roles, move || Roles::begin(&again, None));
+                    let mut place = self.roles.lock().unwrap_or_else(PoisonError::into_inner);
+                    // Another conversation may have been first.
+                    if Arc::ptr_eq(&place, &current) {
+                        let begun = Roles::begin(&self.source, Some((roles.provider, error)))?;
+                        let again = Arc::clone(&self.source);
+                        *place = Arc::new(Lazy::ready("opening", begun, move || Roles::begin(&again, None)));
+                    }
                 }
-                Err(error) => return Err(error),
+                outcome => return outcome,
             }
         }
-        get(self.roles.get()?)
     }
 }
 
 /// The parts of a model, whoever has them.
 pub(crate) trait Parts {
     /// Images to features.
-    fn encoder(&mut self) -> Result<&mut dyn VisionEncoder, EngineError>;
+    fn encoder(&self) -> Result<Arc<dyn VisionEncoder>, EngineError>;
     /// Ids to embeddings.
-    fn embedder(&mut self) -> Result<&mut dyn TokenEmbedder, EngineError>;
-    /// The sequence.
-    fn decoder(&mut self) -> Result<&mut dyn Decoder, EngineError>;
+    fn embedder(&self) -> Result<Arc<dyn TokenEmbedder>, EngineError>;
+    /// Sequences.
+    fn decoder(&self) -> Result<Arc<dyn Decoder>, EngineError>;
     /// Longest sequence that the decoder takes; waits for the choice, not for the decoder.
-    fn context(&mut self) -> Result<usize, EngineError>;
+    fn context(&self) -> Result<usize, EngineError>;
+    /// Features of images that were encoded.
+    fn features(&self) -> &Features;
 }
 
-impl Parts for Opening {
-    fn encoder(&mut self) -> Result<&mut dyn VisionEncoder, EngineError> {
-        Ok(&mut **self.part(|roles| roles.encoder.get())?)
+impl Opening {
+    pub(crate) fn encoder(&self) -> Result<Arc<dyn VisionEncoder>, EngineError> {
+        self.part(|roles| roles.encoder.get())
     }
 
-    fn embedder(&mut self) -> Result<&mut dyn TokenEmbedder, EngineError> {
-        Ok(&mut **self.part(|roles| roles.embedder.get())?)
+    pub(crate) fn embedder(&self) -> Result<Arc<dyn TokenEmbedder>, EngineError> {
+        self.part(|roles| roles.embedder.get())
     }
 
-    fn decoder(&mut self) -> Result<&mut dyn Decoder, EngineError> {
-        Ok(&mut **self.part(|roles| roles.decoder.get())?)
+    pub(crate) fn decoder(&self) -> Result<Arc<dyn Decoder>, EngineError> {
+        self.part(|roles| roles.decoder.get())
     }
 
-    fn context(&mut self) -> Result<usize, EngineError> {
-        let source = Arc::clone(&self.source);
-        Ok(self.roles()?.form.context(&source.bundle))
+    pub(crate) fn context(&self) -> Result<usize, EngineError> {
+        Ok(self.chosen()?.form.context(&self.source.bundle))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::DecoderState;
     use crate::backend::session::Session;
     use models::bundle::Target;
+    use ndarray::{Array2, Array4, ArrayView4, array};
     use std::path::Path;
 
     /// An engine whose parts do nothing, or of which some turn out not to work.
@@ -241,28 +246,20 @@ mod tests {
     struct Nothing;
 
     impl VisionEncoder for Nothing {
-        fn encode(&mut self, pixels: &[f32], _: usize, _: usize) -> Result<Vec<f32>, BackendError> {
-            Ok(pixels.to_vec())
+        fn encode(&self, pixels: ArrayView4<'_, f32>) -> Result<Array2<f32>, BackendError> {
+            Ok(Array2::from_elem((1, 1), pixels.sum()))
         }
     }
 
     impl TokenEmbedder for Nothing {
-        fn embed(&mut self, _: &[i64]) -> Result<Vec<f32>, BackendError> {
-            Ok(Vec::new())
+        fn embed(&self, _: &[i64]) -> Result<Array2<f32>, BackendError> {
+            Ok(Array2::zeros((0, 0)))
         }
     }
 
     impl Decoder for Nothing {
-        fn feed(&mut self, _: &[f32]) -> Result<Vec<f32>, BackendError> {
-            Ok(Vec::new())
-        }
-
-        fn len(&self) -> usize {
-            0
-        }
-
-        fn truncate(&mut self, _: usize) -> Result<(), BackendError> {
-            Ok(())
+        fn start(self: Arc<Self>) -> Result<Box<dyn DecoderState>, BackendError> {
+            Err(BackendError::NoBackend)
         }
     }
 
@@ -283,17 +280,17 @@ mod tests {
             &[Target::Portable]
         }
 
-        fn vision_encoder(&self, _: &Model<'_>) -> Result<Box<dyn VisionEncoder>, BackendError> {
-            Ok(Box::new(Nothing))
+        fn vision_encoder(&self, _: &Model<'_>) -> Result<Arc<dyn VisionEncoder>, BackendError> {
+            Ok(Arc::new(Nothing))
         }
 
-        fn embedder(&self, _: &Model<'_>) -> Result<Box<dyn TokenEmbedder>, BackendError> {
-            Ok(Box::new(Nothing))
+        fn embedder(&self, _: &Model<'_>) -> Result<Arc<dyn TokenEmbedder>, BackendError> {
+            Ok(Arc::new(Nothing))
         }
 
-        fn decoder(&self, _: &Model<'_>) -> Result<Box<dyn Decoder>, BackendError> {
+        fn decoder(&self, _: &Model<'_>) -> Result<Arc<dyn Decoder>, BackendError> {
             if self.decodes {
-                return Ok(Box::new(Nothing));
+                return Ok(Arc::new(Nothing));
             }
             Err(BackendError::Unavailable {
                 provider: self.provider,
@@ -319,6 +316,7 @@ mod tests {
             options: Options::default(),
             timeline: Timeline::begin(),
             choose,
+            notices: Mutex::default(),
         })
     }
 
@@ -336,23 +334,44 @@ mod tests {
                 },
             })
         });
-        let mut opening = Opening::begin(&source);
-        assert_eq!(opening.encoder().unwrap().encode(&[1.0], 1, 1).unwrap(), [1.0]);
-        assert_eq!(opening.chosen().unwrap().0, Provider::OrtCoreMl);
-        assert_eq!(opening.take_notices(), [""; 0]);
-        assert!(opening.decoder().unwrap().is_empty());
-        assert_eq!(opening.chosen().unwrap().0, Provider::Cpu);
-        let notices = opening.take_notices();
+        let opening = Opening::begin(&source);
+        let old = opening.encoder().unwrap();
+        assert_eq!(opening.chosen().unwrap().provider, Provider::OrtCoreMl);
+        assert_eq!(opening.notices(), [""; 0]);
+        assert!(opening.decoder().is_ok());
+        assert_eq!(opening.chosen().unwrap().provider, Provider::Cpu);
+        // Who has a part of the old one keeps it.
+        let pixels = Array4::ones((1, 1, 1, 1));
+        assert_eq!(old.encode(pixels.view()).unwrap(), array![[1.0_f32]]);
+        let notices = opening.notices();
         assert!(
             notices.len() == 1 && notices[0].contains("asked to fail"),
             "{notices:?}"
         );
         opening.ready().unwrap();
         assert!(opening.finished().is_some());
-        assert_eq!(opening.take_notices(), [""; 0]);
         let steps = source.timeline.take();
         let loads = steps.iter().filter(|step| step.step == "load decoder").count();
         assert_eq!(loads, 2, "{steps:?}");
+    }
+
+    #[test]
+    fn conversations_that_need_it_at_once_replace_an_engine_once() {
+        let source = source(|_, _, failed| {
+            let backend: &'static dyn Backend = if failed.is_none() { &BROKEN } else { &WHOLE };
+            Ok(Choice {
+                backend,
+                notice: failed.map(|(provider, error)| format!("{provider}: {error}")),
+            })
+        });
+        let opening = Opening::begin(&source);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| assert!(opening.decoder().is_ok()));
+            }
+        });
+        assert_eq!(opening.chosen().unwrap().provider, Provider::Cpu);
+        assert_eq!(opening.notices().len(), 1);
     }
 
     #[test]
@@ -364,7 +383,7 @@ mod tests {
             }),
             Some((_, error)) => Err(error.into()),
         });
-        let mut opening = Opening::begin(&source);
+        let opening = Opening::begin(&source);
         for _ in 0..2 {
             let error = opening.decoder().map(|_| ()).unwrap_err();
             assert!(error.to_string().contains("asked to fail"), "{error}");

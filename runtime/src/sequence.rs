@@ -1,20 +1,25 @@
 //! What does the model remember? One sequence, its KV cache, and the features of images.
 
+use crate::backend::{DecoderState, TokenEmbedder};
 use crate::error::EngineError;
-use crate::generate::Model;
+use crate::features::Shared;
+use crate::generate::NextToken;
 use crate::image::{ImageId, PixelValues};
 use crate::opening::Parts;
 use crate::prompt::{Position, Prompt, Span, common_prefix, token_ids};
 use crate::splice::splice;
 use crate::timeline::Timeline;
+use ndarray::Array1;
 use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// An image, before or after the vision encoder saw it.
 #[derive(Debug)]
 enum Image {
     Pixels(PixelValues),
-    Features(Vec<f32>),
+    Features(Shared),
 }
 
 /// Numbers of the model that a sequence depends on.
@@ -24,15 +29,13 @@ pub(crate) struct Geometry {
     pub(crate) hidden: usize,
     /// Positions of an image.
     pub(crate) image_tokens: usize,
-    /// Positions that the model can hold, or fewer where its graphs cannot.
-    pub(crate) max_context: usize,
 }
 
 /// What it took to read a prompt.
 #[derive(Debug)]
 pub(crate) struct Prefill {
-    /// Logits of the last position.
-    pub(crate) logits: Vec<f32>,
+    /// Logits `[vocab]` of the last position.
+    pub(crate) logits: Array1<f32>,
     /// Positions that were in the KV cache already.
     pub(crate) reused: usize,
     /// Images that were encoded.
@@ -43,13 +46,32 @@ pub(crate) struct Prefill {
     pub(crate) prefill: Duration,
 }
 
+/// A sequence in the decoder that it began with, whatever becomes of the model's engine meanwhile.
+struct Running {
+    embedder: Arc<dyn TokenEmbedder>,
+    state: Box<dyn DecoderState>,
+    /// Positions that the decoder can hold.
+    context: usize,
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Running")
+            .field("len", &self.state.len())
+            .field("context", &self.context)
+            .finish_non_exhaustive()
+    }
+}
+
 /// One sequence, and the images that it may name.
 #[derive(Debug)]
 pub(crate) struct Sequence<P> {
     parts: P,
     geometry: Geometry,
     timeline: Timeline,
-    /// What the decoder has been fed: as many as `parts.decoder.len()`.
+    /// There from the first prompt on.
+    running: Option<Running>,
+    /// What the decoder has been fed: as many as its state has.
     fed: Vec<Position>,
     images: BTreeMap<ImageId, Image>,
 }
@@ -60,14 +82,22 @@ impl<P: Parts> Sequence<P> {
             parts,
             geometry,
             timeline,
+            running: None,
             fed: Vec::new(),
             images: BTreeMap::new(),
         }
     }
 
-    /// The model's parts.
-    pub(crate) fn parts(&mut self) -> &mut P {
-        &mut self.parts
+    /// Who has the model's parts.
+    pub(crate) fn parts(&self) -> &P {
+        &self.parts
+    }
+
+    /// Bytes of its KV cache.
+    pub(crate) fn cache_bytes(&self) -> usize {
+        self.running
+            .as_ref()
+            .map_or(0, |running| running.state.cache_bytes())
     }
 
     /// Makes an image known. One that is known already stays as it is, with its features.
@@ -77,11 +107,11 @@ impl<P: Parts> Sequence<P> {
         id
     }
 
-    /// Forgets sequence and images.
-    pub(crate) fn reset(&mut self) -> Result<(), EngineError> {
-        self.truncate(0)?;
+    /// Forgets sequence and images, and frees the KV cache.
+    pub(crate) fn reset(&mut self) {
+        self.running = None;
+        self.fed.clear();
         self.forget_images();
-        Ok(())
     }
 
     /// Forgets the images, but not what the decoder made of them.
@@ -89,13 +119,21 @@ impl<P: Parts> Sequence<P> {
         self.images.clear();
     }
 
-    fn truncate(&mut self, len: usize) -> Result<(), EngineError> {
-        // A decoder that is still being opened has nothing to forget.
-        if len < self.fed.len() {
-            self.parts.decoder()?.truncate(len)?;
-            self.fed.truncate(len);
-        }
-        Ok(())
+    /// Begins, where nothing was fed yet.
+    fn running(&mut self) -> Result<&mut Running, EngineError> {
+        let running = match self.running.take() {
+            Some(running) => running,
+            None => {
+                // First, for waiting for it may replace the others.
+                let decoder = self.parts.decoder()?;
+                Running {
+                    embedder: self.parts.embedder()?,
+                    state: decoder.start()?,
+                    context: self.parts.context()?,
+                }
+            }
+        };
+        Ok(self.running.insert(running))
     }
 
     /// Makes the sequence equal to `prompt`; what both have in common at the start is not computed again.
@@ -104,15 +142,20 @@ impl<P: Parts> Sequence<P> {
         if positions.is_empty() {
             return Err(EngineError::EmptyPrompt);
         }
-        // An engine may be replaced by one with other graphs, and these may have less room than the model.
-        self.geometry.max_context = self.parts.context()?;
-        if positions.len() >= self.geometry.max_context {
-            let (found, expected) = (positions.len(), self.geometry.max_context);
+        let expected = match &self.running {
+            Some(running) => running.context,
+            None => self.parts.context()?,
+        };
+        if positions.len() >= expected {
+            let found = positions.len();
             return Err(EngineError::TooLong { found, expected });
         }
         // The last position is always fed: its logits are what we are after.
         let reused = common_prefix(&self.fed, &positions).min(positions.len() - 1);
-        self.truncate(reused)?;
+        if let Some(running) = &mut self.running {
+            running.state.truncate(reused)?;
+            self.fed.truncate(reused);
+        }
         let spans = prompt.spans(reused);
 
         let images = spans.iter().filter_map(|span| match span {
@@ -121,23 +164,20 @@ impl<P: Parts> Sequence<P> {
         });
         let (encoded, encode) = self.encode(images)?;
 
-        let embedder = self.parts.embedder()?;
+        let embedder = Arc::clone(&self.running()?.embedder);
         let begun = Instant::now();
         let text = embedder.embed(&token_ids(&spans))?;
         let mut features = Vec::new();
         for span in &spans {
             if let Span::Image { id, .. } = span {
                 match self.images.get(id) {
-                    Some(Image::Features(values)) => features.push(values.as_slice()),
+                    Some(Image::Features(values)) => features.push(values.view()),
                     _ => return Err(EngineError::UnknownImage),
                 }
             }
         }
-        let embeds = splice(&spans, &text, &features, self.geometry.hidden)?;
-        let embed = begun.elapsed();
-        let decoder = self.parts.decoder()?;
-        let begun = Instant::now();
-        let logits = decoder.feed(&embeds)?;
+        let embeds = splice(&spans, text.view(), &features, self.geometry.hidden)?;
+        let logits = self.running()?.state.feed(embeds.view())?;
         let end = Instant::now();
         self.timeline.record("prefill", begun, end);
         self.fed = positions;
@@ -146,52 +186,57 @@ impl<P: Parts> Sequence<P> {
             reused,
             encoded,
             encode,
-            prefill: embed + end.duration_since(begun),
+            prefill: end.duration_since(begun),
         })
     }
 
-    /// Encodes those of `images` that were not; says how many, and how long that took.
+    /// Gets the features of those of `images` that have none yet; says how many were encoded, and how long that took.
     pub(crate) fn encode(
         &mut self,
         images: impl Iterator<Item = ImageId>,
     ) -> Result<(usize, Duration), EngineError> {
         let (mut encoded, mut time) = (0, Duration::ZERO);
+        let Geometry { hidden, image_tokens } = self.geometry;
         for id in images {
             let Some(image) = self.images.get_mut(&id) else {
                 return Err(EngineError::UnknownImage);
             };
             if let Image::Pixels(pixels) = image {
-                let encoder = self.parts.encoder()?;
-                let begun = Instant::now();
-                let values = encoder.encode(&pixels.data, pixels.height, pixels.width)?;
-                let end = Instant::now();
-                self.timeline.record("encode", begun, end);
-                time += end.duration_since(begun);
-                let expected = self.geometry.image_tokens * self.geometry.hidden;
-                if values.len() != expected {
-                    let (network, found) = ("vision encoder", values.len());
-                    return Err(EngineError::Output {
-                        network,
-                        found,
-                        expected,
-                    });
-                }
-                *image = Image::Features(values);
-                encoded += 1;
+                let (parts, timeline) = (&self.parts, &self.timeline);
+                let (features, now) = parts.features().get_or_encode(id, || {
+                    let encoder = parts.encoder()?;
+                    let begun = Instant::now();
+                    let values = encoder.encode(pixels.values.view())?;
+                    let end = Instant::now();
+                    timeline.record("encode", begun, end);
+                    time += end.duration_since(begun);
+                    if values.dim() != (image_tokens, hidden) {
+                        return Err(EngineError::Output {
+                            network: "vision encoder",
+                            found: values.shape().to_vec(),
+                            expected: vec![image_tokens, hidden],
+                        });
+                    }
+                    Ok(values)
+                })?;
+                encoded += usize::from(now);
+                *image = Image::Features(features);
             }
         }
         Ok((encoded, time))
     }
 }
 
-impl<P: Parts> Model for Sequence<P> {
+impl<P: Parts> NextToken for Sequence<P> {
     fn has_room(&self) -> bool {
-        self.fed.len() < self.geometry.max_context
+        let context = self.running.as_ref().map(|running| running.context);
+        context.is_some_and(|context| self.fed.len() < context)
     }
 
-    fn step(&mut self, token: i64) -> Result<Vec<f32>, EngineError> {
-        let embeds = self.parts.embedder()?.embed(&[token])?;
-        let logits = self.parts.decoder()?.feed(&embeds)?;
+    fn step(&mut self, token: i64) -> Result<Array1<f32>, EngineError> {
+        let running = self.running()?;
+        let embeds = running.embedder.embed(&[token])?;
+        let logits = running.state.feed(embeds.view())?;
         self.fed.push(Position::Token(token));
         Ok(logits)
     }
@@ -200,39 +245,48 @@ impl<P: Parts> Model for Sequence<P> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{Decoder, TokenEmbedder, VisionEncoder};
+    use crate::backend::{Decoder, VisionEncoder};
     use crate::error::BackendError;
+    use crate::features::Features;
     use crate::prompt::Piece;
-    use std::sync::{Arc, Mutex};
+    use ndarray::{Array2, Array4, ArrayView2, ArrayView4, array};
+    use std::sync::Mutex;
 
     /// What the fakes were asked to do.
     type Log = Arc<Mutex<Vec<String>>>;
 
     struct FakeEncoder(Log);
     struct FakeEmbedder;
-    struct FakeDecoder(Log, Vec<f32>);
+    struct FakeDecoder(Log);
+    struct FakeState(Log, Vec<f32>);
 
     impl VisionEncoder for FakeEncoder {
-        fn encode(&mut self, pixels: &[f32], _: usize, _: usize) -> Result<Vec<f32>, BackendError> {
+        fn encode(&self, pixels: ArrayView4<'_, f32>) -> Result<Array2<f32>, BackendError> {
             self.0.lock().unwrap().push("encode".to_owned());
-            Ok(vec![pixels[0]; 3])
+            Ok(Array2::from_elem((3, 1), pixels[[0, 0, 0, 0]]))
         }
     }
 
     impl TokenEmbedder for FakeEmbedder {
-        fn embed(&mut self, ids: &[i64]) -> Result<Vec<f32>, BackendError> {
-            Ok(ids
-                .iter()
-                .map(|&id| f32::from(i8::try_from(id).unwrap()))
-                .collect())
+        fn embed(&self, ids: &[i64]) -> Result<Array2<f32>, BackendError> {
+            let number = |&id: &i64| f32::from(i8::try_from(id).unwrap());
+            let numbers = ids.iter().map(number).collect();
+            Ok(Array2::from_shape_vec((ids.len(), 1), numbers).unwrap())
         }
     }
 
     impl Decoder for FakeDecoder {
-        fn feed(&mut self, embeds: &[f32]) -> Result<Vec<f32>, BackendError> {
+        fn start(self: Arc<Self>) -> Result<Box<dyn DecoderState>, BackendError> {
+            Ok(Box::new(FakeState(Arc::clone(&self.0), Vec::new())))
+        }
+    }
+
+    impl DecoderState for FakeState {
+        fn feed(&mut self, embeds: ArrayView2<'_, f32>) -> Result<Array1<f32>, BackendError> {
+            let embeds: Vec<f32> = embeds.iter().copied().collect();
             self.0.lock().unwrap().push(format!("feed {embeds:?}"));
-            self.1.extend_from_slice(embeds);
-            Ok(vec![self.1.iter().sum()])
+            self.1.extend(embeds);
+            Ok(array![self.1.iter().sum()])
         }
 
         fn len(&self) -> usize {
@@ -243,58 +297,67 @@ mod tests {
             self.1.truncate(len);
             Ok(())
         }
+
+        fn cache_bytes(&self) -> usize {
+            self.1.len() * 4
+        }
+    }
+
+    impl Drop for FakeState {
+        fn drop(&mut self) {
+            self.0.lock().unwrap().push("freed".to_owned());
+        }
     }
 
     struct Fakes {
-        encoder: FakeEncoder,
-        embedder: FakeEmbedder,
-        decoder: FakeDecoder,
+        encoder: Arc<FakeEncoder>,
+        decoder: Arc<FakeDecoder>,
+        features: Features,
     }
 
-    impl Parts for Fakes {
-        fn encoder(&mut self) -> Result<&mut dyn VisionEncoder, EngineError> {
-            Ok(&mut self.encoder)
+    impl Parts for &Fakes {
+        fn encoder(&self) -> Result<Arc<dyn VisionEncoder>, EngineError> {
+            Ok(Arc::clone(&self.encoder) as Arc<dyn VisionEncoder>)
         }
 
-        fn embedder(&mut self) -> Result<&mut dyn TokenEmbedder, EngineError> {
-            Ok(&mut self.embedder)
+        fn embedder(&self) -> Result<Arc<dyn TokenEmbedder>, EngineError> {
+            Ok(Arc::new(FakeEmbedder))
         }
 
-        fn decoder(&mut self) -> Result<&mut dyn Decoder, EngineError> {
-            Ok(&mut self.decoder)
+        fn decoder(&self) -> Result<Arc<dyn Decoder>, EngineError> {
+            Ok(Arc::clone(&self.decoder) as Arc<dyn Decoder>)
         }
 
-        fn context(&mut self) -> Result<usize, EngineError> {
+        fn context(&self) -> Result<usize, EngineError> {
             Ok(12)
         }
+
+        fn features(&self) -> &Features {
+            &self.features
+        }
     }
 
-    fn sequence() -> (Sequence<Fakes>, Log) {
+    fn fakes() -> (Fakes, Log) {
         let log = Log::default();
-        let parts = Fakes {
-            encoder: FakeEncoder(Arc::clone(&log)),
-            embedder: FakeEmbedder,
-            decoder: FakeDecoder(Arc::clone(&log), Vec::new()),
+        let fakes = Fakes {
+            encoder: Arc::new(FakeEncoder(Arc::clone(&log))),
+            decoder: Arc::new(FakeDecoder(Arc::clone(&log))),
+            features: Features::default(),
         };
-        (
-            Sequence::new(
-                parts,
-                Geometry {
-                    hidden: 1,
-                    image_tokens: 3,
-                    max_context: 12,
-                },
-                Timeline::begin(),
-            ),
-            log,
-        )
+        (fakes, log)
+    }
+
+    fn sequence(fakes: &Fakes) -> Sequence<&Fakes> {
+        let geometry = Geometry {
+            hidden: 1,
+            image_tokens: 3,
+        };
+        Sequence::new(fakes, geometry, Timeline::begin())
     }
 
     fn pixels(id: u64) -> PixelValues {
         PixelValues {
-            height: 1,
-            width: 1,
-            data: vec![0.5; 3],
+            values: Array4::from_elem((1, 3, 1, 1), 0.5),
             id: ImageId(id),
         }
     }
@@ -313,7 +376,8 @@ mod tests {
 
     #[test]
     fn a_follow_up_feeds_only_what_is_new_and_encodes_nothing() {
-        let (mut sequence, log) = sequence();
+        let (fakes, log) = fakes();
+        let mut sequence = sequence(&fakes);
         sequence.add(pixels(7));
         let first = sequence.prefill(&prompt(&[1], &[2])).unwrap();
         assert_eq!((first.reused, first.encoded), (0, 1));
@@ -321,12 +385,12 @@ mod tests {
         // The answer `3` and one more token, then the next question.
         let second = sequence.prefill(&prompt(&[1], &[2, 3, 4, 5])).unwrap();
         assert_eq!((second.reused, second.encoded), (6, 0));
-        assert_eq!(second.logits, [1.0 + 1.5 + 2.0 + 3.0 + 4.0 + 5.0]);
+        assert_eq!(second.logits, array![1.0 + 1.5 + 2.0 + 3.0 + 4.0 + 5.0]);
         // A different question about the same image.
         sequence.add(pixels(7));
         let third = sequence.prefill(&prompt(&[1], &[9])).unwrap();
         assert_eq!((third.reused, third.encoded), (4, 0));
-        assert_eq!(third.logits, [11.5]);
+        assert_eq!(third.logits, array![11.5]);
         // The same prompt again: the last position gives the logits.
         assert_eq!(sequence.prefill(&prompt(&[1], &[9])).unwrap().reused, 4);
         // Another beginning: the image moves but is not encoded again.
@@ -347,7 +411,8 @@ mod tests {
 
     #[test]
     fn prompts_that_cannot_be_fed() {
-        let (mut sequence, _) = sequence();
+        let (fakes, _) = fakes();
+        let mut sequence = sequence(&fakes);
         assert!(matches!(
             sequence.prefill(&Prompt::default()),
             Err(EngineError::EmptyPrompt)
@@ -370,10 +435,45 @@ mod tests {
         assert!(sequence.has_room());
         sequence.step(1).unwrap();
         assert!(!sequence.has_room());
-        sequence.reset().unwrap();
+        sequence.reset();
         assert!(matches!(
             sequence.prefill(&prompt(&[1], &[2])),
             Err(EngineError::UnknownImage)
         ));
+    }
+
+    #[test]
+    fn sequences_beside_each_other_share_features_and_nothing_else() {
+        let (fakes, log) = fakes();
+        let (mut first, mut second) = (sequence(&fakes), sequence(&fakes));
+        for sequence in [&mut first, &mut second] {
+            sequence.add(pixels(7));
+        }
+        assert_eq!(first.prefill(&prompt(&[1], &[2])).unwrap().encoded, 1);
+        let prefill = second.prefill(&prompt(&[3], &[4])).unwrap();
+        assert_eq!((prefill.encoded, prefill.reused), (0, 0));
+        assert_eq!(prefill.logits, array![3.0 + 1.5 + 4.0]);
+        assert_eq!(first.step(5).unwrap(), array![1.0 + 1.5 + 2.0 + 5.0]);
+        assert_eq!((first.cache_bytes(), second.cache_bytes()), (6 * 4, 5 * 4));
+        drop(first);
+        assert_eq!(
+            log.lock()
+                .unwrap()
+                .iter()
+                .filter(|entry| *entry == "freed")
+                .count(),
+            1
+        );
+        assert_eq!(second.step(6).unwrap(), array![14.5]);
+        second.reset();
+        assert_eq!(second.cache_bytes(), 0);
+        assert_eq!(
+            log.lock()
+                .unwrap()
+                .iter()
+                .filter(|entry| *entry == "freed")
+                .count(),
+            2
+        );
     }
 }

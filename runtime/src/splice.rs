@@ -1,6 +1,7 @@
 //! How do text embeddings and image features become one sequence?
 
 use crate::prompt::Span;
+use ndarray::{Array2, ArrayView2, s};
 use thiserror::Error;
 
 /// Embeddings that do not fit the spans they are for.
@@ -8,10 +9,12 @@ use thiserror::Error;
 #[non_exhaustive]
 pub enum SpliceError {
     /// The embedded tokens are not as many as the spans hold.
-    #[error("{found} text embedding values for {tokens} tokens, expected {tokens} x {hidden}")]
+    #[error("text embeddings of {rows} x {columns} for {tokens} tokens, expected {tokens} x {hidden}")]
     Text {
-        /// Values given.
-        found: usize,
+        /// Rows given.
+        rows: usize,
+        /// Their length.
+        columns: usize,
         /// Tokens in the spans.
         tokens: usize,
         /// Length of one embedding.
@@ -26,12 +29,14 @@ pub enum SpliceError {
         expected: usize,
     },
     /// An image has not as many features as its positions need.
-    #[error("image {index} has {found} feature values, expected at least {rows} x {hidden}")]
+    #[error("image {index} has features of {found} x {columns}, expected at least {rows} x {hidden}")]
     Features {
         /// The image among those given, from 0.
         index: usize,
-        /// Values given.
+        /// Rows given.
         found: usize,
+        /// Their length.
+        columns: usize,
         /// Rows needed.
         rows: usize,
         /// Length of one row.
@@ -47,10 +52,10 @@ pub enum SpliceError {
 ///   which rows are wanted.
 pub fn splice(
     spans: &[Span<'_>],
-    text: &[f32],
-    images: &[&[f32]],
+    text: ArrayView2<'_, f32>,
+    images: &[ArrayView2<'_, f32>],
     hidden: usize,
-) -> Result<Vec<f32>, SpliceError> {
+) -> Result<Array2<f32>, SpliceError> {
     let tokens: usize = spans
         .iter()
         .map(|span| {
@@ -61,9 +66,11 @@ pub fn splice(
             }
         })
         .sum();
-    if Some(text.len()) != tokens.checked_mul(hidden) {
+    let (rows, columns) = text.dim();
+    if rows != tokens || (tokens > 0 && columns != hidden) {
         return Err(SpliceError::Text {
-            found: text.len(),
+            rows,
+            columns,
             tokens,
             hidden,
         });
@@ -79,15 +86,16 @@ pub fn splice(
         });
     }
     let positions: usize = spans.iter().map(Span::len).sum();
-    let mut sequence = Vec::with_capacity(positions.saturating_mul(hidden));
-    let mut text = text;
+    let mut sequence = Array2::zeros((positions, hidden));
+    let (mut at, mut token) = (0, 0);
     let mut images = images.iter().enumerate();
     for span in spans {
+        let mut place = sequence.slice_mut(s![at..at + span.len(), ..]);
+        at += span.len();
         match span {
             Span::Tokens(ids) => {
-                let (rows, rest) = text.split_at(ids.len() * hidden);
-                sequence.extend_from_slice(rows);
-                text = rest;
+                place.assign(&text.slice(s![token..token + ids.len(), ..]));
+                token += ids.len();
             }
             Span::Image { rows, .. } => {
                 let Some((index, features)) = images.next() else {
@@ -96,14 +104,17 @@ pub fn splice(
                         expected,
                     });
                 };
-                let wanted = rows.start.saturating_mul(hidden)..rows.end.saturating_mul(hidden);
-                let rows = features.get(wanted).ok_or(SpliceError::Features {
-                    index,
-                    found: features.len(),
-                    rows: rows.end,
-                    hidden,
-                })?;
-                sequence.extend_from_slice(rows);
+                let (found, columns) = features.dim();
+                if rows.end > found || columns != hidden {
+                    return Err(SpliceError::Features {
+                        index,
+                        found,
+                        columns,
+                        rows: rows.end,
+                        hidden,
+                    });
+                }
+                place.assign(&features.slice(s![rows.clone(), ..]));
             }
         }
     }
@@ -161,7 +172,7 @@ mod tests {
                 .into_iter()
                 .flat_map(|id| vec![f32::from(u16::try_from(id).unwrap()); hidden])
                 .collect();
-            let images: Vec<&[f32]> = spans
+            let images: Vec<ArrayView2<'_, f32>> = spans
                 .iter()
                 .filter_map(|span| {
                     if let Span::Image { id, .. } = span {
@@ -170,11 +181,16 @@ mod tests {
                         None
                     }
                 })
-                .map(|id| stored.iter().find(|(other, _)| other == id).unwrap().1.as_slice())
+                .map(|id| {
+                    let values = &stored.iter().find(|(other, _)| other == id).unwrap().1;
+                    ArrayView2::from_shape((values.len() / hidden, hidden), values).unwrap()
+                })
                 .collect();
-            let found = splice(&spans, &text, &images, hidden).unwrap();
-            assert_eq!(found.len(), prompt.len().saturating_sub(skip) * hidden);
-            assert_eq!(found, rows[skip.min(rows.len())..].concat());
+            let text = ArrayView2::from_shape((text.len() / hidden, hidden), &text).unwrap();
+            let found = splice(&spans, text, &images, hidden).unwrap();
+            let expected = rows[skip.min(rows.len())..].concat();
+            assert_eq!(found.dim(), (prompt.len().saturating_sub(skip), hidden));
+            assert_eq!(found.into_flat().to_vec(), expected);
         }
     }
 
@@ -188,43 +204,50 @@ mod tests {
             },
         ];
         struct Case {
-            text: usize,
-            images: &'static [usize],
+            text: (usize, usize),
+            images: &'static [(usize, usize)],
             expected: &'static str,
         }
         let cases = [
             Case {
-                text: 3,
-                images: &[6],
-                expected: "3 text embedding values for 2 tokens, expected 2 x 2",
+                text: (3, 1),
+                images: &[(3, 2)],
+                expected: "text embeddings of 3 x 1 for 2 tokens, expected 2 x 2",
             },
             Case {
-                text: 6,
-                images: &[6],
-                expected: "6 text embedding values for 2 tokens, expected 2 x 2",
+                text: (3, 2),
+                images: &[(3, 2)],
+                expected: "text embeddings of 3 x 2 for 2 tokens, expected 2 x 2",
             },
             Case {
-                text: 4,
+                text: (2, 2),
                 images: &[],
                 expected: "features of 0 images for 1 image spans",
             },
             Case {
-                text: 4,
-                images: &[6, 6],
+                text: (2, 2),
+                images: &[(3, 2), (3, 2)],
                 expected: "features of 2 images for 1 image spans",
             },
             Case {
-                text: 4,
-                images: &[5],
-                expected: "image 0 has 5 feature values, expected at least 3 x 2",
+                text: (2, 2),
+                images: &[(2, 2)],
+                expected: "image 0 has features of 2 x 2, expected at least 3 x 2",
+            },
+            Case {
+                text: (2, 2),
+                images: &[(3, 3)],
+                expected: "image 0 has features of 3 x 3, expected at least 3 x 2",
             },
         ];
-        let zeros = [0.0; 8];
         for case in cases {
-            let images: Vec<&[f32]> = case.images.iter().map(|&length| &zeros[..length]).collect();
-            let error = splice(&spans, &zeros[..case.text], &images, 2).unwrap_err();
+            let images: Vec<Array2<f32>> = case.images.iter().map(|shape| Array2::zeros(*shape)).collect();
+            let images: Vec<ArrayView2<'_, f32>> = images.iter().map(|image| image.view()).collect();
+            let text = Array2::zeros(case.text);
+            let error = splice(&spans, text.view(), &images, 2).unwrap_err();
             assert_eq!(error.to_string(), case.expected);
         }
-        assert_eq!(splice(&[], &[], &[], 2), Ok(Vec::new()));
+        let none = Array2::zeros((0, 0));
+        assert_eq!(splice(&[], none.view(), &[], 2), Ok(Array2::zeros((0, 2))));
     }
 }

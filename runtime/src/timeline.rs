@@ -39,6 +39,21 @@ impl Timeline {
         }
     }
 
+    /// Another one that began when this one did, with steps of its own.
+    pub(crate) fn beside(&self) -> Timeline {
+        Timeline {
+            origin: self.origin,
+            steps: Arc::default(),
+        }
+    }
+
+    /// The steps of all of these since they were last asked, in the order in which they began.
+    pub(crate) fn take_all(timelines: &[&Timeline]) -> Vec<Step> {
+        let mut steps: Vec<Step> = timelines.iter().flat_map(|timeline| timeline.take()).collect();
+        steps.sort_by(|a, b| a.start_s.total_cmp(&b.start_s));
+        steps
+    }
+
     /// Does `work`, a step of this thread.
     pub fn measure<T>(&self, step: &str, work: impl FnOnce() -> T) -> T {
         let start = Instant::now();

@@ -168,17 +168,20 @@ fn preprocessing_is_transformers() {
             "{:?} pad {:?} to {} x {}",
             case.source, case.pad, case.width, case.height
         );
-        assert_eq!(found.data.len(), 3 * found.height * found.width, "{name}");
+        let (height, width) = (case.height, case.width);
+        let side = |side: u32| usize::try_from(side).unwrap();
+        assert_eq!(found.values.dim(), (1, 3, side(height), side(width)), "{name}");
+        let values = found.values.as_slice().unwrap();
         for (&place, &expected) in case.places.iter().zip(&case.values) {
-            if (found.data[place] - expected).abs() > 1e-6 {
+            if (values[place] - expected).abs() > 1e-6 {
                 failures.push(format!(
                     "{name}: value {place} is {}, expected {expected}",
-                    found.data[place]
+                    values[place]
                 ));
                 break;
             }
         }
-        if fnv(found.data.iter().flat_map(|value| value.to_le_bytes())) != case.fnv {
+        if fnv(values.iter().flat_map(|value| value.to_le_bytes())) != case.fnv {
             failures.push(format!("{name}: the bits differ"));
         }
     }

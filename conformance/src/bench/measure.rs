@@ -5,6 +5,7 @@ use super::Settings;
 use crate::golden::argmax;
 use crate::loaded::{Combination, Loaded, picture};
 use crate::setup::error::CaseError;
+use ndarray::Array1;
 use runtime::image::Picture;
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
@@ -67,7 +68,7 @@ fn run(loaded: &mut Loaded, picture: &Picture, question: &str, tokens: usize) ->
     let prompt = loaded.prompt(Some(pixels.id), question)?;
     loaded.check_room(&prompt, tokens)?;
     let prefilling = Instant::now();
-    let logits = loaded.prefill(&prompt, &features)?;
+    let logits = loaded.prefill(&prompt, features.view())?;
     let prefill = prefilling.elapsed().as_secs_f64();
 
     let mut next = best(&logits)?;
@@ -88,8 +89,8 @@ fn run(loaded: &mut Loaded, picture: &Picture, question: &str, tokens: usize) ->
     })
 }
 
-fn best(logits: &[f32]) -> Result<i64, CaseError> {
-    let best = argmax(logits).and_then(|best| i64::try_from(best).ok());
+fn best(logits: &Array1<f32>) -> Result<i64, CaseError> {
+    let best = argmax(logits.as_slice().unwrap_or_default()).and_then(|best| i64::try_from(best).ok());
     best.ok_or_else(|| CaseError::Failed {
         context: "choosing a token".to_owned(),
         message: "there are no logits".to_owned(),

@@ -5,7 +5,8 @@ use super::metrics::{LogitsError, Tally, relative_l2};
 use super::script::Script;
 use super::{Features, Recording};
 use crate::loaded::Loaded;
-use crate::setup::error::CaseError;
+use crate::setup::error::{CaseError, Context};
+use ndarray::ArrayView2;
 
 /// What a form computed, compared with a reference.
 #[derive(Debug)]
@@ -26,8 +27,7 @@ pub fn record(name: &str, loaded: &mut Loaded, script: &Script) -> Result<Record
     let features = features(loaded, script)?;
     let vocabulary = loaded.bundle.prompt.vocab_size;
     let mut logits = Vec::with_capacity(script.token_ids.len() * vocabulary);
-    let values = features.as_ref().map(|features| features.values.as_slice());
-    feed(loaded, script, values.unwrap_or_default(), &mut |_, row| {
+    feed(loaded, script, features.as_ref(), &mut |_, row| {
         logits.extend_from_slice(row);
         Ok(())
     })?;
@@ -47,7 +47,7 @@ pub fn record(name: &str, loaded: &mut Loaded, script: &Script) -> Result<Record
 /// What the engine says.
 pub fn compare(loaded: &mut Loaded, script: &Script, reference: &Recording) -> Result<Compared, CaseError> {
     let own = features(loaded, script)?;
-    let mut logits = |features: &[f32]| -> Result<LogitsError, CaseError> {
+    let mut logits = |features: Option<&Features>| -> Result<LogitsError, CaseError> {
         let mut tally = Tally::default();
         feed(loaded, script, features, &mut |position, row| {
             let expected = reference
@@ -58,8 +58,7 @@ pub fn compare(loaded: &mut Loaded, script: &Script, reference: &Recording) -> R
         })?;
         tally.error().ok_or_else(|| missing(reference, 0))
     };
-    let values = own.as_ref().map(|features| features.values.as_slice());
-    let end_to_end = logits(values.unwrap_or_default())?;
+    let end_to_end = logits(own.as_ref())?;
     let (Some(own), Some(expected)) = (&own, &reference.features) else {
         return Ok(Compared {
             features: None,
@@ -70,7 +69,7 @@ pub fn compare(loaded: &mut Loaded, script: &Script, reference: &Recording) -> R
     Ok(Compared {
         features: Some(relative_l2(&own.values, &expected.values)),
         end_to_end,
-        decoder_alone: Some(logits(&expected.values)?),
+        decoder_alone: Some(logits(Some(expected))?),
     })
 }
 
@@ -110,7 +109,7 @@ fn features(loaded: &mut Loaded, script: &Script) -> Result<Option<Features>, Ca
         return Ok(None);
     };
     Ok(Some(Features {
-        values: loaded.encode(pixels)?,
+        values: loaded.encode(pixels)?.into_raw_vec_and_offset().0,
         tokens: loaded.bundle.image.tokens,
         hidden: loaded.bundle.prompt.hidden_size,
     }))
@@ -120,7 +119,17 @@ fn features(loaded: &mut Loaded, script: &Script) -> Result<Option<Features>, Ca
 type See<'a> = dyn FnMut(usize, &[f32]) -> Result<(), CaseError> + 'a;
 
 /// Feeds the prompt, then the tokens one by one; `see` gets each position and the logits after it.
-fn feed(loaded: &mut Loaded, script: &Script, features: &[f32], see: &mut See<'_>) -> Result<(), CaseError> {
+fn feed(
+    loaded: &mut Loaded,
+    script: &Script,
+    features: Option<&Features>,
+    see: &mut See<'_>,
+) -> Result<(), CaseError> {
+    let (shape, values): (_, &[f32]) = match features {
+        Some(features) => ((features.tokens, features.hidden), &features.values),
+        None => ((0, 0), &[]),
+    };
+    let features = ArrayView2::from_shape(shape, values).during(|| "reading image features".to_owned())?;
     loaded.prefill(&script.prompt, features)?;
     for (position, &id) in script.token_ids.iter().enumerate() {
         let logits = loaded.step(id)?;
@@ -131,7 +140,7 @@ fn feed(loaded: &mut Loaded, script: &Script, features: &[f32], see: &mut See<'_
                 message: format!("{} logits, expected {vocabulary}", logits.len()),
             });
         }
-        see(position, &logits)?;
+        see(position, logits.as_slice().unwrap_or_default())?;
     }
     Ok(())
 }

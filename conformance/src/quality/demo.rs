@@ -4,6 +4,7 @@ use super::ExactMatch;
 use crate::loaded::Loaded;
 use crate::setup::error::CaseError;
 use crate::suite::end_to_end::{Answers, held_out};
+use ndarray::Array2;
 use runtime::image::{ImageId, Picture};
 
 /// Asks all held-out questions.
@@ -21,7 +22,7 @@ pub fn exact_match(loaded: &mut Loaded) -> Result<ExactMatch, CaseError> {
 struct LoadedAnswers<'a> {
     loaded: &'a mut Loaded,
     /// The picture and its features.
-    image: Option<(ImageId, Vec<f32>)>,
+    image: Option<(ImageId, Array2<f32>)>,
 }
 
 impl Answers for LoadedAnswers<'_> {
@@ -34,8 +35,9 @@ impl Answers for LoadedAnswers<'_> {
     fn answer(&mut self, question: &str) -> Result<String, CaseError> {
         let id = self.image.as_ref().map(|(id, _)| *id);
         let prompt = self.loaded.prompt(id, question)?;
-        let features = self.image.as_ref().map(|(_, features)| features.as_slice());
+        let none = Array2::default((0, 0));
+        let features = self.image.as_ref().map_or(&none, |(_, features)| features);
         self.loaded
-            .answer(&prompt, features.unwrap_or_default(), runtime::DEFAULT_MAX_TOKENS)
+            .answer(&prompt, features.view(), runtime::DEFAULT_MAX_TOKENS)
     }
 }

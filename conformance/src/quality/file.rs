@@ -10,7 +10,7 @@ use super::{Features, Recording};
 use crate::array::Array;
 use crate::safetensors::{self, View};
 use crate::setup::error::CaseError;
-use ndarray::{ArrayView1, ArrayViewD, Ix2};
+use ndarray::{ArrayView1, ArrayViewD, Axis, Ix2};
 use runtime::image::PixelValues;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -47,8 +47,9 @@ pub fn write(
         tensors.push(("image_features", floats(&shape, &features.values)?));
     }
     if let Some(pixels) = pixels {
-        let shape = [3, pixels.height, pixels.width];
-        tensors.push(("pixel_values", floats(&shape, &pixels.data)?));
+        // Without the batch of 1.
+        let values = pixels.values.index_axis(Axis(0), 0);
+        tensors.push(("pixel_values", View::Float(values.into_dyn())));
     }
     let metadata = [("image", image.unwrap_or(NO_IMAGE)), ("name", &recording.name)];
     safetensors::write(path, &metadata, &tensors)

@@ -9,7 +9,7 @@ use models::bundle::{Bundle, KvSpec, Variant};
 use models::checkpoint::{Canonical, Checkpoint, canonical};
 use models::graph::{Graph, ValueId};
 use ndarray::{Array3, s};
-use runtime::backend::{self, Parts};
+use runtime::backend::DecoderState;
 use std::path::{Path, PathBuf};
 
 /// A checkpoint as graphs and weights, for the interpreter.
@@ -139,19 +139,22 @@ impl Deployed {
         Ok(session)
     }
 
-    /// The networks of a subject in the roles that the runtime gives them, one sequence at a time: graphs of fixed lengths
-    /// are not run otherwise.
+    /// A sequence of nothing in a subject's decoder, in the role that the runtime gives it: graphs of fixed lengths are
+    /// not run otherwise.
     ///
     /// # Errors
     /// A skip where the bundle does not have the subject's form; a graph that the engine refuses.
-    pub fn parts(&self, subject: &Subject) -> Result<Parts, CaseError> {
+    pub fn sequence(&self, subject: &Subject) -> Result<Box<dyn DecoderState>, CaseError> {
         let variant = self.variant(subject)?;
         let opening = || format!("opening the networks on {}", subject.name());
-        let choice = backend::choose(subject.options.provider, false, &subject.options).during(opening)?;
-        choice
-            .backend
-            .open(&self.directory, &self.bundle, variant, &subject.options)
-            .during(opening)
+        let options = runtime::Options {
+            fallback: false,
+            target: Some(variant.target),
+            precision: Some(variant.precision),
+            ..subject.options.clone()
+        };
+        let model = runtime::Model::open(&self.directory, &options).during(opening)?;
+        model.decoder().during(opening)?.start().during(opening)
     }
 
     /// Runs the vision encoder on `pixels [n,3,H,W]`, and shows the values inside it that `inner` names

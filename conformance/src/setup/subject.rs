@@ -3,7 +3,7 @@
 //!
 //! The only file here that opens engines.
 
-use crate::array::{Array, Shared};
+use crate::array::Array;
 use crate::interpreter::Interpreter;
 use crate::setup::error::{CaseError, Context};
 pub use exporter::{Precision, Target, Variant};
@@ -11,7 +11,6 @@ use half::f16;
 use models::dtype::DType;
 use models::graph::Graph;
 use models::weights::Weights;
-use ndarray::ShapeError;
 use runtime::backend::session;
 use std::path::Path;
 use tempfile::TempDir;
@@ -257,44 +256,25 @@ impl Session for EngineSession {
             .session
             .run(&given)
             .during(|| format!("running `{}`", self.graph))?;
-        let array = |(name, tensor): (String, session::Tensor)| {
-            let array = from_engine(tensor).during(|| format!("reading `{name}` of `{}`", self.graph))?;
-            Ok((name, array))
-        };
-        outputs.into_iter().map(array).collect()
+        let array = |(name, tensor): (String, session::Tensor)| (name, from_engine(tensor));
+        Ok(outputs.into_iter().map(array).collect())
     }
 }
 
 fn to_engine(array: &Array, half: bool) -> session::Tensor {
-    let shape = array.shape().to_vec();
     match array {
-        Array::Float(data) if half => session::Tensor::F16 {
-            shape,
-            data: data.iter().map(|&value| f16::from_f32(value)).collect(),
-        },
-        Array::Float(data) => session::Tensor::F32 {
-            shape,
-            data: data.iter().copied().collect(),
-        },
-        Array::Int(data) => session::Tensor::I64 {
-            shape,
-            data: data.iter().copied().collect(),
-        },
-        Array::Bool(data) => session::Tensor::Bool {
-            shape,
-            data: data.iter().copied().collect(),
-        },
+        Array::Float(data) if half => session::Tensor::F16(data.mapv(f16::from_f32)),
+        Array::Float(data) => session::Tensor::F32(data.as_standard_layout().into_owned()),
+        Array::Int(data) => session::Tensor::I64(data.as_standard_layout().into_owned()),
+        Array::Bool(data) => session::Tensor::Bool(data.as_standard_layout().into_owned()),
     }
 }
 
-fn from_engine(tensor: session::Tensor) -> Result<Array, ShapeError> {
-    Ok(match tensor {
-        session::Tensor::F32 { shape, data } => Array::Float(Shared::from_shape_vec(shape, data)?),
-        session::Tensor::F16 { shape, data } => {
-            let data = data.into_iter().map(f16::to_f32).collect();
-            Array::Float(Shared::from_shape_vec(shape, data)?)
-        }
-        session::Tensor::I64 { shape, data } => Array::Int(Shared::from_shape_vec(shape, data)?),
-        session::Tensor::Bool { shape, data } => Array::Bool(Shared::from_shape_vec(shape, data)?),
-    })
+fn from_engine(tensor: session::Tensor) -> Array {
+    match tensor {
+        session::Tensor::F32(array) => array.into(),
+        session::Tensor::F16(array) => array.mapv(f16::to_f32).into(),
+        session::Tensor::I64(array) => array.into(),
+        session::Tensor::Bool(array) => array.into(),
+    }
 }

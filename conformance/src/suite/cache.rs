@@ -12,10 +12,10 @@ use crate::setup::workspace::{Workspace, small};
 use crate::synth;
 use crate::tiny::numbers;
 use models::arch::Network;
-use ndarray::{Axis, concatenate};
-use runtime::backend::{self, Parts};
+use ndarray::{Array1, Array2, ArrayView4, Axis, Ix2, concatenate};
+use runtime::backend::DecoderState;
 use runtime::image::Picture;
-use runtime::{Engine, Message, Request, Role};
+use runtime::{Engine, Message, Model, Request, Role};
 use std::sync::Arc;
 
 /// Positions of the longest sequence here.
@@ -396,37 +396,45 @@ fn the_past_matters(trial: &mut Trial<'_>) -> Result<(), CaseError> {
     Ok(())
 }
 
-/// The runtime's parts of a model.
-fn open(deployed: &Deployed, subject: &Subject) -> Result<Parts, CaseError> {
+/// The runtime's model.
+fn open(deployed: &Deployed, subject: &Subject) -> Result<Model, CaseError> {
     let Some(provider) = subject.provider.engine() else {
         return Err(CaseError::Skip(
             "the interpreter is no engine of the runtime".to_owned(),
         ));
     };
     let opening = || format!("opening the model on {}", subject.name());
-    let backend = backend::choose(provider, false, &subject.options)
-        .during(opening)?
-        .backend;
-    backend
-        .open(
-            &deployed.directory,
-            &deployed.bundle,
-            deployed.variant(subject)?,
-            &subject.options,
-        )
-        .during(opening)
+    let variant = deployed.variant(subject)?;
+    let mut options = subject.options.clone();
+    options.provider = provider;
+    options.fallback = false;
+    options.target = Some(variant.target);
+    options.precision = Some(variant.precision);
+    Model::open(&deployed.directory, &options).during(opening)
+}
+
+/// A sequence in the model's decoder.
+fn start(model: &Model) -> Result<Box<dyn DecoderState>, CaseError> {
+    let starting = || "starting a sequence".to_owned();
+    model.decoder().during(starting)?.start().during(starting)
+}
+
+/// Rows as a role takes them.
+fn rows(array: &Array) -> Result<Array2<f32>, CaseError> {
+    let rows = array.to_float().as_standard_layout().into_owned();
+    rows.into_dimensionality::<Ix2>().during(computing)
 }
 
 fn computing() -> String {
     "computing".to_owned()
 }
 
-fn row(values: Vec<f32>) -> Array {
-    Array::float(&[1, values.len()], values)
+fn row(values: Array1<f32>) -> Array {
+    Array::float(&[1, values.len()], values.to_vec())
 }
 
 fn roles_are_the_graphs(deployed: &Deployed, subject: &Subject) -> Result<Findings, CaseError> {
-    let mut parts = open(deployed, subject)?;
+    let model = open(deployed, subject)?;
     let mut findings = Findings::default();
 
     let image = &deployed.bundle.image;
@@ -437,17 +445,17 @@ fn roles_are_the_graphs(deployed: &Deployed, subject: &Subject) -> Result<Findin
         .flat_map(|channel| scene.iter().skip(channel).step_by(3))
         .map(|&byte| f32::from(byte) / 255.0)
         .collect();
-    let found = parts
-        .vision_encoder
-        .encode(&pixels, height, width)
-        .during(computing)?;
+    let given = ArrayView4::from_shape((1, 3, height, width), &pixels).during(computing)?;
+    let encoder = model.vision_encoder().during(computing)?;
+    let found = encoder.encode(given).during(computing)?;
     let mut session = deployed.session(subject, Network::VisionEncoder)?;
     let expected = run_one(
         &mut *session,
         "pixel_values",
         Array::float(&[1, 3, height, width], pixels),
     )?;
-    let found = Array::float(&[1, image.tokens, deployed.bundle.prompt.hidden_size], found);
+    let (tokens, hidden) = found.dim();
+    let found = Array::float(&[1, tokens, hidden], found.into_flat().to_vec());
     // The engine of a role knows that the batch is 1 and may order its sums otherwise, in half precision too.
     let features = match subject.precision() {
         Precision::Fp32 => Tolerance::Close,
@@ -456,17 +464,18 @@ fn roles_are_the_graphs(deployed: &Deployed, subject: &Subject) -> Result<Findin
     findings.push(compare("image_features", &found, &expected, features));
 
     let ids = vec![7, 0, 42, 7, 255];
-    let found = parts.embedder.embed(&ids).during(computing)?;
+    let embedder = model.token_embedder().during(computing)?;
+    let found = embedder.embed(&ids).during(computing)?;
     let mut session = deployed.session(subject, Network::EmbedTokens)?;
     let expected = run_one(
         &mut *session,
         "input_ids",
         Array::int(&[1, ids.len()], ids.clone()),
     )?;
-    let shape = [1, ids.len(), deployed.bundle.prompt.hidden_size];
+    let shape = [1, found.nrows(), found.ncols()];
     findings.push(compare(
         "inputs_embeds",
-        &Array::float(&shape, found),
+        &Array::float(&shape, found.into_flat().to_vec()),
         &expected,
         Tolerance::Exact,
     ));
@@ -474,8 +483,9 @@ fn roles_are_the_graphs(deployed: &Deployed, subject: &Subject) -> Result<Findin
     let sequence = embeddings(deployed, subject, 61, LENGTH)?;
     let mut decoder = Decoder::open(deployed, subject)?;
     let mut cache = decoder.empty(1);
+    let mut state = start(&model)?;
     for (step, piece) in cut(&sequence, &[6, 1, 2]).iter().enumerate() {
-        let found = parts.decoder.feed(&values(piece)).during(computing)?;
+        let found = state.feed(rows(piece)?.view()).during(computing)?;
         let (embeds, real) = left_pad(std::slice::from_ref(piece));
         let expected = decoder.feed(&mut cache, &embeds, &real)?;
         findings.push(compare(
@@ -488,18 +498,17 @@ fn roles_are_the_graphs(deployed: &Deployed, subject: &Subject) -> Result<Findin
     Ok(findings)
 }
 
-/// The elements as roles want them.
-fn values(array: &Array) -> Vec<f32> {
-    array.to_float().iter().copied().collect()
-}
-
 /// Feeds the pieces and returns the last logits; the length is what was fed.
-fn feed(parts: &mut Parts, pieces: &[Array], findings: &mut Findings) -> Result<Array, CaseError> {
-    let mut logits = Vec::new();
+fn feed(
+    state: &mut Box<dyn DecoderState>,
+    pieces: &[Array],
+    findings: &mut Findings,
+) -> Result<Array, CaseError> {
+    let mut logits = Array1::default(0);
     for piece in pieces {
-        let before = parts.decoder.len();
-        logits = parts.decoder.feed(&values(piece)).during(computing)?;
-        let (after, expected) = (parts.decoder.len(), before + piece.shape()[0]);
+        let before = state.len();
+        logits = state.feed(rows(piece)?.view()).during(computing)?;
+        let (after, expected) = (state.len(), before + piece.shape()[0]);
         findings.require(after == expected, || {
             format!("the sequence has length {after}, expected {expected}")
         });
@@ -508,16 +517,14 @@ fn feed(parts: &mut Parts, pieces: &[Array], findings: &mut Findings) -> Result<
 }
 
 fn feed_in_pieces(deployed: &Deployed, subject: &Subject) -> Result<Findings, CaseError> {
-    let mut parts = open(deployed, subject)?;
+    let mut state = start(&open(deployed, subject)?)?;
     let mut findings = Findings::default();
-    findings.require(parts.decoder.is_empty(), || {
-        "a new decoder is not empty".to_owned()
-    });
+    findings.require(state.is_empty(), || "a new decoder is not empty".to_owned());
     let sequence = embeddings(deployed, subject, 61, LENGTH)?;
-    let expected = feed(&mut parts, std::slice::from_ref(&sequence), &mut findings)?;
+    let expected = feed(&mut state, std::slice::from_ref(&sequence), &mut findings)?;
     for lengths in [&[1; LENGTH][..], &[4, 3, 2], &[8, 1]] {
-        parts.decoder.truncate(0).during(computing)?;
-        let found = feed(&mut parts, &cut(&sequence, lengths), &mut findings)?;
+        state.truncate(0).during(computing)?;
+        let found = feed(&mut state, &cut(&sequence, lengths), &mut findings)?;
         findings.push(compare(
             &format!("{lengths:?}: logits"),
             &found,
@@ -529,27 +536,28 @@ fn feed_in_pieces(deployed: &Deployed, subject: &Subject) -> Result<Findings, Ca
 }
 
 fn truncate_a_decoder(deployed: &Deployed, subject: &Subject) -> Result<Findings, CaseError> {
-    let mut parts = open(deployed, subject)?;
-    let mut fresh = open(deployed, subject)?;
+    // Two sequences of one model, beside each other.
+    let model = open(deployed, subject)?;
+    let (mut state, mut fresh) = (start(&model)?, start(&model)?);
     let mut findings = Findings::default();
     let sequence = embeddings(deployed, subject, 61, LENGTH)?;
     let others = embeddings(deployed, subject, 62, LENGTH)?;
     for kept in [0, 1, 4, LENGTH - 1] {
-        parts.decoder.truncate(0).during(computing)?;
-        feed(&mut parts, std::slice::from_ref(&sequence), &mut findings)?;
+        state.truncate(0).during(computing)?;
+        feed(&mut state, std::slice::from_ref(&sequence), &mut findings)?;
         // Longer than it is: nothing to forget.
-        parts.decoder.truncate(LENGTH + 3).during(computing)?;
-        findings.require(parts.decoder.len() == LENGTH, || {
+        state.truncate(LENGTH + 3).during(computing)?;
+        findings.require(state.len() == LENGTH, || {
             "forgetting nothing changed the length".to_owned()
         });
-        parts.decoder.truncate(kept).during(computing)?;
-        let length = parts.decoder.len();
+        state.truncate(kept).during(computing)?;
+        let length = state.len();
         findings.require(length == kept, || {
             format!("after `truncate({kept})` the length is {length}")
         });
         let again = part(&others, kept, LENGTH);
-        let found = feed(&mut parts, std::slice::from_ref(&again), &mut findings)?;
-        fresh.decoder.truncate(0).during(computing)?;
+        let found = feed(&mut state, std::slice::from_ref(&again), &mut findings)?;
+        fresh.truncate(0).during(computing)?;
         let whole = joined(&part(&sequence, 0, kept), &again)?;
         let expected = feed(&mut fresh, &[whole], &mut findings)?;
         findings.push(compare(
@@ -563,23 +571,23 @@ fn truncate_a_decoder(deployed: &Deployed, subject: &Subject) -> Result<Findings
 }
 
 fn errors_change_nothing(deployed: &Deployed, subject: &Subject) -> Result<Findings, CaseError> {
-    let mut parts = open(deployed, subject)?;
+    let mut state = start(&open(deployed, subject)?)?;
     let mut findings = Findings::default();
     let sequence = embeddings(deployed, subject, 61, LENGTH)?;
-    let expected = feed(&mut parts, &cut(&sequence, &[6, 3]), &mut findings)?;
-    parts.decoder.truncate(6).during(computing)?;
+    let expected = feed(&mut state, &cut(&sequence, &[6, 3]), &mut findings)?;
+    state.truncate(6).during(computing)?;
     let width = sequence.shape()[1];
-    for wrong in [0, 1, width + 1] {
-        let refused = parts.decoder.feed(&vec![0.5; wrong]).is_err();
+    for wrong in [(0, width), (1, 1), (1, width + 1)] {
+        let refused = state.feed(Array2::from_elem(wrong, 0.5).view()).is_err();
         findings.require(refused, || {
-            format!("{wrong} values were taken for embeddings of {width}")
+            format!("{wrong:?} values were taken for embeddings of {width}")
         });
-        let length = parts.decoder.len();
+        let length = state.len();
         findings.require(length == 6, || {
             format!("after an error the length is {length}, expected 6")
         });
     }
-    let found = feed(&mut parts, &[part(&sequence, 6, LENGTH)], &mut findings)?;
+    let found = feed(&mut state, &[part(&sequence, 6, LENGTH)], &mut findings)?;
     findings.push(compare(
         "after errors: logits",
         &found,
@@ -603,10 +611,7 @@ fn follow_up_equals_fresh(deployed: &Deployed, subject: &Subject) -> Result<Find
     };
     let picture = Picture::new(96, 64, synth::image::scene(96, 64, 7))
         .ok_or_else(|| CaseError::Skip("the scene has no pixels".to_owned()))?;
-    let request = Request {
-        max_tokens: 8,
-        ..Request::default()
-    };
+    let request = Request::default().with_max_tokens(8);
     let chatting = || "chatting".to_owned();
     let answer = |engine: &mut Engine, messages: &[Message]| -> Result<_, CaseError> {
         let mut text = String::new();

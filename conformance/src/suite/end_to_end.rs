@@ -73,10 +73,7 @@ struct Answered {
 }
 
 fn ask(engine: &mut Engine, message: Message, max_tokens: usize) -> Result<Answered, EngineError> {
-    let request = Request {
-        max_tokens,
-        ..Request::default()
-    };
+    let request = Request::default().with_max_tokens(max_tokens);
     let mut answer = engine.chat(&[message], &request)?;
     let mut text = String::new();
     for piece in answer.by_ref() {
@@ -339,7 +336,7 @@ struct EngineAnswers {
 impl Answers for EngineAnswers {
     fn look(&mut self, picture: &Picture) -> Result<(), CaseError> {
         let looking = || "looking at an image".to_owned();
-        self.engine.reset().during(looking)?;
+        self.engine.reset();
         self.image = Some(self.engine.add_image(picture).during(looking)?);
         Ok(())
     }

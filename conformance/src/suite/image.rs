@@ -199,7 +199,9 @@ fn recipe(padded: bool) -> Result<Findings, CaseError> {
         );
         let found = image::preprocess(&case.source.picture()?, &spec)
             .during(|| format!("preprocessing {name}"))?
-            .data;
+            .values
+            .into_flat()
+            .to_vec();
         let plane = usize::try_from(u64::from(case.width) * u64::from(case.height)).unwrap_or(1);
         findings.require(found.len() == 3 * plane, || {
             format!("{name}: {} values", found.len())

@@ -5,7 +5,7 @@ use crate::golden::{Reference, Source};
 use crate::setup::case::Case;
 use crate::setup::error::{CaseError, Context};
 use crate::setup::workspace::{self, Workspace};
-use ndarray::{ArrayView3, Axis, stack};
+use ndarray::{ArrayView4, Axis, concatenate};
 use runtime::image::PixelValues;
 use std::sync::Arc;
 
@@ -48,10 +48,6 @@ pub fn is_full_size(reference: &Reference) -> bool {
 /// No image, or images of different sizes.
 pub fn batch(images: &[PixelValues]) -> Result<Array, CaseError> {
     let joining = || "joining the pixels of a case".to_owned();
-    let mut views = Vec::with_capacity(images.len());
-    for pixels in images {
-        let shape = (3, pixels.height, pixels.width);
-        views.push(ArrayView3::from_shape(shape, &pixels.data).during(joining)?);
-    }
-    Ok(Array::from(stack(Axis(0), &views).during(joining)?))
+    let views: Vec<ArrayView4<'_, f32>> = images.iter().map(|pixels| pixels.values.view()).collect();
+    Ok(Array::from(concatenate(Axis(0), &views).during(joining)?))
 }

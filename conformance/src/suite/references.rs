@@ -10,7 +10,7 @@ use crate::setup::subject::{Provider, Session, Subject, Target};
 use crate::setup::workspace::Workspace;
 use crate::suite::{end_to_end, recorded};
 use models::arch::Network;
-use ndarray::{Axis, concatenate};
+use ndarray::{Axis, Ix2, concatenate};
 use runtime::image::preprocess;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -98,7 +98,7 @@ impl Trial<'_> {
         }
         let embedder = embedder.as_mut();
         if self.has_fixed_lengths() {
-            let mut alone = Alone(self.deployed.parts(self.subject)?.decoder);
+            let mut alone = Alone(self.deployed.sequence(self.subject)?);
             self.decode_alone(&mut alone, embedder, &rows, &mut found)?;
             self.compare(&found, &mut findings);
             self.greedy(&mut alone, embedder, &rows, &mut findings)?;
@@ -348,7 +348,7 @@ impl Sequence for Cached<'_> {
 }
 
 /// A decoder in the role that the runtime gives it.
-struct Alone(Box<dyn runtime::backend::Decoder>);
+struct Alone(Box<dyn runtime::backend::DecoderState>);
 
 impl Sequence for Alone {
     fn begin(&mut self) -> Result<(), CaseError> {
@@ -356,9 +356,11 @@ impl Sequence for Alone {
     }
 
     fn feed(&mut self, embeds: &Array) -> Result<Array, CaseError> {
-        let embeds: Vec<f32> = embeds.to_float().iter().copied().collect();
-        let logits = self.0.feed(&embeds).during(|| "running the decoder".to_owned())?;
-        Ok(Array::float(&[1, logits.len()], logits))
+        let running = || "running the decoder".to_owned();
+        let embeds = embeds.to_float().as_standard_layout().into_owned();
+        let embeds = embeds.into_dimensionality::<Ix2>().during(running)?;
+        let logits = self.0.feed(embeds.view()).during(running)?;
+        Ok(Array::from(logits.insert_axis(Axis(0))))
     }
 }
 

@@ -63,6 +63,9 @@ typedef struct fvlm_cancel fvlm_cancel;
 // A bundle that answers, and one conversation. It may move between threads, one at a time may use it.
 typedef struct fvlm_engine fvlm_engine;
 
+// A bundle that is opened once, for any number of conversations. Any thread may use it, several at once.
+typedef struct fvlm_model fvlm_model;
+
 // Who computes, and with which graphs. `{0}` is as usual.
 typedef struct fvlm_options {
   // `coreml`, `cpu`, `tract` or `auto`; null is `auto`.
@@ -144,6 +147,9 @@ typedef struct fvlm_answer {
   double tokens_per_second;
 } fvlm_answer;
 
+// A conversation with a model. Every function that takes an engine takes it: an engine is a model and one conversation.
+typedef struct fvlm_engine fvlm_conversation;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -177,15 +183,16 @@ enum fvlm_status fvlm_ready(struct fvlm_engine *engine, char **error);
 // `json` is a place to write to.
 enum fvlm_status fvlm_provider(struct fvlm_engine *engine, char **json, char **error);
 
-// Closes an engine, and waits for what of it is still being opened; null does nothing. Close all engines before the process ends:
-// ONNX Runtime does not bear to be unloaded while it opens a graph.
+// Closes an engine or a conversation, and waits for what of it is still being opened, unless others use it; null does nothing.
+// The process may end with engines that are not closed.
 //
 // # Safety
 // `engine` came from `fvlm_open`, is closed once and not used afterwards.
 void fvlm_close(struct fvlm_engine *engine);
 
 // Adds an image file (PNG, JPEG, WebP, GIF, BMP, TIFF), so that messages can show it. The same image is the same `image`. What was made
-// of it for the model stays in memory until `fvlm_forget_images` or `fvlm_reset`, here and in the next two functions.
+// of it for the model stays in memory until `fvlm_forget_images` or `fvlm_reset`, here and in the next two functions; the model
+// keeps the features of the latest images, up to 32 MiB.
 //
 // # Safety
 // `path` is a text, `image` a place to write to.
@@ -269,6 +276,51 @@ void fvlm_cancel_set(const struct fvlm_cancel *cancel, bool cancelled);
 // # Safety
 // `cancel` came from `fvlm_cancel_new` and is freed once, when no answer has it any more.
 void fvlm_cancel_free(struct fvlm_cancel *cancel);
+
+// Opens the bundle in a directory for any number of conversations; `options` may be null. It returns early, as
+// `fvlm_open` does. Any thread may use the model, several at once. Free it with `fvlm_model_free`.
+//
+// # Safety
+// `bundle` is a text, `model` a place to write to; all texts of `options` are texts or null.
+enum fvlm_status fvlm_model_open(const char *bundle,
+                                 const struct fvlm_options *options,
+                                 struct fvlm_model **model,
+                                 char **error);
+
+// Waits until everything is open.
+//
+// # Safety
+// `model` came from `fvlm_model_open` and is not freed, here and below.
+enum fvlm_status fvlm_model_ready(const struct fvlm_model *model, char **error);
+
+// Who computes, and with which graphs, as JSON; waits for them. Free the text with `fvlm_string_free`.
+//
+// # Safety
+// `json` is a place to write to.
+enum fvlm_status fvlm_model_provider(const struct fvlm_model *model, char **json, char **error);
+
+// A conversation of nothing with a model, which it keeps alive. It is used as an engine is, in every function that
+// takes one, by one thread at a time; close it with `fvlm_close`. Any number of them live beside each other, and
+// nothing is loaded again.
+//
+// # Safety
+// `conversation` is a place to write to.
+enum fvlm_status fvlm_conversation_new(const struct fvlm_model *model,
+                                       fvlm_conversation **conversation,
+                                       char **error);
+
+// Bytes that a conversation remembers the past with, its KV cache: 0 before the first prompt, and for null.
+//
+// # Safety
+// `conversation` came from `fvlm_conversation_new` or `fvlm_open` and is not closed, or is null.
+size_t fvlm_conversation_cache_bytes(fvlm_conversation *conversation);
+
+// Frees a model; null does nothing. Conversations with it go on; what of it is still being opened is waited for when
+// the last of them is closed.
+//
+// # Safety
+// `model` came from `fvlm_model_open`, is freed once and not used afterwards.
+void fvlm_model_free(struct fvlm_model *model);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -101,8 +101,8 @@ pub unsafe extern "C" fn fvlm_provider(
     })
 }
 
-/// Closes an engine, and waits for what of it is still being opened; null does nothing. Close all engines before the process ends:
-/// ONNX Runtime does not bear to be unloaded while it opens a graph.
+/// Closes an engine or a conversation, and waits for what of it is still being opened, unless others use it; null does nothing.
+/// The process may end with engines that are not closed.
 ///
 /// # Safety
 /// `engine` came from `fvlm_open`, is closed once and not used afterwards.
@@ -117,7 +117,8 @@ pub unsafe extern "C" fn fvlm_close(engine: *mut Engine) {
 }
 
 /// Adds an image file (PNG, JPEG, WebP, GIF, BMP, TIFF), so that messages can show it. The same image is the same `image`. What was made
-/// of it for the model stays in memory until `fvlm_forget_images` or `fvlm_reset`, here and in the next two functions.
+/// of it for the model stays in memory until `fvlm_forget_images` or `fvlm_reset`, here and in the next two functions; the model
+/// keeps the features of the latest images, up to 32 MiB.
 ///
 /// # Safety
 /// `path` is a text, `image` a place to write to.
@@ -241,7 +242,8 @@ pub unsafe extern "C" fn fvlm_reset(engine: *mut Engine, error: *mut *mut c_char
     guarded(error, || {
         // SAFETY: `engine` is null or open, and nobody else uses it, as the caller promises.
         let engine = unsafe { open(engine) }?;
-        Ok(engine.0.reset()?)
+        engine.0.reset();
+        Ok(())
     })
 }
 
@@ -382,7 +384,7 @@ pub unsafe extern "C" fn fvlm_cancel_free(cancel: *mut Cancel) {
 }
 
 /// Does the work of a call; no panic passes into C. `error` gets the words of what failed.
-fn guarded(
+pub(crate) fn guarded(
     error: Option<&mut MaybeUninit<*mut c_char>>,
     work: impl FnOnce() -> Result<(), Failure>,
 ) -> Status {
@@ -397,7 +399,7 @@ fn guarded(
     failure.status
 }
 
-fn internal(what: &str) -> Failure {
+pub(crate) fn internal(what: &str) -> Failure {
     Failure {
         status: Status::Internal,
         message: format!("internal error: {what}"),
@@ -417,7 +419,7 @@ unsafe fn open<'a>(engine: *mut Engine) -> Result<&'a mut Engine, Failure> {
 ///
 /// # Safety
 /// It is null, or may be written to during `'a` by nobody else.
-unsafe fn optional_place<'a, T>(place: *mut T) -> Option<&'a mut MaybeUninit<T>> {
+pub(crate) unsafe fn optional_place<'a, T>(place: *mut T) -> Option<&'a mut MaybeUninit<T>> {
     // SAFETY: as the caller promises; any bytes are a `MaybeUninit`.
     unsafe { place.cast::<MaybeUninit<T>>().as_mut() }
 }
@@ -426,7 +428,7 @@ unsafe fn optional_place<'a, T>(place: *mut T) -> Option<&'a mut MaybeUninit<T>>
 ///
 /// # Safety
 /// As [`optional_place`].
-unsafe fn place<'a, T>(place: *mut T, name: &str) -> Result<&'a mut MaybeUninit<T>, Failure> {
+pub(crate) unsafe fn place<'a, T>(place: *mut T, name: &str) -> Result<&'a mut MaybeUninit<T>, Failure> {
     // SAFETY: as the caller promises.
     unsafe { optional_place(place) }.ok_or_else(|| Failure::argument(format!("`{name}` is null")))
 }
@@ -437,7 +439,7 @@ fn add(engine: &mut Engine, place: &mut MaybeUninit<ImageId>, picture: Picture) 
 }
 
 /// A text for C; it has no zeros inside.
-fn owned(text: String) -> *mut c_char {
+pub(crate) fn owned(text: String) -> *mut c_char {
     CString::new(without_zeros(text)).unwrap_or_default().into_raw()
 }
 
@@ -468,7 +470,7 @@ unsafe fn optional<'a>(text: *const c_char, name: &str) -> Result<Option<&'a str
 ///
 /// # Safety
 /// As [`optional`].
-unsafe fn required<'a>(text: *const c_char, name: &str) -> Result<&'a str, Failure> {
+pub(crate) unsafe fn required<'a>(text: *const c_char, name: &str) -> Result<&'a str, Failure> {
     // SAFETY: as the caller promises.
     unsafe { optional(text, name) }?.ok_or_else(|| Failure::argument(format!("`{name}` is null")))
 }
@@ -492,7 +494,7 @@ unsafe fn slice<'a, T>(values: *const T, count: usize, name: &str) -> Result<&'a
 ///
 /// # Safety
 /// All texts are texts or null.
-unsafe fn engine_options(options: &Options) -> Result<runtime::Options, Failure> {
+pub(crate) unsafe fn engine_options(options: &Options) -> Result<runtime::Options, Failure> {
     // SAFETY: it is called for texts of `options` only, which are texts or null, as the caller promises.
     let text = |text, name| unsafe { optional(text, name) };
     let count = |number: u32| (number > 0).then_some(number);
@@ -542,23 +544,20 @@ unsafe fn engine_request(request: &Request) -> Result<runtime::Request, Failure>
         .map(|stop| unsafe { required(*stop, "stops") }.map(str::to_owned));
     // SAFETY: `cancel` is null or came from `fvlm_cancel_new` and is not freed, as the caller promises.
     let cancel = unsafe { request.cancel.as_ref() };
-    let usual = runtime::Request::default();
-    Ok(runtime::Request {
-        sampling: Sampling {
+    let mut found = runtime::Request::default()
+        .with_sampling(Sampling {
             temperature: request.temperature,
             top_k: request.top_k,
             top_p: or_one(request.top_p),
             repetition_penalty: or_one(request.repetition_penalty),
             seed: request.seed,
-        },
-        max_tokens: if request.max_tokens == 0 {
-            usual.max_tokens
-        } else {
-            request.max_tokens
-        },
-        stops: stops.collect::<Result<_, _>>()?,
-        cancel: cancel.map(|cancel| Arc::clone(&cancel.0)),
-    })
+        })
+        .with_stops(stops.collect::<Result<Vec<String>, _>>()?);
+    if request.max_tokens > 0 {
+        found.max_tokens = request.max_tokens;
+    }
+    found.cancel = cancel.map(|cancel| Arc::clone(&cancel.0));
+    Ok(found)
 }
 
 /// The turn that C means.

@@ -4,6 +4,7 @@
 #![warn(clippy::undocumented_unsafe_blocks, clippy::multiple_unsafe_ops_per_block)]
 
 mod calls;
+mod models;
 mod types;
 
 pub use calls::{
@@ -11,6 +12,11 @@ pub use calls::{
     fvlm_cancel_free, fvlm_cancel_new, fvlm_cancel_set, fvlm_chat, fvlm_close, fvlm_forget_images, fvlm_open,
     fvlm_provider, fvlm_ready, fvlm_reset, fvlm_string_free, fvlm_version,
 };
+pub use models::{
+    fvlm_conversation_cache_bytes, fvlm_conversation_new, fvlm_model_free, fvlm_model_open,
+    fvlm_model_provider, fvlm_model_ready,
+};
 pub use types::{
-    ABI, Answer, Cancel, Engine, Finish, ImageId, Message, OnText, Options, Request, Role, Status,
+    ABI, Answer, Cancel, Conversation, Engine, Finish, ImageId, Message, Model, OnText, Options, Request,
+    Role, Status,
 };

@@ -14,6 +14,13 @@ pub const ABI: u32 = 1;
 #[derive(Debug)]
 pub struct Engine(pub(crate) runtime::Engine);
 
+/// A conversation with a model. Every function that takes an engine takes it: an engine is a model and one conversation.
+pub type Conversation = Engine;
+
+/// A bundle that is opened once, for any number of conversations. Any thread may use it, several at once.
+#[derive(Debug)]
+pub struct Model(pub(crate) runtime::Model);
+
 /// Ends answers from another thread. Free it after the last answer that has it.
 #[derive(Debug)]
 pub struct Cancel(pub(crate) Arc<AtomicBool>);

@@ -70,6 +70,69 @@ static bool hear_and_let_another_thread_end(const char *text, size_t length, voi
     return hear(text, length, user);
 }
 
+// One conversation of several over a model, on a thread of its own.
+typedef struct {
+    const fvlm_model *model;
+    const char *image, *question;
+    fvlm_answer answer;
+    size_t cache;
+} dialogue;
+
+static void *talk(void *argument) {
+    dialogue *to = argument;
+    fvlm_conversation *conversation = NULL;
+    EXPECT(fvlm_conversation_new(to->model, &conversation, NULL) == FVLM_STATUS_OK);
+    if (conversation == NULL) return NULL;
+    EXPECT(fvlm_conversation_cache_bytes(conversation) == 0);
+    fvlm_image image = 0;
+    EXPECT(fvlm_add_image_file(conversation, to->image, &image, NULL) == FVLM_STATUS_OK);
+    fvlm_message turn = {.role = FVLM_ROLE_USER, .text = to->question, .images = &image, .image_count = 1};
+    EXPECT(fvlm_chat(conversation, &turn, 1, NULL, NULL, NULL, &to->answer, NULL) == FVLM_STATUS_OK);
+    to->cache = fvlm_conversation_cache_bytes(conversation);
+    fvlm_close(conversation);
+    return NULL;
+}
+
+// Two conversations beside each other answer as they do one after another.
+static void conversations(const char *bundle, const char *image) {
+    fvlm_model *model = NULL;
+    REFUSED(fvlm_model_open(NULL, NULL, &model, &error), FVLM_STATUS_ARGUMENT, "`bundle` is null");
+    REFUSED(fvlm_model_open(bundle, NULL, NULL, &error), FVLM_STATUS_ARGUMENT, "`model` is null");
+    REFUSED(fvlm_model_open("/nowhere", NULL, &model, &error), FVLM_STATUS_BUNDLE, "/nowhere");
+    REFUSED(fvlm_model_ready(NULL, &error), FVLM_STATUS_ARGUMENT, "`model` is null");
+    EXPECT(fvlm_model_open(bundle, NULL, &model, NULL) == FVLM_STATUS_OK);
+    if (model == NULL) return;
+    REFUSED(fvlm_conversation_new(model, NULL, &error), FVLM_STATUS_ARGUMENT, "`conversation` is null");
+    EXPECT(fvlm_model_ready(model, NULL) == FVLM_STATUS_OK);
+    char *json = NULL;
+    EXPECT(fvlm_model_provider(model, &json, NULL) == FVLM_STATUS_OK);
+    EXPECT(json != NULL && strstr(json, "\"target\":\"portable\"") != NULL);
+    fvlm_string_free(json);
+    dialogue alone[2] = {{model, image, QUESTION, {0}, 0}, {model, image, "What color is the background?", {0}, 0}};
+    dialogue beside[2] = {alone[0], alone[1]};
+    for (int i = 0; i < 2; i += 1) talk(&alone[i]);
+    pthread_t threads[2];
+    for (int i = 0; i < 2; i += 1) EXPECT(pthread_create(&threads[i], NULL, talk, &beside[i]) == 0);
+    for (int i = 0; i < 2; i += 1) pthread_join(threads[i], NULL);
+    for (int i = 0; i < 2; i += 1) {
+        EXPECT(alone[i].answer.text != NULL && beside[i].answer.text != NULL);
+        if (alone[i].answer.text == NULL || beside[i].answer.text == NULL) continue;
+        EXPECT(strcmp(alone[i].answer.text, beside[i].answer.text) == 0);
+        EXPECT(alone[i].answer.token_count == beside[i].answer.token_count && beside[i].answer.reused_positions == 0);
+        EXPECT(alone[i].cache > 0 && alone[i].cache == beside[i].cache);
+        fvlm_answer_free(&alone[i].answer);
+        fvlm_answer_free(&beside[i].answer);
+    }
+    // A conversation keeps its model.
+    fvlm_conversation *last = NULL;
+    EXPECT(fvlm_conversation_new(model, &last, NULL) == FVLM_STATUS_OK);
+    fvlm_model_free(model);
+    fvlm_model_free(NULL);
+    EXPECT(fvlm_ready(last, NULL) == FVLM_STATUS_OK);
+    fvlm_close(last);
+    EXPECT(fvlm_conversation_cache_bytes(NULL) == 0);
+}
+
 // Rows of `P6 width height 255`, with `padding` bytes after each.
 static unsigned char *read_ppm(const char *path, unsigned padding, uint32_t *width, uint32_t *height) {
     FILE *file = fopen(path, "rb");
@@ -213,6 +276,11 @@ int main(int count, char **arguments) {
     EXPECT(fvlm_reset(engine, NULL) == FVLM_STATUS_OK);
     REFUSED(fvlm_chat(engine, turns, 1, NULL, NULL, NULL, NULL, &error), FVLM_STATUS_PROMPT, "image that was not added");
     REFUSED(fvlm_ready(NULL, &error), FVLM_STATUS_ARGUMENT, "`engine` is null");
+
+    conversations(bundle, arguments[2]);
+
+    // The process ends with an engine that is being opened.
+    EXPECT(fvlm_open(bundle, NULL, &other, NULL) == FVLM_STATUS_OK);
 
     fvlm_answer_free(&answer);
     fvlm_answer_free(&answer);

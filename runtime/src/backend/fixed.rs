@@ -1,15 +1,17 @@
 //! How do decoders of fixed lengths become a decoder of any? What is fed is cut into pieces that they take, each padded in
 //! front, and their new keys and values are written into a cache of fixed length.
 
-use super::Decoder;
 use super::kv::{Ports, given};
-use super::session::{EngineSession, Placement, Tensor};
+use super::session::{EngineSession, Input, Placement};
+use super::{Decoder, DecoderState};
 use crate::error::BackendError;
 use models::bundle::{GraphEntry, HIDDEN, KvSpec};
 use models::dtype::DType;
+use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, s};
 use std::path::Path;
+use std::sync::Arc;
 
-/// Decoders of fixed lengths with their cache.
+/// Decoders of fixed lengths.
 #[derive(Debug)]
 pub struct FixedDecoder<S: EngineSession> {
     /// For one new position.
@@ -17,9 +19,9 @@ pub struct FixedDecoder<S: EngineSession> {
     /// For more, ascending.
     prefill: Vec<Graph<S>>,
     context: usize,
-    /// In the order of the ports: `[1, kv_heads, context, head_dim]`, of which positions from `len` on are anything.
-    cache: Vec<S::Value>,
-    len: usize,
+    dtype: DType,
+    /// Of a tensor of the cache.
+    shape: [usize; 4],
 }
 
 /// A decoder of a fixed number of new positions.
@@ -42,48 +44,39 @@ impl<S: EngineSession> Graph<S> {
 
     /// Feeds at most `new` positions, to the cache's positions from `len` on; returns the logits of the last.
     fn feed(
-        &mut self,
-        embeds: &[f32],
+        &self,
+        embeds: ArrayView2<'_, f32>,
         cache: &mut [S::Value],
         len: usize,
         context: usize,
-    ) -> Result<Vec<f32>, BackendError> {
+    ) -> Result<Array1<f32>, BackendError> {
         let Graph { new, session, ports } = self;
-        let (new, hidden) = (*new, ports.hidden);
-        let pad = new - embeds.len() / hidden;
-        let mut padded = vec![0.0; pad * hidden];
-        padded.extend_from_slice(embeds);
-        let padded = session.upload(Tensor::F32 {
-            shape: vec![1, new, hidden],
-            data: padded,
-        })?;
+        let new = *new;
+        let pad = new - embeds.nrows();
+        let mut padded = Array3::zeros((1, new, ports.hidden));
+        padded.slice_mut(s![0, pad.., ..]).assign(&embeds);
         // The contract's positions are float32.
         let positions = (0..new).map(|row| (len + row).saturating_sub(pad) as f32);
-        let positions = session.upload(Tensor::F32 {
-            shape: vec![1, new],
-            data: positions.collect(),
-        })?;
-        let mut bias = vec![HIDDEN; new * (context + new)];
-        for (row, bias) in bias.chunks_exact_mut(context + new).enumerate() {
-            let (past, fresh) = bias.split_at_mut(context);
+        let positions = Array1::from_iter(positions).insert_axis(Axis(0));
+        let mut bias = Array2::from_elem((new, context + new), HIDDEN);
+        for (row, mut bias) in bias.rows_mut().into_iter().enumerate() {
             if row >= pad {
-                past.iter_mut().take(len).for_each(|slot| *slot = 0.0);
+                bias.slice_mut(s![..len]).fill(0.0);
             }
             // What stands in front sees itself: nobody reads it, and no sum is empty.
-            let seen = fresh.iter_mut().take(row + 1).skip(row.min(pad));
-            seen.for_each(|slot| *slot = 0.0);
+            bias.slice_mut(s![context + row.min(pad)..=context + row])
+                .fill(0.0);
         }
-        let bias = session.upload(Tensor::F32 {
-            shape: vec![1, 1, new, context + new],
-            data: bias,
-        })?;
-        let mut inputs: Vec<(&str, &S::Value)> = vec![
-            ("inputs_embeds", &padded),
-            ("positions", &positions),
-            ("attention_bias", &bias),
+        let bias = bias.insert_axis(Axis(0)).insert_axis(Axis(0));
+        let mut inputs: Vec<(&str, Input<'_, S::Value>)> = vec![
+            ("inputs_embeds", Input::Lent(padded.view().into_dyn())),
+            ("positions", Input::Lent(positions.view().into_dyn())),
+            ("attention_bias", Input::Lent(bias.view().into_dyn())),
         ];
-        inputs.extend(ports.past.iter().map(String::as_str).zip(&*cache));
+        let past = ports.past.iter().map(String::as_str);
+        inputs.extend(past.zip(cache.iter().map(Input::Held)));
         let outputs = session.compute(&inputs)?;
+        drop(inputs);
         for (cache, index) in cache.iter_mut().zip(&ports.present) {
             session.store(cache, len, given(session, &outputs, *index)?, pad)?;
         }
@@ -92,27 +85,82 @@ impl<S: EngineSession> Graph<S> {
 }
 
 impl<S: EngineSession> FixedDecoder<S> {
-    /// A decoder that has seen nothing: a graph for one new position, and graphs for more, ascending.
-    ///
-    /// # Errors
-    /// What the engine says about the cache.
+    /// A graph for one new position, and graphs for more, ascending.
     pub fn new(
         step: Graph<S>,
         prefill: Vec<Graph<S>>,
         context: usize,
         kv: &KvSpec,
         dtype: DType,
-    ) -> Result<FixedDecoder<S>, BackendError> {
-        let shape = [1, kv.kv_heads, context, kv.head_dim];
-        let cache = step.ports.cache(&step.session, dtype, &shape)?;
-        Ok(FixedDecoder {
+    ) -> FixedDecoder<S> {
+        FixedDecoder {
             step,
             prefill,
             context,
+            dtype,
+            shape: [1, kv.kv_heads, context, kv.head_dim],
+        }
+    }
+
+    /// The graph for what is left: the shortest that takes all of it, or else the longest; never a longer one for a single
+    /// position.
+    fn graph(&self, left: usize) -> &Graph<S> {
+        let fits = self.prefill.iter().find(|graph| graph.new >= left);
+        match fits.or(self.prefill.last()) {
+            Some(graph) if left > 1 => graph,
+            _ => &self.step,
+        }
+    }
+}
+
+impl<S: EngineSession + 'static> Decoder for FixedDecoder<S> {
+    fn start(self: Arc<Self>) -> Result<Box<dyn DecoderState>, BackendError> {
+        let cache = self
+            .step
+            .ports
+            .cache(&self.step.session, self.dtype, &self.shape)?;
+        Ok(Box::new(FixedState {
+            decoder: self,
             cache,
             len: 0,
-        })
+        }))
     }
+
+    fn placement(&self) -> Option<Placement> {
+        let graphs = std::iter::once(&self.step).chain(&self.prefill);
+        let parts: Vec<Option<Placement>> = graphs.map(|graph| graph.session.placement()).collect();
+        Placement::sum(&parts)
+    }
+}
+
+/// One sequence in a [`FixedDecoder`].
+#[derive(Debug)]
+struct FixedState<S: EngineSession> {
+    decoder: Arc<FixedDecoder<S>>,
+    /// In the order of the ports: `[1, kv_heads, context, head_dim]`, of which positions from `len` on are anything.
+    cache: Vec<S::Value>,
+    len: usize,
+}
+
+/// Feeds `embeds` `[rows, hidden]` in pieces of lengths that graphs take, after `len` positions; the logits of the last.
+///
+/// `length` says how many positions the graph for so many rows at that position takes, at least one; `feed` is given that
+/// number, at most as many rows, and their position.
+pub(super) fn in_pieces(
+    embeds: ArrayView2<'_, f32>,
+    len: usize,
+    length: impl Fn(usize, usize) -> usize,
+    mut feed: impl FnMut(usize, ArrayView2<'_, f32>, usize) -> Result<Array1<f32>, BackendError>,
+) -> Result<Array1<f32>, BackendError> {
+    let (mut rest, mut len, mut logits) = (embeds, len, Array1::default(0));
+    while rest.nrows() > 0 {
+        let new = length(rest.nrows(), len).max(1);
+        let (piece, after) = rest.split_at(Axis(0), rest.nrows().min(new));
+        logits = feed(new, piece, len)?;
+        len += piece.nrows();
+        rest = after;
+    }
+    Ok(logits)
 }
 
 /// Whether `count` more positions after `len` fit into a cache of `context` slots.
@@ -128,28 +176,19 @@ pub(super) fn check_room(path: &Path, count: usize, len: usize, context: usize) 
     })
 }
 
-impl<S: EngineSession> Decoder for FixedDecoder<S> {
-    fn feed(&mut self, embeds: &[f32]) -> Result<Vec<f32>, BackendError> {
-        let Graph { session, ports, .. } = &self.step;
-        let (count, hidden) = (ports.positions(session, embeds)?, ports.hidden);
-        check_room(&session.description().path, count, self.len, self.context)?;
-        let (mut rest, mut len, mut logits) = (embeds, self.len, Vec::new());
-        while !rest.is_empty() {
-            let left = rest.len() / hidden;
-            // The shortest that takes all that is left, or else the longest.
-            let fits = self.prefill.iter().position(|graph| graph.new >= left);
-            let graph = match fits.or(self.prefill.len().checked_sub(1)) {
-                Some(index) if left > 1 => self.prefill.get_mut(index),
-                _ => None,
-            };
-            let graph = graph.unwrap_or(&mut self.step);
-            let (piece, after) = rest.split_at(graph.new.min(left) * hidden);
-            logits = graph.feed(piece, &mut self.cache, len, self.context)?;
-            len += piece.len() / hidden;
-            rest = after;
-        }
+impl<S: EngineSession> DecoderState for FixedState<S> {
+    fn feed(&mut self, embeds: ArrayView2<'_, f32>) -> Result<Array1<f32>, BackendError> {
+        let decoder = &*self.decoder;
+        let Graph { session, ports, .. } = &decoder.step;
+        let count = ports.positions(session, &embeds)?;
+        check_room(&session.description().path, count, self.len, decoder.context)?;
+        let length = |left, _position| decoder.graph(left).new;
+        let logits = in_pieces(embeds, self.len, length, |new, piece, position| {
+            let graph = decoder.graph(new);
+            graph.feed(piece, &mut self.cache, position, decoder.context)
+        })?;
         // Only now: a piece that failed leaves the sequence as it was, for nobody looks beyond its length.
-        self.len = len;
+        self.len += count;
         Ok(logits)
     }
 
@@ -162,26 +201,27 @@ impl<S: EngineSession> Decoder for FixedDecoder<S> {
         Ok(())
     }
 
-    fn placement(&self) -> Option<Placement> {
-        let graphs = std::iter::once(&self.step).chain(&self.prefill);
-        let parts: Vec<Option<Placement>> = graphs.map(|graph| graph.session.placement()).collect();
-        Placement::sum(&parts)
+    fn cache_bytes(&self) -> usize {
+        let decoder = &*self.decoder;
+        decoder.step.ports.cache_bytes(decoder.dtype, decoder.context)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::session::{Description, Port};
+    use crate::backend::session::{Description, Port, Tensor};
     use models::bundle::{Io, IoDim};
+    use ndarray::ArrayD;
     use std::path::PathBuf;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     /// An engine whose decoder keeps embeddings of one number as keys and values, and whose logits are the sum of
     /// `key * (1 + slot's position)` that the last position sees, and how many it sees.
     #[derive(Debug)]
     struct Sum {
         description: Description,
-        fail: bool,
+        fail: AtomicBool,
     }
 
     impl EngineSession for Sum {
@@ -199,21 +239,24 @@ mod tests {
             Ok(value.clone())
         }
 
-        fn compute(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, BackendError> {
-            if self.fail {
+        fn compute(&self, inputs: &[(&str, Input<'_, Tensor>)]) -> Result<Vec<Tensor>, BackendError> {
+            if self.fail.load(Ordering::Relaxed) {
                 return Err(BackendError::Run {
                     path: self.description.path.clone(),
                     reason: "asked to".to_owned(),
                 });
             }
-            let get = |wanted: &str| inputs.iter().find(|(name, _)| *name == wanted).unwrap().1.clone();
-            let past = get("past_key_values.0.key").into_f32().unwrap();
-            let embeds = get("inputs_embeds").into_f32().unwrap();
+            let get = |wanted: &str| match &inputs.iter().find(|(name, _)| *name == wanted).unwrap().1 {
+                Input::Held(tensor) => (*tensor).clone().into_f32().unwrap(),
+                Input::Lent(array) => array.to_owned(),
+            };
+            let past = get("past_key_values.0.key");
+            let embeds = get("inputs_embeds");
             let bias = get("attention_bias");
             let (new, context) = (embeds.len(), past.len());
             assert_eq!(bias.shape(), [1, 1, new, context + new]);
-            let positions = get("positions").into_f32().unwrap();
-            let bias = bias.into_f32().unwrap();
+            let positions = get("positions");
+            let bias = bias.into_flat().to_vec();
             assert!(
                 bias.chunks(context + new).all(|row| row.contains(&0.0)),
                 "a row sees nothing"
@@ -227,19 +270,15 @@ mod tests {
                 .map(|(slot, _)| slot)
                 .collect();
             let sum = seen.iter().map(|(key, position)| key * (1.0 + position)).sum();
-            let added = Tensor::F32 {
-                shape: vec![1, 1, new, 1],
-                data: embeds,
-            };
-            let logits = Tensor::F32 {
-                shape: vec![1, 1, 2],
-                data: vec![sum, f32::from(u16::try_from(seen.len()).unwrap())],
-            };
+            let added = embeds.into_shape_with_order(vec![1, 1, new, 1]).unwrap();
+            let added = Tensor::F32(added);
+            let logits = vec![sum, f32::from(u16::try_from(seen.len()).unwrap())];
+            let logits = Tensor::F32(ArrayD::from_shape_vec(vec![1, 1, 2], logits).unwrap());
             Ok(vec![added.clone(), logits, added])
         }
     }
 
-    fn decoder(context: usize) -> FixedDecoder<Sum> {
+    fn decoder(context: usize) -> Arc<FixedDecoder<Sum>> {
         let port = |name: &str| Port {
             name: name.to_owned(),
             dtype: None,
@@ -251,7 +290,7 @@ mod tests {
                 inputs: Vec::new(),
                 outputs: vec![port("present.0.key"), port("logits"), port("present.0.value")],
             },
-            fail: false,
+            fail: AtomicBool::new(false),
         };
         let entry = GraphEntry {
             path: "decoder.onnx".to_owned(),
@@ -270,7 +309,14 @@ mod tests {
             max_context: 100,
         };
         let graph = |new| Graph::new(new, session(), &entry, &kv).unwrap();
-        FixedDecoder::new(graph(1), vec![graph(3), graph(5)], context, &kv, DType::Float32).unwrap()
+        let prefill = vec![graph(3), graph(5)];
+        Arc::new(FixedDecoder::new(graph(1), prefill, context, &kv, DType::Float32))
+    }
+
+    /// Feeds rows of one.
+    fn feed(state: &mut Box<dyn DecoderState>, embeds: &[f32]) -> Result<Vec<f32>, BackendError> {
+        let embeds = ArrayView2::from_shape((embeds.len(), 1), embeds).unwrap();
+        Ok(state.feed(embeds)?.to_vec())
     }
 
     fn numbers(range: std::ops::Range<u8>) -> Vec<f32> {
@@ -290,31 +336,33 @@ mod tests {
     fn pieces_of_any_length_are_one_sequence() {
         let all = numbers(7..27);
         for first in 1..20 {
-            let mut decoder = decoder(20);
-            assert_eq!(decoder.feed(&all[..first]).unwrap(), expected(&all[..first]));
+            let mut state = decoder(20).start().unwrap();
+            assert_eq!(feed(&mut state, &all[..first]).unwrap(), expected(&all[..first]));
             for length in first + 1..=20 {
                 assert_eq!(
-                    decoder.feed(&all[length - 1..length]).unwrap(),
+                    feed(&mut state, &all[length - 1..length]).unwrap(),
                     expected(&all[..length])
                 );
             }
-            assert_eq!(decoder.len(), 20);
-            decoder.truncate(4).unwrap();
-            assert_eq!(decoder.feed(&all[4..11]).unwrap(), expected(&all[..11]));
+            assert_eq!(state.len(), 20);
+            state.truncate(4).unwrap();
+            assert_eq!(feed(&mut state, &all[4..11]).unwrap(), expected(&all[..11]));
         }
     }
 
     #[test]
     fn a_failed_piece_changes_nothing_and_a_full_cache_is_an_error() {
         let all = numbers(1..20);
-        let mut decoder = decoder(12);
-        decoder.feed(&all[..4]).unwrap();
-        decoder.prefill[0].session.fail = true;
-        assert!(decoder.feed(&all[4..12]).is_err());
-        assert_eq!(decoder.len(), 4);
-        decoder.prefill[0].session.fail = false;
-        assert_eq!(decoder.feed(&all[4..12]).unwrap(), expected(&all[..12]));
-        let error = decoder.feed(&all[12..13]).unwrap_err();
+        let decoder = decoder(12);
+        let fail = &decoder.prefill[0].session.fail;
+        let mut state = Arc::clone(&decoder).start().unwrap();
+        feed(&mut state, &all[..4]).unwrap();
+        fail.store(true, Ordering::Relaxed);
+        assert!(feed(&mut state, &all[4..12]).is_err());
+        assert_eq!(state.len(), 4);
+        fail.store(false, Ordering::Relaxed);
+        assert_eq!(feed(&mut state, &all[4..12]).unwrap(), expected(&all[..12]));
+        let error = feed(&mut state, &all[12..13]).unwrap_err();
         let full = matches!(
             error,
             BackendError::Full {
@@ -325,7 +373,21 @@ mod tests {
             }
         );
         assert!(full && error.to_string().contains("more than its 12"), "{error}");
-        assert!(decoder.feed(&[]).is_err());
-        assert_eq!(decoder.len(), 12);
+        assert!(feed(&mut state, &[]).is_err());
+        assert_eq!(state.len(), 12);
+    }
+
+    #[test]
+    fn sequences_of_one_decoder_do_not_know_of_each_other() {
+        let (one, other) = (numbers(1..9), numbers(20..30));
+        let decoder = decoder(20);
+        let mut first = Arc::clone(&decoder).start().unwrap();
+        let mut second = Arc::clone(&decoder).start().unwrap();
+        feed(&mut first, &one[..6]).unwrap();
+        feed(&mut second, &other[..9]).unwrap();
+        assert_eq!(feed(&mut first, &one[6..]).unwrap(), expected(&one));
+        assert_eq!(feed(&mut second, &other[9..]).unwrap(), expected(&other));
+        drop((first, second));
+        assert_eq!(Arc::strong_count(&decoder), 1);
     }
 }

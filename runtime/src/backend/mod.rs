@@ -36,5 +36,7 @@ pub use choose::{Choice, backends, choose, open_session};
 pub(crate) use choose::{check_forms, choose_for, form};
 pub use form::Form;
 pub use options::{CoreMlFormat, CoreMlOptions, CoreMlUnits, Options};
+#[cfg(feature = "ort")]
+pub(crate) use ort::watch_thread;
 pub use provider::Provider;
-pub use roles::{Backend, Decoder, Model, Parts, TokenEmbedder, VisionEncoder};
+pub use roles::{Backend, Decoder, DecoderState, Model, TokenEmbedder, VisionEncoder};

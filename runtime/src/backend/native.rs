@@ -7,23 +7,25 @@ mod coreml;
 /// Where there is none.
 #[cfg(not(any(target_os = "macos", fvlm_type_check)))]
 mod coreml {
-    use super::{BackendError, Decoder, Model, VisionEncoder, unavailable};
+    use super::{Arc, BackendError, Decoder, Model, VisionEncoder, unavailable};
 
     pub(super) fn check() -> Result<(), BackendError> {
         Err(unavailable("Core ML is part of macOS"))
     }
 
-    pub(super) fn vision_encoder(_model: &Model<'_>) -> Result<Box<dyn VisionEncoder>, BackendError> {
+    pub(super) fn vision_encoder(_model: &Model<'_>) -> Result<Arc<dyn VisionEncoder>, BackendError> {
         Err(unavailable("Core ML is part of macOS"))
     }
 
-    pub(super) fn decoder(_model: &Model<'_>) -> Result<Box<dyn Decoder>, BackendError> {
+    pub(super) fn decoder(_model: &Model<'_>) -> Result<Arc<dyn Decoder>, BackendError> {
         Err(unavailable("Core ML is part of macOS"))
     }
 }
 
 #[cfg(any(test, target_os = "macos", fvlm_type_check))]
-use super::fixed::check_room;
+use super::DecoderState;
+#[cfg(any(test, target_os = "macos", fvlm_type_check))]
+use super::fixed::{check_room, in_pieces};
 #[cfg(any(test, target_os = "macos", fvlm_type_check))]
 use super::kv::count_positions;
 use super::session::Session;
@@ -31,10 +33,16 @@ use super::{Backend, Decoder, Form, Model, Options, Provider, TokenEmbedder, Vis
 use crate::error::BackendError;
 use half::f16;
 use memmap2::Mmap;
+#[cfg(any(test, target_os = "macos", fvlm_type_check))]
+use models::bundle::KvSpec;
 use models::bundle::{CoreMlPackages, EmbeddingRows, Target};
 use models::dtype::DType;
+use ndarray::Array2;
+#[cfg(any(test, target_os = "macos", fvlm_type_check))]
+use ndarray::{Array1, ArrayView2, s};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Core ML without ONNX Runtime.
 #[derive(Debug)]
@@ -61,18 +69,18 @@ impl Backend for CoreMlNative {
         true
     }
 
-    fn vision_encoder(&self, model: &Model<'_>) -> Result<Box<dyn VisionEncoder>, BackendError> {
+    fn vision_encoder(&self, model: &Model<'_>) -> Result<Arc<dyn VisionEncoder>, BackendError> {
         coreml::vision_encoder(model)
     }
 
-    fn embedder(&self, model: &Model<'_>) -> Result<Box<dyn TokenEmbedder>, BackendError> {
+    fn embedder(&self, model: &Model<'_>) -> Result<Arc<dyn TokenEmbedder>, BackendError> {
         let packages = packages(model)?;
         let prompt = &model.bundle.prompt;
         let shape = [prompt.vocab_size, prompt.hidden_size];
-        Ok(Box::new(Rows::open(model.directory, &packages.embedding, shape)?))
+        Ok(Arc::new(Rows::open(model.directory, &packages.embedding, shape)?))
     }
 
-    fn decoder(&self, model: &Model<'_>) -> Result<Box<dyn Decoder>, BackendError> {
+    fn decoder(&self, model: &Model<'_>) -> Result<Arc<dyn Decoder>, BackendError> {
         coreml::decoder(model)
     }
 }
@@ -94,25 +102,31 @@ fn packages<'a>(model: &Model<'a>) -> Result<&'a CoreMlPackages, BackendError> {
 
 /// A decoder with a state, as an engine runs it.
 #[cfg(any(test, target_os = "macos", fvlm_type_check))]
-pub(super) trait StatefulModel: Send {
-    /// Runs the function for `new` positions: `embeds` is `[new, hidden]`, the first of them at slot `position`, and row `last` is
-    /// the last real one. Returns `[vocab]`, the logits of that row.
+pub(super) trait StatefulModel: Send + Sync {
+    /// What it remembers of one sequence.
+    type State: Send;
+
+    /// The state of a sequence of nothing.
+    ///
+    /// # Errors
+    /// What the engine says.
+    fn start(&self) -> Result<Self::State, BackendError>;
+
+    /// Runs the function for as many new positions as `embeds` `[new, hidden]` has: the first of them is at slot `position`,
+    /// and row `last` is the last real one. Returns `[vocab]`, the logits of that row.
     ///
     /// # Errors
     /// What the engine says.
     fn run(
-        &mut self,
-        new: usize,
-        embeds: &[f32],
+        &self,
+        state: &mut Self::State,
+        embeds: ArrayView2<'_, f32>,
         position: usize,
         last: usize,
-    ) -> Result<Vec<f32>, BackendError>;
+    ) -> Result<Array1<f32>, BackendError>;
 }
 
-/// A sequence in the state of a model.
-///
-/// What lies behind the sequence is never looked at: a function writes all its slots, the padded ones too, and a later call
-/// writes over them. So nothing has to be undone after an error, and to forget is to count less.
+/// A decoder that keeps each sequence in a state of the model.
 #[cfg(any(test, target_os = "macos", fvlm_type_check))]
 #[derive(Debug)]
 pub(super) struct StatefulDecoder<M> {
@@ -122,21 +136,29 @@ pub(super) struct StatefulDecoder<M> {
     lengths: Vec<usize>,
     context: usize,
     hidden: usize,
-    len: usize,
+    /// Bytes of a state.
+    bytes: usize,
 }
 
 #[cfg(any(test, target_os = "macos", fvlm_type_check))]
 impl<M: StatefulModel> StatefulDecoder<M> {
-    /// A decoder that has seen nothing.
-    pub(super) fn new(model: M, path: PathBuf, packages: &CoreMlPackages, hidden: usize) -> Self {
+    /// The decoder of packages.
+    pub(super) fn new(
+        model: M,
+        path: PathBuf,
+        packages: &CoreMlPackages,
+        hidden: usize,
+        kv: &KvSpec,
+    ) -> Self {
         let lengths = std::iter::once(1).chain(packages.prefill.iter().copied());
+        let numbers = 2 * kv.layers * kv.kv_heads * kv.head_dim * packages.context;
         StatefulDecoder {
             model,
             path,
             lengths: lengths.collect(),
             context: packages.context,
             hidden: hidden.max(1),
-            len: 0,
+            bytes: numbers * DType::Float16.size(),
         }
     }
 
@@ -153,23 +175,44 @@ impl<M: StatefulModel> StatefulDecoder<M> {
 }
 
 #[cfg(any(test, target_os = "macos", fvlm_type_check))]
-impl<M: StatefulModel> Decoder for StatefulDecoder<M> {
-    fn feed(&mut self, embeds: &[f32]) -> Result<Vec<f32>, BackendError> {
-        let hidden = self.hidden;
-        let count = count_positions(&self.path, embeds, hidden)?;
-        check_room(&self.path, count, self.len, self.context)?;
-        let (mut rest, mut len, mut logits) = (embeds, self.len, Vec::new());
-        while !rest.is_empty() {
-            let new = self.function(rest.len() / hidden, len);
-            let (piece, after) = rest.split_at(rest.len().min(new * hidden));
-            let real = piece.len() / hidden;
-            let mut padded = piece.to_vec();
-            padded.resize(new * hidden, 0.0);
-            logits = self.model.run(new, &padded, len, real - 1)?;
-            len += real;
-            rest = after;
-        }
-        self.len = len;
+impl<M: StatefulModel + 'static> Decoder for StatefulDecoder<M> {
+    fn start(self: Arc<Self>) -> Result<Box<dyn DecoderState>, BackendError> {
+        let state = self.model.start()?;
+        Ok(Box::new(StatefulState {
+            decoder: self,
+            state,
+            len: 0,
+        }))
+    }
+}
+
+/// One sequence in a [`StatefulDecoder`].
+///
+/// What lies behind the sequence is never looked at: a function writes all its slots, the padded ones too, and a later call
+/// writes over them. So nothing has to be undone after an error, and to forget is to count less.
+#[cfg(any(test, target_os = "macos", fvlm_type_check))]
+#[derive(Debug)]
+struct StatefulState<M: StatefulModel> {
+    decoder: Arc<StatefulDecoder<M>>,
+    state: M::State,
+    len: usize,
+}
+
+#[cfg(any(test, target_os = "macos", fvlm_type_check))]
+impl<M: StatefulModel> DecoderState for StatefulState<M> {
+    fn feed(&mut self, embeds: ArrayView2<'_, f32>) -> Result<Array1<f32>, BackendError> {
+        let decoder = &*self.decoder;
+        let count = count_positions(&decoder.path, &embeds, decoder.hidden)?;
+        check_room(&decoder.path, count, self.len, decoder.context)?;
+        let function = |left, position| decoder.function(left, position);
+        let logits = in_pieces(embeds, self.len, function, |new, piece, position| {
+            let real = piece.nrows();
+            let mut padded = Array2::zeros((new, decoder.hidden));
+            padded.slice_mut(s![..real, ..]).assign(&piece);
+            let model = &decoder.model;
+            model.run(&mut self.state, padded.view(), position, real - 1)
+        })?;
+        self.len += count;
         Ok(logits)
     }
 
@@ -180,6 +223,10 @@ impl<M: StatefulModel> Decoder for StatefulDecoder<M> {
     fn truncate(&mut self, len: usize) -> Result<(), BackendError> {
         self.len = self.len.min(len);
         Ok(())
+    }
+
+    fn cache_bytes(&self) -> usize {
+        self.decoder.bytes
     }
 }
 
@@ -271,19 +318,20 @@ fn values(bytes: &[u8], dtype: DType) -> Option<Vec<f32>> {
 }
 
 impl TokenEmbedder for Rows {
-    fn embed(&mut self, ids: &[i64]) -> Result<Vec<f32>, BackendError> {
+    fn embed(&self, ids: &[i64]) -> Result<Array2<f32>, BackendError> {
+        let refuse = |problem: String| BackendError::Inputs {
+            path: self.path.clone(),
+            problems: vec![problem],
+        };
         let mut embeds = Vec::with_capacity(ids.len() * self.width);
         for &id in ids {
-            let row = self.row(id).ok_or_else(|| BackendError::Inputs {
-                path: self.path.clone(),
-                problems: vec![format!(
-                    "`input_ids` has {id}, expected 0 to {}",
-                    self.count.saturating_sub(1)
-                )],
-            })?;
+            let last = self.count.saturating_sub(1);
+            let row = self.row(id);
+            let row = row.ok_or_else(|| refuse(format!("`input_ids` has {id}, expected 0 to {last}")))?;
             embeds.extend(row);
         }
-        Ok(embeds)
+        let shape = (ids.len(), self.width);
+        Array2::from_shape_vec(shape, embeds).map_err(|error| refuse(error.to_string()))
     }
 }
 
@@ -291,35 +339,41 @@ impl TokenEmbedder for Rows {
 mod tests {
     use super::*;
     use models::bundle::Precision;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     /// Keeps what it is given; logits are the sum over all slots up to the last real one, and how many there are.
     struct Sum {
-        slots: Vec<f32>,
-        calls: Vec<(usize, usize)>,
-        fail: bool,
+        context: usize,
+        calls: Mutex<Vec<(usize, usize)>>,
+        fail: AtomicBool,
     }
 
-    impl StatefulModel for &mut Sum {
+    impl StatefulModel for Sum {
+        type State = Vec<f32>;
+
+        fn start(&self) -> Result<Vec<f32>, BackendError> {
+            Ok(vec![f32::NAN; self.context])
+        }
+
         fn run(
-            &mut self,
-            new: usize,
-            embeds: &[f32],
+            &self,
+            slots: &mut Vec<f32>,
+            embeds: ArrayView2<'_, f32>,
             position: usize,
             last: usize,
-        ) -> Result<Vec<f32>, BackendError> {
-            assert_eq!(embeds.len(), new);
-            self.calls.push((new, position));
+        ) -> Result<Array1<f32>, BackendError> {
+            let new = embeds.nrows();
+            self.calls.lock().unwrap().push((new, position));
             // As Core ML would, whatever is padding.
-            self.slots[position..position + new].copy_from_slice(embeds);
-            if self.fail {
+            slots[position..position + new].copy_from_slice(embeds.as_slice().unwrap());
+            if self.fail.load(Ordering::Relaxed) {
                 return Err(unavailable("asked to"));
             }
-            let seen = &self.slots[..=position + last];
+            let seen = &slots[..=position + last];
             let weighted = seen.iter().zip((1_u8..).map(f32::from));
-            Ok(vec![
-                weighted.map(|(slot, weight)| slot * weight).sum(),
-                seen.len() as f32,
-            ])
+            let sum = weighted.map(|(slot, weight)| slot * weight).sum();
+            Ok(Array1::from(vec![sum, seen.len() as f32]))
         }
     }
 
@@ -340,12 +394,26 @@ mod tests {
         }
     }
 
-    fn sum(context: usize) -> Sum {
-        Sum {
-            slots: vec![f32::NAN; context],
-            calls: Vec::new(),
-            fail: false,
-        }
+    fn decoder(context: usize, prefill: &[usize]) -> Arc<StatefulDecoder<Sum>> {
+        let model = Sum {
+            context,
+            calls: Mutex::default(),
+            fail: AtomicBool::new(false),
+        };
+        let kv = KvSpec {
+            layers: 1,
+            kv_heads: 1,
+            head_dim: 1,
+            max_context: context,
+        };
+        let packages = packages(context, prefill);
+        Arc::new(StatefulDecoder::new(model, PathBuf::new(), &packages, 1, &kv))
+    }
+
+    /// Feeds rows of one.
+    fn feed(state: &mut Box<dyn DecoderState>, embeds: &[f32]) -> Result<Vec<f32>, BackendError> {
+        let embeds = ArrayView2::from_shape((embeds.len(), 1), embeds).unwrap();
+        Ok(state.feed(embeds)?.to_vec())
     }
 
     #[test]
@@ -353,50 +421,46 @@ mod tests {
         let numbers: Vec<f32> = (1_u8..=20).map(f32::from).collect();
         let expected: f32 = numbers.iter().map(|number| number * number).sum();
         for pieces in [vec![20], vec![1; 20], vec![3, 16, 1], vec![7, 7, 6], vec![19, 1]] {
-            let mut model = sum(20);
-            let mut decoder = StatefulDecoder::new(&mut model, PathBuf::new(), &packages(20, &[4, 8]), 1);
+            let mut state = decoder(20, &[4, 8]).start().unwrap();
             let (mut rest, mut logits) = (&numbers[..], Vec::new());
             for piece in &pieces {
                 let (now, after) = rest.split_at(*piece);
-                logits = decoder.feed(now).unwrap();
+                logits = feed(&mut state, now).unwrap();
                 rest = after;
             }
             assert_eq!(logits, [expected, 20.0], "{pieces:?}");
-            assert_eq!(decoder.len(), 20);
-            assert!(
-                decoder
-                    .feed(&[1.0])
-                    .unwrap_err()
-                    .to_string()
-                    .contains("the cache's 20")
-            );
+            assert_eq!(state.len(), 20);
+            let error = feed(&mut state, &[1.0]).unwrap_err().to_string();
+            assert!(error.contains("more than its 20"), "{error}");
         }
     }
 
     #[test]
     fn functions_that_fit_and_end_inside_the_cache() {
-        let mut model = sum(11);
-        let mut decoder = StatefulDecoder::new(&mut model, PathBuf::new(), &packages(11, &[4, 8]), 1);
-        decoder.feed(&[1.0; 10]).unwrap();
+        let decoder = decoder(11, &[4, 8]);
+        let mut state = Arc::clone(&decoder).start().unwrap();
+        feed(&mut state, &[1.0; 10]).unwrap();
         // 8 at once, then 2: four would end beyond slot 11, so one by one.
-        assert_eq!(decoder.model.calls, [(8, 0), (1, 8), (1, 9)]);
-        decoder.truncate(3).unwrap();
-        decoder.feed(&[1.0; 3]).unwrap();
-        assert_eq!(decoder.model.calls[3..], [(4, 3)]);
-        assert_eq!(decoder.len(), 6);
+        let calls = || decoder.model.calls.lock().unwrap().clone();
+        assert_eq!(calls(), [(8, 0), (1, 8), (1, 9)]);
+        state.truncate(3).unwrap();
+        feed(&mut state, &[1.0; 3]).unwrap();
+        assert_eq!(calls()[3..], [(4, 3)]);
+        assert_eq!(state.len(), 6);
     }
 
     #[test]
     fn a_failure_leaves_the_sequence_as_it_was() {
-        let mut model = sum(16);
-        let mut decoder = StatefulDecoder::new(&mut model, PathBuf::new(), &packages(16, &[4]), 1);
-        decoder.feed(&[1.0, 2.0]).unwrap();
-        decoder.model.fail = true;
-        decoder.feed(&[9.0, 9.0, 9.0]).unwrap_err();
-        decoder.model.fail = false;
-        assert_eq!(decoder.len(), 2);
-        assert_eq!(decoder.feed(&[3.0]).unwrap(), [14.0, 3.0]);
-        assert!(decoder.feed(&[]).unwrap_err().to_string().contains("0 values"));
+        let decoder = decoder(16, &[4]);
+        let mut state = Arc::clone(&decoder).start().unwrap();
+        feed(&mut state, &[1.0, 2.0]).unwrap();
+        decoder.model.fail.store(true, Ordering::Relaxed);
+        feed(&mut state, &[9.0, 9.0, 9.0]).unwrap_err();
+        decoder.model.fail.store(false, Ordering::Relaxed);
+        assert_eq!(state.len(), 2);
+        assert_eq!(feed(&mut state, &[3.0]).unwrap(), [14.0, 3.0]);
+        let error = feed(&mut state, &[]).unwrap_err().to_string();
+        assert!(error.contains("`inputs_embeds` is 0 x 1"), "{error}");
     }
 
     #[test]
@@ -409,8 +473,11 @@ mod tests {
         bytes.extend([1, 2, 0x80, 0xFF]);
         std::fs::write(directory.path().join("rows"), &bytes).unwrap();
         let plain = packages(1, &[]).embedding;
-        let mut rows = Rows::open(directory.path(), &plain, [2, 2]).unwrap();
-        assert_eq!(rows.embed(&[1, 0]).unwrap(), [-3.0, 0.5, 1.0, 2.0]);
+        let rows = Rows::open(directory.path(), &plain, [2, 2]).unwrap();
+        assert_eq!(
+            rows.embed(&[1, 0]).unwrap(),
+            ndarray::array![[-3.0, 0.5], [1.0, 2.0]]
+        );
         for id in [2, -1] {
             let message = rows.embed(&[id]).unwrap_err().to_string();
             assert!(
@@ -423,8 +490,11 @@ mod tests {
             scales: Some(6),
             ..plain.clone()
         };
-        let mut rows = Rows::open(directory.path(), &scaled, [2, 2]).unwrap();
-        assert_eq!(rows.embed(&[0, 1]).unwrap(), [2.0, 4.0, 384.0, 3.0]);
+        let rows = Rows::open(directory.path(), &scaled, [2, 2]).unwrap();
+        assert_eq!(
+            rows.embed(&[0, 1]).unwrap(),
+            ndarray::array![[2.0, 4.0], [384.0, 3.0]]
+        );
         let message = Rows::open(directory.path(), &plain, [9, 2])
             .unwrap_err()
             .to_string();

@@ -2,9 +2,12 @@
 //!
 //! The shared library is found at run time. It is loaded once per process, whoever asks first.
 
+mod ending;
 mod operators;
 
-use super::session::{Description, EngineSession, Placement, Port, Session, Tensor, store_positions};
+pub(crate) use ending::watch_thread;
+
+use super::session::{Description, EngineSession, Input, Placement, Port, Session, Tensor, store_positions};
 use super::{
     Backend, CoreMlFormat, CoreMlOptions, CoreMlUnits, Decoder, Model, Options, Provider, TokenEmbedder,
     VisionEncoder, parts,
@@ -13,6 +16,7 @@ use crate::error::BackendError;
 use crate::library;
 use models::bundle::{Precision, Target};
 use models::dtype::DType;
+use ndarray::ArrayD;
 use ort::environment::GlobalThreadPoolOptions;
 use ort::ep::coreml::{ComputeUnits, ModelFormat, SpecializationStrategy};
 use ort::ep::{CoreML, ExecutionProvider};
@@ -20,7 +24,9 @@ use ort::logging::LogLevel;
 use ort::memory::Allocator;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{Session as OrtGraph, SessionInputValue};
-use ort::value::{DynValue, PrimitiveTensorElementType, Tensor as OrtTensor, TensorElementType, ValueType};
+use ort::value::{
+    DynValue, PrimitiveTensorElementType, Tensor as OrtTensor, TensorElementType, TensorRef, ValueType,
+};
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,6 +49,7 @@ impl Backend for OnnxRuntime {
             reason,
         };
         let loaded = load(options).map_err(unavailable)?;
+        let _inside = ending::enter().map_err(|reason| unavailable(reason.to_owned()))?;
         if self.provider == Provider::OrtCoreMl
             && !<CoreML as ExecutionProvider>::is_available().map_err(|error| unavailable(line(&error)))?
         {
@@ -76,13 +83,13 @@ impl Backend for OnnxRuntime {
         }
     }
 
-    fn vision_encoder(&self, model: &Model<'_>) -> Result<Box<dyn VisionEncoder>, BackendError> {
+    fn vision_encoder(&self, model: &Model<'_>) -> Result<Arc<dyn VisionEncoder>, BackendError> {
         parts::vision_encoder(model, model.form.graphs(self.provider)?, &|path, fixed| {
             self.open_part(model, path, fixed)
         })
     }
 
-    fn embedder(&self, model: &Model<'_>) -> Result<Box<dyn TokenEmbedder>, BackendError> {
+    fn embedder(&self, model: &Model<'_>) -> Result<Arc<dyn TokenEmbedder>, BackendError> {
         if self.provider != Provider::OrtCoreMl || model.form.graphs(self.provider)?.fixed.is_none() {
             return parts::embedder(model, model.form.graphs(self.provider)?, &|path, fixed| {
                 self.open_part(model, path, fixed)
@@ -93,17 +100,16 @@ impl Backend for OnnxRuntime {
             provider: Provider::Cpu,
         };
         parts::embedder(model, model.form.graphs(self.provider)?, &|path, fixed| {
-            Ok(OrtSession {
-                placement: Some(Placement {
-                    accelerated: 0,
-                    nodes: 0,
-                }),
-                ..outside.open_part(model, path, fixed)?
-            })
+            let mut session = outside.open_part(model, path, fixed)?;
+            session.placement = Some(Placement {
+                accelerated: 0,
+                nodes: 0,
+            });
+            Ok(session)
         })
     }
 
-    fn decoder(&self, model: &Model<'_>) -> Result<Box<dyn Decoder>, BackendError> {
+    fn decoder(&self, model: &Model<'_>) -> Result<Arc<dyn Decoder>, BackendError> {
         parts::decoder(model, model.form.graphs(self.provider)?, &|path, fixed| {
             self.open_part(model, path, fixed)
         })
@@ -165,6 +171,8 @@ fn introduce_operators(environment: &ort::environment::Environment) -> ort::Resu
 
 /// Loads ONNX Runtime unless that was done; says from where, or why it cannot be.
 fn load(options: &Options) -> Result<PathBuf, String> {
+    // Before the lock, as everywhere: nobody who holds it waits at the gate.
+    let _inside = ending::enter_to_open()?;
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
     let candidates = library::candidates(options.onnxruntime.as_deref());
     if let Some(loaded) = &*loaded {
@@ -187,6 +195,7 @@ fn load(options: &Options) -> Result<PathBuf, String> {
     for path in candidates? {
         match ort::init_from(&path) {
             Ok(builder) => {
+                ending::watch();
                 // Messages are returned as errors; what else the library has to say goes nowhere.
                 let builder = builder.with_name("fvlm").with_telemetry(false);
                 let builder =
@@ -199,6 +208,7 @@ fn load(options: &Options) -> Result<PathBuf, String> {
                 let builder = builder.with_global_thread_pool(pool);
                 let environment = builder.build().map_err(|error| line(&error))?;
                 introduce_operators(&environment).map_err(|error| line(&error))?;
+                ending::watch();
                 *loaded = Some(Loaded {
                     path: path.clone(),
                     threads,
@@ -228,11 +238,26 @@ fn line(error: &dyn std::fmt::Display) -> String {
 }
 
 /// A graph that ONNX Runtime has prepared.
+///
+/// Runs of one graph follow one another. ONNX Runtime itself lets several threads run a graph at once; the `ort` crate does
+/// not, for some of its execution providers do not bear it. A run takes all cores, so that little is lost, and two at once
+/// would take the memory of two.
 #[derive(Debug)]
 struct OrtSession {
     description: Description,
-    graph: OrtGraph,
+    /// There until the session is dropped.
+    graph: Option<Mutex<OrtGraph>>,
     placement: Option<Placement>,
+}
+
+impl Drop for OrtSession {
+    fn drop(&mut self) {
+        // Where the process ends, the system takes it back.
+        match ending::enter() {
+            Ok(_inside) => drop(self.graph.take()),
+            Err(_) => std::mem::forget(self.graph.take()),
+        }
+    }
 }
 
 impl OrtSession {
@@ -250,6 +275,7 @@ impl OrtSession {
             reason,
         };
         load(options).map_err(|reason| BackendError::Unavailable { provider, reason })?;
+        let _inside = ending::enter_to_open().map_err(|reason| refuse(reason.to_owned()))?;
         let (builder, shared) = {
             let loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
             let Some(loaded) = &*loaded else {
@@ -323,6 +349,7 @@ impl OrtSession {
         let graph = builder
             .commit_from_file(path)
             .map_err(|error| refuse(line(&error)))?;
+        ending::watch();
         let ports = |outlets: &[ort::value::Outlet]| outlets.iter().map(port).collect();
         let description = Description {
             path: path.to_owned(),
@@ -344,7 +371,7 @@ impl OrtSession {
         }
         Ok(OrtSession {
             description,
-            graph,
+            graph: Some(Mutex::new(graph)),
             placement,
         })
     }
@@ -354,6 +381,10 @@ impl OrtSession {
             path: self.description.path.clone(),
             reason: line(reason),
         }
+    }
+
+    fn enter(&self) -> Result<ending::Inside, BackendError> {
+        ending::enter().map_err(|reason| self.failed(&reason))
     }
 }
 
@@ -437,48 +468,39 @@ impl EngineSession for OrtSession {
     }
 
     fn upload(&self, tensor: Tensor) -> Result<DynValue, BackendError> {
-        macro_rules! upload {
-            ($type:ty, $shape:expr, $data:expr) => {
+        fn value<T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'static>(
+            array: ArrayD<T>,
+        ) -> ort::Result<DynValue> {
+            if array.is_empty() {
                 // An empty vector has no address that the library would take.
-                if $data.is_empty() {
-                    OrtTensor::<$type>::new(&Allocator::default(), $shape).map(OrtTensor::into_dyn)
-                } else {
-                    OrtTensor::<$type>::from_array(($shape, $data)).map(OrtTensor::into_dyn)
-                }
-            };
+                return OrtTensor::<T>::new(&Allocator::default(), array.shape().to_vec())
+                    .map(OrtTensor::into_dyn);
+            }
+            OrtTensor::from_array(array).map(OrtTensor::into_dyn)
         }
+        let _inside = self.enter()?;
         match tensor {
-            Tensor::F32 { shape, data } => upload!(f32, shape, data),
-            Tensor::F16 { shape, data } => upload!(half::f16, shape, data),
-            Tensor::I64 { shape, data } => upload!(i64, shape, data),
-            Tensor::Bool { shape, data } => upload!(bool, shape, data),
+            Tensor::F32(array) => value(array),
+            Tensor::F16(array) => value(array),
+            Tensor::I64(array) => value(array),
+            Tensor::Bool(array) => value(array),
         }
         .map_err(|error| self.failed(&error))
     }
 
     fn download(&self, value: &DynValue) -> Result<Tensor, BackendError> {
-        macro_rules! download {
-            ($type:ty, $variant:ident) => {
-                value.try_extract_tensor::<$type>().map(|(shape, data)| {
-                    let shape = shape
-                        .iter()
-                        .map(|&dim| usize::try_from(dim).unwrap_or(0))
-                        .collect();
-                    Tensor::$variant {
-                        shape,
-                        data: data.to_vec(),
-                    }
-                })
-            };
+        fn array<T: PrimitiveTensorElementType + Clone>(value: &DynValue) -> ort::Result<ArrayD<T>> {
+            Ok(value.try_extract_array::<T>()?.to_owned())
         }
+        let _inside = self.enter()?;
         let ValueType::Tensor { ty, .. } = value.dtype() else {
             return Err(self.failed(&"an output is not a tensor"));
         };
         match ty {
-            TensorElementType::Float32 => download!(f32, F32),
-            TensorElementType::Float16 => download!(half::f16, F16),
-            TensorElementType::Int64 => download!(i64, I64),
-            TensorElementType::Bool => download!(bool, Bool),
+            TensorElementType::Float32 => array(value).map(Tensor::F32),
+            TensorElementType::Float16 => array(value).map(Tensor::F16),
+            TensorElementType::Int64 => array(value).map(Tensor::I64),
+            TensorElementType::Bool => array(value).map(Tensor::Bool),
             other => return Err(self.failed(&format!("an output is {other}, which no bundle has"))),
         }
         .map_err(|error| self.failed(&error))
@@ -491,22 +513,21 @@ impl EngineSession for OrtSession {
         new: &DynValue,
         from: usize,
     ) -> Result<(), BackendError> {
-        fn parts<T: PrimitiveTensorElementType + Copy>(
+        fn parts<T: PrimitiveTensorElementType + Clone>(
             cache: &mut DynValue,
             at: usize,
             new: &DynValue,
             from: usize,
         ) -> ort::Result<Option<()>> {
-            let lengths = |shape: &[i64]| -> Vec<usize> {
-                let length = |length: &i64| usize::try_from(*length).unwrap_or(0);
-                shape.iter().map(length).collect()
-            };
-            let (new_shape, new) = new.try_extract_tensor::<T>()?;
-            let new_shape = lengths(new_shape);
-            let (shape, cache) = cache.try_extract_tensor_mut::<T>()?;
-            let shape = lengths(shape);
-            Ok(store_positions((cache, &shape), at, (new, &new_shape), from))
+            let new = new.try_extract_array::<T>()?;
+            Ok(store_positions(
+                cache.try_extract_array_mut::<T>()?,
+                at,
+                new,
+                from,
+            ))
         }
+        let _inside = self.enter()?;
         let half = matches!(
             cache.dtype(),
             ValueType::Tensor {
@@ -523,25 +544,27 @@ impl EngineSession for OrtSession {
         stored.ok_or_else(|| self.failed(&"new positions do not fit the cache"))
     }
 
-    fn compute(&mut self, inputs: &[(&str, &DynValue)]) -> Result<Vec<DynValue>, BackendError> {
-        let named: Vec<(Cow<'_, str>, SessionInputValue<'_>)> = inputs
-            .iter()
-            .map(|(name, value)| (Cow::Borrowed(*name), SessionInputValue::from(*value)))
-            .collect();
-        let failed = |path: &Path, reason: &dyn std::fmt::Display| BackendError::Run {
-            path: path.to_owned(),
-            reason: line(reason),
-        };
-        let path = &self.description.path;
-        let mut outputs = self.graph.run(named).map_err(|error| failed(path, &error))?;
-        self.description
-            .outputs
-            .iter()
-            .map(|port| {
-                let missing = || failed(path, &format!("there is no output `{}`", port.name));
-                outputs.remove(port.name.as_str()).ok_or_else(missing)
-            })
-            .collect()
+    fn compute(&self, inputs: &[(&str, Input<'_, DynValue>)]) -> Result<Vec<DynValue>, BackendError> {
+        let _inside = self.enter()?;
+        let mut named: Vec<(Cow<'_, str>, SessionInputValue<'_>)> = Vec::with_capacity(inputs.len());
+        for (name, input) in inputs {
+            let value = match input {
+                Input::Held(value) => SessionInputValue::from(*value),
+                Input::Lent(array) => TensorRef::from_array_view(array.view())
+                    .map_err(|error| self.failed(&format!("`{name}`: {error}")))?
+                    .into(),
+            };
+            named.push((Cow::Borrowed(*name), value));
+        }
+        let gone = || self.failed(&"the graph is gone");
+        let graph = self.graph.as_ref().ok_or_else(gone)?;
+        let mut graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut outputs = graph.run(named).map_err(|error| self.failed(&error))?;
+        let outputs = self.description.outputs.iter().map(|port| {
+            let missing = || self.failed(&format!("there is no output `{}`", port.name));
+            outputs.remove(port.name.as_str()).ok_or_else(missing)
+        });
+        outputs.collect()
     }
 }
 

@@ -8,6 +8,7 @@ use super::{Decoder, Model, TokenEmbedder, VisionEncoder};
 use crate::error::BackendError;
 use models::bundle::{GraphEntry, Variant};
 use std::path::Path;
+use std::sync::Arc;
 
 /// The lengths that are the same in every call of a conversation; engines specialise on them.
 const FIXED: &[(&str, usize)] = &[("batch", 1)];
@@ -20,9 +21,9 @@ pub(super) fn vision_encoder<S: EngineSession + 'static>(
     model: &Model<'_>,
     variant: &Variant,
     open: &OpenGraph<'_, S>,
-) -> Result<Box<dyn VisionEncoder>, BackendError> {
+) -> Result<Arc<dyn VisionEncoder>, BackendError> {
     let session = session(model, &variant.vision_encoder, open)?;
-    Ok(Box::new(SessionEncoder(session)))
+    Ok(Arc::new(SessionEncoder::new(session)))
 }
 
 /// The token embedding of a variant.
@@ -30,17 +31,17 @@ pub(super) fn embedder<S: EngineSession + 'static>(
     model: &Model<'_>,
     variant: &Variant,
     open: &OpenGraph<'_, S>,
-) -> Result<Box<dyn TokenEmbedder>, BackendError> {
+) -> Result<Arc<dyn TokenEmbedder>, BackendError> {
     let session = session(model, &variant.embed_tokens, open)?;
-    Ok(Box::new(SessionEmbedder(session)))
+    Ok(Arc::new(SessionEmbedder(session)))
 }
 
-/// The decoder of a variant, which has seen nothing.
+/// The decoder of a variant.
 pub(super) fn decoder<S: EngineSession + 'static>(
     model: &Model<'_>,
     variant: &Variant,
     open: &OpenGraph<'_, S>,
-) -> Result<Box<dyn Decoder>, BackendError> {
+) -> Result<Arc<dyn Decoder>, BackendError> {
     let entry = &variant.decoder;
     if let Some(fixed) = &variant.fixed {
         let kv = &model.bundle.kv;
@@ -51,12 +52,12 @@ pub(super) fn decoder<S: EngineSession + 'static>(
             .iter()
             .map(|prefill| graph(prefill.new, &prefill.graph));
         let prefill = prefill.collect::<Result<_, _>>()?;
-        let decoder = FixedDecoder::new(step, prefill, fixed.context, kv, variant.kv_dtype)?;
-        return Ok(Box::new(decoder));
+        let decoder = FixedDecoder::new(step, prefill, fixed.context, kv, variant.kv_dtype);
+        return Ok(Arc::new(decoder));
     }
     let session = session(model, entry, open)?;
     let decoder = KvDecoder::new(session, entry, &model.bundle.kv, variant.kv_dtype)?;
-    Ok(Box::new(decoder))
+    Ok(Arc::new(decoder))
 }
 
 fn session<S: EngineSession>(

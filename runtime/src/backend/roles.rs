@@ -5,17 +5,18 @@ use super::options::Options;
 use super::provider::Provider;
 use super::session::{Placement, Session};
 use crate::error::BackendError;
-use models::bundle::{Bundle, GraphEntry, Target, Variant};
-use std::fmt;
+use models::bundle::{Bundle, Target};
+use ndarray::{Array1, Array2, ArrayView2, ArrayView4};
 use std::path::Path;
+use std::sync::Arc;
 
-/// Turns an image into features.
-pub trait VisionEncoder: Send {
-    /// `pixels`: `[3, height, width]` of one image; returns `[tokens, hidden]`.
+/// Turns an image into features. Any number of conversations share one.
+pub trait VisionEncoder: Send + Sync {
+    /// `pixels`: `[1, 3, height, width]`, rows without gaps; returns `[tokens, hidden]`.
     ///
     /// # Errors
     /// What the engine says.
-    fn encode(&mut self, pixels: &[f32], height: usize, width: usize) -> Result<Vec<f32>, BackendError>;
+    fn encode(&self, pixels: ArrayView4<'_, f32>) -> Result<Array2<f32>, BackendError>;
 
     /// How many nodes an accelerator took, where one was asked for and says so.
     fn placement(&self) -> Option<Placement> {
@@ -23,13 +24,13 @@ pub trait VisionEncoder: Send {
     }
 }
 
-/// Turns token ids into embeddings.
-pub trait TokenEmbedder: Send {
+/// Turns token ids into embeddings. Any number of conversations share one.
+pub trait TokenEmbedder: Send + Sync {
     /// Returns `[ids, hidden]`.
     ///
     /// # Errors
     /// What the engine says.
-    fn embed(&mut self, ids: &[i64]) -> Result<Vec<f32>, BackendError>;
+    fn embed(&self, ids: &[i64]) -> Result<Array2<f32>, BackendError>;
 
     /// How many nodes an accelerator took, where one was asked for and says so.
     fn placement(&self) -> Option<Placement> {
@@ -37,14 +38,28 @@ pub trait TokenEmbedder: Send {
     }
 }
 
-/// Continues one sequence. It owns what it remembers of it.
-pub trait Decoder: Send {
-    /// Appends `embeds`, `[new, hidden]` with `new` at least 1, and returns the logits `[vocab]` of the last
-    /// position. Prompt and single step alike. After an error the sequence is as it was.
+/// Continues sequences, each of which has a state of its own. Any number of conversations share one.
+pub trait Decoder: Send + Sync {
+    /// The state of a sequence of nothing. It keeps the decoder alive.
     ///
     /// # Errors
     /// What the engine says.
-    fn feed(&mut self, embeds: &[f32]) -> Result<Vec<f32>, BackendError>;
+    fn start(self: Arc<Self>) -> Result<Box<dyn DecoderState>, BackendError>;
+
+    /// How many nodes an accelerator took, where one was asked for and says so.
+    fn placement(&self) -> Option<Placement> {
+        None
+    }
+}
+
+/// One sequence in a [`Decoder`]: its KV cache, which is freed with it.
+pub trait DecoderState: Send {
+    /// Appends `embeds`, `[new, hidden]` with `new` at least 1 and rows without gaps, and returns the logits
+    /// `[vocab]` of the last position. Prompt and single step alike. After an error the sequence is as it was.
+    ///
+    /// # Errors
+    /// What the engine says.
+    fn feed(&mut self, embeds: ArrayView2<'_, f32>) -> Result<Array1<f32>, BackendError>;
 
     /// Positions in the sequence.
     fn len(&self) -> usize;
@@ -60,40 +75,11 @@ pub trait Decoder: Send {
     /// What the engine says.
     fn truncate(&mut self, len: usize) -> Result<(), BackendError>;
 
-    /// How many nodes an accelerator took, where one was asked for and says so.
-    fn placement(&self) -> Option<Placement> {
-        None
-    }
+    /// Bytes that the cache takes.
+    fn cache_bytes(&self) -> usize;
 }
 
-/// A model, ready to compute.
-pub struct Parts {
-    /// Images to features.
-    pub vision_encoder: Box<dyn VisionEncoder>,
-    /// Ids to embeddings.
-    pub embedder: Box<dyn TokenEmbedder>,
-    /// The sequence.
-    pub decoder: Box<dyn Decoder>,
-}
-
-impl fmt::Debug for Parts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Parts").finish_non_exhaustive()
-    }
-}
-
-impl Parts {
-    /// How many nodes an accelerator took of all three graphs; `None` where not all of them say.
-    pub fn placement(&self) -> Option<Placement> {
-        Placement::sum(&[
-            self.vision_encoder.placement(),
-            self.embedder.placement(),
-            self.decoder.placement(),
-        ])
-    }
-}
-
-/// What a backend opens parts of.
+/// What a backend opens parts of: one exported form of a bundle.
 #[derive(Debug, Clone, Copy)]
 pub struct Model<'a> {
     /// The bundle's directory.
@@ -136,65 +122,17 @@ pub trait Backend: Sync {
     /// # Errors
     /// A graph that is not that of the contract, or that the engine refuses; or an engine that cannot run
     /// here.
-    fn vision_encoder(&self, model: &Model<'_>) -> Result<Box<dyn VisionEncoder>, BackendError>;
+    fn vision_encoder(&self, model: &Model<'_>) -> Result<Arc<dyn VisionEncoder>, BackendError>;
 
     /// Prepares a model's token embedding.
     ///
     /// # Errors
     /// As for the vision encoder.
-    fn embedder(&self, model: &Model<'_>) -> Result<Box<dyn TokenEmbedder>, BackendError>;
+    fn embedder(&self, model: &Model<'_>) -> Result<Arc<dyn TokenEmbedder>, BackendError>;
 
     /// Prepares a model's decoder.
     ///
     /// # Errors
     /// As for the vision encoder.
-    fn decoder(&self, model: &Model<'_>) -> Result<Box<dyn Decoder>, BackendError>;
-
-    /// Prepares a model, its parts at the same time.
-    ///
-    /// # Errors
-    /// Graphs that are not those of the contract, or that the engine refuses; or an engine that cannot run
-    /// here.
-    fn open(
-        &self,
-        directory: &Path,
-        bundle: &Bundle,
-        variant: &Variant,
-        options: &Options,
-    ) -> Result<Parts, BackendError> {
-        let model = &Model {
-            directory,
-            bundle,
-            form: &Form::Graphs(Box::new(variant.clone())),
-            options,
-        };
-        let (vision_encoder, embedder, decoder) = std::thread::scope(|scope| {
-            let vision_encoder = scope.spawn(move || self.vision_encoder(model));
-            let embedder = scope.spawn(move || self.embedder(model));
-            let decoder = self.decoder(model);
-            (
-                join(vision_encoder, directory, &variant.vision_encoder),
-                join(embedder, directory, &variant.embed_tokens),
-                decoder,
-            )
-        });
-        Ok(Parts {
-            vision_encoder: vision_encoder?,
-            embedder: embedder?,
-            decoder: decoder?,
-        })
-    }
-}
-
-fn join<T>(
-    thread: std::thread::ScopedJoinHandle<'_, Result<T, BackendError>>,
-    directory: &Path,
-    entry: &GraphEntry,
-) -> Result<T, BackendError> {
-    thread.join().unwrap_or_else(|_| {
-        Err(BackendError::Run {
-            path: directory.join(&entry.path),
-            reason: "the thread that opened it ended without an answer".to_owned(),
-        })
-    })
+    fn decoder(&self, model: &Model<'_>) -> Result<Arc<dyn Decoder>, BackendError>;
 }

@@ -1,12 +1,13 @@
 //! rten: pure Rust too, written by others than tract; float32 only. Only this file names it. Its use is a second opinion:
 //! what two engines of different hands agree on is the graph's doing.
 
-use super::session::{Description, EngineSession, Port, Session, Tensor};
+use super::session::{Description, EngineSession, Input, Port, Session, Tensor};
 use super::{Backend, Decoder, Model, Options, Provider, TokenEmbedder, VisionEncoder, catch, parts};
 use crate::error::BackendError;
 use ::rten::{DataType, Dimension, NodeId, RunOptions, ThreadPool, Value, ValueType};
 use models::bundle::Target;
 use models::dtype::DType;
+use ndarray::ArrayD;
 use rten_tensor::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
@@ -32,19 +33,19 @@ impl Backend for Rten {
         &[Target::Portable]
     }
 
-    fn vision_encoder(&self, model: &Model<'_>) -> Result<Box<dyn VisionEncoder>, BackendError> {
+    fn vision_encoder(&self, model: &Model<'_>) -> Result<Arc<dyn VisionEncoder>, BackendError> {
         parts::vision_encoder(model, model.form.graphs(Provider::Rten)?, &|path, _fixed| {
             RtenSession::open(path, model.options)
         })
     }
 
-    fn embedder(&self, model: &Model<'_>) -> Result<Box<dyn TokenEmbedder>, BackendError> {
+    fn embedder(&self, model: &Model<'_>) -> Result<Arc<dyn TokenEmbedder>, BackendError> {
         parts::embedder(model, model.form.graphs(Provider::Rten)?, &|path, _fixed| {
             RtenSession::open(path, model.options)
         })
     }
 
-    fn decoder(&self, model: &Model<'_>) -> Result<Box<dyn Decoder>, BackendError> {
+    fn decoder(&self, model: &Model<'_>) -> Result<Arc<dyn Decoder>, BackendError> {
         parts::decoder(model, model.form.graphs(Provider::Rten)?, &|path, _fixed| {
             RtenSession::open(path, model.options)
         })
@@ -95,6 +96,11 @@ impl RtenSession {
     }
 }
 
+/// The same for rten.
+fn tensor_of<T: Copy>(array: &ArrayD<T>) -> rten_tensor::Tensor<T> {
+    rten_tensor::Tensor::from_data(array.shape(), array.iter().copied().collect::<Vec<T>>())
+}
+
 /// What the graph declares of a value. Integers of 64 bits and bools have 32 bits here, so that only float32 is told.
 fn port(model: &::rten::Model, id: NodeId) -> Port {
     let info = model.node_info(id);
@@ -130,16 +136,14 @@ impl EngineSession for RtenSession {
                 .map_err(|_| self.failed(format!("{number} is given, integers have 32 bits here")))
         };
         Ok(match tensor {
-            Tensor::F32 { shape, data } => rten_tensor::Tensor::from_data(&shape, data).into(),
-            Tensor::I64 { shape, data } => {
-                let data = data.into_iter().map(narrow).collect::<Result<Vec<i32>, _>>()?;
+            Tensor::F32(array) => tensor_of(&array).into(),
+            Tensor::I64(array) => {
+                let shape = array.shape().to_vec();
+                let data = array.into_iter().map(narrow).collect::<Result<Vec<i32>, _>>()?;
                 rten_tensor::Tensor::from_data(&shape, data).into()
             }
-            Tensor::Bool { shape, data } => {
-                let data: Vec<i32> = data.into_iter().map(i32::from).collect();
-                rten_tensor::Tensor::from_data(&shape, data).into()
-            }
-            Tensor::F16 { .. } => {
+            Tensor::Bool(array) => tensor_of(&array.mapv(i32::from)).into(),
+            Tensor::F16(_) => {
                 return Err(self.failed("an input is float16, which rten has not".to_owned()));
             }
         })
@@ -147,26 +151,34 @@ impl EngineSession for RtenSession {
 
     fn download(&self, value: &Value) -> Result<Tensor, BackendError> {
         let shape = value.shape().to_vec();
-        match value {
-            Value::FloatTensor(tensor) => Ok(Tensor::F32 {
-                shape,
-                data: tensor.to_vec(),
-            }),
-            Value::Int32Tensor(tensor) => Ok(Tensor::I64 {
-                shape,
-                data: tensor.iter().map(|number| i64::from(*number)).collect(),
-            }),
-            other => Err(self.failed(format!("an output is {}, which no bundle has", other.dtype()))),
-        }
+        let tensor = match value {
+            Value::FloatTensor(tensor) => ArrayD::from_shape_vec(shape, tensor.to_vec()).map(Tensor::F32),
+            Value::Int32Tensor(tensor) => {
+                let numbers = tensor.iter().map(|number| i64::from(*number)).collect();
+                ArrayD::from_shape_vec(shape, numbers).map(Tensor::I64)
+            }
+            other => return Err(self.failed(format!("an output is {}, which no bundle has", other.dtype()))),
+        };
+        tensor.map_err(|error| self.failed(error.to_string()))
     }
 
-    fn compute(&mut self, inputs: &[(&str, &Value)]) -> Result<Vec<Value>, BackendError> {
-        let mut given = Vec::with_capacity(inputs.len());
+    fn compute(&self, inputs: &[(&str, Input<'_, Value>)]) -> Result<Vec<Value>, BackendError> {
+        let mut given: Vec<(NodeId, ::rten::ValueOrView<'_>)> = Vec::with_capacity(inputs.len());
         for (id, port) in self.inputs.iter().zip(&self.description.inputs) {
             let found = inputs.iter().find(|(name, _)| *name == port.name);
-            let (_, value) =
+            let (_, input) =
                 found.ok_or_else(|| self.failed(format!("input `{}` is not given", port.name)))?;
-            given.push((*id, value.as_view().into()));
+            given.push((
+                *id,
+                match input {
+                    Input::Held(value) => value.as_view().into(),
+                    Input::Lent(array) => {
+                        let gaps = || self.failed(format!("input `{}` has gaps", port.name));
+                        let values = array.as_slice().ok_or_else(gaps)?;
+                        rten_tensor::TensorView::from_data(array.shape(), values).into()
+                    }
+                },
+            ));
         }
         let mut options = RunOptions::default();
         options.thread_pool = Some(Arc::clone(&self.threads));

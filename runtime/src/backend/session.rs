@@ -6,70 +6,53 @@
 use crate::error::BackendError;
 use half::f16;
 use models::dtype::DType;
+use ndarray::{ArrayD, ArrayViewD, ArrayViewMutD, Axis, Ix4, Slice, s};
 use std::path::PathBuf;
 
 /// A tensor outside any engine.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Tensor {
     /// float32
-    F32 {
-        /// Outermost first.
-        shape: Vec<usize>,
-        /// Row by row.
-        data: Vec<f32>,
-    },
+    F32(ArrayD<f32>),
     /// float16
-    F16 {
-        /// Outermost first.
-        shape: Vec<usize>,
-        /// Row by row.
-        data: Vec<f16>,
-    },
+    F16(ArrayD<f16>),
     /// int64
-    I64 {
-        /// Outermost first.
-        shape: Vec<usize>,
-        /// Row by row.
-        data: Vec<i64>,
-    },
+    I64(ArrayD<i64>),
     /// bool
-    Bool {
-        /// Outermost first.
-        shape: Vec<usize>,
-        /// Row by row.
-        data: Vec<bool>,
-    },
+    Bool(ArrayD<bool>),
+}
+
+/// The same of a tensor, whatever its elements are.
+macro_rules! of_any {
+    ($tensor:expr, $array:ident => $value:expr) => {
+        match $tensor {
+            Tensor::F32($array) => $value,
+            Tensor::F16($array) => $value,
+            Tensor::I64($array) => $value,
+            Tensor::Bool($array) => $value,
+        }
+    };
 }
 
 impl Tensor {
     /// Its dimensions, outermost first.
     pub fn shape(&self) -> &[usize] {
-        match self {
-            Tensor::F32 { shape, .. }
-            | Tensor::F16 { shape, .. }
-            | Tensor::I64 { shape, .. }
-            | Tensor::Bool { shape, .. } => shape,
-        }
+        of_any!(self, array => array.shape())
     }
 
     /// Its element type.
     pub fn dtype(&self) -> DType {
         match self {
-            Tensor::F32 { .. } => DType::Float32,
-            Tensor::F16 { .. } => DType::Float16,
-            Tensor::I64 { .. } => DType::Int64,
-            Tensor::Bool { .. } => DType::Bool,
+            Tensor::F32(_) => DType::Float32,
+            Tensor::F16(_) => DType::Float16,
+            Tensor::I64(_) => DType::Int64,
+            Tensor::Bool(_) => DType::Bool,
         }
     }
 
-    /// Number of values that are stored, which a right tensor has as many of as its shape says.
+    /// Number of values.
     pub fn len(&self) -> usize {
-        match self {
-            Tensor::F32 { data, .. } => data.len(),
-            Tensor::F16 { data, .. } => data.len(),
-            Tensor::I64 { data, .. } => data.len(),
-            Tensor::Bool { data, .. } => data.len(),
-        }
+        of_any!(self, array => array.len())
     }
 
     /// Whether it has no values.
@@ -78,34 +61,21 @@ impl Tensor {
     }
 
     /// Its values as float32; `None` if it holds no real numbers.
-    pub fn into_f32(self) -> Option<Vec<f32>> {
+    pub fn into_f32(self) -> Option<ArrayD<f32>> {
         match self {
-            Tensor::F32 { data, .. } => Some(data),
-            Tensor::F16 { data, .. } => Some(data.into_iter().map(f16::to_f32).collect()),
-            Tensor::I64 { .. } | Tensor::Bool { .. } => None,
+            Tensor::F32(array) => Some(array),
+            Tensor::F16(array) => Some(array.mapv(f16::to_f32)),
+            Tensor::I64(_) | Tensor::Bool(_) => None,
         }
     }
 
     /// A tensor of zeros; `None` for a type that no graph here has.
-    pub fn zeros(dtype: DType, shape: Vec<usize>) -> Option<Tensor> {
-        let length = shape.iter().product();
+    pub fn zeros(dtype: DType, shape: &[usize]) -> Option<Tensor> {
         match dtype {
-            DType::Float32 => Some(Tensor::F32 {
-                data: vec![0.0; length],
-                shape,
-            }),
-            DType::Float16 => Some(Tensor::F16 {
-                data: vec![f16::ZERO; length],
-                shape,
-            }),
-            DType::Int64 => Some(Tensor::I64 {
-                data: vec![0; length],
-                shape,
-            }),
-            DType::Bool => Some(Tensor::Bool {
-                data: vec![false; length],
-                shape,
-            }),
+            DType::Float32 => Some(Tensor::F32(ArrayD::zeros(shape))),
+            DType::Float16 => Some(Tensor::F16(ArrayD::from_elem(shape, f16::ZERO))),
+            DType::Int64 => Some(Tensor::I64(ArrayD::zeros(shape))),
+            DType::Bool => Some(Tensor::Bool(ArrayD::from_elem(shape, false))),
             DType::BFloat16 | DType::UInt8 => None,
         }
     }
@@ -113,43 +83,28 @@ impl Tensor {
     /// The first `length` entries along `axis`; all of it if there are not more.
     #[must_use]
     pub fn keep(self, axis: usize, length: usize) -> Tensor {
-        fn part<T: Copy>(
-            mut shape: Vec<usize>,
-            data: &[T],
-            axis: usize,
-            length: usize,
-        ) -> (Vec<usize>, Vec<T>) {
-            let whole = shape[axis];
-            let inner: usize = shape[axis + 1..].iter().product();
-            let mut kept = Vec::with_capacity(data.len() / whole.max(1) * length);
-            for block in data.chunks_exact((whole * inner).max(1)) {
-                kept.extend_from_slice(&block[..length * inner]);
-            }
-            shape[axis] = length;
-            (shape, kept)
+        fn part<T: Clone>(array: &ArrayD<T>, axis: usize, length: usize) -> ArrayD<T> {
+            array.slice_axis(Axis(axis), Slice::from(..length)).to_owned()
         }
         if self.shape().get(axis).is_none_or(|&whole| whole <= length) {
             return self;
         }
-        match self {
-            Tensor::F32 { shape, data } => {
-                let (shape, data) = part(shape, &data, axis, length);
-                Tensor::F32 { shape, data }
-            }
-            Tensor::F16 { shape, data } => {
-                let (shape, data) = part(shape, &data, axis, length);
-                Tensor::F16 { shape, data }
-            }
-            Tensor::I64 { shape, data } => {
-                let (shape, data) = part(shape, &data, axis, length);
-                Tensor::I64 { shape, data }
-            }
-            Tensor::Bool { shape, data } => {
-                let (shape, data) = part(shape, &data, axis, length);
-                Tensor::Bool { shape, data }
-            }
+        match &self {
+            Tensor::F32(array) => Tensor::F32(part(array, axis, length)),
+            Tensor::F16(array) => Tensor::F16(part(array, axis, length)),
+            Tensor::I64(array) => Tensor::I64(part(array, axis, length)),
+            Tensor::Bool(array) => Tensor::Bool(part(array, axis, length)),
         }
     }
+}
+
+/// What a graph is given for one of its inputs.
+#[derive(Debug)]
+pub enum Input<'a, V> {
+    /// A value that the engine holds.
+    Held(&'a V),
+    /// float32 numbers where they lie, row by row without gaps. An engine that can reads them there.
+    Lent(ArrayViewD<'a, f32>),
 }
 
 /// A declared input or output of a graph.
@@ -200,8 +155,9 @@ impl Placement {
     }
 }
 
-/// A graph prepared by an engine. Values are in the engine's own form.
-pub trait EngineSession: Send {
+/// A graph prepared by an engine. Values are in the engine's own form; they are all that a computation remembers, so that
+/// any number of conversations can use one graph at once.
+pub trait EngineSession: Send + Sync {
     /// A tensor as the engine holds it.
     type Value: Send;
 
@@ -239,12 +195,8 @@ pub trait EngineSession: Send {
     ) -> Result<(), BackendError> {
         let (mut tensor, new) = (self.download(cache)?, self.download(new)?);
         let stored = match (&mut tensor, &new) {
-            (Tensor::F32 { shape, data }, Tensor::F32 { shape: of, data: new }) => {
-                store_positions((data, shape), at, (new, of), from)
-            }
-            (Tensor::F16 { shape, data }, Tensor::F16 { shape: of, data: new }) => {
-                store_positions((data, shape), at, (new, of), from)
-            }
+            (Tensor::F32(cache), Tensor::F32(new)) => store_positions(cache.view_mut(), at, new.view(), from),
+            (Tensor::F16(cache), Tensor::F16(new)) => store_positions(cache.view_mut(), at, new.view(), from),
             _ => None,
         };
         stored.ok_or_else(|| BackendError::Run {
@@ -259,39 +211,34 @@ pub trait EngineSession: Send {
     ///
     /// # Errors
     /// What the engine says.
-    fn compute(&mut self, inputs: &[(&str, &Self::Value)]) -> Result<Vec<Self::Value>, BackendError>;
+    fn compute(&self, inputs: &[(&str, Input<'_, Self::Value>)]) -> Result<Vec<Self::Value>, BackendError>;
 }
 
-/// Copies positions of `new`, of `[heads, n, d]` elements, from `from` on into `cache`, of `[heads, c, d]`, from `at` on.
-/// `None` where they do not fit.
-pub(crate) fn store_positions<T: Copy>(
-    cache: (&mut [T], &[usize]),
+/// Copies positions of `new` `[1, heads, n, d]` from `from` on into `cache` `[1, heads, c, d]` from `at` on. `None` where
+/// they do not fit.
+pub(crate) fn store_positions<T: Clone>(
+    cache: ArrayViewMutD<'_, T>,
     at: usize,
-    new: (&[T], &[usize]),
+    new: ArrayViewD<'_, T>,
     from: usize,
 ) -> Option<()> {
-    let ((cache, cache_shape), (new, new_shape)) = (cache, new);
-    let ([1, heads, slots, width], [1, same_heads, count, same_width]) = (cache_shape, new_shape) else {
+    let mut cache = cache.into_dimensionality::<Ix4>().ok()?;
+    let new = new.into_dimensionality::<Ix4>().ok()?;
+    let ((1, heads, slots, width), (1, same_heads, count, same_width)) = (cache.dim(), new.dim()) else {
         return None;
     };
-    if heads != same_heads || width != same_width || *width == 0 {
+    let end = at.checked_add(count.checked_sub(from)?)?;
+    if heads != same_heads || width != same_width || width == 0 || end > slots {
         return None;
     }
-    let rows = cache
-        .chunks_exact_mut(slots * width)
-        .zip(new.chunks_exact(count * width));
-    for (cache, new) in rows {
-        let new = new.get(from * width..)?;
-        cache
-            .get_mut(at * width..)?
-            .get_mut(..new.len())?
-            .copy_from_slice(new);
-    }
+    cache
+        .slice_mut(s![.., .., at..end, ..])
+        .assign(&new.slice(s![.., .., from.., ..]));
     Some(())
 }
 
 /// A graph prepared by an engine: named tensors in, named tensors out.
-pub trait Session: Send {
+pub trait Session: Send + Sync {
     /// Inputs that the graph declares, in its order.
     fn inputs(&self) -> &[Port];
 
@@ -305,7 +252,7 @@ pub trait Session: Send {
     ///
     /// # Errors
     /// Inputs that do not fit, all of them; or what the engine says.
-    fn run(&mut self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>, BackendError>;
+    fn run(&self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>, BackendError>;
 }
 
 impl<S: EngineSession> Session for S {
@@ -321,14 +268,24 @@ impl<S: EngineSession> Session for S {
         EngineSession::placement(self)
     }
 
-    fn run(&mut self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>, BackendError> {
+    fn run(&self, inputs: &[(&str, Tensor)]) -> Result<Vec<(String, Tensor)>, BackendError> {
         check_inputs(self.description(), inputs)?;
         let values = inputs
             .iter()
-            .map(|(_, tensor)| self.upload(tensor.clone()))
-            .collect::<Result<Vec<S::Value>, BackendError>>()?;
-        let named: Vec<(&str, &S::Value)> = inputs.iter().map(|(name, _)| *name).zip(&values).collect();
-        let outputs = self.compute(&named)?;
+            .map(|(_, tensor)| match tensor {
+                Tensor::F32(array) if array.is_standard_layout() && !array.is_empty() => Ok(None),
+                other => self.upload(other.clone()).map(Some),
+            })
+            .collect::<Result<Vec<Option<S::Value>>, BackendError>>()?;
+        let mut given = Vec::with_capacity(inputs.len());
+        for ((name, tensor), value) in inputs.iter().zip(&values) {
+            match (value, tensor) {
+                (Some(value), _) => given.push((*name, Input::Held(value))),
+                (None, Tensor::F32(array)) => given.push((*name, Input::Lent(array.view()))),
+                (None, _) => {}
+            }
+        }
+        let outputs = self.compute(&given)?;
         let names = self.description().outputs.iter().map(|port| port.name.clone());
         names
             .zip(&outputs)
@@ -354,20 +311,6 @@ fn check_inputs(description: &Description, inputs: &[(&str, Tensor)]) -> Result<
             ));
             continue;
         };
-        if tensor
-            .shape()
-            .iter()
-            .copied()
-            .try_fold(1_usize, usize::checked_mul)
-            != Some(tensor.len())
-        {
-            problems.push(format!(
-                "`{}` has {} values for the shape {:?}",
-                port.name,
-                tensor.len(),
-                tensor.shape()
-            ));
-        }
         if let Some(dtype) = port.dtype
             && dtype != tensor.dtype()
         {
@@ -477,13 +420,11 @@ mod tests {
     #[test]
     fn a_part_along_an_axis() {
         let data: Vec<f32> = (0..12_u8).map(f32::from).collect();
-        let tensor = Tensor::F32 {
-            shape: vec![2, 3, 2],
-            data,
-        };
+        let tensor = Tensor::F32(ArrayD::from_shape_vec(vec![2, 3, 2], data).unwrap());
         let kept = tensor.clone().keep(1, 2);
         assert_eq!(kept.shape(), [2, 2, 2]);
-        assert_eq!(kept.into_f32().unwrap(), [0.0, 1.0, 2.0, 3.0, 6.0, 7.0, 8.0, 9.0]);
+        let kept: Vec<f32> = kept.into_f32().unwrap().into_iter().collect();
+        assert_eq!(kept, [0.0, 1.0, 2.0, 3.0, 6.0, 7.0, 8.0, 9.0]);
         assert_eq!(tensor.clone().keep(1, 3), tensor);
         assert_eq!(tensor.clone().keep(1, 0).len(), 0);
         assert_eq!(tensor.keep(0, 1).len(), 6);
@@ -491,21 +432,20 @@ mod tests {
 
     #[test]
     fn positions_of_every_head_are_stored() {
-        let mut cache = vec![0; 2 * 4 * 2];
-        let new: Vec<i32> = (1..=12).collect();
-        let shapes: (&[usize], &[usize]) = (&[1, 2, 4, 2], &[1, 2, 3, 2]);
+        let mut cache = ArrayD::<i32>::zeros(vec![1, 2, 4, 2]);
+        let new = ArrayD::from_shape_vec(vec![1, 2, 3, 2], (1..=12).collect()).unwrap();
+        assert_eq!(store_positions(cache.view_mut(), 1, new.view(), 1), Some(()));
         assert_eq!(
-            store_positions((&mut cache, shapes.0), 1, (&new, shapes.1), 1),
-            Some(())
+            cache.as_slice().unwrap(),
+            [0, 0, 3, 4, 5, 6, 0, 0, 0, 0, 9, 10, 11, 12, 0, 0]
         );
-        assert_eq!(cache, [0, 0, 3, 4, 5, 6, 0, 0, 0, 0, 9, 10, 11, 12, 0, 0]);
         for (at, from) in [(3, 1), (4, 2), (9, 0), (0, 9)] {
             let mut cache = cache.clone();
-            let fits = store_positions((&mut cache, shapes.0), at, (&new, shapes.1), from);
+            let fits = store_positions(cache.view_mut(), at, new.view(), from);
             assert_eq!(fits, None, "{at} {from}");
         }
-        let other: &[usize] = &[1, 3, 2, 2];
-        assert_eq!(store_positions((&mut cache, shapes.0), 0, (&new, other), 0), None);
+        let other = new.into_shape_with_order(vec![1, 3, 2, 2]).unwrap();
+        assert_eq!(store_positions(cache.view_mut(), 0, other.view(), 0), None);
     }
 
     #[test]
@@ -519,31 +459,15 @@ mod tests {
             ],
             outputs: Vec::new(),
         };
-        let right = Tensor::F32 {
-            shape: vec![1],
-            data: vec![0.0],
-        };
         let inputs = [
-            (
-                "a",
-                Tensor::F32 {
-                    shape: vec![1, 3],
-                    data: vec![0.0; 2],
-                },
-            ),
-            (
-                "b",
-                Tensor::I64 {
-                    shape: vec![1],
-                    data: vec![0],
-                },
-            ),
-            ("d", right),
+            ("a", Tensor::F32(ArrayD::zeros(vec![1, 3]))),
+            ("b", Tensor::I64(ArrayD::zeros(vec![1]))),
+            ("d", Tensor::F32(ArrayD::zeros(vec![1]))),
         ];
         let Err(BackendError::Inputs { problems, .. }) = check_inputs(&description, &inputs) else {
             panic!("accepted")
         };
-        assert_eq!(problems.len(), 5, "{problems:?}");
-        assert_eq!(problems[1], "`a` has the shape [1, 3], expected [?, 2]");
+        assert_eq!(problems.len(), 4, "{problems:?}");
+        assert_eq!(problems[0], "`a` has the shape [1, 3], expected [?, 2]");
     }
 }

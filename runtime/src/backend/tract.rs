@@ -2,12 +2,13 @@
 
 mod operators;
 
-use super::session::{Description, EngineSession, Port, Session, Tensor, store_positions};
+use super::session::{Description, EngineSession, Input, Port, Session, Tensor, store_positions};
 use super::{Backend, Decoder, Model, Options, Provider, TokenEmbedder, VisionEncoder, catch, parts};
 use crate::error::BackendError;
 use kernels::pool::Pool;
 use models::bundle::Target;
 use models::dtype::DType;
+use ndarray::ArrayD;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -45,7 +46,7 @@ impl Backend for Tract {
         &[Target::Cpu, Target::Portable, Target::OrtCoreMl]
     }
 
-    fn vision_encoder(&self, model: &Model<'_>) -> Result<Box<dyn VisionEncoder>, BackendError> {
+    fn vision_encoder(&self, model: &Model<'_>) -> Result<Arc<dyn VisionEncoder>, BackendError> {
         let threads = model.options.thread_count();
         use_threads(threads);
         parts::vision_encoder(model, model.form.graphs(Provider::Tract)?, &|path, fixed| {
@@ -53,7 +54,7 @@ impl Backend for Tract {
         })
     }
 
-    fn embedder(&self, model: &Model<'_>) -> Result<Box<dyn TokenEmbedder>, BackendError> {
+    fn embedder(&self, model: &Model<'_>) -> Result<Arc<dyn TokenEmbedder>, BackendError> {
         let threads = model.options.thread_count();
         use_threads(threads);
         parts::embedder(model, model.form.graphs(Provider::Tract)?, &|path, fixed| {
@@ -61,7 +62,7 @@ impl Backend for Tract {
         })
     }
 
-    fn decoder(&self, model: &Model<'_>) -> Result<Box<dyn Decoder>, BackendError> {
+    fn decoder(&self, model: &Model<'_>) -> Result<Arc<dyn Decoder>, BackendError> {
         let threads = model.options.thread_count();
         use_threads(threads);
         parts::decoder(model, model.form.graphs(Provider::Tract)?, &|path, fixed| {
@@ -247,18 +248,17 @@ impl EngineSession for TractSession {
     }
 
     fn upload(&self, tensor: Tensor) -> Result<Arc<TractTensor>, BackendError> {
-        let tensor = match &tensor {
-            Tensor::F32 { shape, data } => TractTensor::from_shape(shape, data),
-            Tensor::F16 { shape, data } => TractTensor::from_shape(shape, data),
-            Tensor::I64 { shape, data } => TractTensor::from_shape(shape, data),
-            Tensor::Bool { shape, data } => TractTensor::from_shape(shape, data),
-        };
-        tensor.map(Arc::new).map_err(|error| self.failed(chain(&error)))
+        Ok(Arc::new(match tensor {
+            Tensor::F32(array) => array.into(),
+            Tensor::F16(array) => array.into(),
+            Tensor::I64(array) => array.into(),
+            Tensor::Bool(array) => array.into(),
+        }))
     }
 
     fn download(&self, value: &Arc<TractTensor>) -> Result<Tensor, BackendError> {
-        fn data<T: Datum + Copy>(value: &TractTensor) -> TractResult<Vec<T>> {
-            Ok(value.try_as_plain_ram()?.as_slice::<T>()?.to_vec())
+        fn array<T: Datum>(value: &TractTensor) -> TractResult<ArrayD<T>> {
+            Ok(value.to_plain_array_view::<T>()?.to_owned())
         }
         // tract computes lengths in its own integer type; to the outside they are int64.
         let value = if value.datum_type() == DatumType::TDim {
@@ -268,12 +268,11 @@ impl EngineSession for TractSession {
         } else {
             std::borrow::Cow::Borrowed(&**value)
         };
-        let shape = value.shape().to_vec();
         let tensor = match value.datum_type() {
-            DatumType::F32 => data::<f32>(&value).map(|data| Tensor::F32 { shape, data }),
-            DatumType::F16 => data::<f16>(&value).map(|data| Tensor::F16 { shape, data }),
-            DatumType::I64 => data::<i64>(&value).map(|data| Tensor::I64 { shape, data }),
-            DatumType::Bool => data::<bool>(&value).map(|data| Tensor::Bool { shape, data }),
+            DatumType::F32 => array(&value).map(Tensor::F32),
+            DatumType::F16 => array(&value).map(Tensor::F16),
+            DatumType::I64 => array(&value).map(Tensor::I64),
+            DatumType::Bool => array(&value).map(Tensor::Bool),
             other => return Err(self.failed(format!("an output is {other:?}, which no bundle has"))),
         };
         tensor.map_err(|error| self.failed(chain(&error)))
@@ -286,20 +285,17 @@ impl EngineSession for TractSession {
         new: &Arc<TractTensor>,
         from: usize,
     ) -> Result<(), BackendError> {
-        fn parts<T: Datum + Copy>(
+        fn parts<T: Datum>(
             cache: &mut TractTensor,
             at: usize,
             new: &TractTensor,
             from: usize,
         ) -> TractResult<Option<()>> {
-            let shape = cache.shape().to_vec();
-            let data = new.try_as_plain_ram()?;
-            let mut cache = cache.try_as_plain_ram_mut()?;
-            let cache = (cache.as_slice_mut::<T>()?, &*shape);
+            let new = new.to_plain_array_view::<T>()?;
             Ok(store_positions(
-                cache,
+                cache.to_plain_array_view_mut::<T>()?,
                 at,
-                (data.as_slice::<T>()?, new.shape()),
+                new,
                 from,
             ))
         }
@@ -314,18 +310,28 @@ impl EngineSession for TractSession {
     }
 
     fn compute(
-        &mut self,
-        inputs: &[(&str, &Arc<TractTensor>)],
+        &self,
+        inputs: &[(&str, Input<'_, Arc<TractTensor>>)],
     ) -> Result<Vec<Arc<TractTensor>>, BackendError> {
         let mut ordered = tract_onnx::prelude::tvec!();
         for port in &self.description.inputs {
             let given = inputs.iter().find(|(name, _)| *name == port.name);
-            let (_, value) =
+            let (_, input) =
                 given.ok_or_else(|| self.failed(format!("input `{}` is not given", port.name)))?;
+            let value = match input {
+                Input::Held(value) => Arc::clone(value),
+                // tract owns what it computes with.
+                Input::Lent(array) => {
+                    let gaps = || self.failed(format!("input `{}` has gaps", port.name));
+                    let values = array.as_slice().ok_or_else(gaps)?;
+                    let tensor = TractTensor::from_shape(array.shape(), values);
+                    Arc::new(tensor.map_err(|error| self.failed(chain(&error)))?)
+                }
+            };
             let value = if self.widened && value.datum_type() == DatumType::F16 {
-                self.cast(value, DatumType::F32)?
+                self.cast(&value, DatumType::F32)?
             } else {
-                Arc::clone(value)
+                value
             };
             ordered.push(value.into_tvalue());
         }

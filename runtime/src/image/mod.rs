@@ -13,6 +13,8 @@ pub use decode::{Limits, decode, open, read};
 pub use error::ImageError;
 pub use preprocess::preprocess;
 
+use ndarray::Array4;
+
 /// A decoded image: 8-bit RGB, upright.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Picture {
@@ -63,12 +65,8 @@ pub struct ImageId(pub u64);
 /// An image as the vision encoder takes it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PixelValues {
-    /// Height, as in the image spec.
-    pub height: usize,
-    /// Width, as in the image spec.
-    pub width: usize,
-    /// `[3, height, width]`: all of red, then green, then blue.
-    pub data: Vec<f32>,
-    /// Hash of the bytes behind `data`.
+    /// `[1, 3, height, width]`: all of red, then green, then blue; rows without gaps.
+    pub values: Array4<f32>,
+    /// Hash of the bytes behind `values`.
     pub id: ImageId,
 }

@@ -9,6 +9,7 @@
 use super::resize::{Canvas, resize};
 use super::{ImageError, ImageId, Picture, PixelValues};
 use models::bundle::{Aspect, ImageSpec};
+use ndarray::{Array4, s};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Longest edge of `pixel_values`: far beyond any encoder, small enough for memory.
@@ -35,17 +36,15 @@ pub fn preprocess(picture: &Picture, spec: &ImageSpec) -> Result<PixelValues, Im
 
     let size = |edge: u32| usize::try_from(edge).unwrap_or(usize::MAX);
     let (target_width, target_height) = (size(spec.width), size(spec.height));
-    let plane = target_width * target_height;
     let tables = tables(spec);
-    let mut data = Vec::with_capacity(plane * 3);
-    for table in &tables {
-        data.resize(data.len() + plane, table[0]);
+    let mut values = Array4::zeros((1, 3, target_height, target_width));
+    for (channel, table) in tables.iter().enumerate() {
+        values.slice_mut(s![0, channel, .., ..]).fill(table[0]);
     }
-    let row_bytes = usize::try_from(columns.end - columns.start).unwrap_or(0) * 3;
-    for (row, pixels) in bytes.chunks_exact(row_bytes.max(1)).enumerate() {
-        let start = (top + row) * target_width + left;
+    let kept = usize::try_from(columns.end - columns.start).unwrap_or(0);
+    for (row, pixels) in bytes.chunks_exact((kept * 3).max(1)).enumerate() {
         for (channel, table) in tables.iter().enumerate() {
-            let target = &mut data[channel * plane + start..][..row_bytes / 3];
+            let mut target = values.slice_mut(s![0, channel, top + row, left..left + kept]);
             for (value, pixel) in target.iter_mut().zip(pixels.chunks_exact(3)) {
                 *value = table[usize::from(pixel[channel])];
             }
@@ -54,9 +53,7 @@ pub fn preprocess(picture: &Picture, spec: &ImageSpec) -> Result<PixelValues, Im
     let mut hasher = DefaultHasher::new();
     (left, top, columns, rows, bytes).hash(&mut hasher);
     Ok(PixelValues {
-        height: target_height,
-        width: target_width,
-        data,
+        values,
         id: ImageId(hasher.finish()),
     })
 }
@@ -188,16 +185,16 @@ mod tests {
             let picture = Picture::new(width, height, pixels.clone()).unwrap();
             for aspect in [Aspect::Crop, PAD] {
                 let values = preprocess(&picture, &spec(aspect, 64)).unwrap();
-                assert_eq!(values.data.len(), 3 * 64 * 64);
+                assert_eq!(values.values.len(), 3 * 64 * 64);
                 let expected = if aspect == PAD {
                     10.0 / 255.0
                 } else {
                     200.0 / 255.0
                 };
                 assert!(
-                    (values.data[0] - expected).abs() < 0.02,
+                    (values.values[[0, 0, 0, 0]] - expected).abs() < 0.02,
                     "{width} x {height}: {}",
-                    values.data[0]
+                    values.values[[0, 0, 0, 0]]
                 );
             }
         }
@@ -214,7 +211,13 @@ mod tests {
             ..spec(Aspect::Crop, 2)
         };
         let values = preprocess(&picture, &spec).unwrap();
-        let rows: Vec<&[f32]> = values.data[..20].chunks(4).collect();
+        let red = values
+            .values
+            .slice(s![0, 0, .., ..])
+            .to_owned()
+            .into_flat()
+            .to_vec();
+        let rows: Vec<&[f32]> = red.chunks(4).collect();
         let (black, image) = ([-1.0; 4], [-1.0, 1.0, 1.0, -1.0]);
         assert_eq!(rows, [&black[..], &black[..], &image[..], &image[..], &black[..]]);
     }

@@ -6,9 +6,10 @@
 #![expect(unsafe_code, reason = "Objective-C: the bindings mark every method unsafe")]
 
 use super::{StatefulDecoder, StatefulModel, packages, unavailable};
-use crate::backend::{CoreMlUnits, Decoder, Model, Provider, VisionEncoder};
+use crate::backend::{CoreMlUnits, Decoder, Form, Provider, VisionEncoder};
 use crate::error::BackendError;
 use models::bundle::Bundle;
+use ndarray::{Array1, Array2, ArrayD, ArrayView2, ArrayView4};
 use objc2::AnyThread as _;
 use objc2::available;
 use objc2::rc::{Retained, autoreleasepool};
@@ -20,6 +21,7 @@ use objc2_core_ml::{
 use objc2_foundation::{NSArray, NSDictionary, NSError, NSNumber, NSString, NSURL};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Whether this system has what packages need: older ones do not know the messages below.
 pub(super) fn check() -> Result<(), BackendError> {
@@ -31,30 +33,32 @@ pub(super) fn check() -> Result<(), BackendError> {
 }
 
 /// The image encoder of a model's packages.
-pub(super) fn vision_encoder(model: &Model<'_>) -> Result<Box<dyn VisionEncoder>, BackendError> {
+pub(super) fn vision_encoder(model: &Model<'_>) -> Result<Arc<dyn VisionEncoder>, BackendError> {
     let package = Package::open(model, &packages(model)?.vision_encoder)?;
-    Ok(Box::new(Encoder {
-        function: package.function(None)?,
+    Ok(Arc::new(Encoder {
+        function: Mutex::new(package.function(None)?),
+        path: package.path,
     }))
 }
 
-/// The decoder of a model's packages, which has seen nothing.
-pub(super) fn decoder(model: &Model<'_>) -> Result<Box<dyn Decoder>, BackendError> {
+/// The decoder of a model's packages.
+pub(super) fn decoder(model: &Model<'_>) -> Result<Arc<dyn Decoder>, BackendError> {
     let packages = packages(model)?;
     let package = Package::open(model, &packages.decoder)?;
     let mut functions = BTreeMap::from([(1, package.function(Some("step"))?)]);
     for new in &packages.prefill {
         functions.insert(*new, package.function(Some(&format!("prefill_{new}")))?);
     }
-    let Some(step) = functions.get(&1) else {
-        return Err(package.refuse("it has no function `step`".to_owned()));
-    };
-    // SAFETY: a plain message to a loaded model.
-    let state = unsafe { step.model.newState() };
     let hidden = model.bundle.prompt.hidden_size;
     let path = package.path.clone();
-    let stateful = Stateful { functions, state };
-    Ok(Box::new(StatefulDecoder::new(stateful, path, packages, hidden)))
+    let stateful = Stateful {
+        functions: Mutex::new(functions),
+        path: path.clone(),
+    };
+    let kv = &model.bundle.kv;
+    Ok(Arc::new(StatefulDecoder::new(
+        stateful, path, packages, hidden, kv,
+    )))
 }
 
 /// A compiled package.
@@ -198,7 +202,7 @@ impl Function {
         inputs: &[(&str, Elements<'_>, &[usize])],
         output: &str,
         state: Option<&MLState>,
-    ) -> Result<Vec<f32>, BackendError> {
+    ) -> Result<ArrayD<f32>, BackendError> {
         // What Core ML makes on the way is freed when this ends, not when the thread does.
         autoreleasepool(|_| {
             self.predict_in_pool(inputs, output, state)
@@ -211,7 +215,7 @@ impl Function {
         inputs: &[(&str, Elements<'_>, &[usize])],
         output: &str,
         state: Option<&MLState>,
-    ) -> Result<Vec<f32>, String> {
+    ) -> Result<ArrayD<f32>, String> {
         let mut names = Vec::with_capacity(inputs.len());
         let mut values: Vec<Retained<AnyObject>> = Vec::with_capacity(inputs.len());
         for (name, elements, shape) in inputs {
@@ -235,7 +239,7 @@ impl Function {
         };
         let features = features.map_err(|error| words(&error))?;
         let features: &ProtocolObject<dyn MLFeatureProvider> = ProtocolObject::from_ref(&*features);
-        // SAFETY: arguments live until it returns; a state is used by one thread, for `&mut self` is above this.
+        // SAFETY: arguments live until it returns; a state is used by one thread, for its owner lends it mutably.
         let outputs = unsafe {
             match state {
                 Some(state) => self
@@ -288,10 +292,10 @@ fn filled<T: Copy>(
     Ok(array)
 }
 
-/// The elements of a float32 array, whatever gaps it has.
-fn read(from: &MLMultiArray) -> Result<Vec<f32>, String> {
+/// A copy of a float32 array, whatever gaps it has.
+fn read(from: &MLMultiArray) -> Result<ArrayD<f32>, String> {
     // SAFETY: plain messages; the copy has the same shape and no gaps, and `count` elements of float32 in the end.
-    unsafe {
+    let (lengths, values) = unsafe {
         if from.dataType() != MLMultiArrayDataType::Float32 {
             return Err(format!(
                 "an output has elements of type {:?}, expected float32",
@@ -303,61 +307,97 @@ fn read(from: &MLMultiArray) -> Result<Vec<f32>, String> {
         let count = usize::try_from(plain.count()).map_err(|_| "an output of negative length".to_owned())?;
         #[expect(deprecated, reason = "the other one wants a block")]
         let data = plain.dataPointer().cast::<f32>();
-        Ok(std::slice::from_raw_parts(data.as_ptr(), count).to_vec())
-    }
+        let values = std::slice::from_raw_parts(data.as_ptr(), count).to_vec();
+        (plain.shape(), values)
+    };
+    let lengths = lengths.to_vec();
+    let shape: Vec<usize> = lengths.iter().map(|length| length.as_usize()).collect();
+    ArrayD::from_shape_vec(shape, values).map_err(|error| error.to_string())
 }
 
+// SAFETY: Core ML lets any thread use a model, one at a time; every function here is behind a lock.
+unsafe impl Send for Function {}
+
+/// The image encoder.
 struct Encoder {
-    function: Function,
+    function: Mutex<Function>,
+    path: PathBuf,
 }
-
-// SAFETY: Core ML lets any thread use a model, one at a time; whoever has `&mut` is the only one.
-unsafe impl Send for Encoder {}
 
 impl VisionEncoder for Encoder {
-    fn encode(&mut self, pixels: &[f32], height: usize, width: usize) -> Result<Vec<f32>, BackendError> {
-        let shape = [1, 3, height, width];
-        let input = ("pixel_values", Elements::Float32(pixels), &shape[..]);
-        self.function.predict(&[input], "image_features", None)
+    fn encode(&self, pixels: ArrayView4<'_, f32>) -> Result<Array2<f32>, BackendError> {
+        let failed = |reason: String| BackendError::Run {
+            path: self.path.clone(),
+            reason,
+        };
+        let values = pixels
+            .as_slice()
+            .ok_or_else(|| failed("`pixel_values` has gaps".to_owned()))?;
+        let input = ("pixel_values", Elements::Float32(values), pixels.shape());
+        let function = self.function.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = function.predict(&[input], "image_features", None)?;
+        let shape = found.shape().to_vec();
+        let &[1, rows, hidden] = shape.as_slice() else {
+            return Err(failed(format!(
+                "`image_features` has shape {shape:?}, expected [1, rows, hidden]"
+            )));
+        };
+        let found = found.into_shape_with_order((rows, hidden));
+        found.map_err(|error| failed(error.to_string()))
     }
 }
 
-/// The functions of a decoder, and the state that they share.
+/// The functions of a decoder.
 struct Stateful {
-    functions: BTreeMap<usize, Function>,
-    state: Retained<MLState>,
+    functions: Mutex<BTreeMap<usize, Function>>,
+    path: PathBuf,
 }
 
-// SAFETY: as for `Encoder`; the state is used together with the functions only.
-unsafe impl Send for Stateful {}
+/// What the functions of a decoder share of one sequence.
+struct State(Retained<MLState>);
+
+// SAFETY: as for `Function`: a state is used together with the functions only, which are behind a lock.
+unsafe impl Send for State {}
 
 impl StatefulModel for Stateful {
+    type State = State;
+
+    fn start(&self) -> Result<State, BackendError> {
+        let functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        let step = functions
+            .get(&1)
+            .ok_or_else(|| refused(&self.path, "it has no function `step`".to_owned()))?;
+        // SAFETY: a plain message to a loaded model.
+        Ok(State(unsafe { step.model.newState() }))
+    }
+
     fn run(
-        &mut self,
-        new: usize,
-        embeds: &[f32],
+        &self,
+        state: &mut State,
+        embeds: ArrayView2<'_, f32>,
         position: usize,
         last: usize,
-    ) -> Result<Vec<f32>, BackendError> {
-        let Some(function) = self.functions.get(&new) else {
-            let any = self.functions.values().next();
-            return Err(refused(
-                any.map_or(Path::new(""), |function| &function.path),
-                format!("it has no function for {new} new positions"),
-            ));
-        };
+    ) -> Result<Array1<f32>, BackendError> {
+        let (new, hidden) = embeds.dim();
+        let functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        let function = functions
+            .get(&new)
+            .ok_or_else(|| refused(&self.path, format!("it has no function for {new} new positions")))?;
         let whole = |number: usize| {
             let number = i32::try_from(number);
             number.map_err(|_| function.failed("a position beyond int32".to_owned()))
         };
-        let shape = [1, new, embeds.len() / new.max(1)];
+        let values = embeds
+            .as_slice()
+            .ok_or_else(|| function.failed("`inputs_embeds` has gaps".to_owned()))?;
+        let shape = [1, new, hidden];
         let mut inputs = vec![
-            ("inputs_embeds", Elements::Float32(embeds), &shape[..]),
+            ("inputs_embeds", Elements::Float32(values), &shape[..]),
             ("position", Elements::Int32(whole(position)?), &[1][..]),
         ];
         if new > 1 {
             inputs.push(("last", Elements::Int32(whole(last)?), &[1][..]));
         }
-        function.predict(&inputs, "logits", Some(&self.state))
+        Ok(function.predict(&inputs, "logits", Some(&state.0))?.into_flat())
     }
 }

@@ -168,12 +168,10 @@ impl Plan {
                 threads,
                 coreml,
             },
-            request: Request {
-                sampling,
-                max_tokens: cli.max_tokens,
-                stops: cli.stop,
-                cancel: None,
-            },
+            request: Request::default()
+                .with_sampling(sampling)
+                .with_max_tokens(cli.max_tokens)
+                .with_stops(cli.stop),
             limits: Limits {
                 max_pixels: max_pixels.unwrap_or(u64::MAX),
             },

@@ -90,10 +90,7 @@ pub(crate) fn run(plan: Plan, timeline: &Timeline) -> u8 {
             return FAILED;
         }
     };
-    let request = Request {
-        cancel: Some(Arc::clone(&interrupt.cancel)),
-        ..plan.request.clone()
-    };
+    let request = plan.request.clone().with_cancel(Arc::clone(&interrupt.cancel));
     let mut run = Run {
         plan: &plan,
         timeline,

@@ -1,0 +1,274 @@
+//! A conversation: what belongs to one dialogue with a model: images, KV cache, answers.
+
+use crate::error::EngineError;
+use crate::generate::{Finish, Generation, Limits, Piece};
+use crate::image::{ImageId, Picture};
+use crate::model::{Model, ProviderReport};
+use crate::prompt::Message;
+use crate::request::Request;
+use crate::sample::Sampler;
+use crate::sequence::{Geometry, Sequence};
+use crate::stats::{Stats, peak_memory};
+use crate::timeline::Timeline;
+use std::time::{Duration, Instant};
+
+/// One dialogue with a [`Model`], which it keeps alive. It remembers what was said: what the next prompt has in common with
+/// it is not computed again, and an image is encoded once.
+///
+/// A conversation is used by one thread at a time and may move between threads (it is [`Send`]). Any number of them live
+/// beside each other; each has its own KV cache, which is freed with it.
+#[derive(Debug)]
+pub struct Conversation {
+    sequence: Sequence<Model>,
+    timeline: Timeline,
+    /// Time spent on images since the last answer.
+    preprocess: Duration,
+    /// How many of the model's notices were taken.
+    told: usize,
+}
+
+impl Conversation {
+    pub(crate) fn new(model: Model) -> Conversation {
+        #[cfg(feature = "ort")]
+        crate::backend::watch_thread();
+        let bundle = model.bundle();
+        let geometry = Geometry {
+            hidden: bundle.prompt.hidden_size,
+            image_tokens: bundle.image.tokens,
+        };
+        let timeline = model.timeline().beside();
+        Conversation {
+            sequence: Sequence::new(model, geometry, timeline.clone()),
+            timeline,
+            preprocess: Duration::ZERO,
+            told: 0,
+        }
+    }
+
+    /// The model that it is with.
+    pub fn model(&self) -> &Model {
+        self.sequence.parts()
+    }
+
+    /// Bytes of its KV cache; 0 before the first prompt.
+    pub fn cache_bytes(&self) -> usize {
+        self.sequence.cache_bytes()
+    }
+
+    /// What is to be said about the choice of the engine since this conversation was last asked; one line each, none where
+    /// all is as asked for.
+    pub fn take_notices(&mut self) -> Vec<String> {
+        let mut notices = self.model().notices();
+        let told = std::mem::replace(&mut self.told, notices.len());
+        notices.split_off(told.min(notices.len()))
+    }
+
+    /// Prepares an image, so that messages can name it. The same image is the same id.
+    ///
+    /// # Errors
+    /// An image that cannot be prepared as the bundle says.
+    pub fn add_image(&mut self, picture: &Picture) -> Result<ImageId, EngineError> {
+        let begun = Instant::now();
+        let model = self.sequence.parts();
+        let pixels = self
+            .timeline
+            .measure("preprocess", || model.preprocess(picture))?;
+        let id = self.sequence.add(pixels);
+        self.preprocess += begun.elapsed();
+        Ok(id)
+    }
+
+    /// Forgets what was said and all images, and frees the KV cache.
+    pub fn reset(&mut self) {
+        self.preprocess = Duration::ZERO;
+        self.sequence.reset();
+    }
+
+    /// Forgets all images, but not what was said: what is in the KV cache stays useful.
+    pub fn forget_images(&mut self) {
+        self.sequence.forget_images();
+    }
+
+    /// The answer to one question about one image, whatever was asked before: an iterator as that of
+    /// [`Conversation::chat`].
+    ///
+    /// # Errors
+    /// As [`Conversation::add_image`] and [`Conversation::chat`].
+    pub fn describe(
+        &mut self,
+        picture: &Picture,
+        question: &str,
+        request: &Request,
+    ) -> Result<Answer<'_>, EngineError> {
+        self.forget_images();
+        let image = self.add_image(picture)?;
+        self.chat(&[Message::user([image], question)], request)
+    }
+
+    /// The answer to `messages`, the whole conversation: an iterator that computes a token at a time.
+    ///
+    /// The prompt is read before this returns.
+    ///
+    /// # Errors
+    /// What cannot be opened, messages that make no prompt, an unknown image, a prompt that is too long, what the engine
+    /// says, or [`EngineError::Cancelled`].
+    pub fn chat(&mut self, messages: &[Message], request: &Request) -> Result<Answer<'_>, EngineError> {
+        #[cfg(feature = "ort")]
+        crate::backend::watch_thread();
+        let begun = Instant::now();
+        request.sampling.check()?;
+        request.check()?;
+        // What to encode is known before the tokenizer is, and while the decoder loads.
+        let (mut encoded, mut encode) = (0, Duration::ZERO);
+        if !self.model().is_ready() {
+            let images = messages.iter().flat_map(|message| message.images.iter().copied());
+            (encoded, encode) = self.sequence.encode(images)?;
+        }
+        let model = self.model().clone();
+        let prompter = model.prompter()?;
+        let sampler = Sampler::new(request.sampling, prompter.tokenizer().vocabulary())?;
+        let prompt = prompter.build(messages)?;
+        request.check()?;
+        // Before anything is fed: waiting for the parts may replace the decoder.
+        let provider = model.provider()?;
+        let prefill = self.sequence.prefill(&prompt)?;
+        encoded += prefill.encoded;
+        encode += prefill.encode;
+        let preprocess = std::mem::take(&mut self.preprocess);
+        let stats = Stats {
+            load: model.load_seconds(),
+            preprocess: preprocess.as_secs_f64(),
+            images_encoded: encoded,
+            encode: encode.as_secs_f64(),
+            prompt_positions: prompt.len(),
+            reused_positions: prefill.reused,
+            prefill: prefill.prefill.as_secs_f64(),
+            timeline: Timeline::take_all(&[model.timeline(), &self.timeline]),
+            ..Stats::default()
+        };
+        let limits = Limits {
+            stop_ids: model.bundle().prompt.stop_ids.clone(),
+            max_tokens: request.max_tokens,
+            cancel: request.cancel.clone(),
+        };
+        let stream = prompter.stream(&request.stops);
+        let context = prompt.token_ids();
+        let notices = self.take_notices();
+        let generation = Generation::new(
+            &mut self.sequence,
+            prefill.logits,
+            context,
+            sampler,
+            stream,
+            limits,
+        );
+        Ok(Answer {
+            generation,
+            timeline: self.timeline.clone(),
+            provider,
+            notices,
+            begun,
+            prefilled: Instant::now(),
+            preprocess,
+            first: None,
+            last: None,
+            stats,
+        })
+    }
+}
+
+/// An answer as it comes.
+#[derive(Debug)]
+pub struct Answer<'a> {
+    generation: Generation<'a, Sequence<Model>>,
+    timeline: Timeline,
+    provider: ProviderReport,
+    notices: Vec<String>,
+    begun: Instant,
+    prefilled: Instant,
+    preprocess: Duration,
+    first: Option<Instant>,
+    last: Option<Instant>,
+    stats: Stats,
+}
+
+impl Answer<'_> {
+    /// The rest of it, computed to its end.
+    ///
+    /// # Errors
+    /// What the engine says; what came before is lost then, [`Answer::tokens`] still has its ids.
+    pub fn text(&mut self) -> Result<String, EngineError> {
+        self.map(|piece| piece.map(|piece| piece.text)).collect()
+    }
+
+    /// Why it ended; `None` while it has not, or if it failed.
+    pub fn finish(&self) -> Option<Finish> {
+        self.generation.finish()
+    }
+
+    /// Its ids so far, without the one that stopped it.
+    pub fn tokens(&self) -> &[i64] {
+        self.generation.tokens()
+    }
+
+    /// Who computes, and with which graphs.
+    pub fn provider(&self) -> &ProviderReport {
+        &self.provider
+    }
+
+    /// What is to be said about the choice of the engine, which the first answer decides; one line each.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// What it took so far.
+    pub fn stats(&self) -> Stats {
+        let after_first = match (self.first, self.last) {
+            (Some(first), Some(last)) => last.duration_since(first),
+            _ => Duration::ZERO,
+        };
+        let to_first = self
+            .first
+            .map(|first| self.preprocess + first.duration_since(self.begun));
+        let mut timeline = self.stats.timeline.clone();
+        if let Some(first) = self.first {
+            timeline.push(self.timeline.step("first token", self.prefilled, first));
+        }
+        if let (Some(first), Some(last)) = (self.first, self.last)
+            && self.tokens().len() > 1
+        {
+            let count = self.tokens().len() - 1;
+            timeline.push(self.timeline.step(&format!("decode {count} tokens"), first, last));
+        }
+        Stats {
+            timeline,
+            time_to_first_token: to_first.map(|time| time.as_secs_f64()),
+            tokens: self.tokens().len(),
+            tokens_per_second: Stats::rate(self.tokens().len(), after_first),
+            peak_memory: peak_memory(),
+            ..self.stats.clone()
+        }
+    }
+}
+
+impl Iterator for Answer<'_> {
+    type Item = Result<Piece, EngineError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let piece = self.generation.next();
+        if matches!(&piece, Some(Ok(Piece { id: Some(_), .. }))) {
+            let now = Instant::now();
+            self.first.get_or_insert(now);
+            self.last = Some(now);
+        }
+        piece
+    }
+}
+
+/// A conversation may move between threads: this does not compile otherwise.
+const _: () = {
+    const fn moves<T: Send>() {}
+    moves::<Conversation>();
+    moves::<Answer<'_>>();
+    moves::<EngineError>();
+};

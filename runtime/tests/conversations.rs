@@ -1,0 +1,182 @@
+//! Many conversations over one model, and processes that end with models open. On every engine that works here, over the
+//! bundle of `tests/data/make_bundle.py`, which answers with the letter of the image's strongest colour and a full stop.
+
+#![cfg(any(feature = "ort", feature = "tract"))]
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use runtime::image::Picture;
+use runtime::{Conversation, Engine, Message, Model, Options, Provider, Request, Role};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+fn bundle() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/bundle")
+}
+
+fn options(provider: Provider) -> Options {
+    Options {
+        provider,
+        fallback: false,
+        ..Options::default()
+    }
+}
+
+/// A model on each engine that works here.
+fn models() -> Vec<Model> {
+    let works = |provider: &Provider| provider.usable(&options(*provider)).is_ok();
+    let providers = [Provider::Cpu, Provider::Tract].into_iter().filter(works);
+    let models: Vec<Model> = providers
+        .map(|provider| Model::open(&bundle(), &options(provider)).unwrap())
+        .collect();
+    assert!(!models.is_empty(), "no engine works here");
+    models
+}
+
+/// One of many pictures; which colour is the strongest depends on the number.
+fn picture(number: u8) -> Picture {
+    let mut color = [number; 3];
+    color[usize::from(number) % 3] = 200 + number;
+    Picture::new(8, 8, color.repeat(64)).unwrap()
+}
+
+/// A question about a picture, and another one; the tokens of both answers.
+fn talk(conversation: &mut Conversation, picture: &Picture) -> Vec<i64> {
+    let image = conversation.add_image(picture).unwrap();
+    let mut messages = vec![Message::user([image], "What is it?")];
+    let mut tokens = Vec::new();
+    for _ in 0..2 {
+        let mut answer = conversation.chat(&messages, &Request::default()).unwrap();
+        let text = answer.text().unwrap();
+        tokens.extend(answer.tokens());
+        messages.push(Message::new(Role::Assistant, text));
+        messages.push(Message::new(Role::User, "Sure?"));
+    }
+    tokens
+}
+
+#[test]
+fn conversations_beside_each_other_answer_as_one_after_another() {
+    for model in models() {
+        let alone: Vec<Vec<i64>> = (0..8)
+            .map(|number| talk(&mut model.conversation(), &picture(number)))
+            .collect();
+        assert!(alone.iter().all(|tokens| !tokens.is_empty()));
+        assert_ne!(alone[0], alone[1], "pictures do not matter");
+        model.forget_features();
+        let beside: Vec<Vec<i64>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8)
+                .map(|number| {
+                    let mut conversation = model.conversation();
+                    scope.spawn(move || talk(&mut conversation, &picture(number)))
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(beside, alone);
+    }
+}
+
+#[test]
+fn turns_of_conversations_may_alternate() {
+    for model in models() {
+        let mut conversations: Vec<Conversation> = (0..3).map(|_| model.conversation()).collect();
+        let mut first = Vec::new();
+        for (number, conversation) in (0..).zip(&mut conversations) {
+            assert_eq!(conversation.cache_bytes(), 0);
+            let image = conversation.add_image(&picture(number)).unwrap();
+            let messages = [Message::user([image], "What is it?")];
+            let mut answer = conversation.chat(&messages, &Request::default()).unwrap();
+            first.push((messages, answer.text().unwrap(), answer.tokens().to_vec()));
+        }
+        for (conversation, (messages, text, tokens)) in conversations.iter_mut().zip(&first) {
+            assert!(conversation.cache_bytes() > 0);
+            let mut answer = conversation.chat(messages, &Request::default()).unwrap();
+            assert_eq!(&answer.text().unwrap(), text);
+            assert_eq!(answer.tokens(), tokens);
+            // All but the last position of the prompt was remembered.
+            let stats = answer.stats();
+            assert_eq!(stats.reused_positions, stats.prompt_positions - 1);
+        }
+        let conversation = &mut conversations[0];
+        conversation.reset();
+        assert_eq!(conversation.cache_bytes(), 0);
+    }
+}
+
+#[test]
+fn an_image_is_encoded_once_for_all_conversations() {
+    for model in models() {
+        let ask = |model: &Model| {
+            let mut conversation = model.conversation();
+            let mut answer = conversation
+                .describe(&picture(1), "What is it?", &Request::default())
+                .unwrap();
+            answer.text().unwrap();
+            answer.stats().images_encoded
+        };
+        assert_eq!(ask(&model), 1);
+        assert_eq!(ask(&model), 0);
+        model.forget_features();
+        let encoded: usize = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| ask(&model))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!(encoded, 1);
+    }
+}
+
+#[test]
+fn a_conversation_keeps_its_model() {
+    for model in models() {
+        let mut conversation = model.conversation();
+        drop(model);
+        assert!(!talk(&mut conversation, &picture(2)).is_empty());
+        let mut engine = Engine::from(conversation);
+        let other = engine.model().conversation();
+        engine.reset();
+        drop(engine);
+        other.model().ready().unwrap();
+    }
+}
+
+/// Set in a process that [`a_process_may_end_with_models_open`] starts: milliseconds before it ends.
+const DELAY: &str = "FVLM_TEST_ENDS_AFTER_MS";
+
+/// Not a test by itself: the process that ends.
+#[test]
+fn ends_with_models_open() {
+    let Ok(delay) = std::env::var(DELAY) else {
+        return;
+    };
+    for provider in [Provider::Cpu, Provider::Tract] {
+        for _ in 0..3 {
+            if let Ok(model) = Model::open(&bundle(), &options(provider)) {
+                std::thread::spawn(move || talk(&mut model.conversation(), &picture(1)));
+            }
+            if let Ok(engine) = Engine::open(&bundle(), &options(provider)) {
+                std::mem::forget(engine);
+            }
+        }
+    }
+    std::thread::sleep(Duration::from_millis(delay.parse().unwrap()));
+    #[expect(clippy::exit, reason = "what is tested")]
+    std::process::exit(0);
+}
+
+#[test]
+fn a_process_may_end_with_models_open() {
+    let program = std::env::current_exe().unwrap();
+    for delay in (0..30).map(|number| number * 2) {
+        let mut command = Command::new(&program);
+        command.args(["--exact", "ends_with_models_open"]);
+        let done = command.env(DELAY, delay.to_string()).output().unwrap();
+        let words = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert_eq!(
+            done.status.code(),
+            Some(0),
+            "after {delay} ms: {:?} {words}",
+            done.status
+        );
+    }
+}
