@@ -263,6 +263,13 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
     let stride = if S > 0 { S } else { conv.stride };
     let channels = conv.channels;
     let pad = size / 2;
+    // Rows and columns to be fetched ahead for a pixel: of a stride that is known, so that the loops are of a
+    // known length; of any other no more than there are.
+    let near = if S > 0 {
+        (S, S)
+    } else {
+        (stride.min(conv.height), stride.min(conv.width))
+    };
     let (_, width) = conv.output_size();
     let Band { held, wanted } = &work.band;
     let (groups, bands) = (
@@ -344,8 +351,8 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
                         };
                         for row in strip..strip_end {
                             let ahead = next - held.start + (row - strip) * stride;
-                            let rows = ahead..ahead + stride;
-                            let columns = tile * stride..(tile + P) * stride;
+                            let rows = ahead..ahead + near.0;
+                            let columns = tile * stride..tile * stride + P * near.1;
                             fetch(conv, x, rows, columns, channel + vector * LANES);
                             for part in (0..multiplier).step_by(2) {
                                 both_parts::<V, S, P>(conv, &at, row, part, taps, out);
@@ -356,12 +363,12 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
                     for row in (strip..strip_end).step_by(2) {
                         let pair = row + 1 < strip_end;
                         // What the next strip will copy is fetched while this one is computed.
-                        for ahead in 0..(2 * stride).min(held.len()) {
+                        for ahead in 0..2 * near.0 {
                             let ahead = next - held.start + (row - strip) * stride + ahead;
                             let ahead = x
                                 .as_ptr()
                                 .wrapping_add((ahead * conv.width + tile * stride) * channels);
-                            for column in 0..(P * stride).min(conv.width) {
+                            for column in 0..P * near.1 {
                                 prefetch(ahead.wrapping_add(column * channels + channel + vector * LANES));
                             }
                         }
@@ -421,8 +428,8 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
 /// copy is fetched while this one is computed.
 #[inline(always)]
 fn fetch(conv: &DepthwiseConv<'_>, x: &[f32], rows: Range<usize>, columns: Range<usize>, channel: usize) {
-    for row in rows.start..rows.end.min(conv.height) {
-        for column in columns.start..columns.end.min(conv.width) {
+    for row in rows {
+        for column in columns.clone() {
             prefetch(
                 x.as_ptr()
                     .wrapping_add((row * conv.width + column) * conv.channels + channel),
