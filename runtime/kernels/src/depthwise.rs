@@ -397,28 +397,50 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
                                 (false, false) => (),
                             }
                         }
-                        for (row, mut acc) in (row..strip_end).zip(acc) {
-                            if conv.gelu {
-                                unroll!(I < P { acc[I] = gelu(acc[I]) });
-                            }
-                            let row = image * wanted.len() + row - wanted.start;
-                            let start = (row * width + tile) * channels + channel + vector * LANES;
-                            if live == LANES && pixels == P {
-                                unroll!(I < P {
-                                    let to = out.part(start + I * channels, LANES);
-                                    acc[I].store(to.as_mut_ptr())
-                                });
-                            } else {
-                                for (i, value) in acc.iter().take(pixels).enumerate() {
-                                    let mut lanes = [0.0; LANES];
-                                    value.store(lanes.as_mut_ptr());
-                                    out.part(start + i * channels, live)
-                                        .copy_from_slice(&lanes[..live]);
-                                }
-                            }
+                        let row = image * wanted.len() + row - wanted.start;
+                        let start = (row * width + tile) * channels + channel + vector * LANES;
+                        put_row::<V, P>(conv, acc[0], start, pixels, live, out);
+                        if pair {
+                            put_row::<V, P>(conv, acc[1], start + width * channels, pixels, live, out);
                         }
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Writes the first `live` channels of the first pixels of a tile, from `start` on.
+///
+/// # Safety
+/// As [`Lanes`]; no other task writes these numbers.
+#[inline(always)]
+unsafe fn put_row<V: Lanes, const P: usize>(
+    conv: &DepthwiseConv<'_>,
+    mut acc: [V; P],
+    start: usize,
+    pixels: usize,
+    live: usize,
+    out: &Shared<f32>,
+) {
+    let channels = conv.channels;
+    // SAFETY: the caller's promise; `part` checks that there is room.
+    unsafe {
+        if conv.gelu {
+            unroll!(I < P { acc[I] = gelu(acc[I]) });
+        }
+        if live == LANES && pixels == P {
+            unroll!(I < P {
+                let to = out.part(start + I * channels, LANES);
+                acc[I].store(to.as_mut_ptr())
+            });
+        } else {
+            // Sums are in registers only while no place of theirs is known at run time alone: first to memory.
+            let mut lanes = [[0.0; LANES]; P];
+            unroll!(I < P { acc[I].store(lanes[I].as_mut_ptr()) });
+            for (i, lanes) in lanes.iter().take(pixels).enumerate() {
+                let to = out.part(start + i * channels, live);
+                to.copy_from_slice(&lanes[..live]);
             }
         }
     }

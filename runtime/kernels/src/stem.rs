@@ -348,10 +348,15 @@ unsafe fn one_tile<V: Lanes, const P: usize, const N: usize>(
                 }
             });
         } else {
-            for (vectors, to) in acc.iter().zip(to.chunks_exact_mut(channels)) {
-                for (vector, to) in vectors.iter().zip(to[at.channel..].chunks_mut(LANES)) {
-                    let mut lanes = [0.0; LANES];
-                    vector.store(lanes.as_mut_ptr());
+            // Sums are in registers only while no place of theirs is known at run time alone: first to memory.
+            let mut lanes = [[[0.0; LANES]; N]; P];
+            unroll!(I < P {
+                for (n, value) in acc[I].iter().enumerate() {
+                    value.store(lanes[I][n].as_mut_ptr());
+                }
+            });
+            for (lanes, to) in lanes.iter().zip(to.chunks_exact_mut(channels)) {
+                for (lanes, to) in lanes.iter().zip(to[at.channel..].chunks_mut(LANES)) {
                     to.copy_from_slice(&lanes[..to.len()]);
                 }
             }
