@@ -1,16 +1,15 @@
-//! What do `bench` and `quality` work on? One exported form of a bundle on one engine, and its parts, ready to compute.
+//! What do `bench` and `quality` work on? One exported form of a bundle on one engine, and its parts, ready
+//! to compute.
 
 use crate::setup::error::{CaseError, Context};
 use crate::synth;
 use models::bundle::{Bundle, Precision, Target};
 use ndarray::{Array1, Array2, ArrayView2};
 use runtime::backend::{self, DecoderState, TokenEmbedder, VisionEncoder};
-use runtime::generate::{Generation, Limits as Ends, NextToken};
-use runtime::image::{ImageId, Limits, Picture, PixelValues, preprocess};
-use runtime::prompt::{Message, Prompt, Prompter, Span, token_ids};
-use runtime::sample::Sampler;
+use runtime::image::{ImageId, Limits, Picture, PixelValues};
+use runtime::prompt::{Message, Prompt, Span, token_ids};
 use runtime::splice::splice;
-use runtime::{EngineError, Options, Provider, Sampling};
+use runtime::{Model, Options, Provider};
 use serde::Serialize;
 use std::fmt;
 use std::path::Path;
@@ -37,8 +36,8 @@ impl Combination {
     }
 }
 
-/// The forms of bundles that `targets` and `precisions` name, in their order: the number of the bundle, target and
-/// precision. An empty list names all.
+/// The forms of bundles that `targets` and `precisions` name, in their order: the number of the bundle,
+/// target and precision. An empty list names all.
 ///
 /// # Errors
 /// A sentence on what is named and in no bundle, or on two lists that have no form in common.
@@ -97,8 +96,8 @@ fn names(asked: &[impl ToString]) -> String {
 /// A provider that is left out, and why.
 pub type Missing = (Provider, String);
 
-/// The providers that are asked for, of which each must work here; or, where none is, all that do, and why the others
-/// do not.
+/// The providers that are asked for, of which each must work here; or, where none is, all that do, and why
+/// the others do not.
 ///
 /// # Errors
 /// The provider that was asked for and does not work here, or that none does.
@@ -164,14 +163,57 @@ pub fn picture_name(path: Option<&Path>) -> String {
     }
 }
 
-/// A form of a bundle, loaded: the roles of a [`runtime::Model`], and one sequence.
+/// Opens a bundle's form on its engine, all of it.
+///
+/// # Errors
+/// A bundle that breaks its contract, a form that it does not have, or an engine that refuses it.
+pub fn open(directory: &Path, combination: &Combination, options: &Options) -> Result<Model, CaseError> {
+    let opening = || format!("opening {}", combination.name());
+    let mut options = options.clone();
+    options.provider = combination.provider;
+    options.fallback = false;
+    options.target = Some(combination.target);
+    options.precision = Some(combination.precision);
+    let model = Model::open(directory, &options).during(opening)?;
+    model.ready().during(opening)?;
+    Ok(model)
+}
+
+/// The prompt of a question about an image, or about none, after which `tokens` more fit.
+///
+/// # Errors
+/// A question that the template refuses, or no room for so many.
+pub fn prompt(
+    model: &Model,
+    image: Option<ImageId>,
+    question: &str,
+    tokens: usize,
+) -> Result<Prompt, CaseError> {
+    let building = || "building the prompt".to_owned();
+    let images: Vec<ImageId> = image.into_iter().collect();
+    let prompter = model.prompter().during(building)?;
+    let prompt = prompter
+        .build(&[Message::user(images, question)])
+        .during(building)?;
+    let (positions, room) = (prompt.len(), model.bundle().kv.max_context);
+    if positions.saturating_add(tokens) <= room {
+        return Ok(prompt);
+    }
+    Err(CaseError::Failed {
+        context: building(),
+        message: format!("{positions} positions and {tokens} tokens, expected at most {room} together"),
+    })
+}
+
+/// A form of a bundle whose logits are looked at: the roles of a [`Model`], and one sequence that is fed what
+/// a script says. Nothing else feeds a model token by token; who wants answers has them from a
+/// [`runtime::Conversation`].
 pub struct Loaded {
-    /// The bundle's contract.
-    pub bundle: Bundle,
+    /// What it is of.
+    pub model: Model,
     encoder: Arc<dyn VisionEncoder>,
     embedder: Arc<dyn TokenEmbedder>,
     sequence: Box<dyn DecoderState>,
-    prompter: Arc<Prompter>,
 }
 
 impl fmt::Debug for Loaded {
@@ -181,34 +223,24 @@ impl fmt::Debug for Loaded {
 }
 
 impl Loaded {
-    /// Opens a bundle's form, tokenizer and template beside the graphs.
+    /// Opens a bundle's form.
     ///
     /// # Errors
-    /// A bundle that breaks its contract, a form that it does not have, or an engine that refuses it.
+    /// As [`open`].
     pub fn open(directory: &Path, combination: &Combination, options: &Options) -> Result<Loaded, CaseError> {
         let opening = || format!("opening {}", combination.name());
-        let mut options = options.clone();
-        options.provider = combination.provider;
-        options.fallback = false;
-        options.target = Some(combination.target);
-        options.precision = Some(combination.precision);
-        let model = runtime::Model::open(directory, &options).during(opening)?;
-        model.ready().during(opening)?;
+        let model = open(directory, combination, options)?;
         Ok(Loaded {
-            bundle: model.bundle().clone(),
             encoder: model.vision_encoder().during(opening)?,
             embedder: model.token_embedder().during(opening)?,
             sequence: model.decoder().during(opening)?.start().during(opening)?,
-            prompter: model.prompter().during(opening)?,
+            model,
         })
     }
 
-    /// `pixel_values` as the bundle says.
-    ///
-    /// # Errors
-    /// An image that cannot be prepared.
-    pub fn preprocess(&self, picture: &Picture) -> Result<PixelValues, CaseError> {
-        preprocess(picture, &self.bundle.image).during(|| "preprocessing".to_owned())
+    /// The bundle's contract.
+    pub fn bundle(&self) -> &Bundle {
+        self.model.bundle()
     }
 
     /// Image features `[tokens, hidden]`.
@@ -218,7 +250,7 @@ impl Loaded {
     pub fn encode(&self, pixels: &PixelValues) -> Result<Array2<f32>, CaseError> {
         let running = || "running the vision encoder".to_owned();
         let features = self.encoder.encode(pixels.values.view()).during(running)?;
-        let expected = (self.bundle.image.tokens, self.bundle.prompt.hidden_size);
+        let expected = (self.bundle().image.tokens, self.bundle().prompt.hidden_size);
         if features.dim() != expected {
             return Err(CaseError::Failed {
                 context: running(),
@@ -228,19 +260,8 @@ impl Loaded {
         Ok(features)
     }
 
-    /// The prompt of a question about an image, or about none.
-    ///
-    /// # Errors
-    /// A question that the template refuses.
-    pub fn prompt(&self, image: Option<ImageId>, question: &str) -> Result<Prompt, CaseError> {
-        let images: Vec<ImageId> = image.into_iter().collect();
-        self.prompter
-            .build(&[Message::user(images, question)])
-            .during(|| "building the prompt".to_owned())
-    }
-
-    /// Empties the sequence, feeds a prompt whose images all have these features `[tokens, hidden]`, and returns the
-    /// logits `[vocab]` that follow.
+    /// Empties the sequence, feeds a prompt whose images all have these features `[tokens, hidden]`, and
+    /// returns the logits `[vocab]` that follow.
     ///
     /// # Errors
     /// What the engine says.
@@ -255,7 +276,7 @@ impl Loaded {
         let text = self.embedder.embed(&token_ids(&spans)).during(prefilling)?;
         let images = spans.iter().filter(|span| matches!(span, Span::Image { .. }));
         let images: Vec<ArrayView2<'_, f32>> = images.map(|_| features).collect();
-        let hidden = self.bundle.prompt.hidden_size;
+        let hidden = self.bundle().prompt.hidden_size;
         let embeds = splice(&spans, text.view(), &images, hidden).during(prefilling)?;
         self.sequence.feed(embeds.view()).during(prefilling)
     }
@@ -265,62 +286,8 @@ impl Loaded {
     /// # Errors
     /// What the engine says.
     pub fn step(&mut self, id: i64) -> Result<Array1<f32>, CaseError> {
-        NextToken::step(self, id).during(|| format!("feeding token {id}"))
-    }
-
-    /// Ids that the tokenizer has, from 0.
-    pub fn vocabulary(&self) -> usize {
-        self.prompter.tokenizer().vocabulary()
-    }
-
-    /// The greedy answer to a prompt, as [`runtime::Engine`] gives it.
-    ///
-    /// # Errors
-    /// What the engine says.
-    pub fn answer(
-        &mut self,
-        prompt: &Prompt,
-        features: ArrayView2<'_, f32>,
-        max_tokens: usize,
-    ) -> Result<String, CaseError> {
-        let answering = || "answering".to_owned();
-        let logits = self.prefill(prompt, features)?;
-        let sampler = Sampler::new(Sampling::default(), self.vocabulary()).during(answering)?;
-        let stream = self.prompter.stream(&[]);
-        let ends = Ends {
-            stop_ids: self.bundle.prompt.stop_ids.clone(),
-            max_tokens,
-            cancel: None,
-        };
-        let context = prompt.token_ids();
-        let pieces = Generation::new(self, logits, context, sampler, stream, ends);
-        let pieces: Result<Vec<String>, EngineError> = pieces.map(|piece| Ok(piece?.text)).collect();
-        Ok(pieces.during(answering)?.concat())
-    }
-
-    /// Whether `tokens` more fit after a prompt.
-    ///
-    /// # Errors
-    /// They do not.
-    pub fn check_room(&self, prompt: &Prompt, tokens: usize) -> Result<(), CaseError> {
-        let (positions, room) = (prompt.len(), self.bundle.kv.max_context);
-        if positions.saturating_add(tokens) <= room {
-            return Ok(());
-        }
-        Err(CaseError::Failed {
-            context: "building the prompt".to_owned(),
-            message: format!("{positions} positions and {tokens} tokens, expected at most {room} together"),
-        })
-    }
-}
-
-impl NextToken for Loaded {
-    fn has_room(&self) -> bool {
-        self.sequence.len() < self.bundle.kv.max_context
-    }
-
-    fn step(&mut self, token: i64) -> Result<Array1<f32>, EngineError> {
-        let embeds = self.embedder.embed(&[token])?;
-        Ok(self.sequence.feed(embeds.view())?)
+        let stepping = || format!("feeding token {id}");
+        let embeds = self.embedder.embed(&[id]).during(stepping)?;
+        self.sequence.feed(embeds.view()).during(stepping)
     }
 }

@@ -147,7 +147,10 @@ impl Conversation {
             ..Stats::default()
         };
         let limits = Limits {
-            stop_ids: model.bundle().prompt.stop_ids.clone(),
+            stop_ids: match request.past_end {
+                true => Vec::new(),
+                false => model.bundle().prompt.stop_ids.clone(),
+            },
             max_tokens: request.max_tokens,
             cancel: request.cancel.clone(),
         };

@@ -28,6 +28,8 @@ pub struct Request {
     pub max_tokens: usize,
     /// Texts that end the answer and are not part of it.
     pub stops: Vec<String>,
+    /// Whether the answer goes on where the model would end it, to [`Request::max_tokens`]: for measurements.
+    pub past_end: bool,
     /// Ends the answer as soon as somebody sets this, from whatever thread: between two tokens, or before the prompt is
     /// read; the encoding of an image and the reading of a prompt are not broken off.
     pub cancel: Option<Arc<AtomicBool>>,
@@ -55,6 +57,13 @@ impl Request {
         self
     }
 
+    /// Without an end that the model chooses: for measurements.
+    #[must_use]
+    pub fn with_past_end(mut self) -> Request {
+        self.past_end = true;
+        self
+    }
+
     /// With a flag that ends the answer.
     #[must_use]
     pub fn with_cancel(mut self, cancel: Arc<AtomicBool>) -> Request {
@@ -77,6 +86,7 @@ impl Default for Request {
             sampling: Sampling::default(),
             max_tokens: DEFAULT_MAX_TOKENS,
             stops: Vec::new(),
+            past_end: false,
             cancel: None,
         }
     }

@@ -1,12 +1,11 @@
-//! What does one process measure? It opens one combination, runs it without a clock as often as it is told, and once
-//! with one.
+//! What does one process measure? It opens one combination as any program does, has it answer in
+//! conversations of their own as often as it is told, and takes what the runtime says of the last one.
 
 use super::Settings;
-use crate::golden::argmax;
-use crate::loaded::{Combination, Loaded, picture};
-use crate::setup::error::CaseError;
-use ndarray::Array1;
+use crate::loaded::{self, Combination, picture};
+use crate::setup::error::{CaseError, Context};
 use runtime::image::Picture;
+use runtime::{Model, Request};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
@@ -41,13 +40,18 @@ pub struct Sample {
 pub fn measure(settings: &Settings, combination: &Combination) -> Result<Sample, CaseError> {
     let picture = picture(settings.image.as_deref())?;
     let begun = Instant::now();
-    let mut loaded = Loaded::open(&settings.model, combination, &settings.options())?;
+    let model = loaded::open(&settings.model, combination, &settings.options())?;
     let load = begun.elapsed().as_secs_f64();
+    let image = model
+        .preprocess(&picture)
+        .during(|| "preprocessing".to_owned())?
+        .id;
+    loaded::prompt(&model, Some(image), &settings.prompt, settings.decode_tokens)?;
     for _ in 0..settings.warm_up {
         let tokens = settings.decode_tokens.min(WARM_UP_TOKENS);
-        run(&mut loaded, &picture, &settings.prompt, tokens)?;
+        run(&model, &picture, &settings.prompt, tokens)?;
     }
-    let sample = run(&mut loaded, &picture, &settings.prompt, settings.decode_tokens)?;
+    let sample = run(&model, &picture, &settings.prompt, settings.decode_tokens)?;
     Ok(Sample {
         load,
         peak_memory: runtime::stats::peak_memory(),
@@ -55,44 +59,34 @@ pub fn measure(settings: &Settings, combination: &Combination) -> Result<Sample,
     })
 }
 
-/// Image and question to `tokens` tokens after the first; whatever comes is fed, also what would end an answer.
-fn run(loaded: &mut Loaded, picture: &Picture, question: &str, tokens: usize) -> Result<Sample, CaseError> {
-    let begun = Instant::now();
-    let pixels = loaded.preprocess(picture)?;
-    let preprocess = begun.elapsed().as_secs_f64();
-
-    let encoding = Instant::now();
-    let features = loaded.encode(&pixels)?;
-    let encode = encoding.elapsed().as_secs_f64();
-
-    let prompt = loaded.prompt(Some(pixels.id), question)?;
-    loaded.check_room(&prompt, tokens)?;
-    let prefilling = Instant::now();
-    let logits = loaded.prefill(&prompt, features.view())?;
-    let prefill = prefilling.elapsed().as_secs_f64();
-
-    let mut next = best(&logits)?;
-    let first = Instant::now();
-    for _ in 0..tokens {
-        next = best(&loaded.step(next)?)?;
-    }
-    let decode = first.elapsed().as_secs_f64() / tokens.max(1) as f64;
+/// Image and question to `tokens` tokens after the first, in a conversation of its own: nothing is known of
+/// the run before. Whatever comes is fed, also what would end an answer.
+fn run(model: &Model, picture: &Picture, question: &str, tokens: usize) -> Result<Sample, CaseError> {
+    let answering = || "answering".to_owned();
+    model.forget_features();
+    let mut conversation = model.conversation();
+    let request = Request::default()
+        .with_max_tokens(tokens.saturating_add(1))
+        .with_past_end();
+    let mut answer = conversation
+        .describe(picture, question, &request)
+        .during(answering)?;
+    answer.text().during(answering)?;
+    let (stats, found) = (answer.stats(), answer.tokens().len());
+    let (Some(first_token), true) = (stats.time_to_first_token, found == request.max_tokens) else {
+        return Err(CaseError::Failed {
+            context: answering(),
+            message: format!("{found} tokens came, expected {}", request.max_tokens),
+        });
+    };
     Ok(Sample {
-        prompt_tokens: prompt.len(),
+        prompt_tokens: stats.prompt_positions,
         load: 0.0,
-        preprocess,
-        encode,
-        prefill,
-        first_token: first.duration_since(begun).as_secs_f64(),
-        decode,
+        preprocess: stats.preprocess,
+        encode: stats.encode,
+        prefill: stats.prefill,
+        first_token,
+        decode: stats.tokens_per_second.map_or(0.0, f64::recip),
         peak_memory: None,
-    })
-}
-
-fn best(logits: &Array1<f32>) -> Result<i64, CaseError> {
-    let best = argmax(logits.as_slice().unwrap_or_default()).and_then(|best| i64::try_from(best).ok());
-    best.ok_or_else(|| CaseError::Failed {
-        context: "choosing a token".to_owned(),
-        message: "there are no logits".to_owned(),
     })
 }

@@ -25,7 +25,7 @@ pub struct Compared {
 /// What the engine says.
 pub fn record(name: &str, loaded: &mut Loaded, script: &Script) -> Result<Recording, CaseError> {
     let features = features(loaded, script)?;
-    let vocabulary = loaded.bundle.prompt.vocab_size;
+    let vocabulary = loaded.bundle().prompt.vocab_size;
     let mut logits = Vec::with_capacity(script.token_ids.len() * vocabulary);
     feed(loaded, script, features.as_ref(), &mut |_, row| {
         logits.extend_from_slice(row);
@@ -110,8 +110,8 @@ fn features(loaded: &mut Loaded, script: &Script) -> Result<Option<Features>, Ca
     };
     Ok(Some(Features {
         values: loaded.encode(pixels)?.into_raw_vec_and_offset().0,
-        tokens: loaded.bundle.image.tokens,
-        hidden: loaded.bundle.prompt.hidden_size,
+        tokens: loaded.bundle().image.tokens,
+        hidden: loaded.bundle().prompt.hidden_size,
     }))
 }
 
@@ -133,7 +133,7 @@ fn feed(
     loaded.prefill(&script.prompt, features)?;
     for (position, &id) in script.token_ids.iter().enumerate() {
         let logits = loaded.step(id)?;
-        let vocabulary = loaded.bundle.prompt.vocab_size;
+        let vocabulary = loaded.bundle().prompt.vocab_size;
         if logits.len() != vocabulary {
             return Err(CaseError::Failed {
                 context: format!("feeding token {id}"),

@@ -1,43 +1,45 @@
 //! How well does a form of the demo model still answer? Its held-out questions, word for word.
 
 use super::ExactMatch;
-use crate::loaded::Loaded;
-use crate::setup::error::CaseError;
+use crate::setup::error::{CaseError, Context};
 use crate::suite::end_to_end::{Answers, held_out};
-use ndarray::Array2;
 use runtime::image::{ImageId, Picture};
+use runtime::{Conversation, Message, Model, Request};
 
 /// Asks all held-out questions.
 ///
 /// # Errors
 /// What the engine says.
-pub fn exact_match(loaded: &mut Loaded) -> Result<ExactMatch, CaseError> {
-    let found = held_out(&mut LoadedAnswers { loaded, image: None })?;
+pub fn exact_match(model: &Model) -> Result<ExactMatch, CaseError> {
+    let conversation = model.conversation();
+    let found = held_out(&mut Asked {
+        conversation,
+        image: None,
+    })?;
     Ok(ExactMatch {
         right: found.right(),
         asked: found.asked(),
     })
 }
 
-struct LoadedAnswers<'a> {
-    loaded: &'a mut Loaded,
-    /// The picture and its features.
-    image: Option<(ImageId, Array2<f32>)>,
+struct Asked {
+    conversation: Conversation,
+    image: Option<ImageId>,
 }
 
-impl Answers for LoadedAnswers<'_> {
+impl Answers for Asked {
     fn look(&mut self, picture: &Picture) -> Result<(), CaseError> {
-        let pixels = self.loaded.preprocess(picture)?;
-        self.image = Some((pixels.id, self.loaded.encode(&pixels)?));
+        self.conversation.reset();
+        let image = self.conversation.add_image(picture);
+        self.image = Some(image.during(|| "looking at an image".to_owned())?);
         Ok(())
     }
 
     fn answer(&mut self, question: &str) -> Result<String, CaseError> {
-        let id = self.image.as_ref().map(|(id, _)| *id);
-        let prompt = self.loaded.prompt(id, question)?;
-        let none = Array2::default((0, 0));
-        let features = self.image.as_ref().map_or(&none, |(_, features)| features);
-        self.loaded
-            .answer(&prompt, features.view(), runtime::DEFAULT_MAX_TOKENS)
+        let images: Vec<ImageId> = self.image.into_iter().collect();
+        let message = Message::user(images, question);
+        let answer = self.conversation.chat(&[message], &Request::default());
+        let text = answer.and_then(|mut answer| answer.text());
+        text.during(|| format!("asking {question:?}"))
     }
 }

@@ -2,9 +2,10 @@
 //! seed.
 
 use super::{Recording, Settings};
-use crate::loaded::{Loaded, picture};
-use crate::setup::error::CaseError;
+use crate::loaded::{self, picture};
+use crate::setup::error::{CaseError, Context};
 use models::bundle::{Bundle, PromptSpec};
+use runtime::Model;
 use runtime::image::PixelValues;
 use runtime::prompt::{Piece, Prompt};
 
@@ -29,21 +30,26 @@ pub struct Script {
 }
 
 impl Script {
-    /// What these settings mean to a loaded form.
+    /// What these settings mean to a form.
     ///
     /// # Errors
     /// An image or a question that cannot be prepared, or more positions than the model holds.
-    pub fn of(settings: &Settings, loaded: &Loaded) -> Result<Script, CaseError> {
+    pub fn of(settings: &Settings, model: &Model) -> Result<Script, CaseError> {
         let pixels = match settings.text_only {
             true => None,
-            false => Some(loaded.preprocess(&picture(settings.image.as_deref())?)?),
+            false => {
+                let picture = picture(settings.image.as_deref())?;
+                Some(model.preprocess(&picture).during(|| "preprocessing".to_owned())?)
+            }
         };
-        let prompt = loaded.prompt(pixels.as_ref().map(|pixels| pixels.id), &settings.prompt)?;
-        loaded.check_room(&prompt, settings.positions)?;
-        let spec = &loaded.bundle.prompt;
+        let image = pixels.as_ref().map(|pixels| pixels.id);
+        let prompt = loaded::prompt(model, image, &settings.prompt, settings.positions)?;
+        let spec = &model.bundle().prompt;
+        let reading = || "reading the tokenizer".to_owned();
+        let vocabulary = model.prompter().during(reading)?.tokenizer().vocabulary();
         Ok(Script {
             prompt_ids: prompt_ids(&prompt, spec.image_token_id.unwrap_or(IMAGE)),
-            token_ids: token_ids(spec, loaded.vocabulary(), settings.positions),
+            token_ids: token_ids(spec, vocabulary, settings.positions),
             prompt,
             pixels,
         })

@@ -97,7 +97,7 @@ impl Comparison<'_> {
                 let (mut loaded, script) = self.open(form)?;
                 let recording = collect::record(&form.combination.name(), &mut loaded, &script)?;
                 self.dump(form, &recording, &script)?;
-                let demo_eval = self.demo_eval(&mut loaded)?;
+                let demo_eval = self.demo_eval(&loaded)?;
                 self.bar.inc(1);
                 Ok(Known { recording, demo_eval })
             }
@@ -107,13 +107,13 @@ impl Comparison<'_> {
     fn open(&self, form: &Form) -> Result<(Loaded, Script), CaseError> {
         self.bar.set_message(form.combination.name());
         let loaded = Loaded::open(&form.directory, &form.combination, &self.plan.options)?;
-        let script = Script::of(&self.plan.settings, &loaded)?;
+        let script = Script::of(&self.plan.settings, &loaded.model)?;
         Ok((loaded, script))
     }
 
-    fn demo_eval(&self, loaded: &mut Loaded) -> Result<Option<ExactMatch>, CaseError> {
+    fn demo_eval(&self, loaded: &Loaded) -> Result<Option<ExactMatch>, CaseError> {
         match self.plan.demo_eval {
-            true => demo::exact_match(loaded).map(Some),
+            true => demo::exact_match(&loaded.model).map(Some),
             false => Ok(None),
         }
     }
@@ -132,13 +132,13 @@ impl Comparison<'_> {
 
     fn form(&self, form: &Form, reference: &Recording) -> Result<Row, CaseError> {
         let (mut loaded, script) = self.open(form)?;
-        reference.check(&script.facts(&loaded.bundle))?;
+        reference.check(&script.facts(loaded.bundle()))?;
         if self.plan.dump.is_some() {
             let recording = collect::record(&form.combination.name(), &mut loaded, &script)?;
             self.dump(form, &recording, &script)?;
         }
         let compared = collect::compare(&mut loaded, &script, reference)?;
-        let demo_eval = self.demo_eval(&mut loaded)?;
+        let demo_eval = self.demo_eval(&loaded)?;
         self.bar.inc(1);
         let bundle = form.directory.file_name().unwrap_or(form.directory.as_os_str());
         let bundle = bundle.to_string_lossy().into_owned();
