@@ -2,7 +2,7 @@
 //! bundle of `tests/data/make_bundle.py`, which answers with the letter of the image's strongest colour and a full stop.
 
 #![cfg(any(feature = "ort", feature = "tract"))]
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use runtime::image::Picture;
 use runtime::{Conversation, Engine, Message, Model, Options, Provider, Request, Role};

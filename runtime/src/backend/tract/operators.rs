@@ -434,7 +434,6 @@ impl Outputs for OfCall {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
     use tract_onnx::pb::{
