@@ -27,8 +27,15 @@ pub struct Conversation {
     told: usize,
 }
 
+impl Model {
+    /// A conversation of nothing.
+    pub fn conversation(&self) -> Conversation {
+        Conversation::new(self.clone())
+    }
+}
+
 impl Conversation {
-    pub(crate) fn new(model: Model) -> Conversation {
+    fn new(model: Model) -> Conversation {
         #[cfg(feature = "ort")]
         crate::backend::watch_thread();
         let bundle = model.bundle();

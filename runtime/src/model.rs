@@ -2,7 +2,6 @@
 
 use crate::backend::session::Placement;
 use crate::backend::{self, Decoder, Options, Provider, TokenEmbedder, VisionEncoder};
-use crate::conversation::Conversation;
 use crate::error::EngineError;
 use crate::features::Features;
 use crate::image::{Picture, PixelValues, preprocess};
@@ -64,7 +63,7 @@ pub struct ImageSize {
 
 /// A bundle that is opened once: graphs, tokenizer, chat template, contract. Clones share it, and any thread may use it.
 ///
-/// A [`Conversation`] has what belongs to one dialogue; many of them live beside each other over one model. Nothing is loaded
+/// A [`Conversation`](crate::Conversation) has what belongs to one dialogue; many of them live beside each other over one model. Nothing is loaded
 /// twice. The features of an image are computed once, whoever shows it, and the latest 32 MiB of them are kept. Runs of one
 /// graph follow one another on ONNX Runtime, and images are encoded one at a time on every engine, so that memory is that of
 /// one model and of the conversations' KV caches.
@@ -161,11 +160,6 @@ impl Model {
             features: Features::default(),
             begun,
         })))
-    }
-
-    /// A conversation of nothing.
-    pub fn conversation(&self) -> Conversation {
-        Conversation::new(self.clone())
     }
 
     /// Waits until everything is open.

@@ -5,7 +5,7 @@
 //! with another server, to which the answer redirects. That server never sees the token.
 
 use super::cache::Settings;
-use super::transfer::Counter;
+use super::counter::Counter;
 use hf_hub::api::sync::ApiError;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};

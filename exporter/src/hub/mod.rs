@@ -6,6 +6,7 @@
 //! ([`stated_sha256`]).
 
 mod cache;
+mod counter;
 mod file;
 mod needed;
 mod transfer;

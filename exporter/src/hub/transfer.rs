@@ -3,10 +3,9 @@
 //! A call waits as long as the network does. So each has a thread of its own, which counts what arrives, and the
 //! caller watches the count: it passes it on, and it leaves when the user asks for that or when nothing arrives.
 
+use super::counter::Counter;
 use super::file::Fault;
 use crate::report::Report;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -24,29 +23,6 @@ pub(crate) enum Trouble {
     Failed(Fault),
     /// Its thread could not be started or panicked.
     Lost,
-}
-
-/// Counts what arrives, and leaves when nobody waits for it any more.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Counter(Arc<Counted>);
-
-#[derive(Debug, Default)]
-struct Counted {
-    /// Bytes of the file that are here, those of earlier calls included.
-    here: AtomicU64,
-    abandoned: AtomicBool,
-}
-
-impl Counter {
-    /// So many bytes of the file are here.
-    pub(crate) fn set(&self, here: u64) {
-        self.0.here.store(here, Ordering::Relaxed);
-    }
-
-    /// Whether nobody waits any more.
-    pub(crate) fn is_abandoned(&self) -> bool {
-        self.0.abandoned.load(Ordering::Relaxed)
-    }
 }
 
 /// Makes a call in a thread of its own. `told` is how many bytes of its file `report` knows of, and is kept up to date.
@@ -71,7 +47,7 @@ pub(crate) fn watched<T: Send + 'static>(
     let mut last = (0, Instant::now());
     loop {
         let answer = receiver.recv_timeout(TICK);
-        let here = counter.0.here.load(Ordering::Relaxed);
+        let here = counter.here();
         if here > *told {
             report.advance(here - *told);
             *told = here;
@@ -90,7 +66,7 @@ pub(crate) fn watched<T: Send + 'static>(
             (false, true) => Trouble::Silent,
             (false, false) => continue,
         };
-        counter.0.abandoned.store(true, Ordering::Relaxed);
+        counter.abandon();
         return Err(trouble);
     }
 }

@@ -3,6 +3,7 @@
 //! included.
 
 use super::llava;
+use super::prefix::replace_prefix;
 use crate::config::{Layout, VisionConfig};
 
 /// What a layout makes of a stored name.
@@ -99,11 +100,4 @@ impl Layout {
             _ => None,
         }
     }
-}
-
-/// Replaces the first prefix of the table that matches.
-pub(super) fn replace_prefix(name: &str, table: &[(&str, &str)]) -> Option<String> {
-    table
-        .iter()
-        .find_map(|(from, to)| name.strip_prefix(from).map(|rest| format!("{to}{rest}")))
 }

@@ -2,10 +2,10 @@
 
 #![deny(clippy::as_conversions)]
 
-use super::assets::{Asset, Origin};
+use super::assets::asset::{Asset, Origin};
 use super::small;
 use crate::bundle;
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::error::CheckpointError;
 use std::ffi::OsString;
 use std::path::Path;
 

@@ -1,7 +1,7 @@
 //! How does Apple's LLaVA-style layout spell the names? Source: apple/ml-fastvlm,
 //! `llava/model/multimodal_encoder/mobileclip/mci.py`.
 
-use super::layout::replace_prefix;
+use super::prefix::replace_prefix;
 use crate::config::VisionConfig;
 
 /// Prefixes outside the tower; the first match wins.

@@ -7,12 +7,13 @@
 mod assets;
 mod branches;
 mod canonical;
-mod error;
+pub(crate) mod error;
 mod fold;
 mod layout;
 mod license;
 mod llava;
 mod mlx;
+mod prefix;
 mod safetensors;
 pub(crate) mod small;
 
@@ -21,6 +22,7 @@ pub use assets::{Asset, Assets, Origin, SMALL_FILES};
 pub use canonical::{Accounting, Canonical, Ignored, Used, canonical};
 pub use error::{CheckpointError, WeightProblems};
 pub use license::is_license;
+pub use small::MAX_INDEX;
 
 use crate::config::{CONFIG, Declared, ModelConfig};
 use crate::dtype::DType;
@@ -34,8 +36,6 @@ use std::sync::Arc;
 /// File names of the format.
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-/// Longest file that is read beside weights and tokenizers: an index of shards, in bytes.
-pub const MAX_INDEX: u64 = 100_000_000;
 
 /// An opened checkpoint; its weights stay in the files.
 #[derive(Debug)]

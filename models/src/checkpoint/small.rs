@@ -1,10 +1,13 @@
 //! How is a file read that is small if it is what it is called? Never more than a limit, and nothing but a
 //! file: a pipe would wait for whoever writes it.
 
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::error::CheckpointError;
 use serde_json::Value;
 use std::io;
 use std::path::Path;
+
+/// Longest file that is read beside weights and tokenizers: an index of shards, in bytes.
+pub const MAX_INDEX: u64 = 100_000_000;
 
 /// All of a file of at most `most` bytes.
 ///

@@ -3,8 +3,8 @@
 use super::check::check;
 use super::fields::Problems;
 use super::{Layout, ModelConfig};
-use crate::checkpoint::CheckpointError;
-use crate::checkpoint::{MAX_INDEX, small};
+use crate::checkpoint::error::CheckpointError;
+use crate::checkpoint::small::{self, MAX_INDEX};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 

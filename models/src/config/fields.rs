@@ -1,6 +1,6 @@
 //! How is a field of a config read? With the way to it, so that a problem names it.
 
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::error::CheckpointError;
 use serde_json::{Map, Value};
 use std::path::Path;
 

@@ -10,7 +10,7 @@ mod llava;
 mod shared;
 mod transformers;
 
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::error::CheckpointError;
 use crate::checkpoint::small;
 use check::check;
 pub(crate) use declared::{CONFIG, Declared, PREPROCESSOR, Processor};

@@ -2,7 +2,7 @@
 
 use super::Files;
 use crate::bundle::{Aspect, ImageSpec, Resample};
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::error::CheckpointError;
 use crate::config::{CONFIG, ModelConfig, PREPROCESSOR, Processor};
 use serde_json::Value;
 

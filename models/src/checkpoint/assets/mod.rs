@@ -4,14 +4,16 @@
 //! A bundle's `config.json` is written in the dialect that those clients know (`llava_qwen2`), whatever the
 //! checkpoint's; its numbers are the checkpoint's.
 
+pub(super) mod asset;
 mod clients;
 mod image;
 mod text;
 
 use super::{license, small};
 use crate::bundle::{Content, ImageSpec, PromptSpec};
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::error::CheckpointError;
 use crate::config::{Declared, Layout, ModelConfig};
+pub use asset::{Asset, Origin};
 use clients::{client_config, client_image, client_processor, client_tokenizer};
 use image::{llava_image, transformers_image};
 use serde_json::{Value, json};
@@ -31,28 +33,6 @@ pub struct Assets {
     pub license: Option<String>,
     /// What the user should know, one sentence each.
     pub warnings: Vec<String>,
-}
-
-/// A small file of the bundle.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Asset {
-    /// Path in the bundle.
-    pub path: String,
-    /// All of it.
-    pub contents: Vec<u8>,
-    /// Where it comes from.
-    pub origin: Origin,
-}
-
-/// Where a small file of the bundle comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
-    /// The checkpoint's file of this name, byte for byte.
-    Kept,
-    /// The checkpoint's file of this name; what was changed.
-    Adapted(String),
-    /// The checkpoint has no file of this name; what it was derived from.
-    Derived(String),
 }
 
 /// Names of the small files that are read where they exist; beside them, those that

@@ -1,8 +1,9 @@
 //! From messages to ids: the tokenizer, the chat template, and the ids that a prompt and an answer are told
 //! apart by.
 
-use super::{Files, IMAGE_TOKEN, Origin};
-use crate::checkpoint::CheckpointError;
+use super::asset::Origin;
+use super::{Files, IMAGE_TOKEN};
+use crate::checkpoint::error::CheckpointError;
 use crate::config::{CONFIG, Layout, ModelConfig};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
