@@ -240,10 +240,7 @@ type Subjects = (Vec<Subject>, Vec<(Provider, String)>, Vec<String>);
 
 /// Who is put to the test: what is asked for must be there, what is not asked for may be missing.
 fn subjects(flags: &cli::Run, bundle: Option<&Bundle>) -> Result<Subjects, Complaint> {
-    let options = runtime::Options {
-        onnxruntime: flags.onnxruntime.clone(),
-        ..runtime::Options::default()
-    };
+    let options = runtime::Options::default().with_onnxruntime(flags.onnxruntime.clone());
     let asked = |provider: Provider| flags.provider.contains(&provider);
     let mut providers = Provider::ALL.to_vec();
     providers.retain(|&provider| flags.provider.is_empty() || asked(provider));

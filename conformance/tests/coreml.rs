@@ -26,13 +26,11 @@ fn export(directory: &Path, variants: &[(Target, Precision)], max_context: u64) 
 }
 
 fn engine(directory: &Path, provider: Provider, target: Target, precision: Precision) -> Engine {
-    let options = Options {
-        provider,
-        fallback: false,
-        target: Some(target),
-        precision: Some(precision),
-        ..Options::default()
-    };
+    let options = Options::default()
+        .with_provider(provider)
+        .with_fallback(false)
+        .with_target(target)
+        .with_precision(precision);
     Engine::open(directory, &options).unwrap()
 }
 

@@ -131,15 +131,9 @@ fn cancelled_from_another_thread() {
 fn errors_are_types() {
     let folder = bundle();
     let open = |options: Options| Engine::open(&folder.path().join("bundle"), &options).unwrap_err();
-    let found = open(Options {
-        precision: Some(runtime::Precision::Fp16),
-        ..Options::default()
-    });
+    let found = open(Options::default().with_precision(runtime::Precision::Fp16));
     assert!(matches!(found, EngineError::NoVariant { .. }), "{found}");
-    let found = open(Options {
-        image_size: Some(77),
-        ..Options::default()
-    });
+    let found = open(Options::default().with_image_size(77));
     assert!(
         matches!(found, EngineError::NoImageSize { asked: 77, .. }),
         "{found}"
@@ -173,10 +167,7 @@ fn a_frame_is_as_good_as_a_file() {
     let folder = bundle();
     let file = scene(2);
     let frame = Picture::new(file.width(), file.height(), file.pixels().to_vec()).unwrap();
-    let options = Options {
-        provider: Provider::Tract,
-        ..Options::default()
-    };
+    let options = Options::default().with_provider(Provider::Tract);
     let mut engine = Engine::open(&folder.path().join("bundle"), &options).unwrap();
     let (a, b) = (
         engine.add_image(&file).unwrap(),

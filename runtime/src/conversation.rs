@@ -21,10 +21,22 @@ use std::time::{Duration, Instant};
 pub struct Conversation {
     sequence: Sequence<Model>,
     timeline: Timeline,
-    /// Time spent on images since the last answer.
-    preprocess: Duration,
+    /// What was done for the next answer before it was asked for.
+    ahead: Ahead,
     /// How many of the model's notices were taken.
     told: usize,
+}
+
+/// What is done for an answer before its prompt is built.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ahead {
+    /// Time that images were prepared for.
+    preprocess: Duration,
+    /// Images that were encoded, and for how long.
+    encoded: usize,
+    encode: Duration,
+    /// Time that the answer was waited for meanwhile.
+    waited: Duration,
 }
 
 impl Model {
@@ -47,7 +59,7 @@ impl Conversation {
         Conversation {
             sequence: Sequence::new(model, geometry, timeline.clone()),
             timeline,
-            preprocess: Duration::ZERO,
+            ahead: Ahead::default(),
             told: 0,
         }
     }
@@ -81,13 +93,15 @@ impl Conversation {
             .timeline
             .measure("preprocess", || model.preprocess(picture))?;
         let id = self.sequence.add(pixels);
-        self.preprocess += begun.elapsed();
+        let spent = begun.elapsed();
+        self.ahead.preprocess += spent;
+        self.ahead.waited += spent;
         Ok(id)
     }
 
     /// Forgets what was said and all images, and frees the KV cache.
     pub fn reset(&mut self) {
-        self.preprocess = Duration::ZERO;
+        self.ahead = Ahead::default();
         self.sequence.reset();
     }
 
@@ -107,8 +121,20 @@ impl Conversation {
         question: &str,
         request: &Request,
     ) -> Result<Answer<'_>, EngineError> {
+        let begun = Instant::now();
+        request.sampling.check()?;
+        request.check()?;
         self.forget_images();
+        let before = self.ahead.waited;
+        let model = self.model().clone();
+        // Pixels are large: those of a conversation are made when it is its turn to have them encoded.
+        let turn = model.image_turn();
         let image = self.add_image(picture)?;
+        let (encoded, encode) = self.sequence.encode([image].into_iter())?;
+        drop(turn);
+        self.ahead.encoded += encoded;
+        self.ahead.encode += encode;
+        self.ahead.waited = before + begun.elapsed();
         self.chat(&[Message::user([image], question)], request)
     }
 
@@ -126,10 +152,11 @@ impl Conversation {
         request.sampling.check()?;
         request.check()?;
         // What to encode is known before the tokenizer is, and while the decoder loads.
-        let (mut encoded, mut encode) = (0, Duration::ZERO);
         if !self.model().is_ready() {
             let images = messages.iter().flat_map(|message| message.images.iter().copied());
-            (encoded, encode) = self.sequence.encode(images)?;
+            let (encoded, encode) = self.sequence.encode(images)?;
+            self.ahead.encoded += encoded;
+            self.ahead.encode += encode;
         }
         let model = self.model().clone();
         let prompter = model.prompter()?;
@@ -139,14 +166,12 @@ impl Conversation {
         // Before anything is fed: waiting for the parts may replace the decoder.
         let provider = model.provider()?;
         let prefill = self.sequence.prefill(&prompt)?;
-        encoded += prefill.encoded;
-        encode += prefill.encode;
-        let preprocess = std::mem::take(&mut self.preprocess);
+        let ahead = std::mem::take(&mut self.ahead);
         let stats = Stats {
             load: model.load_seconds(),
-            preprocess: preprocess.as_secs_f64(),
-            images_encoded: encoded,
-            encode: encode.as_secs_f64(),
+            preprocess: ahead.preprocess.as_secs_f64(),
+            images_encoded: ahead.encoded + prefill.encoded,
+            encode: (ahead.encode + prefill.encode).as_secs_f64(),
             prompt_positions: prompt.len(),
             reused_positions: prefill.reused,
             prefill: prefill.prefill.as_secs_f64(),
@@ -179,7 +204,7 @@ impl Conversation {
             notices,
             begun,
             prefilled: Instant::now(),
-            preprocess,
+            waited: ahead.waited,
             first: None,
             last: None,
             stats,
@@ -196,7 +221,8 @@ pub struct Answer<'a> {
     notices: Vec<String>,
     begun: Instant,
     prefilled: Instant,
-    preprocess: Duration,
+    /// How long it was waited for before `begun`.
+    waited: Duration,
     first: Option<Instant>,
     last: Option<Instant>,
     stats: Stats,
@@ -239,7 +265,7 @@ impl Answer<'_> {
         };
         let to_first = self
             .first
-            .map(|first| self.preprocess + first.duration_since(self.begun));
+            .map(|first| self.waited + first.duration_since(self.begun));
         let mut timeline = self.stats.timeline.clone();
         if let Some(first) = self.first {
             timeline.push(self.timeline.step("first token", self.prefilled, first));

@@ -11,7 +11,7 @@ use crate::prompt::Prompter;
 use crate::timeline::Timeline;
 use models::bundle::{Bundle, Precision, Target};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// Who computes, and with which graphs.
@@ -98,6 +98,8 @@ struct Inner {
     opening: Opening,
     prompter: Lazy<Arc<Prompter>>,
     features: Features,
+    /// Held by who has pixels of an image, from preparing it until it is encoded.
+    image: Mutex<()>,
     begun: Instant,
 }
 
@@ -158,6 +160,7 @@ impl Model {
             opening,
             prompter,
             features: Features::default(),
+            image: Mutex::default(),
             begun,
         })))
     }
@@ -253,6 +256,11 @@ impl Model {
     #[doc(hidden)]
     pub fn decoder(&self) -> Result<Arc<dyn Decoder>, EngineError> {
         self.0.opening.decoder()
+    }
+
+    /// Waits until no other conversation has pixels that are to be encoded.
+    pub(crate) fn image_turn(&self) -> MutexGuard<'_, ()> {
+        self.0.image.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether [`Model::prompter`] and the parts would not wait.

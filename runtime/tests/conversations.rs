@@ -15,11 +15,7 @@ fn bundle() -> PathBuf {
 }
 
 fn options(provider: Provider) -> Options {
-    Options {
-        provider,
-        fallback: false,
-        ..Options::default()
-    }
+    Options::default().with_provider(provider).with_fallback(false)
 }
 
 /// A model on each engine that works here.

@@ -47,13 +47,11 @@ pub struct Settings {
 impl Settings {
     /// How engines are opened.
     pub fn options(&self) -> runtime::Options {
-        runtime::Options {
-            fallback: false,
-            image_size: self.image_size,
-            onnxruntime: self.onnxruntime.clone(),
-            threads: self.threads,
-            ..runtime::Options::default()
-        }
+        runtime::Options::default()
+            .with_fallback(false)
+            .with_image_size(self.image_size)
+            .with_onnxruntime(self.onnxruntime.clone())
+            .with_threads(self.threads)
     }
 }
 

@@ -63,12 +63,10 @@ impl Plan {
     /// Checks the flags.
     pub(crate) fn new(flags: &Quality) -> Result<Plan, Complaint> {
         check_numbers(flags)?;
-        let options = Options {
-            fallback: false,
-            onnxruntime: flags.onnxruntime.clone(),
-            threads: flags.threads,
-            ..Options::default()
-        };
+        let options = Options::default()
+            .with_fallback(false)
+            .with_onnxruntime(flags.onnxruntime.clone())
+            .with_threads(flags.threads);
         let mut bundles = Vec::new();
         for path in &flags.model {
             bundles.push((path.as_path(), open_bundle("model", path)?));

@@ -147,12 +147,12 @@ impl Deployed {
     pub fn sequence(&self, subject: &Subject) -> Result<Box<dyn DecoderState>, CaseError> {
         let variant = self.variant(subject)?;
         let opening = || format!("opening the networks on {}", subject.name());
-        let options = runtime::Options {
-            fallback: false,
-            target: Some(variant.target),
-            precision: Some(variant.precision),
-            ..subject.options.clone()
-        };
+        let options = subject
+            .options
+            .clone()
+            .with_fallback(false)
+            .with_target(variant.target)
+            .with_precision(variant.precision);
         let model = runtime::Model::open(&self.directory, &options).during(opening)?;
         model.decoder().during(opening)?.start().during(opening)
     }

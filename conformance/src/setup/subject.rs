@@ -200,16 +200,17 @@ pub fn available(
     let (mut subjects, mut missing) = (Vec::new(), Vec::new());
     for &provider in providers {
         match provider.usable(options) {
-            Ok(()) => subjects.extend(provider.forms().into_iter().map(|form| Subject {
-                provider,
-                form,
-                options: runtime::Options {
-                    provider: provider.engine().unwrap_or_default(),
-                    fallback: false,
-                    target: Some(form.target()),
-                    precision: Some(form.precision()),
-                    ..options.clone()
-                },
+            Ok(()) => subjects.extend(provider.forms().into_iter().map(|form| {
+                Subject {
+                    provider,
+                    form,
+                    options: options
+                        .clone()
+                        .with_provider(provider.engine().unwrap_or_default())
+                        .with_fallback(false)
+                        .with_target(form.target())
+                        .with_precision(form.precision()),
+                }
             })),
             Err(error) => missing.push((provider, error.to_string())),
         }

@@ -603,12 +603,12 @@ fn follow_up_equals_fresh(deployed: &Deployed, subject: &Subject) -> Result<Find
             "the interpreter is no engine of the runtime".to_owned(),
         ));
     };
-    let options = runtime::Options {
-        provider,
-        fallback: false,
-        precision: Some(deployed.variant(subject)?.precision),
-        ..subject.options.clone()
-    };
+    let options = subject
+        .options
+        .clone()
+        .with_provider(provider)
+        .with_fallback(false)
+        .with_precision(deployed.variant(subject)?.precision);
     let picture = Picture::new(96, 64, synth::image::scene(96, 64, 7))
         .ok_or_else(|| CaseError::Skip("the scene has no pixels".to_owned()))?;
     let request = Request::default().with_max_tokens(8);

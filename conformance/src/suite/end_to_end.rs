@@ -10,7 +10,7 @@ use crate::suite::recorded;
 use models::bundle::Bundle;
 use runtime::image::{ImageId, Limits, Picture};
 use runtime::prompt::Piece;
-use runtime::{Engine, EngineError, Finish, Message, Options, Request};
+use runtime::{Engine, EngineError, Finish, Message, Request};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -87,10 +87,7 @@ fn ask(engine: &mut Engine, message: Message, max_tokens: usize) -> Result<Answe
 }
 
 fn open(subject: &Subject, deployed: &Deployed) -> Result<Engine, CaseError> {
-    let options = Options {
-        image_size: deployed.image_size,
-        ..subject.options.clone()
-    };
+    let options = subject.options.clone().with_image_size(deployed.image_size);
     Engine::open(&deployed.directory, &options).during(|| "opening the bundle with the runtime".to_owned())
 }
 

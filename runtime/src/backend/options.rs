@@ -5,8 +5,15 @@ use super::provider::Provider;
 use models::bundle::{Precision, Target};
 use std::path::PathBuf;
 
-/// How engines are opened.
+/// How engines are opened. [`Options::default`] takes the best that works here.
+///
+/// ```
+/// use runtime::{Options, Precision, Provider};
+/// let options = Options::default().with_provider(Provider::Cpu).with_precision(Precision::Q4).with_threads(2);
+/// # assert_eq!((options.threads, options.fallback), (Some(2), true));
+/// ```
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Options {
     /// Who shall compute.
     pub provider: Provider,
@@ -30,6 +37,7 @@ pub struct Options {
 
 /// How Core ML is asked to work, behind ONNX Runtime or by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct CoreMlOptions {
     /// What Core ML may compute on.
     pub units: CoreMlUnits,
@@ -94,6 +102,99 @@ impl Options {
     /// Threads that compute.
     pub fn thread_count(&self) -> usize {
         self.threads.unwrap_or_else(physical_cores).max(1)
+    }
+
+    /// With another who shall compute.
+    #[must_use]
+    pub fn with_provider(mut self, provider: Provider) -> Options {
+        self.provider = provider;
+        self
+    }
+
+    /// Whether another may compute when that one cannot run here.
+    #[must_use]
+    pub fn with_fallback(mut self, fallback: bool) -> Options {
+        self.fallback = fallback;
+        self
+    }
+
+    /// With a form of this precision; `None` is the first of the target.
+    #[must_use]
+    pub fn with_precision(mut self, precision: impl Into<Option<Precision>>) -> Options {
+        self.precision = precision.into();
+        self
+    }
+
+    /// With graphs of this target; `None` is the best that the provider takes.
+    #[must_use]
+    pub fn with_target(mut self, target: impl Into<Option<Target>>) -> Options {
+        self.target = target.into();
+        self
+    }
+
+    /// With images of this side, in pixels; `None` is the bundle's default.
+    #[must_use]
+    pub fn with_image_size(mut self, side: impl Into<Option<u32>>) -> Options {
+        self.image_size = side.into();
+        self
+    }
+
+    /// With this library of ONNX Runtime, or one in this directory; `None` is well-known places.
+    #[must_use]
+    pub fn with_onnxruntime(mut self, path: impl Into<Option<PathBuf>>) -> Options {
+        self.onnxruntime = path.into();
+        self
+    }
+
+    /// With so many threads; `None` is as many as there are physical cores.
+    #[must_use]
+    pub fn with_threads(mut self, threads: impl Into<Option<usize>>) -> Options {
+        self.threads = threads.into();
+        self
+    }
+
+    /// With this way of Core ML.
+    #[must_use]
+    pub fn with_coreml(mut self, coreml: CoreMlOptions) -> Options {
+        self.coreml = coreml;
+        self
+    }
+}
+
+impl CoreMlOptions {
+    /// With what Core ML may compute on.
+    #[must_use]
+    pub fn with_units(mut self, units: CoreMlUnits) -> CoreMlOptions {
+        self.units = units;
+        self
+    }
+
+    /// With the format in which it is given graphs.
+    #[must_use]
+    pub fn with_format(mut self, format: CoreMlFormat) -> CoreMlOptions {
+        self.format = format;
+        self
+    }
+
+    /// Whether it shall prepare for the fastest predictions.
+    #[must_use]
+    pub fn with_fast_prediction(mut self, fast: bool) -> CoreMlOptions {
+        self.fast_prediction = fast;
+        self
+    }
+
+    /// With a directory for compiled models; `None` is none.
+    #[must_use]
+    pub fn with_cache(mut self, cache: impl Into<Option<PathBuf>>) -> CoreMlOptions {
+        self.cache = cache.into();
+        self
+    }
+
+    /// Whether nodes of target `coreml` may stay on the CPU.
+    #[must_use]
+    pub fn with_partial(mut self, partial: bool) -> CoreMlOptions {
+        self.partial = partial;
+        self
     }
 }
 

@@ -179,21 +179,20 @@ where
 impl Cli {
     /// What the flags about Core ML mean.
     pub(crate) fn coreml(&self) -> CoreMlOptions {
-        CoreMlOptions {
-            units: match self.coreml_units {
+        CoreMlOptions::default()
+            .with_units(match self.coreml_units {
                 Units::All => CoreMlUnits::All,
                 Units::CpuAndNe => CoreMlUnits::CpuAndNe,
                 Units::CpuAndGpu => CoreMlUnits::CpuAndGpu,
                 Units::Cpu => CoreMlUnits::Cpu,
-            },
-            format: match self.coreml_format {
+            })
+            .with_format(match self.coreml_format {
                 Format::MlProgram => CoreMlFormat::MlProgram,
                 Format::NeuralNetwork => CoreMlFormat::NeuralNetwork,
-            },
-            fast_prediction: self.coreml_fast_prediction,
-            cache: self.coreml_cache.clone(),
-            partial: self.coreml_partial,
-        }
+            })
+            .with_fast_prediction(self.coreml_fast_prediction)
+            .with_cache(self.coreml_cache.clone())
+            .with_partial(self.coreml_partial)
     }
 }
 

@@ -158,16 +158,15 @@ impl Plan {
         } = cli;
         Ok(Plan {
             model: cli.model,
-            options: Options {
-                provider,
-                fallback,
-                precision,
-                target,
-                image_size,
-                onnxruntime,
-                threads,
-                coreml,
-            },
+            options: Options::default()
+                .with_provider(provider)
+                .with_fallback(fallback)
+                .with_precision(precision)
+                .with_target(target)
+                .with_image_size(image_size)
+                .with_onnxruntime(onnxruntime)
+                .with_threads(threads)
+                .with_coreml(coreml),
             request: Request::default()
                 .with_sampling(sampling)
                 .with_max_tokens(cli.max_tokens)
