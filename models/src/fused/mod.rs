@@ -13,6 +13,7 @@ mod shape;
 
 pub use attributes::{Attribute, Attributes, LARGEST};
 pub use encoding::{BLOCK, Encoding, GROUP, PANEL, PLANE_BLOCK, TableEncoding};
+#[cfg(feature = "describe")]
 pub(crate) use shape::show;
 pub use shape::{Input, Length};
 
