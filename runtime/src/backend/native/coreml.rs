@@ -6,7 +6,7 @@
 #![expect(unsafe_code, reason = "Objective-C: the bindings mark every method unsafe")]
 
 use super::{StatefulDecoder, StatefulModel, packages, unavailable};
-use crate::backend::{CoreMlUnits, Decoder, Form, Provider, VisionEncoder};
+use crate::backend::{CoreMlUnits, Decoder, Model, Provider, VisionEncoder};
 use crate::error::BackendError;
 use models::bundle::Bundle;
 use ndarray::{Array1, Array2, ArrayD, ArrayView2, ArrayView4};
