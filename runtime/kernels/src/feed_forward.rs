@@ -367,9 +367,9 @@ unsafe fn fused_tile(isa: Isa, x: &[f32], ff: &FeedForward<'_>, finish: &Finish<
     let gates = if ff.gate.is_some() { rows * BLOCK } else { 0 };
     let room = ff
         .up
-        .room(ff.up.inputs)
-        .max(ff.gate.map_or(0, |gate| gate.room(gate.inputs)))
-        .max(down.room(BLOCK));
+        .room(isa, ff.up.inputs)
+        .max(ff.gate.map_or(0, |gate| gate.room(isa, gate.inputs)))
+        .max(down.room(isa, BLOCK));
     with_rows(
         isa,
         &Serial,
@@ -483,8 +483,8 @@ fn by_columns(
                     let gates = if ff.gate.is_some() { count * BLOCK } else { 0 };
                     let room = ff
                         .up
-                        .room(ff.up.inputs)
-                        .max(ff.gate.map_or(0, |gate| gate.room(gate.inputs)));
+                        .room(isa, ff.up.inputs)
+                        .max(ff.gate.map_or(0, |gate| gate.room(isa, gate.inputs)));
                     scratch(count * BLOCK * 2 + gates, |sums: &mut [f32]| {
                         scratch(room, |room: &mut [u8]| {
                             let (up, rest) = sums.split_at_mut(count * BLOCK);

@@ -267,7 +267,7 @@ unsafe fn multiply(
 ) {
     let count = rows.len();
     scratch(count * WIDTH, |values: &mut [f32]| {
-        scratch(weight.room(weight.inputs), |room: &mut [u8]| {
+        scratch(weight.room(isa, weight.inputs), |room: &mut [u8]| {
             let mut scales = [0.0; WIDTH];
             for pair in pairs {
                 let panel = pair * PAIR;

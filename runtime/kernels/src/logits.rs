@@ -249,7 +249,12 @@ unsafe fn entries<V: Lanes, const COUNT: usize>(
         let mut sums = [V::splat(0.0); COUNT];
         for block in 0..inputs.div_ceil(BLOCK) {
             let start = block * BLOCK;
-            let mut acc = [V::int_load(corrections.add(block * LANES)); COUNT];
+            let start_from = if V::SIGNED {
+                V::int_splat(0)
+            } else {
+                V::int_load(corrections.add(block * LANES))
+            };
+            let mut acc = [start_from; COUNT];
             if start + BLOCK <= inputs {
                 for at in [start, start + SEGMENT] {
                     for i in 0..COUNT {

@@ -280,7 +280,7 @@ unsafe impl<P: Products> Lanes for Two<P> {
         }
     }
     #[inline(always)]
-    unsafe fn spread_nibbles(weights: *const u8, ratios: Self, low: *mut u8, high: *mut u8) {
+    unsafe fn spread_nibbles(weights: *const u8, ratios: Self, to: *mut u8) {
         unsafe {
             let mask = _mm256_set1_epi16(15);
             for (half, ratios) in ratios.0.into_iter().enumerate() {
@@ -298,8 +298,8 @@ unsafe impl<P: Products> Lanes for Two<P> {
                     _mm256_srli_epi16::<12>(weights),
                     ratios,
                 );
-                _mm256_storeu_si256(low.add(32 * half).cast(), lows);
-                _mm256_storeu_si256(high.add(32 * half).cast(), highs);
+                _mm256_storeu_si256(to.add(32 * half).cast(), lows);
+                _mm256_storeu_si256(to.add(64 + 32 * half).cast(), highs);
             }
         }
     }

@@ -152,7 +152,7 @@ unsafe impl Lanes for Avx512 {
         unsafe { _mm512_dpbusd_epi32(acc, weights, activations) }
     }
     #[inline(always)]
-    unsafe fn spread_nibbles(weights: *const u8, ratios: Self, low: *mut u8, high: *mut u8) {
+    unsafe fn spread_nibbles(weights: *const u8, ratios: Self, to: *mut u8) {
         unsafe {
             let weights = _mm512_loadu_si512(weights.cast());
             let mask = _mm512_set1_epi16(15);
@@ -169,8 +169,8 @@ unsafe impl Lanes for Avx512 {
                 _mm512_srli_epi16::<12>(weights),
                 ratios,
             );
-            _mm512_storeu_si512(low.cast(), lows);
-            _mm512_storeu_si512(high.cast(), highs);
+            _mm512_storeu_si512(to.cast(), lows);
+            _mm512_storeu_si512(to.add(64).cast(), highs);
         }
     }
 }

@@ -1,5 +1,10 @@
 //! Lanes: what can every instruction set do with sixteen numbers?
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "sums of a tile are registers: all arrays by the same index"
+)]
+
 /// Number of lanes in every [`Lanes`].
 pub(crate) const LANES: usize = 16;
 
@@ -25,8 +30,9 @@ pub(crate) fn prefetch<T>(address: *const T) {
 ///
 /// A set needs its types, its tiles, and how the three types are read and written; everything else has a
 /// default, computed number by number, which is also what the portable set computes and what the others are
-/// tested against. A set has what it does better. Products of bytes all go through [`Lanes::products`], those
-/// of nibbles through [`Lanes::nibble_products`].
+/// tested against. A set has what it does better. Products of bytes all go through [`Lanes::products`] and those
+/// of nibbles through [`Lanes::nibble_products`], but where a set has a better order of its own for the sums of
+/// a tile or of few rows.
 ///
 /// # Safety
 /// To call: every method may use instructions of the implementation's own set, so call it only inside a
@@ -52,6 +58,11 @@ pub(crate) unsafe trait Lanes: Copy {
     const DEPTHWISE_PIXELS: usize;
     /// Pixels and vectors of channels of a tile of the first convolution: `(8, 3)` or `(4, 1)`.
     const STEM_TILE: (usize, usize);
+    /// Whether byte weights, which are stored as value + 128, are multiplied as signed values. Otherwise they
+    /// are multiplied as they are stored, and sums start from -128 times the sum of the activations.
+    const SIGNED: bool = false;
+    /// Whether tiles multiply byte weights in a form of the set's own, which [`Lanes::pack`] makes.
+    const PACKED: bool = false;
 
     /// Sixteen numbers from memory.
     unsafe fn load(from: *const f32) -> Self;
@@ -242,8 +253,26 @@ pub(crate) unsafe trait Lanes: Copy {
             [Self::bytes_load(low.as_ptr()), Self::bytes_load(high.as_ptr())]
         }
     }
-    /// `acc[lane] += sum over i < 4 of weights[4 * lane + i] * activations[4 * lane + i]`, unsigned times
-    /// signed.
+    /// What exact sums of products of byte weights start from: `correction` is -128 times the sum of the
+    /// activations that are to be multiplied.
+    #[inline(always)]
+    unsafe fn start(correction: i32) -> Self::Int {
+        unsafe { Self::int_splat(if Self::SIGNED { 0 } else { correction }) }
+    }
+    /// 64 stored byte weights from memory, as [`Lanes::products`] multiplies them.
+    #[inline(always)]
+    unsafe fn weights_load(from: *const u8) -> Self::Bytes {
+        unsafe {
+            if Self::SIGNED {
+                let stored = from.cast::<[u8; 4 * LANES]>().read_unaligned();
+                Self::bytes_load(stored.map(|byte| byte ^ 0x80).as_ptr())
+            } else {
+                Self::bytes_load(from)
+            }
+        }
+    }
+    /// `acc[lane] += sum over i < 4 of weights[4 * lane + i] * activations[4 * lane + i]`: weights are
+    /// unsigned or, where the set says so, signed; activations lie in -127..=127.
     #[inline(always)]
     unsafe fn products(acc: Self::Int, weights: Self::Bytes, activations: Self::Bytes) -> Self::Int {
         unsafe {
@@ -251,7 +280,12 @@ pub(crate) unsafe trait Lanes: Copy {
             let mut sums = ints::<Self>(acc);
             for (lane, sum) in sums.iter_mut().enumerate() {
                 for i in 4 * lane..4 * lane + 4 {
-                    *sum += i32::from(weights[i]) * i32::from(activations[i].cast_signed());
+                    let weight = if Self::SIGNED {
+                        i32::from(weights[i].cast_signed())
+                    } else {
+                        i32::from(weights[i])
+                    };
+                    *sum += weight * i32::from(activations[i].cast_signed());
                 }
             }
             Self::int_load(sums.as_ptr())
@@ -270,13 +304,12 @@ pub(crate) unsafe trait Lanes: Copy {
         }
     }
 
-    /// `acc[lane] += sum over i < 4 of weights[4 * lane + i] * activations[i]`: `weights` are 64 unsigned
-    /// bytes, `activations` four signed ones.
+    /// [`Lanes::products`] of 64 stored byte weights with four activations, the same in every lane.
     #[inline(always)]
     unsafe fn dot(acc: Self::Int, weights: *const u8, activations: [i8; 4]) -> Self::Int {
-        unsafe { Self::products(acc, Self::bytes_load(weights), Self::bytes_splat(activations)) }
+        unsafe { Self::products(acc, Self::weights_load(weights), Self::bytes_splat(activations)) }
     }
-    /// Two [`Lanes::dot`]s over 64 bytes of nibbles: the low ones (0..=15) times `low`, the high ones times
+    /// Two such products over 64 bytes of nibbles: the low ones (0..=15) times `low`, the high ones times
     /// `high`.
     #[inline(always)]
     unsafe fn dot_nibbles(acc: Self::Int, weights: *const u8, low: [i8; 4], high: [i8; 4]) -> Self::Int {
@@ -286,19 +319,19 @@ pub(crate) unsafe trait Lanes: Copy {
             Self::nibble_products(acc, weights, activations)
         }
     }
-    /// `acc[lane] += sum over i < 4 of weights[4 * lane + i] * activations[4 * lane + i]`, 64 bytes of each.
+    /// [`Lanes::products`] of 64 stored byte weights with as many activations.
     #[inline(always)]
     unsafe fn dot_bytes(acc: Self::Int, weights: *const u8, activations: *const i8) -> Self::Int {
         unsafe {
             Self::products(
                 acc,
-                Self::bytes_load(weights),
+                Self::weights_load(weights),
                 Self::bytes_load(activations.cast()),
             )
         }
     }
-    /// Two [`Lanes::dot_bytes`] over 64 bytes of nibbles: the low ones (0..=15) times the first 64
-    /// activations, the high ones times the next 64.
+    /// Two products of 64 nibbles each: the low ones (0..=15) of 64 bytes times the first 64 activations, the
+    /// high ones times the next 64.
     #[inline(always)]
     unsafe fn dot_plane(acc: Self::Int, weights: *const u8, activations: *const i8) -> Self::Int {
         unsafe {
@@ -308,21 +341,132 @@ pub(crate) unsafe trait Lanes: Copy {
             Self::nibble_products(acc, weights, [low, high])
         }
     }
-    /// 64 bytes of nibbles to 128 bytes: `128 + round((nibble - 8) * ratios[lane] / 2048)`, the low nibbles'
-    /// to `low` and the high ones' to `high`. A lane is four bytes; ratios are whole numbers in
-    /// -32512..=32512.
+    /// 64 bytes of nibbles to 128 byte weights, in the form that tiles multiply:
+    /// `round((nibble - 8) * ratios[lane] / 2048)`, the low nibbles' before the high ones'. A lane is four
+    /// bytes; ratios are whole numbers in -32512..=32512.
     #[inline(always)]
-    unsafe fn spread_nibbles(weights: *const u8, ratios: Self, low: *mut u8, high: *mut u8) {
+    unsafe fn spread_nibbles(weights: *const u8, ratios: Self, to: *mut u8) {
         unsafe {
             let weights = weights.cast::<[u8; 4 * LANES]>().read_unaligned();
             let ratios = lanes(ratios).map(|ratio| ratio as i32);
-            let (mut lows, mut highs) = ([0; 4 * LANES], [0; 4 * LANES]);
+            let mut both = [[0; 4 * LANES]; 2];
             for (i, byte) in weights.into_iter().enumerate() {
-                lows[i] = spread_nibble(byte & 15, ratios[i / 4]);
-                highs[i] = spread_nibble(byte >> 4, ratios[i / 4]);
+                both[0][i] = spread_nibble(byte & 15, ratios[i / 4]);
+                both[1][i] = spread_nibble(byte >> 4, ratios[i / 4]);
             }
-            low.cast::<[u8; 4 * LANES]>().write_unaligned(lows);
-            high.cast::<[u8; 4 * LANES]>().write_unaligned(highs);
+            if Self::PACKED {
+                Self::pack(both.as_flattened().as_ptr(), to);
+            } else {
+                to.cast::<[[u8; 4 * LANES]; 2]>().write_unaligned(both);
+            }
+        }
+    }
+    /// Eight inputs of a panel, 128 stored byte weights `[2, 16, 4]`, in the form that tiles multiply, where
+    /// [`Lanes::PACKED`] says that it is another.
+    #[inline(always)]
+    unsafe fn pack(from: *const u8, to: *mut u8) {
+        unsafe { std::ptr::copy_nonoverlapping(from, to, 8 * LANES) }
+    }
+
+    /// Exact sums of `ROWS` rows' products with `PANELS` panels, over the inputs of one block.
+    ///
+    /// The weights are in the form that tiles multiply, `panel_stride` bytes from panel to panel, the
+    /// activations `stride` bytes from row to row; `quads` times four of each are multiplied. Where weights are
+    /// packed, that is a multiple of sixteen. `corrections` are those of [`Lanes::start`].
+    #[inline(always)]
+    unsafe fn tile_block<const ROWS: usize, const PANELS: usize>(
+        activations: *const i8,
+        stride: usize,
+        corrections: [i32; ROWS],
+        weights: *const u8,
+        panel_stride: usize,
+        quads: usize,
+    ) -> [[Self::Int; PANELS]; ROWS] {
+        unsafe {
+            let mut acc = [[Self::int_splat(0); PANELS]; ROWS];
+            for i in 0..ROWS {
+                acc[i] = [Self::start(corrections[i]); PANELS];
+            }
+            for quad in 0..quads {
+                let weights = weights.add(quad * 4 * LANES);
+                for i in 0..ROWS {
+                    let values = activations.add(i * stride + quad * 4);
+                    let values = values.cast::<[i8; 4]>().read_unaligned();
+                    for j in 0..PANELS {
+                        acc[i][j] = Self::dot(acc[i][j], weights.add(j * panel_stride), values);
+                    }
+                }
+            }
+            acc
+        }
+    }
+    /// The same of few rows with one panel whose weights are read from memory, in order, as they are stored.
+    #[inline(always)]
+    unsafe fn few_block<const ROWS: usize>(
+        activations: *const i8,
+        stride: usize,
+        corrections: [i32; ROWS],
+        weights: *const u8,
+        quads: usize,
+    ) -> [Self::Int; ROWS] {
+        const CHAINS: usize = 2;
+        unsafe {
+            let mut acc = [[Self::int_splat(0); ROWS]; CHAINS];
+            for row in 0..ROWS {
+                acc[0][row] = Self::start(corrections[row]);
+            }
+            let mut quad = 0;
+            while quad + CHAINS <= quads {
+                for chain in 0..CHAINS {
+                    let weights = weights.add((quad + chain) * 4 * LANES);
+                    prefetch(weights.wrapping_add(AHEAD));
+                    for row in 0..ROWS {
+                        let values = activations.add(row * stride + (quad + chain) * 4);
+                        let values = values.cast::<[i8; 4]>().read_unaligned();
+                        acc[chain][row] = Self::dot(acc[chain][row], weights, values);
+                    }
+                }
+                quad += CHAINS;
+            }
+            while quad < quads {
+                let weights = weights.add(quad * 4 * LANES);
+                for row in 0..ROWS {
+                    let values = activations.add(row * stride + quad * 4);
+                    let values = values.cast::<[i8; 4]>().read_unaligned();
+                    acc[0][row] = Self::dot(acc[0][row], weights, values);
+                }
+                quad += 1;
+            }
+            let mut sums = acc[0];
+            for row in 0..ROWS {
+                sums[row] = Self::int_add(acc[0][row], acc[1][row]);
+            }
+            sums
+        }
+    }
+    /// The same of 32 inputs in nibbles, 256 bytes: `corrections` are -8 times the sums of the activations.
+    #[inline(always)]
+    unsafe fn few_nibbles<const ROWS: usize>(
+        activations: *const i8,
+        stride: usize,
+        corrections: [i32; ROWS],
+        nibbles: *const u8,
+    ) -> [Self::Int; ROWS] {
+        unsafe {
+            let mut acc = [Self::int_splat(0); ROWS];
+            for row in 0..ROWS {
+                acc[row] = Self::int_splat(corrections[row]);
+            }
+            for group in 0..4 {
+                let weights = nibbles.add(group * 4 * LANES);
+                prefetch(weights.wrapping_add(AHEAD));
+                for row in 0..ROWS {
+                    let at = activations.add(row * stride + group * 8).cast::<[i8; 4]>();
+                    let (low, high) = (at.read_unaligned(), at.add(1).read_unaligned());
+                    acc[row] = Self::dot_nibbles(acc[row], weights, low, high);
+                }
+            }
+            acc
         }
     }
 }

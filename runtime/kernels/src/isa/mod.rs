@@ -173,31 +173,37 @@ mod tests {
                 let mut narrow = [0_i8; 16];
                 x.store_i8(narrow.as_mut_ptr());
                 out.extend(narrow.map(f32::from));
-                let acc = V::int_add(V::int_splat(7), V::int_splat(-9));
                 keep(
-                    V::from_int(V::dot(acc, bytes.as_ptr(), [-127, 127, 5, -128])),
+                    V::from_int(V::int_add(V::int_splat(7), V::int_splat(-9))),
                     &mut out,
                 );
+                let four = [-127, 127, 5, -127];
+                let acc = V::int_add(V::start(-128 * sum(&four)), V::int_splat(-2));
+                keep(V::from_int(V::dot(acc, bytes.as_ptr(), four)), &mut out);
                 keep(
                     V::from_int(V::dot_nibbles(
-                        acc,
+                        V::int_splat(-2),
                         bytes.as_ptr(),
                         [127, 127, 127, 127],
                         [-3, 9, -127, 1],
                     )),
                     &mut out,
                 );
-                let signed: [i8; 64] = std::array::from_fn(|i| (i as i8).wrapping_mul(29));
+                let signed: [i8; 64] = activations(29, 0);
                 let start: [i32; 16] = std::array::from_fn(|i| i as i32 * 1000 - 7000);
+                let mut corrected = start;
+                for (start, four) in corrected.iter_mut().zip(signed.chunks(4)) {
+                    *start -= if V::SIGNED { 0 } else { 128 * sum(four) };
+                }
                 keep(
                     V::from_int(V::dot_bytes(
-                        V::int_load(start.as_ptr()),
+                        V::int_load(corrected.as_ptr()),
                         bytes.as_ptr(),
                         signed.as_ptr(),
                     )),
                     &mut out,
                 );
-                let wide: [i8; 128] = std::array::from_fn(|i| (i as i8).wrapping_mul(29).wrapping_sub(100));
+                let wide: [i8; 128] = activations(29, -100);
                 keep(
                     V::from_int(V::dot_plane(
                         V::int_load(start.as_ptr()),
@@ -207,15 +213,206 @@ mod tests {
                     &mut out,
                 );
                 for ratio in [-32512.0, 1.0, 700.0, 20_011.0, 32_512.0] {
-                    let (mut low, mut high) = ([0_u8; 64], [0_u8; 64]);
+                    // Eight inputs, and eight that are multiplied with zeros.
+                    let mut weights = [0; 256];
                     let ratios = V::splat(ratio).add(y.round());
                     let ratios = ratios.max(V::splat(-32512.0)).min(V::splat(32512.0));
-                    V::spread_nibbles(bytes.as_ptr(), ratios, low.as_mut_ptr(), high.as_mut_ptr());
-                    out.extend(low.map(f32::from));
-                    out.extend(high.map(f32::from));
+                    V::spread_nibbles(bytes.as_ptr(), ratios, weights.as_mut_ptr());
+                    // One input at a time: the weights themselves.
+                    for input in 0..8 {
+                        let mut one = [0; 16];
+                        one[input] = 1;
+                        let [[weight]] =
+                            V::tile_block::<1, 1>(one.as_ptr(), 16, [-128], weights.as_ptr(), 0, 4);
+                        keep(V::from_int(weight), &mut out);
+                    }
                 }
             }
             out
+        }
+    }
+
+    /// Bytes from -127 to 127 in no order.
+    fn activations<const N: usize>(factor: i8, offset: i8) -> [i8; N] {
+        std::array::from_fn(|i| (i as i8).wrapping_mul(factor).wrapping_add(offset).max(-127))
+    }
+
+    fn sum(bytes: &[i8]) -> i32 {
+        bytes.iter().map(|byte| i32::from(*byte)).sum()
+    }
+
+    /// Inputs of a block, as everywhere.
+    const BLOCK: usize = 128;
+
+    /// Rows of bytes and two panels of byte weights, or of nibbles.
+    #[derive(Debug, Clone, Copy)]
+    struct Blocks<'a> {
+        /// `[12, 128]`
+        activations: &'a [i8],
+        /// `[2, 32, 16, 4]`
+        weights: &'a [u8],
+        quads: usize,
+    }
+
+    impl Blocks<'_> {
+        fn corrections<const ROWS: usize>(&self, inputs: usize, factor: i32) -> [i32; ROWS] {
+            std::array::from_fn(|row| factor * sum(&self.activations[row * BLOCK..][..inputs]))
+        }
+
+        /// Adds what a tile of `ROWS` rows and `PANELS` panels gives.
+        #[inline(always)]
+        unsafe fn tile<V: Lanes, const ROWS: usize, const PANELS: usize>(self, out: &mut Vec<i32>) {
+            let quads = if V::PACKED {
+                self.quads.next_multiple_of(4)
+            } else {
+                self.quads
+            };
+            let corrections = self.corrections::<ROWS>(4 * self.quads, -128);
+            let mut activations = self.activations.to_vec();
+            for row in activations.chunks_mut(BLOCK) {
+                row[4 * self.quads..].fill(0);
+            }
+            let mut weights = self.weights.to_vec();
+            if V::PACKED {
+                for (from, to) in self.weights.chunks(128).zip(weights.chunks_mut(128)) {
+                    // SAFETY: 128 bytes of each; the set is the caller's promise.
+                    unsafe { V::pack(from.as_ptr(), to.as_mut_ptr()) };
+                }
+            }
+            // SAFETY: twelve rows and two panels of a whole block; the set is the caller's promise.
+            let sums = unsafe {
+                V::tile_block::<ROWS, PANELS>(
+                    activations.as_ptr(),
+                    BLOCK,
+                    corrections,
+                    weights.as_ptr(),
+                    BLOCK * LANES,
+                    quads,
+                )
+            };
+            for sums in sums.as_flattened() {
+                let mut lanes = [0; LANES];
+                // SAFETY: sixteen numbers.
+                unsafe { V::int_store(*sums, lanes.as_mut_ptr()) };
+                out.extend(lanes);
+            }
+        }
+
+        /// Adds what few rows give, of bytes and of nibbles.
+        #[inline(always)]
+        unsafe fn few<V: Lanes, const ROWS: usize>(self, out: &mut Vec<i32>) {
+            let (a, w) = (self.activations.as_ptr(), self.weights.as_ptr());
+            let corrections = self.corrections::<ROWS>(4 * self.quads, -128);
+            let starts = self.corrections::<ROWS>(32, -8);
+            // SAFETY: twelve rows of a whole block; the set is the caller's promise.
+            let both = unsafe {
+                [
+                    V::few_block::<ROWS>(a, BLOCK, corrections, w, self.quads),
+                    V::few_nibbles::<ROWS>(a, BLOCK, starts, w),
+                ]
+            };
+            for sums in both.as_flattened() {
+                let mut lanes = [0; LANES];
+                // SAFETY: sixteen numbers.
+                unsafe { V::int_store(*sums, lanes.as_mut_ptr()) };
+                out.extend(lanes);
+            }
+        }
+
+        /// What `rows` rows and the panel give.
+        fn expected(&self, rows: usize, panels: usize) -> Vec<i32> {
+            let mut out = Vec::new();
+            for row in self.activations.chunks(BLOCK).take(rows) {
+                for panel in self.weights.chunks(BLOCK * LANES).take(panels) {
+                    out.extend((0..LANES).map(|column| {
+                        let products = row.iter().take(4 * self.quads).enumerate().map(|(k, a)| {
+                            let weight = panel[(k / 4 * LANES + column) * 4 + k % 4];
+                            (i32::from(weight) - 128) * i32::from(*a)
+                        });
+                        products.sum::<i32>()
+                    }));
+                }
+            }
+            out
+        }
+
+        /// The same of nibbles.
+        fn expected_nibbles(&self, rows: usize) -> Vec<i32> {
+            let mut out = Vec::new();
+            for row in self.activations.chunks(BLOCK).take(rows) {
+                out.extend((0..LANES).map(|column| {
+                    let products = row.iter().take(32).enumerate().map(|(k, a)| {
+                        let byte = self.weights[k / 8 * 64 + column * 4 + k % 4];
+                        let nibble = if k % 8 < 4 { byte & 15 } else { byte >> 4 };
+                        (i32::from(nibble) - 8) * i32::from(*a)
+                    });
+                    products.sum::<i32>()
+                }));
+            }
+            out
+        }
+    }
+
+    impl Kernel for Blocks<'_> {
+        type Out = [Vec<i32>; 2];
+
+        #[inline(always)]
+        unsafe fn run<V: Lanes>(self) -> [Vec<i32>; 2] {
+            let (mut tiles, mut few) = (Vec::new(), Vec::new());
+            // SAFETY: the set is the caller's promise.
+            unsafe {
+                self.tile::<V, 1, 1>(&mut tiles);
+                self.tile::<V, 2, 1>(&mut tiles);
+                self.tile::<V, 3, 1>(&mut tiles);
+                self.tile::<V, 4, 1>(&mut tiles);
+                self.tile::<V, 5, 1>(&mut tiles);
+                self.tile::<V, 6, 1>(&mut tiles);
+                self.tile::<V, 7, 1>(&mut tiles);
+                self.tile::<V, 1, 2>(&mut tiles);
+                self.tile::<V, 5, 2>(&mut tiles);
+                self.tile::<V, 12, 2>(&mut tiles);
+                self.few::<V, 1>(&mut few);
+                self.few::<V, 2>(&mut few);
+                self.few::<V, 3>(&mut few);
+                self.few::<V, 4>(&mut few);
+            }
+            [tiles, few]
+        }
+    }
+
+    #[test]
+    fn sums_of_blocks_are_exact() {
+        let ends = |i: usize| if i.is_multiple_of(3) { 127 } else { -127 };
+        for quads in [1, 2, 3, 4, 5, 8, 31, 32] {
+            for extreme in [false, true] {
+                let noise: [i8; 12 * BLOCK] = activations(83, 7);
+                let activations: Vec<i8> = if extreme {
+                    (0..12 * BLOCK).map(ends).collect()
+                } else {
+                    noise.to_vec()
+                };
+                let weights: Vec<u8> = (0..2 * BLOCK * LANES)
+                    .map(|i| if extreme { 255 * (i % 5 / 4) } else { i * 167 % 256 } as u8)
+                    .collect();
+                let blocks = Blocks {
+                    activations: &activations,
+                    weights: &weights,
+                    quads,
+                };
+                let tiles = [1, 2, 3, 4, 5, 6, 7].map(|rows| (rows, 1));
+                let tiles = tiles.into_iter().chain([(1, 2), (5, 2), (12, 2)]);
+                let tiles: Vec<i32> = tiles
+                    .flat_map(|(rows, panels)| blocks.expected(rows, panels))
+                    .collect();
+                let few: Vec<i32> = (1..5)
+                    .flat_map(|rows| [blocks.expected(rows, 1), blocks.expected_nibbles(rows)].concat())
+                    .collect();
+                for isa in Isa::available() {
+                    let [found_tiles, found_few] = isa.run(blocks);
+                    assert!(found_tiles == tiles, "{} {quads} {extreme}: a tile", isa.name());
+                    assert!(found_few == few, "{} {quads} {extreme}: few rows", isa.name());
+                }
+            }
         }
     }
 

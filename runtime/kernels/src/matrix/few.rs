@@ -114,54 +114,29 @@ unsafe fn few_floats<V: Lanes, const ROWS: usize>(
     }
 }
 
-/// Four bytes of a row.
-///
-/// # Safety
-/// As [`few_panel`]; the row has them.
-#[inline(always)]
-unsafe fn four(rows: &Quantised<'_>, row: usize, quad: usize) -> [i8; 4] {
-    // SAFETY: as for this function.
-    unsafe {
-        let at = rows.bytes.as_ptr().add(row * rows.stride + quad * 4);
-        at.cast::<[i8; 4]>().read_unaligned()
-    }
-}
-
 /// # Safety
 /// As [`few_panel`].
 #[inline(always)]
 unsafe fn few_bytes<V: Lanes, const ROWS: usize>(rows: &Quantised<'_>, weights: *const u8) -> [V; ROWS] {
-    const CHAINS: usize = 2;
     unsafe {
         let quads = rows.inputs.div_ceil(4);
         let mut sums = [V::splat(0.0); ROWS];
         for block in 0..rows.blocks {
-            let mut acc = [[V::int_splat(0); ROWS]; CHAINS];
+            let mut corrections = [0; ROWS];
             for row in 0..ROWS {
-                acc[0][row] = V::int_splat(*rows.corrections.as_ptr().add(row * rows.blocks + block));
+                corrections[row] = *rows.corrections.as_ptr().add(row * rows.blocks + block);
             }
-            let (mut quad, end) = (block * BLOCK / 4, quads.min((block + 1) * BLOCK / 4));
-            while quad + CHAINS <= end {
-                for chain in 0..CHAINS {
-                    let w = weights.add((quad + chain) * 4 * LANES);
-                    prefetch(w.wrapping_add(AHEAD));
-                    for row in 0..ROWS {
-                        acc[chain][row] = V::dot(acc[chain][row], w, four(rows, row, quad + chain));
-                    }
-                }
-                quad += CHAINS;
-            }
-            while quad < end {
-                let w = weights.add(quad * 4 * LANES);
-                for row in 0..ROWS {
-                    acc[0][row] = V::dot(acc[0][row], w, four(rows, row, quad));
-                }
-                quad += 1;
-            }
+            let start = block * BLOCK / 4;
+            let acc = V::few_block::<ROWS>(
+                rows.bytes.as_ptr().add(block * BLOCK),
+                rows.stride,
+                corrections,
+                weights.add(block * BLOCK * LANES),
+                (quads - start).min(BLOCK / 4),
+            );
             for row in 0..ROWS {
                 let scale = V::splat(*rows.scales.as_ptr().add(row * rows.blocks + block));
-                let sum = V::from_int(V::int_add(acc[0][row], acc[1][row]));
-                sums[row] = sum.mul_add(scale, sums[row]);
+                sums[row] = V::from_int(acc[row]).mul_add(scale, sums[row]);
             }
         }
         sums
@@ -181,19 +156,16 @@ unsafe fn few_nibbles<V: Lanes, const ROWS: usize>(
         let blocks = rows.inputs.div_ceil(NIBBLE_BLOCK);
         let mut sums = [V::splat(0.0); ROWS];
         for block in 0..blocks {
-            let mut acc = [V::int_splat(0); ROWS];
+            let mut starts = [0; ROWS];
             for row in 0..ROWS {
-                acc[row] = V::int_splat(*corrections.add(row * blocks + block));
+                starts[row] = *corrections.add(row * blocks + block);
             }
-            for group in 0..4 {
-                let w = nibbles.add(block * 256 + group * 64);
-                prefetch(w.wrapping_add(AHEAD));
-                for row in 0..ROWS {
-                    let start = row * rows.stride + block * NIBBLE_BLOCK + group * 8;
-                    let at = rows.bytes.as_ptr().add(start).cast::<[i8; 4]>();
-                    acc[row] = V::dot_nibbles(acc[row], w, at.read_unaligned(), at.add(1).read_unaligned());
-                }
-            }
+            let acc = V::few_nibbles::<ROWS>(
+                rows.bytes.as_ptr().add(block * NIBBLE_BLOCK),
+                rows.stride,
+                starts,
+                nibbles.add(block * 256),
+            );
             prefetch(scales.wrapping_add(block * LANES + AHEAD / 16));
             let scale = V::load_f16(scales.add(block * LANES));
             for row in 0..ROWS {

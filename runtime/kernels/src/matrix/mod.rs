@@ -23,9 +23,11 @@ pub(crate) use tiles::{Sums, TILE, accumulate};
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::panels::Pair;
     use super::*;
     use crate::isa::{Isa, LANES};
+    use crate::norm::Norm;
+    use crate::parallel::Serial;
+    use crate::quantise::with_rows;
     use crate::testing::noise;
     use half::f16;
 
@@ -180,21 +182,29 @@ pub(super) mod tests {
             for (first, count) in [(0, 2), (2, 1)] {
                 let mut scales = [0.0; WIDTH];
                 matrix.column_scales(isa, first, count, &mut scales);
-                let mut room = vec![0; matrix.room(100)];
+                let mut room = vec![0; matrix.room(isa, 100)];
                 let cut = Cut {
                     first,
                     count,
                     block: 0,
                     inputs: 100,
                 };
-                let Pair::Bytes { bytes, stride, .. } = matrix.pair(isa, cut, &scales, &mut room) else {
-                    panic!("not bytes")
-                };
+                let pair = matrix.pair(isa, cut, &scales, &mut room);
+                // Rows of one 1 each, whose products are the weights.
+                let ones: Vec<f32> = (0..100 * 100).map(|i| f32::from(i % 101 == 0)).collect();
+                let mut sums = vec![0.0; 100 * WIDTH];
+                with_rows(isa, &Serial, &ones, 100, &Norm::None, true, |rows| {
+                    let sums = Sums {
+                        values: &mut sums,
+                        stride: WIDTH,
+                        fresh: true,
+                    };
+                    accumulate(isa, rows, 0..100, &pair, sums);
+                });
                 for n in first * LANES..(40).min((first + count) * LANES) {
                     let column = n - first * LANES;
                     for k in 0..100 {
-                        let at = column / LANES * stride + (k / 4 * LANES + column % LANES) * 4 + k % 4;
-                        let value = scales[column] * (f32::from(bytes[at]) - 128.0);
+                        let value = scales[column] * sums[k * WIDTH + column];
                         let error = (value - weights.values[n * 100 + k]).abs();
                         assert!(error <= scales[column] * 0.503, "{} {n} {k}: {error}", isa.name());
                     }

@@ -115,11 +115,11 @@ impl Matrix<'_> {
     }
 
     /// Bytes that [`Matrix::pair`] wants for `inputs` inputs.
-    pub(crate) fn room(&self, inputs: usize) -> usize {
-        if self.is_nibbles() {
-            inputs.next_multiple_of(NIBBLE_BLOCK) * WIDTH
-        } else {
-            0
+    pub(crate) fn room(&self, isa: Isa, inputs: usize) -> usize {
+        match self.panels {
+            Panels::Int4 { .. } => inputs.next_multiple_of(NIBBLE_BLOCK) * WIDTH,
+            Panels::Int8 { .. } if packs(isa) => tile_inputs(isa, inputs) * WIDTH,
+            _ => 0,
         }
     }
 
@@ -184,10 +184,20 @@ impl Matrix<'_> {
             }
             Panels::Int8 { bytes, .. } => {
                 let stride = self.panel_bytes();
-                let start = first * stride + block * BLOCK * LANES;
+                let bytes = bytes.get(first * stride + block * BLOCK * LANES..).unwrap_or(&[]);
+                if !packs(isa) {
+                    return Pair::Bytes { bytes, stride, count };
+                }
+                let (stored, packed) = (inputs.div_ceil(4) * 4 * LANES, tile_inputs(isa, inputs) * LANES);
+                for panel in 0..count {
+                    let from = panel * stride..panel * stride + stored;
+                    let to = panel * packed..(panel + 1) * packed;
+                    let (from, to) = (bytes.get(from), room.get_mut(to));
+                    pack(isa, from.unwrap_or(&[]), to.unwrap_or(&mut []));
+                }
                 Pair::Bytes {
-                    bytes: bytes.get(start..).unwrap_or(&[]),
-                    stride,
+                    bytes: room,
+                    stride: packed,
                     count,
                 }
             }
@@ -236,12 +246,55 @@ pub(crate) enum Pair<'a> {
         stride: usize,
         count: usize,
     },
-    /// `[inputs / 4, 16, 4]` each, `stride` bytes from panel to panel.
+    /// `[inputs / 4, 16, 4]` each, or what the set's tiles multiply instead, [`tile_inputs`] times 16 bytes.
+    /// `stride` bytes from panel to panel.
     Bytes {
         bytes: &'a [u8],
         stride: usize,
         count: usize,
     },
+}
+
+/// Inputs of which packed weights have a multiple.
+pub(super) const PACKED_INPUTS: usize = 16;
+
+/// Whether the set's tiles multiply byte weights in a form of their own.
+fn packs(isa: Isa) -> bool {
+    #[inline(always)]
+    unsafe fn body<V: Lanes>() -> bool {
+        V::PACKED
+    }
+    dispatch!(isa, body() -> bool)
+}
+
+/// Inputs of a panel of bytes as tiles multiply it.
+pub(super) fn tile_inputs(isa: Isa, inputs: usize) -> usize {
+    inputs.next_multiple_of(if packs(isa) { PACKED_INPUTS } else { 4 })
+}
+
+/// Bytes of one panel, `[quads, 16, 4]`, as the set's tiles multiply them. What lies behind the last input is
+/// multiplied with zeros.
+fn pack(isa: Isa, bytes: &[u8], to: &mut [u8]) {
+    #[inline(always)]
+    unsafe fn body<V: Lanes>(bytes: &[u8], to: &mut [u8]) {
+        let (pairs, last) = bytes.as_chunks::<{ 8 * LANES }>();
+        let (to, _) = to.as_chunks_mut::<{ 8 * LANES }>();
+        for (from, to) in pairs.iter().zip(to.iter_mut()) {
+            // SAFETY: 128 bytes of each.
+            unsafe { V::pack(from.as_ptr(), to.as_mut_ptr()) };
+        }
+        if let (false, Some(to)) = (last.is_empty(), to.get_mut(pairs.len())) {
+            let mut from = [0x80; 8 * LANES];
+            from.iter_mut().zip(last).for_each(|(to, from)| *to = *from);
+            // SAFETY: as above.
+            unsafe { V::pack(from.as_ptr(), to.as_mut_ptr()) };
+        }
+    }
+    assert!(
+        to.len() == bytes.len().next_multiple_of(PACKED_INPUTS * LANES),
+        "a panel of bytes"
+    );
+    dispatch!(isa, body(bytes: &[u8], to: &mut [u8]));
 }
 
 /// The scale of bytes that hold a column of nibbles: its largest block scale times 8 becomes 127.
@@ -279,13 +332,8 @@ fn spread(isa: Isa, nibbles: &[u8], scales: &[u16], columns: &[f32], to: &mut [u
                     .round();
                 let ratios = ratios.max(V::splat(-32512.0)).min(V::splat(32512.0));
                 for group in 0..4 {
-                    let to = to.as_mut_ptr().add(block * 512 + group * 128);
-                    V::spread_nibbles(
-                        nibbles.as_ptr().add(block * 256 + group * 64),
-                        ratios,
-                        to,
-                        to.add(64),
-                    );
+                    let from = nibbles.as_ptr().add(block * 256 + group * 64);
+                    V::spread_nibbles(from, ratios, to.as_mut_ptr().add(block * 512 + group * 128));
                 }
             }
         }

@@ -6,7 +6,7 @@
     reason = "a tile's loops run over registers: all of its arrays by the same index"
 )]
 
-use super::panels::Pair;
+use super::panels::{PACKED_INPUTS, Pair, tile_inputs};
 use crate::isa::{Isa, LANES, Lanes, dispatch};
 use crate::quantise::{BLOCK, Quantised, Rows};
 use std::ops::Range;
@@ -82,7 +82,7 @@ pub(crate) fn accumulate(isa: Isa, rows: &Rows<'_>, range: Range<usize>, pair: &
                 "rows that are not there"
             );
             assert!(
-                bytes.len() >= (panels - 1) * stride + rows.inputs.div_ceil(4) * 4 * LANES,
+                bytes.len() >= (panels - 1) * stride + tile_inputs(isa, rows.inputs) * LANES,
                 "weights that are not there"
             );
             assert!(
@@ -254,6 +254,11 @@ unsafe fn multiply_bytes<V: Lanes>(
     while start < rows.blocks {
         let blocks = BYTE_CHUNK.min(rows.blocks - start);
         let quads = (rows.inputs - start * BLOCK).div_ceil(4).min(blocks * BLOCK / 4);
+        let quads = if V::PACKED {
+            quads.next_multiple_of(PACKED_INPUTS / 4)
+        } else {
+            quads
+        };
         let fresh = sums.fresh && start == 0;
         let tiles = count.div_ceil(V::TILE_ROWS);
         for i in 0..tiles {
@@ -317,24 +322,19 @@ unsafe fn byte_tile<V: Lanes, const ROWS: usize, const VECTORS: usize>(
     unsafe {
         let blocks = quads.div_ceil(BLOCK / 4);
         for block in 0..blocks {
-            let mut acc = [[V::int_splat(0); VECTORS]; ROWS];
+            let mut corrections = [0; ROWS];
             for i in 0..ROWS {
-                acc[i] = [V::int_splat(*a.corrections.add(i * a.blocks + block)); VECTORS];
+                corrections[i] = *a.corrections.add(i * a.blocks + block);
             }
             let start = block * (BLOCK / 4);
-            for quad in start..quads.min(start + BLOCK / 4) {
-                let w = w.add(quad * 4 * LANES);
-                for i in 0..ROWS {
-                    let values = a
-                        .bytes
-                        .add(i * a.stride + quad * 4)
-                        .cast::<[i8; 4]>()
-                        .read_unaligned();
-                    for j in 0..VECTORS {
-                        acc[i][j] = V::dot(acc[i][j], w.add(j * panel_stride), values);
-                    }
-                }
-            }
+            let acc = V::tile_block::<ROWS, VECTORS>(
+                a.bytes.add(block * BLOCK),
+                a.stride,
+                corrections,
+                w.add(block * BLOCK * LANES),
+                panel_stride,
+                (quads - start).min(BLOCK / 4),
+            );
             let fresh = fresh && block == 0;
             for i in 0..ROWS {
                 let scale = V::splat(*a.scales.add(i * a.blocks + block));
