@@ -5,6 +5,8 @@
 //! second-level cache, and runs down tiles of neighbouring pixels, so that the part of the ring under a tile
 //! stays in the first. In a tile, every number loaded from the ring meets two taps in registers: those of two
 //! output rows or, where every input channel has two output channels, of both.
+//!
+//! Kernels of 3 x 3 read the input where it lies: nine taps do not pay for a copy.
 
 use super::isa::{Isa, LANES, Lanes, dispatch, prefetch};
 use super::math::gelu;
@@ -52,14 +54,15 @@ impl DepthwiseConv<'_> {
 /// Pixels in the widest tile; a multiple of the narrower ones.
 const TILE: usize = 8;
 
-/// Input columns of a task, about: what is copied twice at its borders stays a small part.
-const TASK_COLUMNS: usize = 64;
+/// Input columns of a task, about: what is copied twice at its borders stays a small part, and a ring of eight
+/// rows of them in the second-level cache.
+const TASK_COLUMNS: usize = 32;
 
 /// Vectors of channels of a task, at most: enough that whole pages are read one after the other.
-const TASK_VECTORS: usize = 8;
+const TASK_VECTORS: usize = 12;
 
 /// Bytes that a ring may take, if a tile needs no more.
-const RING_BYTES: usize = 384 << 10;
+const RING_BYTES: usize = 64 << 10;
 
 /// Rows that are computed, and those that are there to compute them from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -188,6 +191,13 @@ pub(super) fn depthwise_band(
     if out.is_empty() {
         return;
     }
+    if conv.kernel_size == 3
+        && conv.stride == 1
+        && conv.multiplier == 1
+        && conv.channels.is_multiple_of(LANES)
+    {
+        return three(isa, parallel, conv, &band, x, out);
+    }
     let work = &Work::new(conv, band, parallel.threads());
     let shared = Shared::new(out);
     let shared = &shared;
@@ -211,6 +221,156 @@ pub(super) fn depthwise_band(
             );
         });
     });
+}
+
+/// Convolutions of 3 x 3 with whole vectors of channels, without a copy of the input: there are too few taps
+/// to make up for one.
+fn three(
+    isa: Isa,
+    parallel: &dyn Parallel,
+    conv: &DepthwiseConv<'_>,
+    band: &Band,
+    x: &[f32],
+    out: &mut [f32],
+) {
+    let rows = band.wanted.len();
+    let shared = Shared::new(out);
+    // Pairs of rows, as they are computed.
+    let task_rows = rows.div_ceil(4 * parallel.threads()).max(4).next_multiple_of(2);
+    let tasks = rows.div_ceil(task_rows);
+    parallel.run(conv.batch * tasks, &|task| {
+        let (image, first) = (task / tasks, task % tasks * task_rows);
+        let length = conv.width * conv.channels;
+        let x = &x[image * band.held.len() * length..][..band.held.len() * length];
+        for row in (first..rows.min(first + task_rows)).step_by(2) {
+            let count = 2.min(rows - row);
+            // SAFETY: the task's own rows.
+            let out = unsafe { shared.part((image * rows + row) * length, count * length) };
+            let top = band.wanted.start + row;
+            let under = conv.under(top..top + count);
+            let x = &x[(under.start - band.held.start) * length..][..under.len() * length];
+            dispatch!(isa, three_rows(conv: &DepthwiseConv<'_>, top: usize, x: &[f32], out: &mut [f32]));
+        }
+    });
+}
+
+/// One or two output rows from `top` on, of the input rows under them.
+///
+/// # Safety
+/// As [`Lanes`]; whole vectors of channels, and both slices whole rows.
+#[inline(always)]
+unsafe fn three_rows<V: Lanes>(conv: &DepthwiseConv<'_>, top: usize, x: &[f32], out: &mut [f32]) {
+    let (width, channels) = (conv.width, conv.channels);
+    // The row of taps that the first input row meets in the first output row.
+    let skipped = usize::from(top == 0);
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut column = 0;
+        while column < width {
+            // A tile whose neighbours are all inside the image, or one pixel.
+            let inside = column > 0;
+            macro_rules! tile {
+                ($pixels:literal) => {
+                    if inside && column + $pixels < width {
+                        for channel in (0..channels).step_by(LANES) {
+                            three_tile::<V, $pixels>(conv, skipped, x, out, column, channel, 0..3);
+                        }
+                        column += $pixels;
+                        continue;
+                    }
+                };
+            }
+            if V::DEPTHWISE_PIXELS >= 4 {
+                tile!(4);
+            }
+            tile!(2);
+            let taps = usize::from(column == 0)..if column + 1 < width { 3 } else { 2 };
+            for channel in (0..channels).step_by(LANES) {
+                three_tile::<V, 1>(conv, skipped, x, out, column, channel, taps.clone());
+            }
+            column += 1;
+        }
+    }
+}
+
+/// `P` pixels of [`three_rows`] in one vector of channels; `columns` of the taps lie inside the image.
+///
+/// # Safety
+/// As [`three_rows`].
+#[inline(always)]
+unsafe fn three_tile<V: Lanes, const P: usize>(
+    conv: &DepthwiseConv<'_>,
+    skipped: usize,
+    x: &[f32],
+    out: &mut [f32],
+    column: usize,
+    channel: usize,
+    columns: Range<usize>,
+) {
+    let channels = conv.channels;
+    let length = conv.width * channels;
+    let pair = out.len() > length;
+    let rows = x.len() / length;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let to = out.as_mut_ptr().add(column * channels + channel);
+        let bias = V::load(conv.bias.as_ptr().add(channel));
+        let mut acc = [[bias; P]; 2];
+        let taps = conv.kernel.as_ptr().add(channel);
+        let from = x
+            .as_ptr()
+            .wrapping_add(column * channels + channel)
+            .wrapping_sub(channels);
+        macro_rules! row {
+            ($row:expr, $upper:expr, $lower:expr) => {
+                for kx in columns.clone() {
+                    let from = from.wrapping_add($row * length + kx * channels);
+                    let weight = |ky: usize| taps.wrapping_add((3 * ky + kx) * channels);
+                    if let Some(ky) = $upper {
+                        let weight = V::load(weight(ky));
+                        unroll!(I < P {
+                            acc[0][I] = V::load(from.add(I * channels)).mul_add(weight, acc[0][I]);
+                        });
+                    }
+                    if let Some(ky) = $lower {
+                        let weight = V::load(weight(ky));
+                        unroll!(I < P {
+                            acc[1][I] = V::load(from.add(I * channels)).mul_add(weight, acc[1][I]);
+                        });
+                    }
+                }
+            };
+        }
+        // What the next two rows are computed of, and where this tile's neighbour goes.
+        for row in 0..2 {
+            for i in 0..P {
+                prefetch(from.wrapping_add((rows + row) * length + (1 + i) * channels));
+            }
+        }
+        if rows == 4 && pair && P > 1 {
+            row!(0, Some(0), None::<usize>);
+            row!(1, Some(1), Some(0));
+            row!(2, Some(2), Some(1));
+            row!(3, None::<usize>, Some(2));
+        } else {
+            for row in 0..rows {
+                let upper = row + skipped;
+                row!(
+                    row,
+                    Some(upper).filter(|upper| *upper < 3),
+                    upper.checked_sub(1).filter(|_| pair)
+                );
+            }
+        }
+        if conv.gelu {
+            unroll!(I < P { acc[0][I] = gelu(acc[0][I]) });
+            unroll!(I < P { acc[1][I] = gelu(acc[1][I]) });
+        }
+        unroll!(I < P { acc[0][I].store(to.add(I * channels)) });
+        if pair {
+            unroll!(I < P { acc[1][I].store(to.add(length + I * channels)) });
+        }
+    }
 }
 
 /// Picks the kernel compiled for this size.
@@ -372,6 +532,13 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
                                 prefetch(ahead.wrapping_add(column * channels + channel + vector * LANES));
                             }
                         }
+                        // Where the sums go.
+                        let row_start = image * wanted.len() + row - wanted.start;
+                        let start = (row_start * width + tile) * channels + channel + vector * LANES;
+                        for i in 0..P {
+                            out.ahead(start + i * channels);
+                            out.ahead(start + (width + i) * channels);
+                        }
                         let bias = V::load(taps.add(size * size * LANES));
                         let mut acc = [[bias; P]; 2];
                         // Input rows under the tile, counted from the first tap's, as far as they lie in the
@@ -397,8 +564,6 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
                                 (false, false) => (),
                             }
                         }
-                        let row = image * wanted.len() + row - wanted.start;
-                        let start = (row * width + tile) * channels + channel + vector * LANES;
                         put_row::<V, P>(conv, acc[0], start, pixels, live, out);
                         if pair {
                             put_row::<V, P>(conv, acc[1], start + width * channels, pixels, live, out);
@@ -696,6 +861,10 @@ pub(super) mod tests {
             (1, 64, 601, 16, 1, 3, 2),
             (1, 20, 70, 340, 1, 3, 1),
             (1, 19, 90, 140, 1, 7, 2),
+            (2, 9, 11, 32, 1, 3, 1),
+            (1, 6, 1, 16, 1, 3, 1),
+            (1, 1, 2, 16, 1, 3, 1),
+            (1, 15, 40, 48, 1, 3, 1),
             (1, 1, 1, 5, 2, 3, 1),
             (2, 9, 11, 17, 2, 3, 1),
             (1, 33, 31, 37, 2, 7, 2),

@@ -1,6 +1,7 @@
 //! Parallel tasks: how does a kernel use several cores? It hands out numbered tasks; the engine that calls it
 //! owns the threads.
 
+use super::isa::prefetch;
 use std::cell::RefCell;
 
 /// Runs numbered tasks, on as many threads as there are.
@@ -51,6 +52,12 @@ impl<T> Shared<T> {
             start: slice.as_mut_ptr(),
             length: slice.len(),
         }
+    }
+
+    /// Asks for the cache line that will be written to, which need not exist.
+    #[inline(always)]
+    pub(crate) fn ahead(&self, start: usize) {
+        prefetch(self.start.wrapping_add(start));
     }
 
     /// `slice[start..start + length]`
