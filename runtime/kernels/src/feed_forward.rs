@@ -1,8 +1,8 @@
-//! Feed-forward networks without their middle: tile by tile of rows, 128 hidden numbers at a time.
+//! Feed-forward networks without their middle: tile by tile of rows, a few hundred hidden numbers at a time.
 //!
-//! A tile's rows are multiplied with the weights of 128 hidden numbers; those go through the activation,
-//! become bytes (128 numbers are one block with one scale), and are multiplied with their part of the second
-//! weight, onto sums that the tile keeps. The hidden numbers of a whole image never exist.
+//! A tile's rows are multiplied with the weights of 128 hidden numbers; those go through the activation and
+//! become bytes (128 numbers are one block with one scale). A few such blocks are multiplied with their part
+//! of the second weight, onto sums that the tile keeps. The hidden numbers of a whole image never exist.
 //!
 //! Up to four rows, or too few rows for the threads there are: the two products one after the other, each
 //! split by columns.
@@ -10,10 +10,10 @@
 use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::linear::{Activation, Finish, Scaled, few_linear, many_linear, run_of_panels, with_few};
 use super::math::{gelu, gelu_coarse, silu};
-use super::matrix::{Cut, FEW, FewRows, Matrix, PAIR, Sums, TILE, WIDTH, accumulate, few_panel};
+use super::matrix::{Cut, FEW, FewRows, Matrix, PAIR, Sums, TILE, accumulate, few_panel};
 use super::norm::{Norm, load_part, store_part};
 use super::parallel::{Parallel, Serial, Shared, scratch};
-use super::quantise::{BLOCK, Quantised, Rows, Target, VECTORS, quantise, with_rows, with_target};
+use super::quantise::{BLOCK, Rows, Target, VECTORS, largest, quantise_up_to, with_rows, with_target};
 use super::sizes::product;
 use std::ops::Range;
 
@@ -124,10 +124,13 @@ pub fn feed_forward(
 /// Rows that each thread should have before tiles of rows are worth it: fewer read the weights too often.
 const LEAST_ROWS: usize = 48;
 
+/// Blocks of hidden bytes that are multiplied together: so often are the tile's sums read and written.
+const TOGETHER: usize = 4;
+
 /// Rows of a tile: its sums, its bytes and its hidden block should stay in a second cache; and threads should
 /// have equally many tiles where they have few.
 fn tile_rows(rows: usize, ff: &FeedForward<'_>, threads: usize) -> usize {
-    let row_bytes = 4 * ff.down.outputs + ff.up.inputs + 1536;
+    let row_bytes = 4 * ff.down.outputs + ff.up.inputs + (4 + TOGETHER) * BLOCK + BLOCK;
     // The weights of a gated block are read from memory for every tile: there, fewer tiles are worth a fuller
     // cache.
     let (limit, most) = if ff.gate.is_some() {
@@ -219,34 +222,59 @@ impl Hidden<'_> {
     }
 }
 
-/// Activates and quantises the first `rows` rows.
-fn activate_bytes(isa: Isa, hidden: &Hidden<'_>, rows: usize, target: &Target) {
+/// Rows that are activated before they are quantised: the first step of each row waits for nothing of another
+/// then, and they stay in a first cache.
+const ACTIVATED: usize = 16;
+
+/// Activates and quantises the first `rows` rows, to a block of the target's. The sums are lost.
+fn activate_bytes(isa: Isa, hidden: &mut Hidden<'_>, rows: usize, target: &Target, block: usize) {
     #[inline(always)]
-    unsafe fn each<V: Lanes, const GATED: bool>(hidden: &Hidden<'_>, rows: usize, target: &Target) {
-        for row in 0..rows {
+    unsafe fn each<V: Lanes, const GATED: bool>(
+        hidden: &mut Hidden<'_>,
+        rows: usize,
+        target: &Target,
+        block: usize,
+    ) {
+        for start in (0..rows).step_by(ACTIVATED) {
+            let end = rows.min(start + ACTIVATED);
+            let mut tops = [0.0; ACTIVATED];
             // SAFETY: rows are checked below; the target is this task's own.
             unsafe {
-                let mut values = [V::splat(0.0); VECTORS];
-                for (vector, value) in values.iter_mut().enumerate() {
-                    *value = hidden.activated::<V, GATED>(row, vector);
+                for (row, top) in (start..end).zip(&mut tops) {
+                    let mut values = [V::splat(0.0); VECTORS];
+                    for (vector, value) in values.iter_mut().enumerate() {
+                        *value = hidden.activated::<V, GATED>(row, vector);
+                    }
+                    let to = hidden.up.values.as_mut_ptr().add(row * BLOCK);
+                    for (vector, value) in values.iter().enumerate() {
+                        value.store(to.add(vector * LANES));
+                    }
+                    *top = largest(&values);
                 }
-                quantise(&values, target.slot(row, 0));
+                for (row, top) in (start..end).zip(tops) {
+                    let from = hidden.up.values.as_ptr().add(row * BLOCK);
+                    let mut values = [V::splat(0.0); VECTORS];
+                    for (vector, value) in values.iter_mut().enumerate() {
+                        *value = V::load(from.add(vector * LANES));
+                    }
+                    quantise_up_to(&values, top, target.slot(row, block));
+                }
             }
         }
     }
     #[inline(always)]
-    unsafe fn body<V: Lanes>(hidden: &Hidden<'_>, rows: usize, target: &Target) {
+    unsafe fn body<V: Lanes>(hidden: &mut Hidden<'_>, rows: usize, target: &Target, block: usize) {
         // SAFETY: as above.
         unsafe {
             if hidden.is_gated() {
-                each::<V, true>(hidden, rows, target);
+                each::<V, true>(hidden, rows, target, block);
             } else {
-                each::<V, false>(hidden, rows, target);
+                each::<V, false>(hidden, rows, target, block);
             }
         }
     }
     hidden.check(rows);
-    dispatch!(isa, body(hidden: &Hidden<'_>, rows: usize, target: &Target));
+    dispatch!(isa, body(hidden: &mut Hidden<'_>, rows: usize, target: &Target, block: usize));
 }
 
 /// Activates the first `rows` rows to rows `stride` apart, as many numbers as `columns`.
@@ -365,11 +393,12 @@ unsafe fn fused_tile(isa: Isa, x: &[f32], ff: &FeedForward<'_>, finish: &Finish<
     // An odd number of cache lines, as for the bytes of `quantise`; whole pairs, for `Finish::write`.
     let stride = panels.next_multiple_of(PAIR) * LANES + LANES;
     let gates = if ff.gate.is_some() { rows * BLOCK } else { 0 };
-    let room = ff
+    let together = if down.is_bytes() { TOGETHER } else { 1 };
+    let up_room = ff
         .up
         .room(isa, ff.up.inputs)
-        .max(ff.gate.map_or(0, |gate| gate.room(isa, gate.inputs)))
-        .max(down.room(isa, BLOCK));
+        .max(ff.gate.map_or(0, |gate| gate.room(isa, gate.inputs)));
+    let down_room = down.room(isa, together * BLOCK);
     with_rows(
         isa,
         &Serial,
@@ -382,17 +411,17 @@ unsafe fn fused_tile(isa: Isa, x: &[f32], ff: &FeedForward<'_>, finish: &Finish<
                 product([rows, stride]) + panels * LANES + LANES,
                 |buffer: &mut [f32]| {
                     scratch(2 * rows * BLOCK + gates, |blocks: &mut [f32]| {
-                        scratch(room, |room: &mut [u8]| {
+                        scratch(up_room + down_room, |room: &mut [u8]| {
                             let (sums, scales) = buffer.split_at_mut(rows * stride);
                             scales.fill(0.0);
                             down.column_scales(isa, 0, panels, scales);
                             let (up, rest) = blocks.split_at_mut(rows * BLOCK);
                             let (gate, floats) = rest.split_at_mut(gates);
+                            let (up_room, down_room) = room.split_at_mut(up_room);
                             let mut middle = Hidden::new(up, gate, down.is_bytes());
-                            for block in 0..hidden.div_ceil(BLOCK) {
-                                let width = BLOCK.min(hidden - block * BLOCK);
-                                hidden_numbers(isa, prepared, 0..rows, ff, block, room, &mut middle);
-                                let mut multiply = |activated: &Rows<'_>, room: &mut [u8]| {
+                            for first in (0..hidden.div_ceil(BLOCK)).step_by(together) {
+                                let width = (together * BLOCK).min(hidden - first * BLOCK);
+                                let mut multiply = |activated: &Rows<'_>| {
                                     for panel in (0..panels).step_by(PAIR) {
                                         let count = PAIR.min(panels - panel);
                                         let column = panel * LANES;
@@ -400,50 +429,56 @@ unsafe fn fused_tile(isa: Isa, x: &[f32], ff: &FeedForward<'_>, finish: &Finish<
                                         let cut = Cut {
                                             first: panel,
                                             count,
-                                            block,
+                                            block: first,
                                             inputs: width,
                                         };
-                                        let pair = down.pair(isa, cut, scales, room);
+                                        let pair = down.pair(isa, cut, scales, down_room);
                                         let values = sums.get_mut(column..).unwrap_or(&mut []);
                                         let sums = Sums {
                                             values,
                                             stride,
-                                            fresh: block == 0,
+                                            fresh: first == 0,
                                         };
                                         accumulate(isa, activated, 0..rows, &pair, sums);
                                     }
                                 };
                                 if down.is_bytes() {
-                                    let fill = |target: &Target| activate_bytes(isa, &middle, rows, target);
-                                    with_target(rows, BLOCK, fill, |quantised| {
-                                        let quantised = Quantised {
-                                            inputs: width,
-                                            ..*quantised
-                                        };
-                                        multiply(&Rows::Bytes(quantised), room);
+                                    let fill = |target: &Target| {
+                                        for i in 0..width.div_ceil(BLOCK) {
+                                            let all = 0..rows;
+                                            hidden_numbers(
+                                                isa,
+                                                prepared,
+                                                all,
+                                                ff,
+                                                first + i,
+                                                up_room,
+                                                &mut middle,
+                                            );
+                                            activate_bytes(isa, &mut middle, rows, target, i);
+                                        }
+                                    };
+                                    with_target(rows, width, fill, |quantised| {
+                                        multiply(&Rows::Bytes(*quantised));
                                     });
                                 } else {
+                                    hidden_numbers(isa, prepared, 0..rows, ff, first, up_room, &mut middle);
                                     activate_floats(isa, &middle, rows, width, floats, BLOCK);
-                                    multiply(
-                                        &Rows::Floats {
-                                            inputs: width,
-                                            values: floats,
-                                            stride: BLOCK,
-                                        },
-                                        room,
-                                    );
+                                    multiply(&Rows::Floats {
+                                        inputs: width,
+                                        values: floats,
+                                        stride: BLOCK,
+                                    });
                                 }
                             }
-                            for column in (0..down.outputs).step_by(WIDTH) {
-                                let from = Scaled {
-                                    sums: sums.get(column..).unwrap_or(&[]),
-                                    stride,
-                                    scales: scales.get(column..).unwrap_or(&[]),
-                                    rows,
-                                };
-                                // SAFETY: by the promise to this function.
-                                unsafe { finish.write(isa, &from, start, column) };
-                            }
+                            let from = Scaled {
+                                sums,
+                                stride,
+                                scales,
+                                rows,
+                            };
+                            // SAFETY: by the promise to this function.
+                            unsafe { finish.write_rows(isa, &from, start) };
                         });
                     });
                 },

@@ -139,6 +139,41 @@ impl Finish<'_> {
         dispatch!(isa, body(finish: &Finish<'_>, from: &Scaled<'_>, row: usize, column: usize));
     }
 
+    /// Scales sums of all columns and writes them to whole rows from `row` on, without an activation.
+    ///
+    /// # Safety
+    /// These rows of `out` belong to one task.
+    pub(super) unsafe fn write_rows(&self, isa: Isa, from: &Scaled<'_>, row: usize) {
+        #[inline(always)]
+        unsafe fn body<V: Lanes>(finish: &Finish<'_>, from: &Scaled<'_>, row: usize) {
+            let outputs = finish.outputs;
+            let bias = finish.bias.unwrap_or(&[]);
+            for i in 0..from.rows {
+                let sums = from.sums.split_at(i * from.stride).1;
+                for at in (0..outputs).step_by(LANES) {
+                    // SAFETY: lengths are checked by `put`, `load_part` and below.
+                    unsafe {
+                        let scale = V::load(from.scales.as_ptr().add(at));
+                        let value = V::load(sums.as_ptr().add(at)).mul_add(scale, load_part(bias, at));
+                        finish.put(value, row + i, at, LANES.min(outputs - at));
+                    }
+                }
+            }
+        }
+        let width = self.outputs.next_multiple_of(LANES);
+        assert!(
+            from.stride >= width && from.sums.len() >= from.rows * from.stride && from.scales.len() >= width,
+            "too few sums"
+        );
+        assert_eq!(
+            self.activation,
+            Activation::None,
+            "an activation that is not computed"
+        );
+        let finish = self;
+        dispatch!(isa, body(finish: &Finish<'_>, from: &Scaled<'_>, row: usize));
+    }
+
     /// Adds the residual and writes up to sixteen numbers.
     ///
     /// # Safety

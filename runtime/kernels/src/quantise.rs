@@ -133,32 +133,40 @@ impl Target {
 /// As [`Lanes`].
 #[inline(always)]
 pub(super) unsafe fn quantise<V: Lanes>(values: &[V; VECTORS], slot: Slot<'_>) {
+    // SAFETY: as for this function.
+    unsafe { quantise_up_to(values, largest(values), slot) }
+}
+
+/// The largest magnitude of a block; NaN is ignored or kept, whichever is faster.
+///
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+pub(super) unsafe fn largest<V: Lanes>(values: &[V; VECTORS]) -> f32 {
+    // SAFETY: as for this function.
+    unsafe {
+        let [a, b, c, d, e, f, g, h] = *values;
+        let (abcd, efgh) = (a.max_abs(b).max(c.max_abs(d)), e.max_abs(f).max(g.max_abs(h)));
+        abcd.max(efgh).max_lane()
+    }
+}
+
+/// [`quantise`] where the [`largest`] magnitude is known.
+///
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+pub(super) unsafe fn quantise_up_to<V: Lanes>(values: &[V; VECTORS], top: f32, slot: Slot<'_>) {
     // SAFETY: as for this function; a slot has 128 bytes.
     unsafe {
-        let [a, b, c, d, e, f, g, h] = values;
-        let (ab, cd) = (a.abs().max(b.abs()), c.abs().max(d.abs()));
-        let (ef, gh) = (e.abs().max(f.abs()), g.abs().max(h.abs()));
-        let top = ab.max(cd).max(ef.max(gh)).max_lane();
         // Zero times NaN or infinity is NaN, which the sum then shows.
         let inverse = if top > TINY && top < f32::INFINITY {
             127.0 / top
         } else {
             0.0
         };
-        let inverse = V::splat(inverse);
-        let mut sums = [V::splat(0.0); 2];
-        for (i, value) in values.iter().enumerate() {
-            let value = value.mul(inverse).round();
-            if i % 2 == 0 {
-                sums[0] = sums[0].add(value);
-            } else {
-                sums[1] = sums[1].add(value);
-            }
-            value.store_i8(slot.bytes.as_mut_ptr().add(i * LANES));
-        }
-        let [even, odd] = sums;
-        let sum = even.add(odd).sum();
-        *slot.scale = if !sum.is_finite() {
+        let sum = V::store_block(values, V::splat(inverse), slot.bytes.as_mut_ptr());
+        *slot.scale = if sum.is_nan() {
             f32::NAN
         } else if top > TINY {
             top * (1.0 / 127.0)

@@ -19,6 +19,8 @@ unsafe impl Lanes for Avx512 {
     type Bytes = __m512i;
     const TILE_ROWS: usize = 12;
     const TILE_PANELS: usize = 2;
+    const KEEPS_SUMS: bool = true;
+    const PICKS: bool = true;
     const ATTENTION_ROWS: [usize; 2] = [12, 6];
     const DEPTHWISE_PIXELS: usize = 8;
     const STEM_TILE: (usize, usize) = (8, 3);
@@ -89,6 +91,18 @@ unsafe impl Lanes for Avx512 {
         Avx512(unsafe { _mm512_abs_ps(self.0) })
     }
     #[inline(always)]
+    unsafe fn max_abs(self, other: Self) -> Self {
+        // The larger magnitude, without a sign.
+        Avx512(unsafe { _mm512_range_ps::<0b10_11>(self.0, other.0) })
+    }
+    #[inline(always)]
+    unsafe fn pick(self, numbers: &[f32; 16]) -> Self {
+        unsafe {
+            let at = _mm512_castps_si512(self.0);
+            Avx512(_mm512_permutexvar_ps(at, _mm512_loadu_ps(numbers.as_ptr())))
+        }
+    }
+    #[inline(always)]
     unsafe fn round(self) -> Self {
         Avx512(unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
     }
@@ -118,6 +132,34 @@ unsafe impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn store_i8(self, to: *mut i8) {
         unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(self.0))) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_block(values: &[Self; 8], factor: Self, to: *mut i8) -> f32 {
+        unsafe {
+            // Packing works within quarters of a register: the permutation puts the lanes back in order.
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            let mut sums = _mm512_setzero_si512();
+            let mut bad = 0;
+            for (half, values) in values.chunks_exact(4).enumerate() {
+                let whole = |value: &Self| _mm512_cvtps_epi32(_mm512_mul_ps(value.0, factor.0));
+                let words = [
+                    _mm512_packs_epi32(whole(&values[0]), whole(&values[1])),
+                    _mm512_packs_epi32(whole(&values[2]), whole(&values[3])),
+                ];
+                let bytes = _mm512_packs_epi16(words[0], words[1]);
+                let bytes = _mm512_permutexvar_epi32(order, bytes);
+                // NaN becomes the least int32, and so -128.
+                bad |= _mm512_cmpeq_epi8_mask(bytes, _mm512_set1_epi8(-128));
+                sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(1), bytes);
+                _mm512_storeu_si512(to.add(64 * half).cast(), bytes);
+            }
+            if bad == 0 {
+                _mm512_reduce_add_epi32(sums) as f32
+            } else {
+                f32::NAN
+            }
+        }
     }
 
     #[inline(always)]

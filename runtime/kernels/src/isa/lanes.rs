@@ -51,9 +51,14 @@ pub(crate) unsafe trait Lanes: Copy {
     const TILE_ROWS: usize;
     /// Panels of a matrix product's tile, 1 or 2.
     const TILE_PANELS: usize;
+    /// Whether a tile of bytes keeps its sums over several blocks of inputs in registers: 26 that hold sixteen
+    /// lanes each are enough.
+    const KEEPS_SUMS: bool = false;
     /// Query rows of a tile of attention, for heads of up to 32 numbers and for longer ones: 12 or 6, or 4
     /// for both.
     const ATTENTION_ROWS: [usize; 2];
+    /// Whether [`Lanes::pick`] is one instruction.
+    const PICKS: bool = false;
     /// Pixels of a tile of the depthwise convolution, which has two rows of them: 8 or 2.
     const DEPTHWISE_PIXELS: usize;
     /// Pixels and vectors of channels of a tile of the first convolution: `(8, 3)` or `(4, 1)`.
@@ -155,6 +160,19 @@ pub(crate) unsafe trait Lanes: Copy {
             each(|i| a[i].abs())
         }
     }
+    /// The larger magnitude of each pair, the second one's where the first is NaN or the other way round.
+    #[inline(always)]
+    unsafe fn max_abs(self, other: Self) -> Self {
+        unsafe { self.abs().max(other.abs()) }
+    }
+    /// Of sixteen numbers the one that the low four bits of each lane's representation say.
+    #[inline(always)]
+    unsafe fn pick(self, numbers: &[f32; LANES]) -> Self {
+        unsafe {
+            let at = lanes(self);
+            each(|i| numbers[at[i].to_bits() as usize % LANES])
+        }
+    }
     /// Nearest whole number, halves to even. Magnitudes below 2^22.
     #[inline(always)]
     unsafe fn round(self) -> Self {
@@ -210,6 +228,23 @@ pub(crate) unsafe trait Lanes: Copy {
         unsafe {
             let bytes = lanes(self.round()).map(|value| value as i8);
             to.cast::<[i8; LANES]>().write_unaligned(bytes);
+        }
+    }
+
+    /// Writes `values * factor` as 128 signed bytes, nearest whole numbers; products must lie in -127..=127 or
+    /// be NaN. Returns the sum of the bytes, NaN where any product is.
+    #[inline(always)]
+    unsafe fn store_block(values: &[Self; 8], factor: Self, to: *mut i8) -> f32 {
+        unsafe {
+            let mut sums = [Self::splat(0.0); 2];
+            for (i, value) in values.iter().enumerate() {
+                let value = value.mul(factor).round();
+                sums[i % 2] = sums[i % 2].add(value);
+                value.store_i8(to.add(i * LANES));
+            }
+            let [even, odd] = sums;
+            let sum = even.add(odd).sum();
+            if sum.is_finite() { sum } else { f32::NAN }
         }
     }
 

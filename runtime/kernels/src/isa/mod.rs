@@ -160,6 +160,8 @@ mod tests {
                     x.abs(),
                     x.round(),
                     x.scale_by_power(y.round()),
+                    x.max_abs(y),
+                    y.add(V::splat(12_582_912.0)).pick(a),
                     V::splat(3.5),
                 ] {
                     keep(value, &mut out);
@@ -173,6 +175,12 @@ mod tests {
                 let mut narrow = [0_i8; 16];
                 x.store_i8(narrow.as_mut_ptr());
                 out.extend(narrow.map(f32::from));
+                let mut block = [0_i8; 128];
+                let mut values = [x, y, y, x, x, x, y, x];
+                out.push(V::store_block(&values, V::splat(5.0), block.as_mut_ptr()));
+                out.extend(block.map(f32::from));
+                values[6] = V::splat(f32::NAN);
+                assert!(V::store_block(&values, V::splat(5.0), block.as_mut_ptr()).is_nan());
                 keep(
                     V::from_int(V::int_add(V::int_splat(7), V::int_splat(-9))),
                     &mut out,

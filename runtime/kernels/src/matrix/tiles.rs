@@ -116,6 +116,9 @@ struct Ahead<T> {
 const FLOAT_CHUNK: usize = 128;
 /// Blocks of byte weights, likewise.
 const BYTE_CHUNK: usize = 4;
+/// Rows of a tile of bytes whose sums stay in registers while all blocks of a chunk are multiplied: half of
+/// the registers have the whole sums of a block, half the sums of all blocks.
+const KEPT_ROWS: usize = 6;
 
 /// Calls `$tile::<V, ROWS, VECTORS>` for a number of rows known only now, at most as many as the set's tiles
 /// have.
@@ -250,9 +253,10 @@ unsafe fn multiply_bytes<V: Lanes>(
     sums: Sums<'_>,
 ) {
     let out = sums.values.as_mut_ptr();
-    let mut start = 0;
-    while start < rows.blocks {
-        let blocks = BYTE_CHUNK.min(rows.blocks - start);
+    let chunks = rows.blocks.div_ceil(BYTE_CHUNK);
+    let kept = V::KEEPS_SUMS && weights.panels == 2;
+    for chunk in 0..chunks {
+        let (start, blocks) = tile_of(rows.blocks, chunks, chunk);
         let quads = (rows.inputs - start * BLOCK).div_ceil(4).min(blocks * BLOCK / 4);
         let quads = if V::PACKED {
             quads.next_multiple_of(PACKED_INPUTS / 4)
@@ -260,7 +264,7 @@ unsafe fn multiply_bytes<V: Lanes>(
             quads
         };
         let fresh = sums.fresh && start == 0;
-        let tiles = count.div_ceil(V::TILE_ROWS);
+        let tiles = count.div_ceil(if kept { KEPT_ROWS } else { V::TILE_ROWS });
         for i in 0..tiles {
             let (row, size) = tile_of(count, tiles, i);
             let at = (first + row) * rows.blocks + start;
@@ -278,7 +282,21 @@ unsafe fn multiply_bytes<V: Lanes>(
                 };
                 let w = weights.start.add(start * BLOCK * LANES);
                 let c = out.add(row * sums.stride);
-                if weights.panels == 2 && V::TILE_PANELS >= 2 {
+                if kept {
+                    macro_rules! kept {
+                        ($rows:literal) => {
+                            kept_tile::<V, $rows>(a, w, weights.stride, quads, c, sums.stride, fresh)
+                        };
+                    }
+                    match size {
+                        1 => kept!(1),
+                        2 => kept!(2),
+                        3 => kept!(3),
+                        4 => kept!(4),
+                        5 => kept!(5),
+                        _ => kept!(6),
+                    }
+                } else if weights.panels == 2 && V::TILE_PANELS >= 2 {
                     with_rows_known!(
                         size,
                         byte_tile::<V, 2>(a, w, weights.stride, quads, c, sums.stride, fresh)
@@ -291,7 +309,6 @@ unsafe fn multiply_bytes<V: Lanes>(
                 }
             }
         }
-        start += blocks;
     }
 }
 
@@ -343,6 +360,58 @@ unsafe fn byte_tile<V: Lanes, const ROWS: usize, const VECTORS: usize>(
                     let before = if fresh { V::splat(0.0) } else { V::load(to) };
                     V::from_int(acc[i][j]).mul_add(scale, before).store(to);
                 }
+            }
+        }
+    }
+}
+
+/// [`byte_tile`] of two panels, for sets with so many registers that `c` stays in them too.
+///
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+unsafe fn kept_tile<V: Lanes, const ROWS: usize>(
+    a: ByteRows,
+    w: *const u8,
+    panel_stride: usize,
+    quads: usize,
+    c: *mut f32,
+    c_stride: usize,
+    fresh: bool,
+) {
+    unsafe {
+        let mut sums = [[V::splat(0.0); 2]; ROWS];
+        if !fresh {
+            for i in 0..ROWS {
+                for j in 0..2 {
+                    sums[i][j] = V::load(c.add(i * c_stride + j * LANES));
+                }
+            }
+        }
+        for block in 0..quads.div_ceil(BLOCK / 4) {
+            let mut corrections = [0; ROWS];
+            for i in 0..ROWS {
+                corrections[i] = *a.corrections.add(i * a.blocks + block);
+            }
+            let start = block * (BLOCK / 4);
+            let acc = V::tile_block::<ROWS, 2>(
+                a.bytes.add(block * BLOCK),
+                a.stride,
+                corrections,
+                w.add(block * BLOCK * LANES),
+                panel_stride,
+                (quads - start).min(BLOCK / 4),
+            );
+            for i in 0..ROWS {
+                let scale = V::splat(*a.scales.add(i * a.blocks + block));
+                for j in 0..2 {
+                    sums[i][j] = V::from_int(acc[i][j]).mul_add(scale, sums[i][j]);
+                }
+            }
+        }
+        for i in 0..ROWS {
+            for j in 0..2 {
+                sums[i][j].store(c.add(i * c_stride + j * LANES));
             }
         }
     }
