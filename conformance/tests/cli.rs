@@ -734,6 +734,40 @@ fn forms_of_every_target_are_put_to_the_test() {
 }
 
 #[test]
+#[cfg(feature = "tract")]
+fn every_instruction_set_answers_as_recorded() {
+    let answers = |isa: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_fvlm-conform"))
+            .args([
+                "run",
+                "--suite",
+                "end_to_end",
+                "--case",
+                "end_to_end/demo/answers",
+            ])
+            .args(["--provider", "tract", "--target", "cpu", "--precision", "q4"])
+            .env("FVLM_ISA", isa)
+            .output()
+            .unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(said).unwrap())
+    };
+    let (code, said) = answers("avx9");
+    assert_ne!(code, Some(0), "{said}");
+    let (_, sets) = said.split_once("`avx9` is none of this processor's: ").unwrap();
+    let sets: Vec<&str> = sets.lines().next().unwrap().split(", ").collect();
+    assert_eq!(sets[0], "portable", "{said}");
+    for isa in sets {
+        let (code, said) = answers(isa);
+        assert_eq!(code, Some(0), "{isa}: {said}");
+        assert!(
+            said.contains("\nend_to_end/demo/answers, target cpu  ok\n"),
+            "{isa}: {said}"
+        );
+    }
+}
+
+#[test]
 fn an_engine_that_is_required_is_not_left_out() {
     let run = |required: &str, more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fvlm-conform"));

@@ -47,6 +47,14 @@ pub enum BackendError {
         /// Targets that it takes; none where it takes packages.
         takes: &'static [Target],
     },
+    /// The instruction set that the environment asks the kernels to use cannot be used.
+    #[error("{variable}: {reason}")]
+    InstructionSet {
+        /// The environment variable.
+        variable: &'static str,
+        /// What was found, and what was expected.
+        reason: String,
+    },
     /// This program was built without any engine.
     #[error("this program was built without any engine: neither feature `ort` nor feature `tract`")]
     NoBackend,
@@ -139,6 +147,7 @@ impl BackendError {
             BackendError::Unavailable { .. }
             | BackendError::NotCompiled { .. }
             | BackendError::NoGraphs { .. }
+            | BackendError::InstructionSet { .. }
             | BackendError::NoBackend => None,
         }
     }

@@ -22,7 +22,7 @@ pub mod stats;
 pub mod text;
 pub mod timeline;
 
-pub use backend::{Options, Provider};
+pub use backend::{KernelReport, Options, Provider};
 pub use conversation::{Answer, Conversation};
 pub use engine::Engine;
 pub use error::{BackendError, EngineError};

@@ -1,7 +1,7 @@
 //! The model: a bundle that is opened once, for any number of conversations on any number of threads.
 
 use crate::backend::session::Placement;
-use crate::backend::{self, Decoder, Options, Provider, TokenEmbedder, VisionEncoder};
+use crate::backend::{self, Decoder, KernelReport, Options, Provider, TokenEmbedder, VisionEncoder};
 use crate::error::EngineError;
 use crate::features::Features;
 use crate::image::{Picture, PixelValues, preprocess};
@@ -26,6 +26,8 @@ pub struct ProviderReport {
     pub target: Option<Target>,
     /// Precision of the weights.
     pub precision: Precision,
+    /// Which instruction set our kernels use; `None` where the engine's own run all of it.
+    pub kernels: Option<KernelReport>,
     /// What images become.
     pub image: ImageSize,
     /// For CoreML: how many nodes it took; `None` where it does not say, and for others.
@@ -111,7 +113,8 @@ impl Model {
     /// opened is the error of whoever needs it; [`Model::ready`] waits for all of it.
     ///
     /// # Errors
-    /// A contract that is broken, or nothing in the bundle that is what `options` ask for, an image size included.
+    /// A contract that is broken, nothing in the bundle that is what `options` ask for, an image size included, or a set in
+    /// `FVLM_ISA` that this processor lacks.
     pub fn open(directory: &Path, options: &Options) -> Result<Model, EngineError> {
         Model::open_timed(directory, options, &Timeline::begin())
     }
@@ -128,6 +131,7 @@ impl Model {
         #[cfg(feature = "ort")]
         backend::watch_thread();
         let begun = Instant::now();
+        backend::isa::check()?;
         let mut bundle = timeline.measure("open bundle", || Bundle::open(directory))?;
         if let Some(side) = options.image_size {
             bundle = at_image_size(&bundle, side)?;
@@ -194,6 +198,7 @@ impl Model {
             used: roles.provider,
             target: roles.form.target(),
             precision: roles.form.precision(),
+            kernels: roles.kernels,
             image: ImageSize {
                 height: source.bundle.image.height,
                 width: source.bundle.image.width,

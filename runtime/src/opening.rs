@@ -2,7 +2,7 @@
 //! that the image is encoded while the decoder still loads.
 
 use crate::backend::{self, Backend, Choice, Decoder, Form, Model, Options, TokenEmbedder, VisionEncoder};
-use crate::backend::{Provider, session::Placement};
+use crate::backend::{KernelReport, Provider, session::Placement};
 use crate::error::{BackendError, EngineError};
 use crate::features::Features;
 use crate::lazy::Lazy;
@@ -42,6 +42,8 @@ pub(crate) type Choose =
 pub(crate) struct Roles {
     pub(crate) provider: Provider,
     pub(crate) form: Form,
+    /// The instruction set of its kernels, if it has any.
+    pub(crate) kernels: Option<KernelReport>,
     encoder: Lazy<Arc<dyn VisionEncoder>>,
     embedder: Lazy<Arc<dyn TokenEmbedder>>,
     decoder: Lazy<Arc<dyn Decoder>>,
@@ -63,6 +65,7 @@ impl Roles {
         let Choice { backend, notice } =
             timeline.measure("load library", || choose(bundle, options, failed))?;
         let form = backend::form(backend, bundle, options)?;
+        let kernels = backend::isa::report(&form)?;
         let mut notices = source.notices.lock().unwrap_or_else(PoisonError::into_inner);
         notices.extend(notice);
         drop(notices);
@@ -76,6 +79,7 @@ impl Roles {
         Ok(Arc::new(Roles {
             provider: backend.provider(),
             form,
+            kernels,
             encoder: Lazy::begin("encoder", move || {
                 first.part("load encoder", |backend, model| backend.vision_encoder(model))
             }),

@@ -40,11 +40,17 @@ impl Folder {
     }
 
     fn run_with(&self, arguments: &[&str], stdin: &[u8]) -> Run {
+        self.run_in(arguments, &[], stdin)
+    }
+
+    /// With these environment variables.
+    fn run_in(&self, arguments: &[&str], environment: &[(&str, &str)], stdin: &[u8]) -> Run {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fvlm-run"));
         command
             .current_dir(self.0.path())
             .args(arguments)
-            .env_remove("ORT_DYLIB_PATH");
+            .env_remove("ORT_DYLIB_PATH")
+            .envs(environment.iter().copied());
         if !arguments
             .iter()
             .any(|argument| argument.starts_with("--provider"))
@@ -150,6 +156,28 @@ fn describes_images() {
         .success("R.\n");
 }
 
+#[test]
+fn an_instruction_set_that_is_of_no_use_is_refused() {
+    let folder = Folder::new();
+    for unknown in ["avx9", "AVX2", ""] {
+        folder
+            .run_in(&["red.png"], &[("FVLM_ISA", unknown)], b"")
+            .failure(&[
+                &format!(
+                    "error: FVLM_ISA: instruction set `{unknown}` is none of this processor's: portable"
+                ),
+                "hint: without FVLM_ISA",
+            ]);
+    }
+    // Graphs of target `portable` are run by the engine's own kernels.
+    folder
+        .run_in(&["red.png"], &[("FVLM_ISA", "portable")], b"")
+        .failure(&[
+            "FVLM_ISA: instruction set `portable` is of no use to portable `fp32`",
+            "expected a form of target `cpu`",
+        ]);
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn a_lost_message_loses_no_answer() {
@@ -211,6 +239,7 @@ fn one_object_for_each_answer() {
     );
     assert_eq!(records[0]["precision"], "fp32");
     assert_eq!(records[0]["target"], "portable");
+    assert_eq!(records[0]["kernels"], Value::Null);
     assert_eq!(records[0]["stats"]["images_encoded"], 1);
     assert!(records[1]["error"].as_str().unwrap().contains("missing.png"));
     assert_eq!(records[2]["text"], "G.");

@@ -15,6 +15,8 @@ const WARM_UP_TOKENS: usize = 2;
 /// One measurement, in seconds and bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
+    /// Which instruction set our kernels used; `None` where the engine's own ran all of it.
+    pub isa: Option<String>,
     /// Positions of the prompt.
     pub prompt_tokens: usize,
     /// Opening the bundle.
@@ -52,7 +54,9 @@ pub fn measure(settings: &Settings, combination: &Combination) -> Result<Sample,
         run(&model, &picture, &settings.prompt, tokens)?;
     }
     let sample = run(&model, &picture, &settings.prompt, settings.decode_tokens)?;
+    let kernels = model.provider().during(|| "opening".to_owned())?.kernels;
     Ok(Sample {
+        isa: kernels.map(|kernels| kernels.isa.to_owned()),
         load,
         peak_memory: runtime::stats::peak_memory(),
         ..sample
@@ -80,6 +84,7 @@ fn run(model: &Model, picture: &Picture, question: &str, tokens: usize) -> Resul
         });
     };
     Ok(Sample {
+        isa: None,
         prompt_tokens: stats.prompt_positions,
         load: 0.0,
         preprocess: stats.preprocess,

@@ -61,6 +61,8 @@ pub struct Measured {
     /// Which.
     #[serde(flatten)]
     pub combination: Combination,
+    /// Which instruction set our kernels used; `None` where the engine's own ran all of it.
+    pub isa: Option<String>,
     /// Positions of the prompt.
     pub prompt_tokens: usize,
     /// Opening the bundle.
@@ -93,6 +95,7 @@ impl Measured {
             |seconds: fn(&Sample) -> f64| Spread::of(&samples.iter().map(seconds).collect::<Vec<f64>>());
         Some(Measured {
             combination: combination.clone(),
+            isa: samples.first()?.isa.clone(),
             prompt_tokens: samples.first()?.prompt_tokens,
             load: spread(|sample| sample.load)?,
             preprocess: spread(|sample| sample.preprocess)?,
@@ -191,6 +194,7 @@ mod tests {
 
     fn sample(load: f64, peak_memory: u64) -> Sample {
         Sample {
+            isa: Some("portable".to_owned()),
             prompt_tokens: 9,
             load,
             preprocess: 1.0,
@@ -241,6 +245,7 @@ mod tests {
             "provider",
             "target",
             "precision",
+            "isa",
             "prompt_tokens",
             "load_s",
             "preprocess_s",

@@ -4,10 +4,11 @@ use super::statistics::Spread;
 use super::{Measured, Report};
 use crate::table;
 
-const TITLES: [&str; 10] = [
+const TITLES: [&str; 11] = [
     "provider",
     "target",
     "precision",
+    "kernels",
     "load",
     "preprocess",
     "encode",
@@ -67,6 +68,7 @@ fn row(measured: &Measured) -> [String; TITLES.len()] {
         measured.combination.provider.name().to_owned(),
         measured.combination.target.to_string(),
         measured.combination.precision.to_string(),
+        measured.isa.clone().unwrap_or_else(|| "-".to_owned()),
         spread(measured.load),
         spread(measured.preprocess),
         spread(measured.encode),
@@ -129,6 +131,7 @@ pub(super) mod tests {
                 target: Target::Portable,
                 precision,
             },
+            isa: (precision == Precision::Fp16).then(|| "avx2".to_owned()),
             prompt_tokens: 286,
             load: Spread::of(&[0.5]).unwrap(),
             preprocess: Spread::of(&[0.0123]).unwrap(),
@@ -186,6 +189,9 @@ pub(super) mod tests {
         );
         assert!(lines[2].starts_with("provider  target    precision"), "{plain}");
         assert!(lines[3].contains("3.75 s (2.75-4.75)"), "{plain}");
+        let column = lines[2].find("kernels").unwrap();
+        assert!(lines[3][column..].starts_with("- "), "{plain}");
+        assert!(lines[4][column..].starts_with("avx2 "), "{plain}");
         assert!(lines[3].ends_with("901 MiB"), "{plain}");
         let column = lines[2].find("encode").unwrap();
         assert!(lines[4][column..].starts_with("2.50 s"), "{plain}");

@@ -2,6 +2,7 @@
 //! other, and which form of a bundle each of them runs.
 
 use super::form::Form;
+use super::isa;
 #[cfg(feature = "coreml-native")]
 use super::native;
 use super::options::Options;
@@ -260,6 +261,7 @@ pub fn open_session(
         Provider::Auto => choose(Provider::Auto, true, options)?.backend,
         named => backend(named)?,
     };
+    isa::check()?;
     backend.check(options)?;
     backend.open_session(path, options)
 }

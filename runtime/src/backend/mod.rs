@@ -2,7 +2,7 @@
 //!
 //! `provider` names the engines, `options` says how they are opened, `roles` what they must be able to do,
 //! `form` what of a bundle they run, and `choose` takes one. An engine is a file (`ort`, `tract`, `rten`, `native`) over what engines share:
-//! `session`, `kv`, `fixed`, `stateless`, `parts`, `fused`, `catch`. "Compiled in" and "usable here" are two
+//! `session`, `kv`, `fixed`, `stateless`, `parts`, `fused`, `isa`, `catch`. "Compiled in" and "usable here" are two
 //! things: [`Backend::check`] tells the second.
 
 mod catch;
@@ -12,6 +12,7 @@ pub mod fixed;
 mod form;
 #[cfg(any(feature = "ort", feature = "tract"))]
 mod fused;
+pub(crate) mod isa;
 pub mod kv;
 #[cfg(feature = "coreml-native")]
 mod native;
@@ -35,6 +36,7 @@ pub use catch::silence_caught_panics;
 pub use choose::{Choice, backends, choose, open_session};
 pub(crate) use choose::{check_forms, choose_for, form};
 pub use form::Form;
+pub use isa::KernelReport;
 pub use options::{CoreMlFormat, CoreMlOptions, CoreMlUnits, Options};
 #[cfg(feature = "ort")]
 pub(crate) use ort::watch_thread;

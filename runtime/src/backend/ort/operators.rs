@@ -2,6 +2,7 @@
 //! a registered operator goes before a function's body.
 
 use crate::backend::fused::{self, Data, Input, Outputs};
+use crate::backend::isa;
 use half::slice::HalfFloatSliceExt as _;
 use kernels::Isa;
 use kernels::pool::Pool;
@@ -48,7 +49,7 @@ impl Operator for FusedOperator {
         Ok(FusedKernel {
             fused: Fused::read(self.kind, &OfNode(context)).map_err(ort::Error::new)?,
             pool: Arc::clone(&self.pool),
-            isa: Isa::detect(),
+            isa: isa::set().map_err(|error| ort::Error::new(error.to_string()))?,
         })
     }
 }

@@ -2,6 +2,7 @@
 //! operators that read their weights where the data file is mapped, so that tract never sees or copies them.
 
 use crate::backend::fused::{self, Data, Input, Outputs};
+use crate::backend::isa;
 use kernels::Isa;
 use kernels::pool::Pool;
 use memmap2::Mmap;
@@ -246,7 +247,7 @@ fn build(_: &ParsingContext<'_>, node: &NodeProto) -> TractResult<(Box<dyn Infer
         fused,
         slots: Vec::new(),
         pool: None,
-        isa: Isa::detect(),
+        isa: isa::set()?,
     };
     Ok((expand(fused), Vec::new()))
 }

@@ -22,7 +22,9 @@ Examples:
 ",
     after_help = "\
 Answers go to stdout, everything else to stderr. Exit codes: 0 done, 2 an error, 130 after Ctrl-C.
-In a chat: /image PATH adds an image to the next question, /reset forgets everything, /quit ends."
+In a chat: /image PATH adds an image to the next question, /reset forgets everything, /quit ends.
+FVLM_ISA names the instruction set that kernels of target cpu use, for measurements and bug reports: portable, avx2, \
+or what else --stats or an error names [default: the best of this processor]."
 )]
 pub(crate) struct Cli {
     /// Images: PNG, JPEG, WebP, GIF, BMP or TIFF; `-` is stdin. Each is described in turn

@@ -3,7 +3,7 @@
 use indicatif::{ProgressBar, ProgressStyle};
 use runtime::backend::session::Placement;
 use runtime::timeline::Step;
-use runtime::{EngineError, Finish, ImageSize, Precision, Provider, ProviderReport, Stats};
+use runtime::{EngineError, Finish, ImageSize, KernelReport, Precision, Provider, ProviderReport, Stats};
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -58,6 +58,8 @@ pub(crate) struct Record<'a> {
     pub(crate) precision: Precision,
     /// Made for which engine.
     pub(crate) target: &'a str,
+    /// Which instruction set our kernels use; null where the engine's own run all of it.
+    pub(crate) kernels: Option<KernelReport>,
     /// What images became, and the positions that each took.
     pub(crate) image_size: ImageSize,
     /// What it took, in seconds and bytes.
@@ -127,6 +129,9 @@ pub(crate) fn tell_stats(stats: &Stats, report: &ProviderReport) {
         report.target_name(),
         report.precision
     ));
+    if let Some(kernels) = report.kernels {
+        tell(&format!("kernels     {kernels}"));
+    }
     let ImageSize {
         height,
         width,
@@ -204,6 +209,9 @@ pub(crate) fn hint(error: &EngineError, model: &std::path::Path) -> Option<Strin
         EngineError::TooLong { .. } => Some("fewer images, or a shorter question".to_owned()),
         EngineError::Image(runtime::image::ImageError::TooManyPixels { .. }) => {
             Some("--max-pixels raises the limit, in megapixels".to_owned())
+        }
+        EngineError::Backend(BackendError::InstructionSet { variable, .. }) => {
+            Some(format!("without {variable} the best of this processor is used"))
         }
         _ => None,
     }

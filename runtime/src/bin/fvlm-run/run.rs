@@ -345,6 +345,7 @@ impl Run<'_> {
                 provider: answer.provider().into(),
                 precision: answer.provider().precision,
                 target: answer.provider().target_name(),
+                kernels: answer.provider().kernels,
                 image_size: answer.provider().image,
                 stats: &stats,
                 timeline: &stats.timeline,

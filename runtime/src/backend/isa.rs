@@ -1,0 +1,109 @@
+//! `FVLM_ISA`: which instruction set do the kernels use? The best of this processor, or the one that the
+//! variable names. It is for measuring, for tests of every set on one machine, and for bug reports.
+//!
+//! Everything that runs kernels takes the set from here. A name that cannot be used is an error, and so is a
+//! form that has no use for it.
+
+use super::form::Form;
+use crate::error::BackendError;
+#[cfg(any(feature = "ort", feature = "tract"))]
+use kernels::Isa;
+use serde::Serialize;
+use std::fmt;
+use std::sync::OnceLock;
+
+/// The environment variable.
+const VARIABLE: &str = "FVLM_ISA";
+
+/// The set that the kernels of a form of target `cpu` use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct KernelReport {
+    /// Its name, as `FVLM_ISA` has it.
+    pub isa: &'static str,
+    /// Whether `FVLM_ISA` names it; otherwise it is the best of this processor.
+    pub asked: bool,
+}
+
+impl fmt::Display for KernelReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let why = if self.asked {
+            "asked for by FVLM_ISA"
+        } else {
+            "the best of this processor"
+        };
+        write!(f, "{}, {why}", self.isa)
+    }
+}
+
+/// What the environment asks for, read once.
+fn asked() -> Option<&'static str> {
+    static ASKED: OnceLock<Option<String>> = OnceLock::new();
+    let read = || std::env::var_os(VARIABLE).map(|name| name.to_string_lossy().into_owned());
+    ASKED.get_or_init(read).as_deref()
+}
+
+/// The set that kernels use in this process.
+///
+/// # Errors
+/// `FVLM_ISA` names a set that this processor lacks, or none.
+#[cfg(any(feature = "ort", feature = "tract"))]
+pub(super) fn set() -> Result<Isa, BackendError> {
+    let found = asked().map_or_else(|| Ok(Isa::detect()), Isa::named);
+    found.map_err(|error| BackendError::InstructionSet {
+        variable: VARIABLE,
+        reason: error.to_string(),
+    })
+}
+
+/// What the kernels of `form` use; `None` where an engine runs it without them.
+///
+/// # Errors
+/// `FVLM_ISA` names a set that this processor lacks, or none; or the form has no use for it.
+pub(crate) fn report(form: &Form) -> Result<Option<KernelReport>, BackendError> {
+    #[cfg(any(feature = "ort", feature = "tract"))]
+    {
+        let set = set()?;
+        if form.target() == Some(models::bundle::Target::Cpu) {
+            return Ok(Some(KernelReport {
+                isa: set.name(),
+                asked: asked().is_some(),
+            }));
+        }
+    }
+    match asked() {
+        None => Ok(None),
+        Some(name) => Err(BackendError::InstructionSet {
+            variable: VARIABLE,
+            reason: format!(
+                "instruction set `{name}` is of no use to {} `{}`, which has no kernels of ours: expected a \
+                 form of target `cpu`",
+                form.target()
+                    .map_or("Core ML packages of precision", |target| target.name()),
+                form.precision()
+            ),
+        }),
+    }
+}
+
+/// Whether `FVLM_ISA` names a set of this processor, where it is set.
+///
+/// # Errors
+/// It does not.
+pub(crate) fn check() -> Result<(), BackendError> {
+    #[cfg(any(feature = "ort", feature = "tract"))]
+    set()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_say_why() {
+        let report = |asked| KernelReport { isa: "avx2", asked }.to_string();
+        assert_eq!(report(false), "avx2, the best of this processor");
+        assert_eq!(report(true), "avx2, asked for by FVLM_ISA");
+    }
+}
