@@ -8,6 +8,9 @@
 use crate::checkpoint::CheckpointError;
 use std::ops::Range;
 
+/// Inputs of a matrix whose second moments are known together: a run.
+pub const MOMENTS: usize = 512;
+
 /// What a network needs: a canonical name and the shape it must have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WeightSpec {
@@ -39,6 +42,17 @@ pub trait Weights: Sync {
         out: &mut [f32],
     ) -> Result<(), CheckpointError>;
 
+    /// Second moments of the vectors that the named matrix is multiplied with, where they are known: the mean of
+    /// `x x^T` over inputs `run * MOMENTS ..` (as many as there are, at most [`MOMENTS`]), row-major. By them a
+    /// writer that rounds weights knows which errors matter.
+    ///
+    /// # Errors
+    /// Moments that can no longer be read.
+    fn moments(&self, name: &str, run: usize) -> Result<Option<Vec<f32>>, CheckpointError> {
+        let _ = (name, run);
+        Ok(None)
+    }
+
     /// Reads the whole weight, row-major.
     ///
     /// # Errors
@@ -55,6 +69,26 @@ pub trait Weights: Sync {
         let mut out = vec![0.0; rows * columns];
         self.read_block(name, 0..rows, 0..columns, &mut out)?;
         Ok(out)
+    }
+}
+
+impl<W: Weights + ?Sized> Weights for &W {
+    fn specs(&self) -> &[WeightSpec] {
+        (**self).specs()
+    }
+
+    fn read_block(
+        &self,
+        name: &str,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), CheckpointError> {
+        (**self).read_block(name, rows, columns, out)
+    }
+
+    fn moments(&self, name: &str, run: usize) -> Result<Option<Vec<f32>>, CheckpointError> {
+        (**self).moments(name, run)
     }
 }
 

@@ -4,6 +4,7 @@
 use crate::dtype::DType;
 use crate::fused::{Encoding, Fused, Norm, TableEncoding};
 use crate::graph::{Builder, Rows, ValueId, WeightForm};
+use std::collections::BTreeMap;
 
 /// How the weights of each part are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -16,12 +17,31 @@ pub struct Encodings {
     pub table: TableEncoding,
 }
 
+/// Encodings of single operators that are not those of their part, by the canonical name of the first weight
+/// that the operator multiplies with: `language_model.layers.0.self_attn.q_proj.weight`.
+pub type Exceptions = BTreeMap<String, Encoding>;
+
+/// The encoding of a part's products, but for exceptions.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stored<'a> {
+    pub(super) usual: Encoding,
+    pub(super) exceptions: &'a Exceptions,
+}
+
+impl Stored<'_> {
+    /// The encoding of the operator whose first weight is that of `layer` in the current scope.
+    fn of(self, b: &Builder, layer: &str) -> Encoding {
+        let name = b.weight_name(&format!("{layer}.weight"));
+        self.exceptions.get(&name).copied().unwrap_or(self.usual)
+    }
+}
+
 /// A product in words of its scope; [`Linear::add`] adds it.
 pub(super) struct Linear<'a> {
     pub(super) inputs: u64,
     /// Names of the linear layers whose outputs follow one another, with their lengths.
     pub(super) parts: &'a [(&'a str, u64)],
-    pub(super) encoding: Encoding,
+    pub(super) encoding: Stored<'a>,
     pub(super) bias: bool,
     pub(super) gelu: bool,
     /// Full canonical name of the factors of the outputs.
@@ -38,10 +58,11 @@ impl Linear<'_> {
         inputs.extend(residual);
         inputs.extend(norm(b, self.norm, self.norm_name.as_deref(), self.inputs));
         let names: Vec<&str> = self.parts.iter().map(|(name, _)| *name).collect();
+        let encoding = self.encoding.of(b, names.first().copied().unwrap_or_default());
         inputs.extend(matrix(
             b,
             &names,
-            self.encoding,
+            encoding,
             outputs,
             self.inputs,
             self.gain.as_ref(),
@@ -53,7 +74,7 @@ impl Linear<'_> {
             inputs: self.inputs,
             outputs,
             norm: self.norm,
-            encoding: self.encoding,
+            encoding,
             bias: self.bias,
             gelu: self.gelu,
             residual: residual.is_some(),
@@ -76,7 +97,7 @@ pub(super) struct FeedForward<'a> {
     pub(super) hidden: u64,
     pub(super) outputs: u64,
     pub(super) norm: Norm,
-    pub(super) encoding: Encoding,
+    pub(super) encoding: Stored<'a>,
     pub(super) bias: bool,
     pub(super) names: Names<'a>,
     pub(super) norm_name: Option<String>,
@@ -90,14 +111,15 @@ impl FeedForward<'_> {
         let mut inputs = vec![x];
         inputs.extend(residual);
         inputs.extend(norm(b, self.norm, self.norm_name.as_deref(), self.inputs));
+        let encoding = self.encoding.of(b, self.names.gate.unwrap_or(self.names.up));
         if let Some(gate) = self.names.gate {
-            inputs.extend(matrix(b, &[gate], self.encoding, self.hidden, self.inputs, None));
+            inputs.extend(matrix(b, &[gate], encoding, self.hidden, self.inputs, None));
         }
         for (name, outputs, width, gain) in [
             (self.names.up, self.hidden, self.inputs, None),
             (self.names.down, self.outputs, self.hidden, self.gain.as_ref()),
         ] {
-            inputs.extend(matrix(b, &[name], self.encoding, outputs, width, gain));
+            inputs.extend(matrix(b, &[name], encoding, outputs, width, gain));
             if self.bias {
                 inputs.push(vector(b, &[name], "bias", outputs, gain));
             }
@@ -107,7 +129,7 @@ impl FeedForward<'_> {
             hidden: self.hidden,
             outputs: self.outputs,
             norm: self.norm,
-            encoding: self.encoding,
+            encoding,
             bias: self.bias,
             gated: self.names.gate.is_some(),
             residual: residual.is_some(),

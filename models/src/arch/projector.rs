@@ -2,9 +2,9 @@
 //!
 //! transformers `FastVlmMultiModalProjector`, Apple `mlp2x_gelu`: linear, exact GELU, linear.
 
-use super::products::{FeedForward, Names};
+use super::products::{FeedForward, Names, Stored};
 use crate::config::ProjectorConfig;
-use crate::fused::{Encoding, Norm};
+use crate::fused::Norm;
 use crate::graph::{Builder, ValueId, signed};
 
 const SCOPE: &str = "multi_modal_projector";
@@ -31,7 +31,7 @@ pub(super) fn projector_of_one(b: &mut Builder, config: &ProjectorConfig, tokens
 pub(super) fn projector_fused(
     b: &mut Builder,
     config: &ProjectorConfig,
-    encoding: Encoding,
+    encoding: Stored<'_>,
     tokens: ValueId,
 ) -> ValueId {
     let b = &mut b.scope(SCOPE);

@@ -16,6 +16,7 @@ mod mlx;
 mod prefix;
 mod safetensors;
 pub(crate) mod small;
+mod statistics;
 
 pub use crate::config::Layout;
 pub use assets::{Asset, Assets, Origin, SMALL_FILES};
@@ -23,11 +24,13 @@ pub use canonical::{Accounting, Canonical, Ignored, Used, canonical};
 pub use error::{CheckpointError, WeightProblems};
 pub use license::is_license;
 pub use small::MAX_INDEX;
+pub use statistics::{FINGERPRINT, Statistics, moments_name, peaks_name};
 
 use crate::config::{CONFIG, Declared, ModelConfig};
 use crate::dtype::DType;
 use safetensors::{SafetensorsFile, StoredType};
 use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
@@ -131,6 +134,27 @@ impl Checkpoint {
     /// `config.json` and the files that weights are read from, sorted.
     pub fn files(&self) -> &[SourceFile] {
         &self.sources
+    }
+
+    /// SHA-256 of all tensors with their names, types and shapes, in order of the names: the same however they are
+    /// spread over files.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        let files = self.files.iter();
+        let mut tensors: Vec<_> = files
+            .flat_map(|file| file.tensors.iter().map(move |tensor| (file, tensor)))
+            .collect();
+        tensors.sort_by(|(_, a), (_, b)| a.name.cmp(&b.name));
+        let mut hash = Sha256::new();
+        for (file, tensor) in tensors {
+            hash.update(format!(
+                "{} {} {:?}\n",
+                tensor.name,
+                tensor.dtype.name(),
+                tensor.shape
+            ));
+            hash.update(file.bytes(tensor));
+        }
+        hash.finalize().into()
     }
 
     /// Element type of most of the weights' bytes.

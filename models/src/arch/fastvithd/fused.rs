@@ -3,17 +3,17 @@
 //! Letters: `B` images, `C` channels of the stage, `H` x `W` its feature map, `N = H * W`, `h` heads, `d`
 //! their length.
 
-use crate::arch::products::{FeedForward, Linear, Names, first};
+use crate::arch::products::{FeedForward, Linear, Names, Stored, first};
 use crate::config::{TokenMixer, VisionConfig};
 use crate::dtype::DType;
-use crate::fused::{Encoding, Fused, Norm};
+use crate::fused::{Fused, Norm};
 use crate::graph::{Builder, Dim, ValueId, WeightForm, signed};
 
 /// `pixels [B,3,S,S] -> tokens [B,N,F]`, row by row.
 pub(in crate::arch) fn fastvithd(
     b: &mut Builder,
     config: &VisionConfig,
-    encoding: Encoding,
+    encoding: Stored<'_>,
     pixels: ValueId,
 ) -> ValueId {
     let b = &mut b.scope("vision_tower");
@@ -26,7 +26,7 @@ pub(in crate::arch) fn fastvithd(
 }
 
 /// Three convolutions with GELU: 3x3 stride 2, depthwise 3x3 stride 2, 1x1.
-fn stem(b: &mut Builder, config: &VisionConfig, encoding: Encoding, pixels: ValueId) -> ValueId {
+fn stem(b: &mut Builder, config: &VisionConfig, encoding: Stored<'_>, pixels: ValueId) -> ValueId {
     let width = config.embed_dims.first().copied().unwrap_or(0);
     let b = &mut b.scope("stem");
     let both = Fused::Stem {
@@ -42,7 +42,7 @@ fn stem(b: &mut Builder, config: &VisionConfig, encoding: Encoding, pixels: Valu
     pointwise(b, "2", x, [width, width], encoding) // [B,S/4,S/4,C]
 }
 
-fn stage(b: &mut Builder, config: &VisionConfig, encoding: Encoding, index: usize, x: ValueId) -> ValueId {
+fn stage(b: &mut Builder, config: &VisionConfig, encoding: Stored<'_>, index: usize, x: ValueId) -> ValueId {
     let width = config.embed_dims.get(index).copied().unwrap_or(0);
     let b = &mut b.scope(format!("stages.{index}"));
     let mut x = if config.downsamples(index) {
@@ -67,7 +67,7 @@ fn stage(b: &mut Builder, config: &VisionConfig, encoding: Encoding, index: usiz
 fn downsample(
     b: &mut Builder,
     config: &VisionConfig,
-    encoding: Encoding,
+    encoding: Stored<'_>,
     index: usize,
     x: ValueId,
 ) -> ValueId {
@@ -82,7 +82,7 @@ fn downsample(
 fn repmixer_block(
     b: &mut Builder,
     config: &VisionConfig,
-    encoding: Encoding,
+    encoding: Stored<'_>,
     index: usize,
     x: ValueId,
 ) -> ValueId {
@@ -95,7 +95,7 @@ fn repmixer_block(
 fn attention_block(
     b: &mut Builder,
     config: &VisionConfig,
-    encoding: Encoding,
+    encoding: Stored<'_>,
     index: usize,
     x: ValueId,
 ) -> ValueId {
@@ -147,7 +147,7 @@ fn attention_block(
 fn conv_ffn(
     b: &mut Builder,
     config: &VisionConfig,
-    encoding: Encoding,
+    encoding: Stored<'_>,
     index: usize,
     scale: &str,
     x: ValueId,
@@ -175,7 +175,7 @@ fn conv_ffn(
 }
 
 /// Depthwise 3x3, squeeze-and-excite, GELU.
-fn final_conv(b: &mut Builder, config: &VisionConfig, encoding: Encoding, x: ValueId) -> ValueId {
+fn final_conv(b: &mut Builder, config: &VisionConfig, encoding: Stored<'_>, x: ValueId) -> ValueId {
     let (output, squeezed) = (config.final_channels, config.se_channels());
     let x = depthwise(b, "final_conv", x, output, 3, 1, false); // [B,H,W,F]
     let b = &mut b.scope("final_conv");
@@ -229,7 +229,7 @@ fn taps(b: &mut Builder, taps: u64, outputs: u64) -> [ValueId; 2] {
 }
 
 /// A 1x1 convolution with bias and GELU.
-fn pointwise(b: &mut Builder, name: &str, x: ValueId, sizes: [u64; 2], encoding: Encoding) -> ValueId {
+fn pointwise(b: &mut Builder, name: &str, x: ValueId, sizes: [u64; 2], encoding: Stored<'_>) -> ValueId {
     product(b, name, x, sizes, encoding, true)
 }
 
@@ -239,7 +239,7 @@ fn product(
     name: &str,
     x: ValueId,
     [inputs, outputs]: [u64; 2],
-    encoding: Encoding,
+    encoding: Stored<'_>,
     gelu: bool,
 ) -> ValueId {
     let linear = Linear {

@@ -4,10 +4,10 @@
 //! length, `V` vocabulary.
 
 use super::EMBED_TOKENS;
-use crate::arch::products::{Encodings, FeedForward, Linear, Names, first};
+use crate::arch::products::{FeedForward, Linear, Names, Stored, first};
 use crate::config::DecoderConfig;
 use crate::dtype::DType;
-use crate::fused::{Encoding, Fused, Norm, TableEncoding};
+use crate::fused::{Fused, Norm, TableEncoding};
 use crate::graph::{Builder, Nibble, ValueId, WeightForm};
 
 /// `input_ids [B,n] -> inputs_embeds [B,n,D]`
@@ -26,7 +26,12 @@ pub(in crate::arch) fn embed_tokens(
 }
 
 /// The whole decoder with its inputs and outputs.
-pub(in crate::arch) fn decoder(b: &mut Builder, config: &DecoderConfig, encodings: Encodings) {
+pub(in crate::arch) fn decoder(
+    b: &mut Builder,
+    config: &DecoderConfig,
+    encoding: Stored<'_>,
+    table: TableEncoding,
+) {
     let super::Inputs {
         embeds,
         mask,
@@ -41,13 +46,13 @@ pub(in crate::arch) fn decoder(b: &mut Builder, config: &DecoderConfig, encoding
         let mut present = Vec::with_capacity(past.len());
         for (layer, past) in past.into_iter().enumerate() {
             let inputs = [past[0], past[1], mask, positions, frequencies];
-            let (next, cache) = decoder_layer(b, config, encodings.decoder, layer, x, inputs);
+            let (next, cache) = decoder_layer(b, config, encoding, layer, x, inputs);
             x = next; // [B,n,D]
             present.push(cache);
         }
         (super::final_norm(b, config, x), present) // [B,1,D]
     };
-    let logits = lm_head(b, config, encodings.table, normed); // [B,1,V]
+    let logits = lm_head(b, config, table, normed); // [B,1,V]
     super::outputs(b, logits, present);
 }
 
@@ -56,7 +61,7 @@ pub(in crate::arch) fn decoder(b: &mut Builder, config: &DecoderConfig, encoding
 fn decoder_layer(
     b: &mut Builder,
     config: &DecoderConfig,
-    encoding: Encoding,
+    encoding: Stored<'_>,
     layer: usize,
     x: ValueId,
     cache: [ValueId; 5],
