@@ -142,6 +142,27 @@ pub enum ExportError {
         /// Name and largest magnitude of each: "`lm_head.weight` up to 70000".
         weights: Vec<String>,
     },
+    /// Statistics of another checkpoint.
+    #[error(
+        "`{}` has statistics of a checkpoint with fingerprint {found}, expected {expected}, that of the model",
+        path.display()
+    )]
+    OtherCheckpoint {
+        /// The file of statistics.
+        path: PathBuf,
+        /// The fingerprint in it.
+        found: String,
+        /// That of the checkpoint.
+        expected: String,
+    },
+    /// Statistics of inputs that no inputs have.
+    #[error("the second moments of the inputs of `{name}` are unusable: {what}")]
+    Moments {
+        /// The weight that the inputs are multiplied with.
+        name: String,
+        /// What is wrong with them.
+        what: String,
+    },
     /// Lengths that no decoder of fixed lengths has.
     #[error(
         "a cache of {context} slots and prefill graphs for {prefill:?} positions: expected at least 1 slot and 2 positions"

@@ -1,5 +1,6 @@
 //! Forms: a checkpoint that is understood, and its networks as a plan asks for them, every weight with its place.
 
+use crate::calibration::Calibration;
 use crate::error::ExportError;
 use crate::mlpackage::{self, Packages};
 use crate::onnx::external::Pool;
@@ -23,6 +24,8 @@ pub(crate) struct Opened<'a> {
     pub(crate) weights: Canonical,
     pub(crate) accounting: Accounting,
     pub(crate) assets: Assets,
+    /// Statistics of its activations, where the plan has some.
+    calibration: Option<Calibration>,
     /// The same model for further image sizes, ascending.
     pub(crate) further: Vec<ModelConfig>,
     /// Those of the plan, as far as the model goes.
@@ -34,6 +37,10 @@ impl<'a> Opened<'a> {
         let checkpoint = Checkpoint::open(directory)?;
         let (weights, accounting) = checkpoint::canonical(&checkpoint, plan.layout)?;
         let assets = checkpoint::assets(&checkpoint, weights.config())?;
+        let calibration = match &plan.calibration {
+            Some(path) => Some(Calibration::open(path, &checkpoint, &weights)?),
+            None => None,
+        };
         let further = plan.further_sizes(weights.config())?;
         let lengths = plan.fixed_lengths(&weights.config().decoder)?;
         Ok(Opened {
@@ -42,9 +49,22 @@ impl<'a> Opened<'a> {
             weights,
             accounting,
             assets,
+            calibration,
             further,
             lengths,
         })
+    }
+
+    /// The weights that a variant is written from: where it rounds them and there are statistics, with those.
+    ///
+    /// # Errors
+    /// Weights that can no longer be read.
+    pub(crate) fn weights_of(&self, variant: Variant) -> Result<Box<dyn Weights + '_>, ExportError> {
+        let rounds = matches!(variant.precision(), Precision::Int8 | Precision::Q4);
+        match (&self.calibration, variant.encodings().filter(|_| rounds)) {
+            (Some(calibration), Some(encodings)) => Ok(Box::new(calibration.over(&self.weights, encodings)?)),
+            _ => Ok(Box::new(&self.weights)),
+        }
     }
 
     /// The networks of a variant before the passes, in the order of [`Network::ALL`].

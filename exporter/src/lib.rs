@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
+mod balance;
+pub mod calibration;
 mod clients;
 mod contract;
 pub mod demo;

@@ -38,6 +38,8 @@ pub struct ExportPlan {
     pub card: bool,
     /// The checkpoint's layout, where it must not be detected.
     pub layout: Option<Layout>,
+    /// A file of statistics of the checkpoint's activations, by which int8 and q4 graphs are rounded.
+    pub calibration: Option<PathBuf>,
     /// Whether an existing bundle is replaced. Anything else that exists is never touched.
     pub overwrite: bool,
     /// Account for everything but write nothing.
@@ -114,6 +116,7 @@ impl ExportPlan {
             neural_engine: false,
             card: false,
             layout: None,
+            calibration: None,
             overwrite: false,
             dry_run: false,
         }

@@ -91,8 +91,9 @@ fn write_files(
         std::fs::create_dir(&directory).map_err(ExportError::io("create", &directory))?;
     }
     for variant in &forms.variants {
+        let weights = opened.weights_of(variant.variant)?;
         for graph in variant.all() {
-            let written = onnx::write(graph, &opened.weights, &variant.pool, &directory, report)?;
+            let written = onnx::write(graph, &*weights, &variant.pool, &directory, report)?;
             files.extend(written.into_iter().map(|file| FileEntry {
                 path: onnx::in_bundle(&file.path),
                 ..file

@@ -1,6 +1,7 @@
 //! How is a graph written as ONNX? Lowered to protobuf messages, with its weights in a data file beside it.
 
 pub mod external;
+mod feedback;
 pub mod lower;
 pub mod pack;
 pub mod proto;

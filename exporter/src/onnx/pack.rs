@@ -1,12 +1,13 @@
 //! What do quantised forms hold, byte for byte? Those of target `cpu` are panels, bytes and nibbles, described in
 //! [`models::fused`]; those of Core ML packages are rows. They are made here, a few rows at a time.
 
+use super::feedback::{Run, run_of};
 use crate::error::ExportError;
 use half::f16;
 use models::checkpoint::CheckpointError;
 use models::fused::{BLOCK, Encoding, PANEL, PLANE_BLOCK};
 use models::graph::{Nibble, Rows, WeightForm, WeightRef};
-use models::weights::{WeightSpec, Weights};
+use models::weights::{MOMENTS, WeightSpec, Weights};
 
 /// Outputs in a panel.
 const LANES: usize = PANEL as usize;
@@ -172,6 +173,39 @@ impl<'w> Matrix<'w> {
     }
 }
 
+/// What is known of a matrix's inputs: how errors are taken back, run by run, and how much each input matters.
+struct Known {
+    runs: Vec<Run>,
+    /// Second moment of each input.
+    importance: Vec<f32>,
+}
+
+impl Known {
+    /// Of a matrix, where there are statistics of its inputs.
+    fn of(matrix: &Matrix<'_>) -> Result<Option<Known>, ExportError> {
+        let Some((first, _)) = matrix.parts.first() else {
+            return Ok(None);
+        };
+        let mut known = Known {
+            runs: Vec::new(),
+            importance: Vec::new(),
+        };
+        for index in 0..matrix.columns.div_ceil(MOMENTS) {
+            let width = run_of(index, matrix.columns).len();
+            let Some(moments) = matrix.weights.moments(&first.name, index)? else {
+                return Ok(None);
+            };
+            known.runs.push(Run::new(&first.name, &moments, width)?);
+            known.importance.extend(moments.iter().step_by(width + 1));
+        }
+        // What was never seen matters a little.
+        let mean = known.importance.iter().sum::<f32>() / known.importance.len().max(1) as f32;
+        let floor = if mean > 0.0 { 0.01 * mean } else { 1.0 };
+        known.importance.iter_mut().for_each(|much| *much += floor);
+        Ok(Some(known))
+    }
+}
+
 /// Panels of 16 outputs, or their scales.
 fn panels<E: From<ExportError>>(
     matrix: &Matrix<'_>,
@@ -179,6 +213,13 @@ fn panels<E: From<ExportError>>(
     scales: bool,
     emit: &mut dyn FnMut(Vec<u8>) -> Result<(), E>,
 ) -> Result<(), E> {
+    let known = match encoding {
+        Encoding::Float32 => None,
+        Encoding::Int8 | Encoding::Int4 => Known::of(matrix)?,
+    };
+    if let Some(known) = known {
+        return informed_panels(matrix, encoding, scales, &known, emit);
+    }
     let mut lines = Vec::new();
     for start in (0..matrix.rows).step_by(LANES) {
         matrix.read(start, start + LANES, &mut lines)?;
@@ -194,6 +235,140 @@ fn panels<E: From<ExportError>>(
         })?;
     }
     Ok(())
+}
+
+/// As [`panels`] for bytes and nibbles, where the inputs are known.
+fn informed_panels<E: From<ExportError>>(
+    matrix: &Matrix<'_>,
+    encoding: Encoding,
+    scales: bool,
+    known: &Known,
+    emit: &mut dyn FnMut(Vec<u8>) -> Result<(), E>,
+) -> Result<(), E> {
+    let columns = matrix.columns;
+    let mut lines = Vec::new();
+    for start in (0..matrix.rows).step_by(LANES) {
+        matrix.read(start, start + LANES, &mut lines)?;
+        let rows: Vec<&[f32]> = lines.chunks(columns.max(1)).collect();
+        // `[blocks][lane]`; bytes have one block.
+        let (width, factors) = match encoding {
+            Encoding::Int4 => (WIDTH, nibble_scales(&rows, &known.importance)),
+            Encoding::Int8 | Encoding::Float32 => {
+                let scale = |row: &&[f32]| best_byte_scale(row, Some(&known.importance));
+                (columns.max(1), vec![array_of(rows.iter().map(scale))])
+            }
+        };
+        if scales {
+            emit(match encoding {
+                Encoding::Int4 => {
+                    let halves = factors.iter().flatten().map(|scale| f16::from_f32(*scale));
+                    halves.flat_map(f16::to_le_bytes).collect()
+                }
+                Encoding::Int8 | Encoding::Float32 => {
+                    let real = factors.iter().flatten().take(matrix.rows - start);
+                    real.flat_map(|scale| scale.to_le_bytes()).collect()
+                }
+            })?;
+            continue;
+        }
+        let inverses: Vec<[f32; LANES]> = factors.iter().map(|block| block.map(inverse)).collect();
+        let (least, most) = match encoding {
+            Encoding::Int4 => (-8.0, 7.0),
+            Encoding::Int8 | Encoding::Float32 => (-127.0, 127.0),
+        };
+        // `[K][lane]`: weights, then whole numbers.
+        let mut panel: Vec<[f32; LANES]> = (0..columns)
+            .map(|column| array_of(rows.iter().map(|row| row.get(column).copied().unwrap_or(0.0))))
+            .collect();
+        for (index, run) in known.runs.iter().enumerate() {
+            let place = run_of(index, columns);
+            let first = place.start;
+            let part = panel.get_mut(place).unwrap_or_default();
+            let mut codes = vec![[0.0; LANES]; part.len()];
+            run.round(part, |input, weights| {
+                let block = (first + input) / width;
+                let factors = factors.get(block).copied().unwrap_or([0.0; LANES]);
+                let inverses = inverses.get(block).copied().unwrap_or([0.0; LANES]);
+                let mut code = [0.0; LANES];
+                for ((code, weight), inverse) in code.iter_mut().zip(weights).zip(&inverses) {
+                    *code = round((weight * inverse).clamp(least, most));
+                }
+                if let Some(place) = codes.get_mut(input) {
+                    *place = code;
+                }
+                let mut rounded = [0.0; LANES];
+                for ((rounded, code), factor) in rounded.iter_mut().zip(&code).zip(&factors) {
+                    *rounded = code * factor;
+                }
+                rounded
+            });
+            part.copy_from_slice(&codes);
+        }
+        emit(match encoding {
+            Encoding::Int4 => nibbles_of(&panel),
+            Encoding::Int8 | Encoding::Float32 => bytes_of_panel(&panel),
+        })?;
+    }
+    Ok(())
+}
+
+/// The first [`LANES`] values, filled up with 0.
+fn array_of(values: impl Iterator<Item = f32>) -> [f32; LANES] {
+    let mut array = [0.0; LANES];
+    array.iter_mut().zip(values).for_each(|(to, from)| *to = from);
+    array
+}
+
+/// The half-precision scales of a panel's blocks of nibbles, `[K/32][16]`.
+fn nibble_scales(rows: &[&[f32]], importance: &[f32]) -> Vec<[f32; LANES]> {
+    let columns = rows.first().map_or(0, |row| row.len());
+    let mut scales = vec![[0.0; LANES]; columns.div_ceil(WIDTH)];
+    for (lane, row) in rows.iter().enumerate() {
+        let blocks = row.chunks(WIDTH).zip(importance.chunks(WIDTH));
+        for (scales, (values, importance)) in scales.iter_mut().zip(blocks) {
+            let (scale, _) = best_nibble_block(&padded(values), Some(&padded(importance)));
+            if let Some(to) = scales.get_mut(lane) {
+                *to = scale.to_f32();
+            }
+        }
+    }
+    scales
+}
+
+/// `[K/4,16,4]` of whole numbers `[K][16]`.
+fn bytes_of_panel(panel: &[[f32; LANES]]) -> Vec<u8> {
+    let mut out = vec![128; panel.len().next_multiple_of(4) * LANES];
+    for (column, codes) in panel.iter().enumerate() {
+        for (lane, code) in codes.iter().enumerate() {
+            let place = column / 4 * 4 * LANES + 4 * lane + column % 4;
+            if let Some(byte) = out.get_mut(place) {
+                // Between 1 and 255; a cast takes NaN to 0.
+                *byte = (code + 128.0) as u8;
+            }
+        }
+    }
+    out
+}
+
+/// `[K/32,256]` of whole numbers `[K][16]`.
+fn nibbles_of(panel: &[[f32; LANES]]) -> Vec<u8> {
+    let mut out = vec![0; panel.len().div_ceil(WIDTH) * NIBBLES];
+    for column in 0..panel.len().next_multiple_of(WIDTH) {
+        let codes = panel.get(column).copied().unwrap_or([0.0; LANES]);
+        for (lane, code) in codes.iter().enumerate() {
+            let code = (code + 8.0) as u8;
+            if let Some(byte) = out.get_mut(place_of_nibble(column, lane)) {
+                *byte |= if column % 8 < 4 { code } else { code << 4 };
+            }
+        }
+    }
+    out
+}
+
+/// The byte of a panel that holds the nibble of an input and a lane.
+fn place_of_nibble(column: usize, lane: usize) -> usize {
+    let (block, within) = (column / WIDTH, column % WIDTH);
+    block * NIBBLES + within / 8 * 4 * LANES + 4 * lane + within % 4
 }
 
 /// `[K,16]`
@@ -240,6 +415,11 @@ fn byte_of(value: f32, inverse: f32) -> u8 {
 /// The scale of a row of bytes: of a few below the one that just covers the largest weight, that with the smallest
 /// squared error.
 fn byte_scale(row: &[f32]) -> f32 {
+    best_byte_scale(row, None)
+}
+
+/// The same, each error weighted by the importance of its input where that is known.
+fn best_byte_scale(row: &[f32], importance: Option<&[f32]>) -> f32 {
     let largest = largest(row);
     if largest == 0.0 || !largest.is_finite() {
         return if largest == 0.0 { 0.0 } else { f32::NAN };
@@ -249,10 +429,18 @@ fn byte_scale(row: &[f32]) -> f32 {
     for shrink in [1.0_f32, 0.96, 0.92, 0.88, 0.84, 0.8] {
         let scale = covering * shrink;
         let inverse = 1.0 / scale;
-        let error = sum_over(row, |value| {
+        let square = |value: f32| {
             let error = value - round(value * inverse).clamp(-127.0, 127.0) * scale;
             error * error
-        });
+        };
+        let error = match importance {
+            None => sum_over(row, square),
+            Some(importance) => row
+                .iter()
+                .zip(importance)
+                .map(|(value, much)| much * square(*value))
+                .sum(),
+        };
         if error < best.0 {
             best = (error, scale);
         }
@@ -319,6 +507,11 @@ fn nibble_panel(rows: &[&[f32]], scales: bool) -> Vec<u8> {
 /// For each of a few starting scales: round, then the scale that fits those codes best, `sum(w q) / sum(q^2)`. The
 /// starting scales put the largest weight at -8, the end with one more step, or a little inside or outside.
 fn nibble_block(block: &[f32; WIDTH]) -> (f16, [u8; WIDTH]) {
+    best_nibble_block(block, None)
+}
+
+/// The same, each error weighted by the importance of its input where that is known.
+fn best_nibble_block(block: &[f32; WIDTH], importance: Option<&[f32; WIDTH]>) -> (f16, [u8; WIDTH]) {
     let magnitude = largest(block);
     if magnitude == 0.0 || !magnitude.is_finite() {
         let scale = if magnitude == 0.0 { f16::ZERO } else { f16::NAN };
@@ -334,8 +527,21 @@ fn nibble_block(block: &[f32; WIDTH]) -> (f16, [u8; WIDTH]) {
     for steps in [8.0_f32, 7.0, 7.25, 7.5, 7.75, 8.25, 8.5, 9.0, -7.0, -7.5] {
         let inverse = -steps / signed;
         let code = |value: f32| round(value * inverse).clamp(-8.0, 7.0);
-        let product = sum_over(block, |value| value * code(value));
-        let square = sum_over(block, |value| code(value) * code(value));
+        let (product, square) = match importance {
+            None => (
+                sum_over(block, |value| value * code(value)),
+                sum_over(block, |value| code(value) * code(value)),
+            ),
+            Some(importance) => {
+                let (mut product, mut square) = (0.0, 0.0);
+                for (value, much) in block.iter().zip(importance) {
+                    let code = code(*value);
+                    product += much * value * code;
+                    square += much * code * code;
+                }
+                (product, square)
+            }
+        };
         // The squared error is sum(w^2) - product^2 / square.
         let gain = product * product / square;
         if square > 0.0 && gain > best.0 {
@@ -548,6 +754,89 @@ mod tests {
                 let found = scale * (f32::from(nibble) - 8.0);
                 assert!(
                     (found - at(row, column)).abs() <= scale.abs() * 1.01,
+                    "{row} {column}"
+                );
+            }
+        }
+    }
+
+    /// Weights whose inputs are known, and not correlated.
+    struct Informed(Memory);
+
+    impl Weights for Informed {
+        fn specs(&self) -> &[WeightSpec] {
+            self.0.specs()
+        }
+
+        fn read_block(
+            &self,
+            name: &str,
+            rows: std::ops::Range<usize>,
+            columns: std::ops::Range<usize>,
+            out: &mut [f32],
+        ) -> Result<(), CheckpointError> {
+            self.0.read_block(name, rows, columns, out)
+        }
+
+        fn moments(&self, name: &str, run: usize) -> Result<Option<Vec<f32>>, CheckpointError> {
+            let width = self
+                .specs()
+                .iter()
+                .find(|spec| spec.name == name)
+                .unwrap()
+                .matrix()
+                .1;
+            let width = run_of(run, width).len();
+            let at = |place: usize| {
+                if place.is_multiple_of(width + 1) {
+                    1.0 + (place % 3) as f32
+                } else {
+                    0.0
+                }
+            };
+            Ok(Some((0..width * width).map(at).collect()))
+        }
+    }
+
+    /// Without correlation nothing is taken back: each weight is rounded to the nearest, in the same places.
+    #[test]
+    fn informed_elements_are_where_the_layout_says() {
+        let (n, k) = (21, MOMENTS + 37);
+        let weights = Informed(Memory::new(&[("a", &[21, 549])]));
+        let wanted = weights.read("a").unwrap();
+        let read = |form| bytes(&reference("a", form), &weights).unwrap();
+        let found = read(WeightForm::Panels(Encoding::Int8, Rows::default()));
+        let scales = floats_of(&read(WeightForm::PanelScales(Encoding::Int8, Rows::default())));
+        let columns = k.next_multiple_of(4);
+        assert_eq!((found.len(), scales.len()), (32 * columns, n));
+        for (place, byte) in found.iter().enumerate() {
+            let (panel, rest) = (place / (columns * 16), place % (columns * 16));
+            let (row, column) = (panel * 16 + rest % 64 / 4, rest / 64 * 4 + rest % 4);
+            if row >= n || column >= k {
+                assert_eq!(*byte, 128, "{row} {column}");
+                continue;
+            }
+            let nearest = (wanted[row * k + column] * inverse(scales[row])).clamp(-127.0, 127.0);
+            assert!(
+                (nearest + 128.0 - f32::from(*byte)).abs() <= 0.5001,
+                "{row} {column}"
+            );
+        }
+        let nibbles = read(WeightForm::Panels(Encoding::Int4, Rows::default()));
+        let halves = read(WeightForm::PanelScales(Encoding::Int4, Rows::default()));
+        let blocks = k.div_ceil(32);
+        assert_eq!((nibbles.len(), halves.len()), (2 * blocks * 256, 2 * blocks * 32));
+        for row in 0..n {
+            for column in 0..k {
+                let block = row / 16 * blocks + column / 32;
+                let half = 2 * (block * 16 + row % 16);
+                let scale = f16::from_le_bytes([halves[half], halves[half + 1]]).to_f32();
+                let within = column % 32;
+                let byte = nibbles[block * 256 + within / 8 * 64 + row % 16 * 4 + within % 4];
+                let nibble = if within % 8 < 4 { byte & 15 } else { byte >> 4 };
+                let nearest = (wanted[row * k + column] * inverse(scale)).clamp(-8.0, 7.0);
+                assert!(
+                    (nearest + 8.0 - f32::from(nibble)).abs() <= 0.5001,
                     "{row} {column}"
                 );
             }

@@ -58,9 +58,14 @@ pub(crate) fn plan(cli: &Cli) -> Result<ExportPlan, String> {
             LayoutFlag::Llava => Some(Layout::Llava),
             LayoutFlag::Transformers => Some(Layout::Transformers),
         },
+        calibration: cli.calibration.clone(),
         overwrite: cli.overwrite,
         dry_run: cli.dry_run,
     };
+    let rounded = |variant: &Variant| matches!(variant.precision(), Precision::Int8 | Precision::Q4);
+    if cli.calibration.is_some() && !plan.variants.iter().any(rounded) {
+        return Err("--calibration is about --precision int8 and q4 of --to onnx, found neither".to_owned());
+    }
     for (given, flag) in [
         (cli.max_context.is_some(), "--max-context"),
         (!cli.prefill.is_empty(), "--prefill"),
