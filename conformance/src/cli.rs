@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod quality;
+pub(crate) mod sensitivity;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
@@ -21,6 +22,7 @@ Examples:
   fvlm-conform run --bundle B --reference R.json             a bundle of yours against a recording of yours
   fvlm-conform bench                                         how long ./fastvlm-bundle takes, step by step
   fvlm-conform quality                                       how much each precision of it loses
+  fvlm-conform calibrate photos/ -o S.safetensors            statistics by which fvlm-export rounds with less loss
   fvlm-conform synth --size demo --layout llava -o DIR       a checkpoint made of noise, with every tensor
 ",
     after_help = "\
@@ -41,6 +43,10 @@ pub(crate) enum Command {
     Bench(bench::Bench),
     /// Measures what precisions lose: image features and logits against a reference
     Quality(quality::Quality),
+    /// Measures which operators lose what int8 and q4 lose
+    Sensitivity(sensitivity::Sensitivity),
+    /// Writes statistics of a checkpoint's activations, for fvlm-export --calibration
+    Calibrate(sensitivity::Calibrate),
     /// Writes a synthetic checkpoint
     Synth(Synth),
     /// Prints a manual page or completions for a shell
@@ -137,7 +143,7 @@ fn targets() -> impl TypedValueParser<Value = Target> {
     PossibleValuesParser::new(Target::ALL.map(Target::name)).try_map(|word| word.parse::<Target>())
 }
 
-fn precisions() -> impl TypedValueParser<Value = Precision> {
+pub(super) fn precisions() -> impl TypedValueParser<Value = Precision> {
     PossibleValuesParser::new(Precision::ALL.map(Precision::name)).try_map(|word| word.parse::<Precision>())
 }
 

@@ -1,6 +1,7 @@
 //! What do `bench` and `quality` work on? One exported form of a bundle on one engine, and its parts, ready
 //! to compute.
 
+use crate::golden::argmax;
 use crate::setup::error::{CaseError, Context};
 use crate::synth;
 use models::bundle::{Bundle, Precision, Target};
@@ -272,13 +273,55 @@ impl Loaded {
     ) -> Result<Array1<f32>, CaseError> {
         let prefilling = || "feeding the prompt".to_owned();
         self.sequence.truncate(0).during(prefilling)?;
+        let embeds = self.embeds(prompt, features)?;
+        self.sequence.feed(embeds.view()).during(prefilling)
+    }
+
+    /// What is fed of a prompt whose images all have these features `[tokens, hidden]`: `[positions, hidden]`.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub fn embeds(&self, prompt: &Prompt, features: ArrayView2<'_, f32>) -> Result<Array2<f32>, CaseError> {
+        let embedding = || "embedding the prompt".to_owned();
         let spans = prompt.spans(0);
-        let text = self.embedder.embed(&token_ids(&spans)).during(prefilling)?;
+        let text = self.embedder.embed(&token_ids(&spans)).during(embedding)?;
         let images = spans.iter().filter(|span| matches!(span, Span::Image { .. }));
         let images: Vec<ArrayView2<'_, f32>> = images.map(|_| features).collect();
         let hidden = self.bundle().prompt.hidden_size;
-        let embeds = splice(&spans, text.view(), &images, hidden).during(prefilling)?;
-        self.sequence.feed(embeds.view()).during(prefilling)
+        splice(&spans, text.view(), &images, hidden).during(embedding)
+    }
+
+    /// What is fed of tokens: `[positions, hidden]`.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub fn embed(&self, ids: &[i64]) -> Result<Array2<f32>, CaseError> {
+        self.embedder.embed(ids).during(|| "embedding tokens".to_owned())
+    }
+
+    /// Feeds a prompt and what is likeliest after it, until a stop token, which is not among the tokens that are
+    /// returned; at most `limit`.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub fn greedy(
+        &mut self,
+        prompt: &Prompt,
+        features: ArrayView2<'_, f32>,
+        limit: usize,
+    ) -> Result<Vec<i64>, CaseError> {
+        let mut logits = self.prefill(prompt, features)?;
+        let mut ids = Vec::new();
+        while ids.len() < limit {
+            let next = argmax(logits.iter()).and_then(|next| i64::try_from(next).ok());
+            let Some(next) = next else { break };
+            if self.bundle().prompt.stop_ids.contains(&next) {
+                break;
+            }
+            ids.push(next);
+            logits = self.step(next)?;
+        }
+        Ok(ids)
     }
 
     /// Feeds one token and returns the logits `[vocab]` that follow.

@@ -24,6 +24,8 @@ fn main() -> ExitCode {
         Command::Run(flags) => run::run(flags),
         Command::Bench(flags) => run::bench::bench(flags),
         Command::Quality(flags) => run::quality::quality(flags),
+        Command::Sensitivity(flags) => run::sensitivity::sensitivity(flags),
+        Command::Calibrate(flags) => run::sensitivity::calibrate(flags),
         Command::Synth(flags) => run::synth(flags),
         Command::Generate(flags) => run::generate(flags),
     };

@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod quality;
+pub(crate) mod sensitivity;
 
 use crate::cli;
 use crate::output::{self, Complaint};

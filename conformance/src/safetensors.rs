@@ -66,6 +66,8 @@ pub enum View<'a> {
     Float(ArrayViewD<'a, f32>),
     /// int64.
     Int(ArrayViewD<'a, i64>),
+    /// uint8.
+    Bytes(ArrayViewD<'a, u8>),
 }
 
 impl View<'_> {
@@ -74,6 +76,7 @@ impl View<'_> {
         match self {
             View::Float(data) => ("F32", data.shape(), data.len() * size_of::<f32>()),
             View::Int(data) => ("I64", data.shape(), data.len() * size_of::<i64>()),
+            View::Bytes(data) => ("U8", data.shape(), data.len()),
         }
     }
 }
@@ -118,6 +121,7 @@ fn write_bytes(path: &Path, metadata: &[(&str, &str)], tensors: &[(&str, View<'_
             View::Int(data) => data
                 .iter()
                 .try_for_each(|value| file.write_all(&value.to_le_bytes()))?,
+            View::Bytes(data) => data.iter().try_for_each(|value| file.write_all(&[*value]))?,
         }
     }
     file.flush()
@@ -201,6 +205,7 @@ fn decode(dtype: &str, data: &[u8], shape: &[usize]) -> Option<Array> {
         "BF16" => elements(data, shape, |b| bf16::from_le_bytes(b).to_f32()).map(Array::Float),
         "I32" => elements(data, shape, |b| i64::from(i32::from_le_bytes(b))).map(Array::Int),
         "I64" => elements(data, shape, i64::from_le_bytes).map(Array::Int),
+        "U8" => elements(data, shape, |[b]| i64::from(b)).map(Array::Int),
         _ => None,
     }
 }
@@ -240,12 +245,14 @@ mod tests {
         let tensors = [
             ("ids", View::Int(aview1(&[-1, 1 << 40]).into_dyn())),
             ("values", View::Float(aview2(&[[1.5, -0.0, 3e38]]).into_dyn())),
+            ("bytes", View::Bytes(aview1(&[0, 255, 7]).into_dyn())),
         ];
         write(&path, &[("name", "a \"tool\"")], &tensors).unwrap();
         let (metadata, found) = read_with_metadata(&path).unwrap();
         assert_eq!(metadata["name"], "a \"tool\"");
         assert_eq!(found["ids"], Array::int(&[2], vec![-1, 1 << 40]));
         assert_eq!(found["values"], Array::float(&[1, 3], vec![1.5, -0.0, 3e38]));
+        assert_eq!(found["bytes"], Array::int(&[3], vec![0, 255, 7]));
         let bytes = std::fs::read(&path).unwrap();
         assert_eq!(u64::from_le_bytes(*bytes.first_chunk().unwrap()) % 8, 0);
         assert!(write(&folder.path().join("no/where"), &[], &tensors).is_err());

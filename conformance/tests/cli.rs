@@ -85,6 +85,8 @@ fn help_begins_with_an_example() {
         &["list", "--help"],
         &["bench", "--help"],
         &["quality", "--help"],
+        &["sensitivity", "--help"],
+        &["calibrate", "--help"],
         &["synth", "--help"],
     ] {
         let help = run(arguments).code(0);
@@ -111,7 +113,7 @@ fn manual_and_completions_come_from_the_flags() {
     ] {
         let ran = run(&["generate", kind]);
         assert_eq!(ran.code, Some(0), "{kind}: {}", ran.stderr);
-        for word in ["list", "bench", "quality", "synth"] {
+        for word in ["list", "bench", "quality", "sensitivity", "calibrate", "synth"] {
             assert!(ran.stdout.contains(word), "`{word}` in {kind}");
         }
     }

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 Examples:
   fvlm-conform quality                                                  ./fastvlm-bundle, against its own portable fp32
   fvlm-conform quality --model B --demo-eval --markdown                 with the demo model's questions, for a README
+  fvlm-conform quality --model B --agreement                            with the share of greedy answers that stay
   fvlm-conform quality --model B --precision fp32 --dump ours.safetensors
                                                                         the script and what came out, for other tools
   fvlm-conform quality --model B --reference theirs.safetensors --compare other.safetensors
@@ -67,6 +68,14 @@ pub(crate) struct Quality {
     /// Also ask the demo model's 500 held-out questions
     #[arg(long)]
     pub(crate) demo_eval: bool,
+
+    /// Also ask 300 questions about unseen scenes, and count greedy answers that are the reference's word for word
+    #[arg(long, conflicts_with = "reference")]
+    pub(crate) agreement: bool,
+
+    /// Count the same in what other tools answered; can be given several times
+    #[arg(long, value_name = "FILE.json", requires = "agreement")]
+    pub(crate) answers: Vec<PathBuf>,
 
     /// Write what was computed, of the one form that is chosen
     #[arg(long, value_name = "FILE.safetensors")]

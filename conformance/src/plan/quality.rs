@@ -55,6 +55,10 @@ pub(crate) struct Plan {
     pub(crate) dump: Option<(Form, PathBuf)>,
     /// Whether the demo model's questions are asked.
     pub(crate) demo_eval: bool,
+    /// Whether greedy answers are compared.
+    pub(crate) agreement: bool,
+    /// What other tools answered.
+    pub(crate) answers: Vec<PathBuf>,
     /// Remarks about the choice, a line each.
     pub(crate) remarks: Vec<String>,
 }
@@ -93,7 +97,7 @@ impl Plan {
                 })?;
             }
         }
-        for path in flags.compare.iter().chain(&flags.reference) {
+        for path in flags.compare.iter().chain(&flags.reference).chain(&flags.answers) {
             // Read when its turn comes; that it can be is known now.
             std::fs::File::open(path)
                 .map_err(|error| Complaint::new(format!("cannot read `{}`: {error}", path.display())))?;
@@ -128,7 +132,7 @@ impl Plan {
             .collect();
         let dump = dump(flags, &forms)?;
         forms.retain(|form| reference != Reference::Form(form.clone()));
-        if forms.is_empty() && flags.compare.is_empty() && dump.is_none() {
+        if forms.is_empty() && flags.compare.is_empty() && flags.answers.is_empty() && dump.is_none() {
             return Err(Complaint::new(
                 "there is nothing to compare with the reference: no other form and no file",
             )
@@ -150,6 +154,8 @@ impl Plan {
             files: flags.compare.clone(),
             dump,
             demo_eval: flags.demo_eval,
+            agreement: flags.agreement,
+            answers: flags.answers.clone(),
             remarks,
         })
     }

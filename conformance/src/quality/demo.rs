@@ -11,20 +11,26 @@ use runtime::{Conversation, Message, Model, Request};
 /// # Errors
 /// What the engine says.
 pub fn exact_match(model: &Model) -> Result<ExactMatch, CaseError> {
-    let conversation = model.conversation();
-    let found = held_out(&mut Asked {
-        conversation,
-        image: None,
-    })?;
+    let found = held_out(&mut Asked::of(model))?;
     Ok(ExactMatch {
         right: found.right(),
         asked: found.asked(),
     })
 }
 
-struct Asked {
+/// A form that is asked about one picture after the other, each question by itself.
+pub(super) struct Asked {
     conversation: Conversation,
     image: Option<ImageId>,
+}
+
+impl Asked {
+    pub(super) fn of(model: &Model) -> Asked {
+        Asked {
+            conversation: model.conversation(),
+            image: None,
+        }
+    }
 }
 
 impl Answers for Asked {

@@ -5,11 +5,14 @@
 //! count again at every later position. Logits are looked at twice: end to end, after the form's own encoder; and of the
 //! decoder alone, fed the features of the reference.
 
+pub mod agreement;
+pub mod calibrate;
 pub mod collect;
 pub mod demo;
 pub mod file;
 pub mod metrics;
 pub mod script;
+pub mod sensitivity;
 pub mod table;
 
 use crate::loaded::Combination;
@@ -87,6 +90,17 @@ pub struct Row {
     pub decoder_alone: Option<LogitsError>,
     /// The demo model's held-out questions, where they were asked.
     pub demo_eval: Option<ExactMatch>,
+    /// Greedy answers that are the reference's word for word, where they were asked for.
+    pub agreement: Option<ExactMatch>,
+}
+
+/// How often another tool answered as the reference does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Other {
+    /// Who answered.
+    pub name: String,
+    /// Its answers that are the reference's word for word.
+    pub agreement: ExactMatch,
 }
 
 /// Answers that are right word for word.
@@ -121,4 +135,6 @@ pub struct Report {
     pub positions: usize,
     /// In the order of the forms, then of the files.
     pub results: Vec<Row>,
+    /// Tools whose answers were compared with the reference's.
+    pub others: Vec<Other>,
 }

@@ -36,6 +36,9 @@ const DECODER: &[Column] = &[
 /// The column of the demo model's questions.
 const DEMO: Column = ("answers", |row| optional(row.demo_eval, exact_match));
 
+/// The column of greedy answers.
+const AGREEMENT: Column = ("agreement", |row| optional(row.agreement, exact_match));
+
 /// A line on what was compared.
 pub fn caption(report: &Report) -> String {
     let image = report.image.as_deref().unwrap_or("no image");
@@ -43,9 +46,14 @@ pub fn caption(report: &Report) -> String {
         .reference_demo_eval
         .map(|found| format!("; the reference answers {}", exact_match(found)))
         .unwrap_or_default();
+    let others: String = report
+        .others
+        .iter()
+        .map(|other| format!("; {} agrees in {}", other.name, exact_match(other.agreement)))
+        .collect();
     format!(
         "{}: relative L2 of image features and logits, KL divergence (nats) and top-1 agreement against {} over {} \
-         positions after {} of the prompt ({image}){demo}",
+         positions after {} of the prompt ({image}){demo}{others}",
         report.model, report.reference, report.positions, report.prompt_tokens
     )
 }
@@ -72,6 +80,9 @@ fn rows(report: &Report) -> Vec<Vec<String>> {
     }
     if any(|row| row.demo_eval.is_some()) {
         columns.push(DEMO);
+    }
+    if any(|row| row.agreement.is_some()) {
+        columns.push(AGREEMENT);
     }
     let mut rows = vec![columns.iter().map(|(title, _)| (*title).to_owned()).collect()];
     rows.extend(
@@ -113,7 +124,7 @@ fn exact_match(found: ExactMatch) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::SCHEMA;
+    use super::super::{Other, SCHEMA};
     use super::*;
 
     fn report(with: bool) -> Report {
@@ -135,6 +146,10 @@ mod tests {
                 right: 492,
                 asked: 500,
             }),
+            agreement: full.then_some(ExactMatch {
+                right: 291,
+                asked: 300,
+            }),
         };
         Report {
             schema: SCHEMA,
@@ -147,6 +162,7 @@ mod tests {
             prompt_tokens: 40,
             positions: 200,
             results: vec![row("cpu portable fp16", with), row("another|tool", false)],
+            others: Vec::new(),
         }
     }
 
@@ -157,17 +173,33 @@ mod tests {
         assert_eq!(
             lines[0],
             "|  | image features | logits | median | KL mean | KL max | top-1 | decoder: logits | decoder: KL mean | \
-             decoder: top-1 | answers |"
+             decoder: top-1 | answers | agreement |"
         );
         assert_eq!(
             lines[2],
             "| cpu portable fp16 | 0 | 1.2e-2 | 1.0e-2 | 1.5e-4 | inf | 98.5 % | 1.2e-2 | 1.5e-4 | 98.5 % | 492 of \
-             500 (98.4 %) |"
+             500 (98.4 %) | 291 of 300 (97.0 %) |"
         );
-        assert!(lines[3].starts_with(r"| another\|tool | 0 |") && lines[3].ends_with("| – | – | – | – |"));
+        assert!(
+            lines[3].starts_with(r"| another\|tool | 0 |") && lines[3].ends_with("| – | – | – | – | – |")
+        );
         assert!(
             markdown
                 .contains("against cpu portable fp32 over 200 positions after 40 of the prompt (image.png).")
+        );
+
+        let mut with_others = report(true);
+        with_others.others.push(Other {
+            name: "another tool".to_owned(),
+            agreement: ExactMatch {
+                right: 285,
+                asked: 300,
+            },
+        });
+        let told = caption(&with_others);
+        assert!(
+            told.ends_with("(image.png); another tool agrees in 285 of 300 (95.0 %)"),
+            "{told}"
         );
 
         let plain = plain(&report(false));

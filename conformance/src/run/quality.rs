@@ -4,9 +4,10 @@ use crate::cli::quality::Quality;
 use crate::output::{self, Complaint};
 use crate::plan::quality::{Form, Plan, Reference};
 use conformance::loaded::{Loaded, picture_name};
+use conformance::quality::agreement::{self, Answer};
 use conformance::quality::collect::{self, Compared};
 use conformance::quality::script::Script;
-use conformance::quality::{ExactMatch, Recording, Report, Row, SCHEMA, demo, file, table};
+use conformance::quality::{ExactMatch, Other, Recording, Report, Row, SCHEMA, demo, file, table};
 use conformance::setup::error::CaseError;
 use indicatif::ProgressBar;
 use std::path::Path;
@@ -55,7 +56,11 @@ struct Comparison<'a> {
 struct Known {
     recording: Recording,
     demo_eval: Option<ExactMatch>,
+    answers: Option<Vec<Answer>>,
 }
+
+/// The file of a checkpoint that tells weights apart.
+const WEIGHTS: &str = "model.safetensors";
 
 impl Comparison<'_> {
     fn carry_out(&self) -> Result<Report, CaseError> {
@@ -63,11 +68,15 @@ impl Comparison<'_> {
         let reference = self.reference()?;
         let mut results = Vec::new();
         for form in &plan.forms {
-            results.push(self.form(form, &reference.recording)?);
+            results.push(self.form(form, &reference)?);
         }
         for path in &plan.files {
             results.push(self.file(path, &reference.recording)?);
         }
+        let others = match &reference.answers {
+            Some(answers) => self.others(answers)?,
+            None => Vec::new(),
+        };
         let settings = &plan.settings;
         Ok(Report {
             schema: SCHEMA,
@@ -80,7 +89,33 @@ impl Comparison<'_> {
             reference: reference.recording.name,
             reference_demo_eval: reference.demo_eval,
             results,
+            others,
         })
+    }
+
+    /// How often other tools answered as the reference does.
+    fn others(&self, reference: &[Answer]) -> Result<Vec<Other>, CaseError> {
+        let mut others = Vec::new();
+        let source = &self.plan.bundle.source;
+        let weights = source.iter().find(|file| file.path == WEIGHTS);
+        let weights = weights.map(|file| file.sha256.as_str()).unwrap_or_default();
+        for path in &self.plan.answers {
+            for recorded in agreement::read(path)? {
+                recorded.check(reference, weights)?;
+                others.push(Other {
+                    agreement: agreement::agreement(&recorded.answers, reference),
+                    name: recorded.name,
+                });
+            }
+        }
+        Ok(others)
+    }
+
+    fn answers(&self, loaded: &Loaded) -> Result<Option<Vec<Answer>>, CaseError> {
+        match self.plan.agreement {
+            true => agreement::answers(&loaded.model).map(Some),
+            false => Ok(None),
+        }
     }
 
     /// Computes the reference, or reads it.
@@ -91,6 +126,7 @@ impl Comparison<'_> {
                 Ok(Known {
                     recording: file::read(path)?,
                     demo_eval: None,
+                    answers: None,
                 })
             }
             Reference::Form(form) => {
@@ -98,8 +134,13 @@ impl Comparison<'_> {
                 let recording = collect::record(&form.combination.name(), &mut loaded, &script)?;
                 self.dump(form, &recording, &script)?;
                 let demo_eval = self.demo_eval(&loaded)?;
+                let answers = self.answers(&loaded)?;
                 self.bar.inc(1);
-                Ok(Known { recording, demo_eval })
+                Ok(Known {
+                    recording,
+                    demo_eval,
+                    answers,
+                })
             }
         }
     }
@@ -130,7 +171,8 @@ impl Comparison<'_> {
         }
     }
 
-    fn form(&self, form: &Form, reference: &Recording) -> Result<Row, CaseError> {
+    fn form(&self, form: &Form, known: &Known) -> Result<Row, CaseError> {
+        let reference = &known.recording;
         let (mut loaded, script) = self.open(form)?;
         reference.check(&script.facts(loaded.bundle()))?;
         if self.plan.dump.is_some() {
@@ -139,6 +181,9 @@ impl Comparison<'_> {
         }
         let compared = collect::compare(&mut loaded, &script, reference)?;
         let demo_eval = self.demo_eval(&loaded)?;
+        let answers = self.answers(&loaded)?;
+        let agreement = answers.zip(known.answers.as_ref());
+        let agreement = agreement.map(|(found, reference)| agreement::agreement(&found, reference));
         self.bar.inc(1);
         let bundle = form.directory.file_name().unwrap_or(form.directory.as_os_str());
         let bundle = bundle.to_string_lossy().into_owned();
@@ -151,7 +196,7 @@ impl Comparison<'_> {
             },
             Some((bundle, form)),
             compared,
-            demo_eval,
+            [demo_eval, agreement],
         ))
     }
 
@@ -161,7 +206,7 @@ impl Comparison<'_> {
         found.check(&reference.facts())?;
         let compared = collect::compare_recorded(&found, reference)?;
         self.bar.inc(1);
-        Ok(row(found.name, None, compared, None))
+        Ok(row(found.name, None, compared, [None, None]))
     }
 }
 
@@ -169,7 +214,7 @@ fn row(
     name: String,
     form: Option<(String, &Form)>,
     compared: Compared,
-    demo_eval: Option<ExactMatch>,
+    [demo_eval, agreement]: [Option<ExactMatch>; 2],
 ) -> Row {
     let (bundle, form) = form.unzip();
     Row {
@@ -180,5 +225,6 @@ fn row(
         end_to_end: compared.end_to_end,
         decoder_alone: compared.decoder_alone,
         demo_eval,
+        agreement,
     }
 }

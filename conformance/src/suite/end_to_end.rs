@@ -18,8 +18,8 @@ use std::sync::Arc;
 /// The share of held-out questions that the demo model must answer word for word.
 pub const EXACT_MATCH: f64 = 0.97;
 
-/// Where the held-out questions lie in the repository.
-const EVALUATION: &str = "models/demo/eval";
+/// Where the held-out questions and their scenes lie in the repository.
+pub const HELD_OUT: &str = "models/demo/eval";
 
 /// The answers of small models, by every engine.
 pub fn cases() -> Vec<Case> {
@@ -285,24 +285,39 @@ impl HeldOut {
     }
 }
 
+fn held_out_questions() -> Result<Vec<Question>, CaseError> {
+    let path = format!("{HELD_OUT}/questions.json");
+    let Some(text) = workspace::asset(&path) else {
+        return Err(CaseError::Skip(format!("`{path}` is not part of this program")));
+    };
+    serde_json::from_slice(text).during(|| format!("reading `{path}`"))
+}
+
+/// File names in [`HELD_OUT`] of the scenes that held-out questions are about, each once, in order.
+///
+/// # Errors
+/// A program without the questions.
+pub fn held_out_images() -> Result<Vec<String>, CaseError> {
+    let questions = held_out_questions()?;
+    let mut images: Vec<String> = questions.into_iter().map(|question| question.image).collect();
+    images.dedup();
+    Ok(images)
+}
+
 /// Asks the demo model's held-out questions.
 ///
 /// # Errors
 /// What the one who answers says; a program without the questions.
 pub fn held_out(model: &mut dyn Answers) -> Result<HeldOut, CaseError> {
-    let path = format!("{EVALUATION}/questions.json");
-    let Some(text) = workspace::asset(&path) else {
-        return Err(CaseError::Skip(format!("`{path}` is not part of this program")));
-    };
-    let questions: Vec<Question> = serde_json::from_slice(text).during(|| format!("reading `{path}`"))?;
+    let questions = held_out_questions()?;
     let mut found = HeldOut::default();
     let mut seen = None;
     for question in &questions {
         let image = question.image.as_str();
         if seen.replace(image) != Some(image) {
-            let name = format!("{EVALUATION}/{image}");
+            let name = format!("{HELD_OUT}/{image}");
             let bytes = workspace::asset(&name).ok_or_else(|| CaseError::Failed {
-                context: format!("reading `{path}`"),
+                context: format!("asking about `{image}`"),
                 message: format!("`{name}` is not part of this program"),
             })?;
             let picture = runtime::image::decode(bytes, &name, &Limits::default())
