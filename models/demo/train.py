@@ -138,6 +138,15 @@ def make_model(tokenizer):
     return FastVlmForConditionalGeneration(config)
 
 
+@torch.no_grad()
+def shrink_and_perturb(model, checkpoint, share):
+    """Mixes the weights of a checkpoint into those that the model begins with (Ash and Adams, 2020)."""
+    stored = FastVlmForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).state_dict()
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            value.lerp_(stored[name], share)
+
+
 class Scenes(torch.utils.data.IterableDataset):
     """Endless batches: pixels [B,3,S,S] u8, packed ids, labels, positions, blocks, weights, and auxiliary targets."""
 
@@ -377,6 +386,9 @@ def main():
     parser.add_argument("--eval", help="folder written by scenes.py, watched while training")
     parser.add_argument("--resume", help="state written by an earlier run")
     parser.add_argument("--state", default="state.pt")
+    parser.add_argument("--start", help="checkpoint whose weights training starts near, instead of from random ones")
+    parser.add_argument("--share", type=float, default=0.5, help="of them in the start, the rest is random")
+    parser.add_argument("--keep", type=int, help="keep the checkpoint of every so many steps as OUTPUT-STEP too")
     parser.add_argument("-o", "--output", required=True)
     arguments = parser.parse_args()
 
@@ -385,6 +397,8 @@ def main():
     tokenizer = make_tokenizer()
     model = make_model(tokenizer).to(memory_format=torch.channels_last)
     heads = Heads(512)
+    if arguments.start:
+        shrink_and_perturb(model, arguments.start, arguments.share)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
     decayed = [p for p in [*model.parameters(), *heads.parameters()] if p.ndim > 1]
     others = [p for p in [*model.parameters(), *heads.parameters()] if p.ndim <= 1]
@@ -453,6 +467,10 @@ def main():
                 print("exact match", accuracy(model, tokenizer, arguments.eval, 150)[:2], flush=True)
                 model.train()
             save(model, tokenizer, arguments.output)
+            shown = time.time()
+        if arguments.keep and step % arguments.keep == 0:
+            save(model, tokenizer, f"{arguments.output}-{step:05}")
+            model.train()
             shown = time.time()
     save(model, tokenizer, arguments.output)
     print(f"{step} steps in {(time.time() - started) / 60:.1f} minutes")
