@@ -13,7 +13,9 @@ use super::math::{gelu, gelu_coarse, silu};
 use super::matrix::{Cut, FEW, FewRows, Matrix, PAIR, Sums, TILE, accumulate, few_panel};
 use super::norm::{Norm, load_part, store_part};
 use super::parallel::{Parallel, Serial, Shared, scratch};
-use super::quantise::{BLOCK, Rows, Target, VECTORS, largest, quantise_up_to, with_rows, with_target};
+use super::quantise::{
+    BLOCK, Rows, Target, VECTORS, Wanted, largest, quantise_up_to, with_rows, with_target,
+};
 use super::sizes::product;
 use std::ops::Range;
 
@@ -38,6 +40,18 @@ pub struct FeedForward<'a> {
 }
 
 impl FeedForward<'_> {
+    /// What the products of many rows with the first weights want of the rows.
+    fn wants(&self, isa: Isa) -> Wanted {
+        let gate = self.gate.map_or(Wanted::default(), |gate| gate.wants(isa));
+        gate.and(self.up.wants(isa))
+    }
+
+    /// Bytes that making panels of the first weights takes.
+    fn room(&self, isa: Isa) -> usize {
+        let gate = self.gate.map_or(0, |gate| gate.room(isa, gate.inputs));
+        gate.max(self.up.room(isa, self.up.inputs))
+    }
+
     fn check(&self) {
         self.up.check();
         self.down.check();
@@ -394,10 +408,7 @@ unsafe fn fused_tile(isa: Isa, x: &[f32], ff: &FeedForward<'_>, finish: &Finish<
     let stride = panels.next_multiple_of(PAIR) * LANES + LANES;
     let gates = if ff.gate.is_some() { rows * BLOCK } else { 0 };
     let together = if down.is_bytes() { TOGETHER } else { 1 };
-    let up_room = ff
-        .up
-        .room(isa, ff.up.inputs)
-        .max(ff.gate.map_or(0, |gate| gate.room(isa, gate.inputs)));
+    let up_room = ff.room(isa);
     let down_room = down.room(isa, together * BLOCK);
     with_rows(
         isa,
@@ -405,7 +416,7 @@ unsafe fn fused_tile(isa: Isa, x: &[f32], ff: &FeedForward<'_>, finish: &Finish<
         x,
         ff.up.inputs,
         &ff.norm,
-        ff.up.is_bytes(),
+        ff.wants(isa),
         |prepared| {
             scratch(
                 product([rows, stride]) + panels * LANES + LANES,
@@ -458,7 +469,7 @@ unsafe fn fused_tile(isa: Isa, x: &[f32], ff: &FeedForward<'_>, finish: &Finish<
                                             activate_bytes(isa, &mut middle, rows, target, i);
                                         }
                                     };
-                                    with_target(rows, width, fill, |quantised| {
+                                    with_target(rows, width, down.wants(isa), fill, |quantised| {
                                         multiply(&Rows::Bytes(*quantised));
                                     });
                                 } else {
@@ -510,16 +521,13 @@ fn by_columns(
             x,
             ff.up.inputs,
             &ff.norm,
-            ff.up.is_bytes(),
+            ff.wants(isa),
             |prepared| {
                 parallel.run(tiles * blocks, &|task| {
                     let (first, block) = (task / blocks * tile, task % blocks);
                     let count = tile.min(rows - first);
                     let gates = if ff.gate.is_some() { count * BLOCK } else { 0 };
-                    let room = ff
-                        .up
-                        .room(isa, ff.up.inputs)
-                        .max(ff.gate.map_or(0, |gate| gate.room(isa, gate.inputs)));
+                    let room = ff.room(isa);
                     scratch(count * BLOCK * 2 + gates, |sums: &mut [f32]| {
                         scratch(room, |room: &mut [u8]| {
                             let (up, rest) = sums.split_at_mut(count * BLOCK);
@@ -556,14 +564,14 @@ fn few_rows(
     let hidden = ff.up.outputs;
     scratch(product([rows, hidden]), |middle: &mut [f32]| {
         let shared = Shared::new(middle);
-        with_few(isa, x, ff.up.inputs, &ff.norm, ff.up.is_bytes(), &|few| {
+        with_few(isa, x, ff.up.inputs, &ff.norm, ff.up.wants_few(), &|few| {
             let (count, length) = (ff.up.panel_count(), run_of_panels(&ff.up, parallel.threads()));
             parallel.run(count.div_ceil(length), &|task| {
                 let range = task * length..count.min((task + 1) * length);
                 few_hidden(isa, few, rows, ff, &shared, range);
             });
         });
-        with_few(isa, middle, hidden, &Norm::None, ff.down.is_bytes(), &|few| {
+        with_few(isa, middle, hidden, &Norm::None, ff.down.wants_few(), &|few| {
             few_linear(isa, parallel, few, rows, &ff.down, finish);
         });
     });

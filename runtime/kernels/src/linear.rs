@@ -13,7 +13,7 @@ use super::matrix::{
 };
 use super::norm::{Norm, load_part, store_part};
 use super::parallel::{Parallel, Serial, Shared, scratch};
-use super::quantise::{Rows, with_rows};
+use super::quantise::{Rows, Wanted, with_rows};
 use super::sizes::product;
 use std::ops::Range;
 
@@ -85,7 +85,7 @@ pub fn linear(
         out: Shared::new(out),
     };
     if rows <= FEW {
-        with_few(isa, x, weight.inputs, norm, weight.is_bytes(), &|few| {
+        with_few(isa, x, weight.inputs, norm, weight.wants_few(), &|few| {
             few_linear(isa, parallel, few, rows, weight, &finish);
         });
     } else {
@@ -249,21 +249,21 @@ pub(super) fn many_linear(
     weight: &Matrix<'_>,
     finish: &Finish<'_>,
 ) {
-    // Nibbles are made into bytes once per task.
-    let wanted = if weight.is_nibbles() {
+    // Panels that are made are made once per task.
+    let wanted = if weight.is_made(isa) {
         3 * TILE_ROWS
     } else {
         TILE_ROWS
     };
     let pairs = weight.panel_count().div_ceil(PAIR);
     let grid = Grid::new(rows, pairs, parallel.threads(), wanted);
-    let bytes = weight.is_bytes();
+    let wants = weight.wants(isa);
     if grid.runs == 1 {
         parallel.run(grid.tiles, &|task| {
             let start = task * grid.rows;
             let end = rows.min(start + grid.rows);
             let x = x.get(start * weight.inputs..end * weight.inputs).unwrap_or(&[]);
-            with_rows(isa, &Serial, x, weight.inputs, norm, bytes, |prepared| {
+            with_rows(isa, &Serial, x, weight.inputs, norm, wants, |prepared| {
                 // SAFETY: the tile's rows are this task's own.
                 unsafe {
                     let count = end.saturating_sub(start);
@@ -273,7 +273,7 @@ pub(super) fn many_linear(
         });
         return;
     }
-    with_rows(isa, parallel, x, weight.inputs, norm, bytes, |prepared| {
+    with_rows(isa, parallel, x, weight.inputs, norm, wants, |prepared| {
         parallel.run(grid.tiles * grid.runs, &|task| {
             let start = task / grid.runs * grid.rows;
             let end = rows.min(start + grid.rows);
@@ -340,10 +340,10 @@ pub(super) fn with_few(
     x: &[f32],
     inputs: usize,
     norm: &Norm<'_>,
-    bytes: bool,
+    wanted: Wanted,
     body: &dyn Fn(&FewRows<'_>),
 ) {
-    with_rows(isa, &Serial, x, inputs, norm, bytes, |rows| match rows {
+    with_rows(isa, &Serial, x, inputs, norm, wanted, |rows| match rows {
         Rows::Floats { .. } => body(&FewRows {
             rows,
             corrections: &[],

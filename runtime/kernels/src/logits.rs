@@ -12,7 +12,7 @@ use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::norm::{Norm, load_part};
 use super::parallel::{Parallel, Serial, Shared, scratch};
 use super::planes::{Planes, plane_logits};
-use super::quantise::{BLOCK, Quantised, Rows, with_rows};
+use super::quantise::{BLOCK, Quantised, Rows, Wanted, with_rows};
 use super::sizes::product;
 
 /// An embedding table `[V, K]`, row by row.
@@ -113,7 +113,7 @@ pub fn logits(
             }
         }),
         Table::Int8 { bytes, scales } => {
-            with_rows(isa, &Serial, x, inputs, &Norm::None, true, |prepared| {
+            with_rows(isa, &Serial, x, inputs, &Norm::None, Wanted::BYTES, |prepared| {
                 let Rows::Bytes(quantised) = prepared else { return };
                 scratch(
                     product([rows, quantised.blocks, LANES]),
@@ -140,7 +140,7 @@ pub fn logits(
             });
         }
         Table::Planes(planes) => {
-            with_rows(isa, &Serial, x, inputs, &Norm::None, true, |prepared| {
+            with_rows(isa, &Serial, x, inputs, &Norm::None, Wanted::BYTES, |prepared| {
                 let Rows::Bytes(quantised) = prepared else { return };
                 for row in 0..rows {
                     // SAFETY: the loop is the only one to write, one row at a time.

@@ -19,6 +19,38 @@ pub(super) const VECTORS: usize = BLOCK / LANES;
 /// Below this a block counts as zero: its reciprocal would overflow.
 const TINY: f32 = 1e-30;
 
+/// Nibbles of weights that share a scale.
+const NIBBLE_BLOCK: usize = crate::layout::BLOCK;
+
+/// What a product wants of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Wanted {
+    /// Whether it wants bytes; otherwise float32.
+    pub(super) bytes: bool,
+    /// Whether it wants words, too: [`Lanes::WORDS`].
+    pub(super) words: bool,
+    /// Whether it wants [`Quantised::nibbles`], too.
+    pub(super) nibbles: bool,
+}
+
+impl Wanted {
+    /// Bytes and nothing else.
+    pub(super) const BYTES: Wanted = Wanted {
+        bytes: true,
+        words: false,
+        nibbles: false,
+    };
+
+    /// What two products want of the same rows.
+    pub(super) fn and(self, other: Wanted) -> Wanted {
+        Wanted {
+            bytes: self.bytes || other.bytes,
+            words: self.words || other.words,
+            nibbles: self.nibbles || other.nibbles,
+        }
+    }
+}
+
 /// Rows of activations in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Quantised<'a> {
@@ -26,12 +58,16 @@ pub(super) struct Quantised<'a> {
     pub(super) inputs: usize,
     /// `[rows, stride]`, zeros behind the end of a row's last block.
     pub(super) bytes: &'a [i8],
-    /// Bytes from row to row.
+    /// The bytes as words, `[rows, stride]`, of 32 those of even place first; empty where nobody wants them.
+    pub(super) words: &'a [i16],
+    /// Numbers from row to row.
     pub(super) stride: usize,
     /// `[rows, blocks]`
     pub(super) scales: &'a [f32],
     /// `[rows, blocks]`: -128 times the sum of the block's bytes.
     pub(super) corrections: &'a [i32],
+    /// `[rows, blocks, 4]`: [`Lanes::nibble_correction`] of 32 bytes; empty where nobody wants them.
+    pub(super) nibbles: &'a [i32],
     /// Blocks in a row.
     pub(super) blocks: usize,
 }
@@ -42,9 +78,12 @@ pub(super) struct Target {
     inputs: usize,
     stride: usize,
     blocks: usize,
+    wanted: Wanted,
     bytes: Shared<i8>,
+    words: Shared<i16>,
     scales: Shared<f32>,
     corrections: Shared<i32>,
+    nibbles: Shared<i32>,
 }
 
 /// One block being written.
@@ -52,8 +91,12 @@ pub(super) struct Target {
 pub(super) struct Slot<'a> {
     /// 128 bytes.
     pub(super) bytes: &'a mut [i8],
+    /// 128 words, or none.
+    words: &'a mut [i16],
     scale: &'a mut f32,
     correction: &'a mut i32,
+    /// Four, or none.
+    nibbles: &'a mut [i32],
 }
 
 impl Target {
@@ -65,8 +108,20 @@ impl Target {
         // SAFETY: by the caller's promise.
         unsafe {
             let at = row * self.blocks + block;
+            let start = row * self.stride + block * BLOCK;
+            let (words, nibbles) = (self.wanted.words, self.wanted.nibbles);
             Slot {
-                bytes: self.bytes.part(row * self.stride + block * BLOCK, BLOCK),
+                bytes: self.bytes.part(start, BLOCK),
+                words: if words {
+                    self.words.part(start, BLOCK)
+                } else {
+                    &mut []
+                },
+                nibbles: if nibbles {
+                    self.nibbles.part(4 * at, 4)
+                } else {
+                    &mut []
+                },
                 scale: &mut *self.scales.part(at, 1).as_mut_ptr(),
                 correction: &mut *self.corrections.part(at, 1).as_mut_ptr(),
             }
@@ -175,6 +230,23 @@ pub(super) unsafe fn quantise_up_to<V: Lanes>(values: &[V; VECTORS], top: f32, s
         };
         // Whole and at most 128 * 127 * 128 < 2^24: exact.
         *slot.correction = (-128.0 * sum) as i32;
+        if !slot.words.is_empty() {
+            widen(slot.bytes, slot.words);
+        }
+        for (bytes, nibbles) in slot.bytes.chunks_exact(NIBBLE_BLOCK).zip(slot.nibbles) {
+            *nibbles = V::nibble_correction(bytes.as_ptr());
+        }
+    }
+}
+
+/// Bytes to words, of 32 those of even place first.
+#[inline(always)]
+fn widen(bytes: &[i8], words: &mut [i16]) {
+    let words = words.as_chunks_mut::<16>().0.as_chunks_mut::<2>().0;
+    for (from, to) in bytes.as_chunks::<2>().0.as_chunks::<16>().0.iter().zip(words) {
+        // All are read before one is written, so that they go through vectors.
+        let pairs = from.map(|pair| i16::from_le_bytes(pair.map(i8::cast_unsigned)));
+        *to = [pairs.map(|pair| pair << 8 >> 8), pairs.map(|pair| pair >> 8)];
     }
 }
 
@@ -182,6 +254,7 @@ pub(super) unsafe fn quantise_up_to<V: Lanes>(values: &[V; VECTORS], top: f32, s
 pub(super) fn with_target<R>(
     rows: usize,
     inputs: usize,
+    wanted: Wanted,
     fill: impl FnOnce(&Target),
     body: impl FnOnce(&Quantised<'_>) -> R,
 ) -> R {
@@ -189,25 +262,38 @@ pub(super) fn with_target<R>(
     // An odd number of cache lines: equal places of neighbouring rows then fall into different sets of a
     // cache.
     let stride = blocks * BLOCK + 64;
-    scratch(product([rows, stride]), |bytes: &mut [i8]| {
-        scratch(product([rows, blocks]), |scales: &mut [f32]| {
-            scratch(product([rows, blocks]), |corrections: &mut [i32]| {
-                fill(&Target {
-                    inputs,
-                    stride,
-                    blocks,
-                    bytes: Shared::new(bytes),
-                    scales: Shared::new(scales),
-                    corrections: Shared::new(corrections),
-                });
-                body(&Quantised {
-                    inputs,
-                    bytes,
-                    stride,
-                    scales,
-                    corrections,
-                    blocks,
-                })
+    let all = product([rows, stride]);
+    let nibbles = if wanted.nibbles { 4 } else { 0 };
+    scratch(all, |bytes: &mut [i8]| {
+        scratch(if wanted.words { all } else { 0 }, |words: &mut [i16]| {
+            scratch(product([rows, blocks]), |scales: &mut [f32]| {
+                scratch(
+                    product([rows, blocks, 1 + nibbles]),
+                    |corrections: &mut [i32]| {
+                        let (corrections, nibbles) = corrections.split_at_mut(rows * blocks);
+                        fill(&Target {
+                            inputs,
+                            stride,
+                            blocks,
+                            wanted,
+                            bytes: Shared::new(bytes),
+                            words: Shared::new(words),
+                            scales: Shared::new(scales),
+                            corrections: Shared::new(corrections),
+                            nibbles: Shared::new(nibbles),
+                        });
+                        body(&Quantised {
+                            inputs,
+                            bytes,
+                            words,
+                            stride,
+                            scales,
+                            corrections,
+                            nibbles,
+                            blocks,
+                        })
+                    },
+                )
             })
         })
     })
@@ -229,14 +315,14 @@ pub(super) enum Rows<'a> {
     Bytes(Quantised<'a>),
 }
 
-/// Normalises the rows of `x` `[rows, inputs]` and, for weights of `bytes`, quantises them.
+/// Normalises the rows of `x` `[rows, inputs]` and, where bytes are wanted, quantises them.
 pub(super) fn with_rows<R>(
     isa: Isa,
     parallel: &dyn Parallel,
     x: &[f32],
     inputs: usize,
     norm: &Norm<'_>,
-    bytes: bool,
+    wanted: Wanted,
     body: impl FnOnce(&Rows<'_>) -> R,
 ) -> R {
     let rows = x.len() / inputs;
@@ -249,14 +335,16 @@ pub(super) fn with_rows<R>(
         x.get(task * chunk * inputs..rows.min((task + 1) * chunk) * inputs)
             .unwrap_or(&[])
     };
-    if bytes {
+    if wanted.bytes {
         let fill = |target: &Target| {
             // SAFETY: tasks have rows of their own.
             parallel.run(tasks, &|task| unsafe {
                 target.fill(isa, part(task), norm, task * chunk)
             });
         };
-        return with_target(rows, inputs, fill, |quantised| body(&Rows::Bytes(*quantised)));
+        return with_target(rows, inputs, wanted, fill, |quantised| {
+            body(&Rows::Bytes(*quantised))
+        });
     }
     if matches!(norm, Norm::None) {
         return body(&Rows::Floats {
@@ -295,7 +383,7 @@ mod tests {
             x[inputs * 3..inputs * 4].fill(0.0);
             x[0] = 5000.0;
             for isa in Isa::available() {
-                with_rows(isa, &Serial, &x, inputs, &Norm::None, true, |rows| {
+                with_rows(isa, &Serial, &x, inputs, &Norm::None, Wanted::BYTES, |rows| {
                     let Rows::Bytes(q) = rows else { panic!("not bytes") };
                     for (row, x) in x.chunks(inputs).enumerate() {
                         for (block, x) in x.chunks(BLOCK).enumerate() {
@@ -323,7 +411,7 @@ mod tests {
                 for rest in [0.0, 1.0, 1e-40] {
                     let mut x = vec![rest; 256];
                     x[77] = bad;
-                    with_rows(isa, &Serial, &x, 256, &Norm::None, true, |rows| {
+                    with_rows(isa, &Serial, &x, 256, &Norm::None, Wanted::BYTES, |rows| {
                         let Rows::Bytes(q) = rows else { panic!("not bytes") };
                         assert!(q.scales[0].is_nan(), "{} {bad} {rest}", isa.name());
                         assert_eq!(q.scales[1].is_normal(), rest == 1.0);

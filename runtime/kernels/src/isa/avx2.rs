@@ -2,8 +2,13 @@
 //!
 //! Sets with these registers differ in how bytes are multiplied: [`Products`].
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "sums of few rows are registers: all arrays by the same index"
+)]
+
 use super::dispatch::features;
-use super::lanes::Lanes;
+use super::lanes::{AHEAD, LANES, Lanes, Nibbles, few_nibbles, prefetch};
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
@@ -21,6 +26,11 @@ pub(crate) struct Two<P>([__m256; 2], PhantomData<P>);
 /// # Safety
 /// As [`Lanes`]: only instructions of the set.
 pub(super) unsafe trait Products: Copy {
+    /// [`Lanes::WORDS`]
+    const WORDS: bool = false;
+    /// [`Lanes::NIBBLES`]: spread, or bytes.
+    const NIBBLES: Nibbles = Nibbles::Spread;
+
     /// Adds the products of unsigned with signed bytes, four to a lane.
     ///
     /// # Safety
@@ -40,12 +50,17 @@ pub(super) unsafe trait Products: Copy {
     }
 }
 
-/// Products through 16 bits.
+/// Products through 16 bits. Tiles have both sides as words. Nibbles stay bytes: the sum of the products with 32
+/// nibbles, less 8 times their activations, fits 16 bits, and so it is right even where sums on the way wrap
+/// around.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Widened;
 
 // SAFETY: the instructions are of AVX2.
 unsafe impl Products for Widened {
+    const WORDS: bool = true;
+    const NIBBLES: Nibbles = Nibbles::Bytes;
+
     /// Even and odd bytes apart, widened: their sums cannot overflow.
     #[inline(always)]
     unsafe fn bytes(acc: __m256i, weights: __m256i, activations: __m256i) -> __m256i {
@@ -85,8 +100,10 @@ macro_rules! both {
 unsafe impl<P: Products> Lanes for Two<P> {
     type Int = [__m256i; 2];
     type Bytes = [__m256i; 2];
-    const TILE_ROWS: usize = 4;
+    const TILE_ROWS: usize = 6;
     const TILE_PANELS: usize = 1;
+    const WORDS: bool = P::WORDS;
+    const NIBBLES: Nibbles = P::NIBBLES;
     const ATTENTION_ROWS: [usize; 2] = [4, 4];
     const DEPTHWISE_PIXELS: usize = 2;
     const STEM_TILE: (usize, usize) = (4, 1);
@@ -277,6 +294,89 @@ unsafe impl<P: Products> Lanes for Two<P> {
                 P::nibbles(acc[0], [low[0], high[0]], [low_a[0], high_a[0]]),
                 P::nibbles(acc[1], [low[1], high[1]], [low_a[1], high_a[1]]),
             ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_words(acc: Self::Int, weights: *const u8, activations: [i8; 4]) -> Self::Int {
+        unsafe {
+            let (weights, activations) = (Self::bytes_load(weights), Self::bytes_splat(activations));
+            [
+                _mm256_add_epi32(acc[0], _mm256_madd_epi16(weights[0], activations[0])),
+                _mm256_add_epi32(acc[1], _mm256_madd_epi16(weights[1], activations[1])),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn nibble_start(correction: i32) -> Self::Int {
+        unsafe { Self::int_splat(correction) }
+    }
+    #[inline(always)]
+    unsafe fn nibble_step(acc: Self::Int, weights: *const u8, activations: [i8; 4]) -> Self::Int {
+        unsafe {
+            let (weights, activations) = (Self::bytes_load(weights), Self::bytes_splat(activations));
+            [
+                _mm256_add_epi16(acc[0], _mm256_maddubs_epi16(weights[0], activations[0])),
+                _mm256_add_epi16(acc[1], _mm256_maddubs_epi16(weights[1], activations[1])),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn nibble_end([low, high]: Self::Int) -> Self::Int {
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            [_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, ones)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn nibble_correction(bytes: *const i8) -> i32 {
+        unsafe {
+            let bytes = _mm256_loadu_si256(bytes.cast());
+            // Sums of pairs, eight times: even ones are of places 0 and 1.
+            let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(8), bytes);
+            let four = _mm_add_epi16(
+                _mm256_castsi256_si128(pairs),
+                _mm256_extracti128_si256::<1>(pairs),
+            );
+            let two = _mm_add_epi16(four, _mm_unpackhi_epi64(four, four));
+            let one = _mm_add_epi16(two, _mm_shuffle_epi32::<1>(two));
+            _mm_cvtsi128_si32(_mm_sub_epi16(_mm_setzero_si128(), one))
+        }
+    }
+    #[inline(always)]
+    unsafe fn few_nibbles<const ROWS: usize>(
+        activations: *const i8,
+        stride: usize,
+        corrections: [i32; ROWS],
+        nibbles: *const u8,
+    ) -> [Self::Int; ROWS] {
+        unsafe {
+            if P::NIBBLES == Nibbles::Spread {
+                return few_nibbles::<Self, ROWS>(activations, stride, corrections, nibbles);
+            }
+            // Sums of 16 bits: at most 8 times twice 15 times 127, and then those of 32 bits.
+            let mut acc = [[_mm256_setzero_si256(); 2]; ROWS];
+            for group in 0..4 {
+                let weights = nibbles.add(group * 4 * LANES);
+                prefetch(weights.wrapping_add(AHEAD));
+                let [low, high] = Self::nibbles(Self::bytes_load(weights));
+                for row in 0..ROWS {
+                    let at = activations.add(row * stride + group * 8).cast::<[i8; 4]>();
+                    let first = Self::bytes_splat(at.read_unaligned());
+                    let second = Self::bytes_splat(at.add(1).read_unaligned());
+                    for half in 0..2 {
+                        let products = _mm256_add_epi16(
+                            _mm256_maddubs_epi16(low[half], first[half]),
+                            _mm256_maddubs_epi16(high[half], second[half]),
+                        );
+                        acc[row][half] = _mm256_add_epi16(acc[row][half], products);
+                    }
+                }
+            }
+            let mut sums = acc;
+            for row in 0..ROWS {
+                sums[row] = Self::int_add(Self::nibble_end(acc[row]), Self::int_splat(corrections[row]));
+            }
+            sums
         }
     }
     #[inline(always)]

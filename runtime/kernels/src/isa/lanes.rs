@@ -26,6 +26,17 @@ pub(crate) fn prefetch<T>(address: *const T) {
     let _ = address;
 }
 
+/// How nibbles are multiplied with many rows: what a panel is unpacked to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Nibbles {
+    /// Bytes on one scale per column, which go the way of bytes.
+    Spread,
+    /// A byte for each nibble, multiplied by [`Lanes::nibble_step`], four inputs at a time.
+    Bytes,
+    /// A word for each nibble, multiplied by [`Lanes::nibble_step`], two inputs at a time.
+    Words,
+}
+
 /// Sixteen float32 side by side, with sixteen int32 for exact sums of products of bytes.
 ///
 /// A set needs its types, its tiles, and how the three types are read and written; everything else has a
@@ -54,6 +65,11 @@ pub(crate) unsafe trait Lanes: Copy {
     /// Whether a tile of bytes keeps its sums over several blocks of inputs in registers: 26 that hold sixteen
     /// lanes each are enough.
     const KEEPS_SUMS: bool = false;
+    /// Whether tiles multiply bytes as words, by [`Lanes::dot_words`]: weights as they are stored, unsigned. Of 32
+    /// inputs as words, those of even place come first, then those of odd place.
+    const WORDS: bool = false;
+    /// How tiles multiply nibbles.
+    const NIBBLES: Nibbles = Nibbles::Spread;
     /// Query rows of a tile of attention, for heads of up to 32 numbers and for longer ones: 12 or 6, or 4
     /// for both.
     const ATTENTION_ROWS: [usize; 2];
@@ -354,6 +370,56 @@ pub(crate) unsafe trait Lanes: Copy {
             Self::nibble_products(acc, weights, activations)
         }
     }
+    /// `acc[lane] += sum over i < 2 of weights[2 * lane + i] * activations[i]` of unsigned with signed words, 64
+    /// and 4 bytes of them; weights are at most 255.
+    #[inline(always)]
+    unsafe fn dot_words(acc: Self::Int, weights: *const u8, activations: [i8; 4]) -> Self::Int {
+        unsafe {
+            let weights = weights.cast::<[[i16; 2]; LANES]>().read_unaligned();
+            let [a, b] = halves(i32::from_ne_bytes(activations.map(i8::cast_unsigned)));
+            let mut sums = ints::<Self>(acc);
+            for (sum, [first, second]) in sums.iter_mut().zip(weights) {
+                *sum += i32::from(first) * i32::from(a) + i32::from(second) * i32::from(b);
+            }
+            Self::int_load(sums.as_ptr())
+        }
+    }
+    /// Where the sums of products with 32 nibbles start: at what [`Lanes::nibble_correction`] says.
+    #[inline(always)]
+    unsafe fn nibble_start(correction: i32) -> Self::Int {
+        let [even, odd] = halves(correction);
+        unsafe { Self::int_splat(i32::from(even) + i32::from(odd)) }
+    }
+    /// Products of four inputs as bytes or of two as words, whichever [`Lanes::NIBBLES`] says, with weights that
+    /// are at most 15; sums may be kept as the set likes.
+    #[inline(always)]
+    unsafe fn nibble_step(acc: Self::Int, weights: *const u8, activations: [i8; 4]) -> Self::Int {
+        unsafe {
+            if Self::NIBBLES == Nibbles::Words {
+                Self::dot_words(acc, weights, activations)
+            } else {
+                Self::products(acc, Self::bytes_load(weights), Self::bytes_splat(activations))
+            }
+        }
+    }
+    /// The sums after up to 32 inputs.
+    #[inline(always)]
+    unsafe fn nibble_end(acc: Self::Int) -> Self::Int {
+        acc
+    }
+    /// -8 times the sum of 32 signed bytes as two signed words: of the bytes whose place is 0 or 1 modulo 4 in
+    /// the low word, of the others in the high one.
+    #[inline(always)]
+    unsafe fn nibble_correction(bytes: *const i8) -> i32 {
+        let bytes = unsafe { bytes.cast::<[[i8; 4]; 8]>().read_unaligned() };
+        let (mut low, mut high) = (0_i16, 0_i16);
+        for [a, b, c, d] in bytes {
+            low += i16::from(a) + i16::from(b);
+            high += i16::from(c) + i16::from(d);
+        }
+        let [low, high] = [low, high].map(|sum| (-8 * sum).cast_unsigned());
+        (u32::from(low) | u32::from(high) << 16).cast_signed()
+    }
     /// [`Lanes::products`] of 64 stored byte weights with as many activations.
     #[inline(always)]
     unsafe fn dot_bytes(acc: Self::Int, weights: *const u8, activations: *const i8) -> Self::Int {
@@ -435,7 +501,35 @@ pub(crate) unsafe trait Lanes: Copy {
             acc
         }
     }
-    /// The same of few rows with one panel whose weights are read from memory, in order, as they are stored.
+    /// The same of words: `stride` and `panel_stride` are bytes, a step has two inputs.
+    #[inline(always)]
+    unsafe fn tile_words<const ROWS: usize, const PANELS: usize>(
+        activations: *const i8,
+        stride: usize,
+        corrections: [i32; ROWS],
+        weights: *const u8,
+        panel_stride: usize,
+        steps: usize,
+    ) -> [[Self::Int; PANELS]; ROWS] {
+        unsafe {
+            let mut acc = [[Self::int_splat(0); PANELS]; ROWS];
+            for i in 0..ROWS {
+                acc[i] = [Self::int_splat(corrections[i]); PANELS];
+            }
+            for step in 0..steps {
+                let weights = weights.add(step * 4 * LANES);
+                for i in 0..ROWS {
+                    let values = activations.add(i * stride + step * 4);
+                    let values = values.cast::<[i8; 4]>().read_unaligned();
+                    for j in 0..PANELS {
+                        acc[i][j] = Self::dot_words(acc[i][j], weights.add(j * panel_stride), values);
+                    }
+                }
+            }
+            acc
+        }
+    }
+    /// [`Lanes::tile_block`] of few rows with one panel whose weights are read from memory, in order, as they are stored.
     #[inline(always)]
     unsafe fn few_block<const ROWS: usize>(
         activations: *const i8,
@@ -487,22 +581,36 @@ pub(crate) unsafe trait Lanes: Copy {
         corrections: [i32; ROWS],
         nibbles: *const u8,
     ) -> [Self::Int; ROWS] {
-        unsafe {
-            let mut acc = [Self::int_splat(0); ROWS];
-            for row in 0..ROWS {
-                acc[row] = Self::int_splat(corrections[row]);
-            }
-            for group in 0..4 {
-                let weights = nibbles.add(group * 4 * LANES);
-                prefetch(weights.wrapping_add(AHEAD));
-                for row in 0..ROWS {
-                    let at = activations.add(row * stride + group * 8).cast::<[i8; 4]>();
-                    let (low, high) = (at.read_unaligned(), at.add(1).read_unaligned());
-                    acc[row] = Self::dot_nibbles(acc[row], weights, low, high);
-                }
-            }
-            acc
+        unsafe { few_nibbles::<Self, ROWS>(activations, stride, corrections, nibbles) }
+    }
+}
+
+/// [`Lanes::few_nibbles`] by [`Lanes::dot_nibbles`].
+///
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+pub(super) unsafe fn few_nibbles<V: Lanes, const ROWS: usize>(
+    activations: *const i8,
+    stride: usize,
+    corrections: [i32; ROWS],
+    nibbles: *const u8,
+) -> [V::Int; ROWS] {
+    unsafe {
+        let mut acc = [V::int_splat(0); ROWS];
+        for row in 0..ROWS {
+            acc[row] = V::int_splat(corrections[row]);
         }
+        for group in 0..4 {
+            let weights = nibbles.add(group * 4 * LANES);
+            prefetch(weights.wrapping_add(AHEAD));
+            for row in 0..ROWS {
+                let at = activations.add(row * stride + group * 8).cast::<[i8; 4]>();
+                let (low, high) = (at.read_unaligned(), at.add(1).read_unaligned());
+                acc[row] = V::dot_nibbles(acc[row], weights, low, high);
+            }
+        }
+        acc
     }
 }
 
@@ -511,6 +619,13 @@ pub(crate) unsafe trait Lanes: Copy {
 fn spread_nibble(nibble: u8, ratio: i32) -> u8 {
     let product = ((i32::from(nibble) - 8) * 16).wrapping_mul(ratio);
     (128 + (product.wrapping_add(0x4000) >> 15)) as u8
+}
+
+/// Two words in memory's order.
+#[inline(always)]
+fn halves(words: i32) -> [i16; 2] {
+    let [a, b, c, d] = words.to_ne_bytes();
+    [i16::from_ne_bytes([a, b]), i16::from_ne_bytes([c, d])]
 }
 
 /// `f(0), f(1), ..`

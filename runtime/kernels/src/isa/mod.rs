@@ -11,12 +11,14 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx_vnni;
 mod dispatch;
 mod lanes;
 mod portable;
 
 pub(crate) use dispatch::{Kernel, dispatch};
-pub(crate) use lanes::{AHEAD, LANES, Lanes, prefetch};
+pub(crate) use lanes::{AHEAD, LANES, Lanes, Nibbles, prefetch};
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -67,6 +69,8 @@ sets! {
     Portable: "portable" in portable;
     #[cfg(target_arch = "x86_64")]
     Avx2: "avx2" in avx2;
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni: "avx-vnni" in avx_vnni;
     #[cfg(target_arch = "x86_64")]
     Avx512: "avx512-vnni" in avx512;
 }

@@ -5,8 +5,10 @@
 //!   sum, 128 times the sum of the activations, is taken off beforehand (`quantise.rs`). Sums are exact
 //!   within a block of 128 and are added up in float32, each times its activations' scale. The column's scale
 //!   comes last.
+//!   Sets without an instruction for such products multiply words instead ([`crate::isa::Lanes::WORDS`]).
 //! - Nibbles, many rows: two panels at a time are turned into bytes on one scale per column, and go the way
-//!   of the bytes.
+//!   of the bytes; or they are multiplied as they are, whichever is faster on the set
+//!   ([`crate::isa::Lanes::NIBBLES`]).
 //! - Few rows: straight from the weights, whatever their form.
 //!
 //! A sum's order over the inputs is always the same, whatever the tile and the task: results do not depend on
@@ -23,6 +25,7 @@ pub(crate) use tiles::{Sums, TILE, accumulate};
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::panels::Pair;
     use super::*;
     use crate::isa::{Isa, LANES};
     use crate::norm::Norm;
@@ -193,7 +196,7 @@ pub(super) mod tests {
                 // Rows of one 1 each, whose products are the weights.
                 let ones: Vec<f32> = (0..100 * 100).map(|i| f32::from(i % 101 == 0)).collect();
                 let mut sums = vec![0.0; 100 * WIDTH];
-                with_rows(isa, &Serial, &ones, 100, &Norm::None, true, |rows| {
+                with_rows(isa, &Serial, &ones, 100, &Norm::None, matrix.wants(isa), |rows| {
                     let sums = Sums {
                         values: &mut sums,
                         stride: WIDTH,
@@ -207,6 +210,154 @@ pub(super) mod tests {
                         let value = scales[column] * sums[k * WIDTH + column];
                         let error = (value - weights.values[n * 100 + k]).abs();
                         assert!(error <= scales[column] * 0.503, "{} {n} {k}: {error}", isa.name());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sums_of_bytes_are_exact_on_every_set() {
+        for (rows, inputs) in [(1, 128), (7, 128), (13, 100), (25, 33), (12, 4)] {
+            // Whole numbers with 127 or -127 in each row, whose scale is one step.
+            let mut x: Vec<f32> = noise(rows * inputs, 3)
+                .iter()
+                .map(|x| (x * 127.0).round())
+                .collect();
+            for (row, x) in x.chunks_mut(inputs).enumerate() {
+                x[row % inputs] = if row % 2 == 0 { 127.0 } else { -127.0 };
+            }
+            for least in [0, 255, 1] {
+                // All bytes, the largest sums that there are, and the smallest.
+                let quads = inputs.div_ceil(4);
+                let bytes: Vec<u8> = (0..2 * quads * 64).map(|i| (i * 37 % 256) as u8).collect();
+                let bytes: Vec<u8> = match least {
+                    0 => bytes,
+                    least => vec![least; bytes.len()],
+                };
+                let ones = [1.0; WIDTH];
+                let matrix = Matrix {
+                    outputs: WIDTH,
+                    inputs,
+                    panels: Panels::Int8 {
+                        bytes: &bytes,
+                        scales: &ones,
+                    },
+                };
+                for isa in Isa::available() {
+                    let mut room = vec![0xff; matrix.room(isa, inputs)];
+                    let cut = Cut {
+                        first: 0,
+                        count: 2,
+                        block: 0,
+                        inputs,
+                    };
+                    let pair = matrix.pair(isa, cut, &ones, &mut room);
+                    let mut sums = vec![f32::NAN; rows * WIDTH];
+                    with_rows(
+                        isa,
+                        &Serial,
+                        &x,
+                        inputs,
+                        &Norm::None,
+                        matrix.wants(isa),
+                        |prepared| {
+                            let sums = Sums {
+                                values: &mut sums,
+                                stride: WIDTH,
+                                fresh: true,
+                            };
+                            accumulate(isa, prepared, 0..rows, &pair, sums);
+                        },
+                    );
+                    for (i, sum) in sums.iter().enumerate() {
+                        let (row, column) = (i / WIDTH, i % WIDTH);
+                        let expected: i32 = (0..inputs)
+                            .map(|k| {
+                                let at = (column / LANES * quads + k / 4) * 64 + column % LANES * 4 + k % 4;
+                                (i32::from(bytes[at]) - 128) * x[row * inputs + k] as i32
+                            })
+                            .sum();
+                        let expected = expected as f32 * (127.0 * (1.0 / 127.0));
+                        assert_eq!(*sum, expected, "{} {rows}x{inputs} {row} {column}", isa.name());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sums_of_nibbles_are_exact_where_they_are_not_spread() {
+        for (rows, inputs) in [(1, 128), (13, 100), (25, 33)] {
+            let mut x: Vec<f32> = noise(rows * inputs, 3)
+                .iter()
+                .map(|x| (x * 127.0).round())
+                .collect();
+            for (row, x) in x.chunks_mut(inputs).enumerate() {
+                x[row % inputs] = 127.0;
+                if row % 3 == 1 {
+                    // The largest sums that there are, of either sign.
+                    x.fill(if row % 2 == 0 { 127.0 } else { -127.0 });
+                }
+            }
+            let blocks = inputs.div_ceil(NIBBLE_BLOCK);
+            let ones = vec![f16::ONE.to_bits(); 2 * blocks * LANES];
+            for fill in [None, Some(0_u8), Some(0xff)] {
+                let nibbles: Vec<u8> = (0..2 * blocks * 256)
+                    .map(|i| fill.unwrap_or((i * 37 % 256) as u8))
+                    .collect();
+                let matrix = Matrix {
+                    outputs: WIDTH,
+                    inputs,
+                    panels: Panels::Int4 {
+                        nibbles: &nibbles,
+                        scales: &ones,
+                    },
+                };
+                for isa in Isa::available() {
+                    let mut scales = [0.0; WIDTH];
+                    matrix.column_scales(isa, 0, 2, &mut scales);
+                    let mut room = vec![0xff; matrix.room(isa, inputs)];
+                    let cut = Cut {
+                        first: 0,
+                        count: 2,
+                        block: 0,
+                        inputs,
+                    };
+                    let pair = matrix.pair(isa, cut, &scales, &mut room);
+                    if matches!(pair, Pair::Bytes { .. }) {
+                        continue;
+                    }
+                    let mut sums = vec![f32::NAN; rows * WIDTH];
+                    with_rows(
+                        isa,
+                        &Serial,
+                        &x,
+                        inputs,
+                        &Norm::None,
+                        matrix.wants(isa),
+                        |prepared| {
+                            let sums = Sums {
+                                values: &mut sums,
+                                stride: WIDTH,
+                                fresh: true,
+                            };
+                            accumulate(isa, prepared, 0..rows, &pair, sums);
+                        },
+                    );
+                    for (i, sum) in sums.iter().enumerate() {
+                        let (row, column) = (i / WIDTH, i % WIDTH);
+                        let expected: i32 = (0..inputs)
+                            .map(|k| {
+                                let block = column / LANES * blocks + k / 32;
+                                let (group, part) = (k % 32 / 8, k % 8);
+                                let byte = nibbles[block * 256 + group * 64 + column % LANES * 4 + part % 4];
+                                let nibble = if part < 4 { byte & 15 } else { byte >> 4 };
+                                (i32::from(nibble) - 8) * x[row * inputs + k] as i32
+                            })
+                            .sum();
+                        let expected = expected as f32 * (127.0 * (1.0 / 127.0));
+                        assert_eq!(*sum, expected, "{} {rows}x{inputs} {row} {column}", isa.name());
                     }
                 }
             }

@@ -1,7 +1,7 @@
 //! Panels: how is a weight matrix laid out? Sixteen outputs together, in float32, bytes or nibbles.
 
-use crate::isa::{Isa, LANES, Lanes, dispatch};
-use crate::quantise::BLOCK;
+use crate::isa::{Isa, LANES, Lanes, Nibbles, dispatch};
+use crate::quantise::{BLOCK, Wanted};
 use crate::sizes::{MOST, product};
 
 /// A weight `[N, K]` (`y = x W^T`) in panels of 16 outputs. What lies beyond `N` and `K` is zero.
@@ -39,6 +39,11 @@ pub struct Matrix<'a> {
 
 /// Inputs with a common scale in [`Panels::Int4`].
 pub(crate) const NIBBLE_BLOCK: usize = 32;
+/// Bytes of 32 inputs of a panel in [`Pair::Nibbles`], if a nibble takes `size` bytes: the nibbles, then a
+/// float32 for each column.
+pub(super) const fn nibble_record(size: usize) -> usize {
+    NIBBLE_BLOCK * LANES * size + 4 * LANES
+}
 /// Panels that are multiplied together.
 pub(crate) const PAIR: usize = 2;
 /// Columns of those.
@@ -95,9 +100,39 @@ impl Matrix<'_> {
         !matches!(self.panels, Panels::Float32(_))
     }
 
+    /// What a product of many rows wants of them.
+    pub(crate) fn wants(&self, isa: Isa) -> Wanted {
+        let way = Way::of(isa);
+        match self.panels {
+            Panels::Float32(_) => Wanted::default(),
+            Panels::Int4 { .. } if way.nibbles != Nibbles::Spread => Wanted {
+                words: way.nibbles == Nibbles::Words,
+                nibbles: true,
+                ..Wanted::BYTES
+            },
+            Panels::Int8 { .. } | Panels::Int4 { .. } => Wanted {
+                words: way.words,
+                ..Wanted::BYTES
+            },
+        }
+    }
+
+    /// What a product of few rows wants of them.
+    pub(crate) fn wants_few(&self) -> Wanted {
+        if self.is_bytes() {
+            Wanted::BYTES
+        } else {
+            Wanted::default()
+        }
+    }
+
     /// Whether panels are made when they are used, so that a task should have many rows.
-    pub(crate) fn is_nibbles(&self) -> bool {
-        matches!(self.panels, Panels::Int4 { .. })
+    pub(crate) fn is_made(&self, isa: Isa) -> bool {
+        match self.panels {
+            Panels::Float32(_) => false,
+            Panels::Int8 { .. } => Way::of(isa).words,
+            Panels::Int4 { .. } => true,
+        }
     }
 
     /// Bytes of a panel of [`Panels::Int8`].
@@ -116,10 +151,20 @@ impl Matrix<'_> {
 
     /// Bytes that [`Matrix::pair`] wants for `inputs` inputs.
     pub(crate) fn room(&self, isa: Isa, inputs: usize) -> usize {
+        let way = Way::of(isa);
         match self.panels {
-            Panels::Int4 { .. } => inputs.next_multiple_of(NIBBLE_BLOCK) * WIDTH,
-            Panels::Int8 { .. } if packs(isa) => tile_inputs(isa, inputs) * WIDTH,
-            _ => 0,
+            Panels::Float32(_) => 0,
+            Panels::Int8 { .. } if way.words || way.packed => way.inputs(inputs) * WIDTH * way.size(),
+            Panels::Int8 { .. } => 0,
+            Panels::Int4 { .. } => {
+                let blocks = inputs.div_ceil(NIBBLE_BLOCK);
+                PAIR * blocks
+                    * match way.nibbles {
+                        Nibbles::Spread => NIBBLE_BLOCK * LANES,
+                        Nibbles::Bytes => nibble_record(1),
+                        Nibbles::Words => nibble_record(2),
+                    }
+            }
         }
     }
 
@@ -141,9 +186,14 @@ impl Matrix<'_> {
             }
             Panels::Int4 { scales, .. } => {
                 let blocks = self.inputs.div_ceil(NIBBLE_BLOCK);
+                let spread = Way::of(isa).nibbles == Nibbles::Spread;
                 for (panel, to) in to.chunks_exact_mut(LANES).enumerate() {
                     let from = scales.get((first + panel) * blocks * LANES..).unwrap_or(&[]);
-                    column_scale(isa, from, blocks, to);
+                    if spread {
+                        column_scale(isa, from, blocks, to);
+                    } else {
+                        to.fill(1.0);
+                    }
                     let real = self.outputs.saturating_sub((first + panel) * LANES);
                     to.iter_mut().skip(real).for_each(|scale| *scale = 0.0);
                 }
@@ -172,6 +222,7 @@ impl Matrix<'_> {
             "panels of another matrix"
         );
         assert!(block * BLOCK + inputs <= self.inputs, "inputs of another matrix");
+        let way = Way::of(isa);
         match self.panels {
             Panels::Float32(values) => {
                 let stride = self.inputs * LANES;
@@ -185,19 +236,42 @@ impl Matrix<'_> {
             Panels::Int8 { bytes, .. } => {
                 let stride = self.panel_bytes();
                 let bytes = bytes.get(first * stride + block * BLOCK * LANES..).unwrap_or(&[]);
-                if !packs(isa) {
+                if !way.words && !way.packed {
                     return Pair::Bytes { bytes, stride, count };
                 }
-                let (stored, packed) = (inputs.div_ceil(4) * 4 * LANES, tile_inputs(isa, inputs) * LANES);
+                let stored = inputs.div_ceil(4) * 4 * LANES;
+                let made = way.inputs(inputs) * LANES * way.size();
                 for panel in 0..count {
                     let from = panel * stride..panel * stride + stored;
-                    let to = panel * packed..(panel + 1) * packed;
-                    let (from, to) = (bytes.get(from), room.get_mut(to));
-                    pack(isa, from.unwrap_or(&[]), to.unwrap_or(&mut []));
+                    let to = panel * made..(panel + 1) * made;
+                    let (from, to) = (bytes.get(from).unwrap_or(&[]), room.get_mut(to));
+                    let to = to.unwrap_or(&mut []);
+                    if way.words {
+                        widen(isa, from, to);
+                    } else {
+                        pack(isa, from, to);
+                    }
                 }
                 Pair::Bytes {
                     bytes: room,
-                    stride: packed,
+                    stride: made,
+                    count,
+                }
+            }
+            Panels::Int4 { nibbles, scales } if way.nibbles != Nibbles::Spread => {
+                let (all, start) = (self.inputs.div_ceil(NIBBLE_BLOCK), block * BLOCK / NIBBLE_BLOCK);
+                let blocks = inputs.div_ceil(NIBBLE_BLOCK);
+                let size = if way.nibbles == Nibbles::Words { 2 } else { 1 };
+                let stride = blocks * nibble_record(size);
+                for (panel, to) in room.chunks_exact_mut(stride).take(count).enumerate() {
+                    let at = (first + panel) * all + start;
+                    let nibbles = nibbles.get(at * 256..(at + blocks) * 256).unwrap_or(&[]);
+                    let scales = scales.get(at * LANES..(at + blocks) * LANES).unwrap_or(&[]);
+                    unpack(isa, nibbles, scales, to);
+                }
+                Pair::Nibbles {
+                    records: room,
+                    stride,
                     count,
                 }
             }
@@ -246,30 +320,158 @@ pub(crate) enum Pair<'a> {
         stride: usize,
         count: usize,
     },
-    /// `[inputs / 4, 16, 4]` each, or what the set's tiles multiply instead, [`tile_inputs`] times 16 bytes.
-    /// `stride` bytes from panel to panel.
+    /// `[inputs / 4, 16, 4]` each, or what the set's tiles multiply instead: a form of the set's own as long, or
+    /// words `[inputs / 32, 2, 8, 16, 2]`. `stride` bytes from panel to panel.
     Bytes {
         bytes: &'a [u8],
+        stride: usize,
+        count: usize,
+    },
+    /// For each 32 inputs [`nibble_record`] bytes: nibbles 0..=15 in the order of bytes or of words, as
+    /// [`Lanes::NIBBLES`] has them, and their scales; `stride` bytes from panel to panel.
+    Nibbles {
+        records: &'a [u8],
         stride: usize,
         count: usize,
     },
 }
 
 /// Inputs of which packed weights have a multiple.
-pub(super) const PACKED_INPUTS: usize = 16;
+const PACKED_INPUTS: usize = 16;
 
-/// Whether the set's tiles multiply byte weights in a form of their own.
-fn packs(isa: Isa) -> bool {
-    #[inline(always)]
-    unsafe fn body<V: Lanes>() -> bool {
-        V::PACKED
-    }
-    dispatch!(isa, body() -> bool)
+/// How a set's tiles multiply bytes and nibbles.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Way {
+    /// [`Lanes::WORDS`]
+    words: bool,
+    /// [`Lanes::PACKED`]
+    packed: bool,
+    /// [`Lanes::NIBBLES`]
+    nibbles: Nibbles,
 }
 
-/// Inputs of a panel of bytes as tiles multiply it.
-pub(super) fn tile_inputs(isa: Isa, inputs: usize) -> usize {
-    inputs.next_multiple_of(if packs(isa) { PACKED_INPUTS } else { 4 })
+impl Way {
+    fn of(isa: Isa) -> Way {
+        #[inline(always)]
+        unsafe fn body<V: Lanes>() -> Way {
+            Way::of_set::<V>()
+        }
+        dispatch!(isa, body() -> Way)
+    }
+
+    #[inline(always)]
+    pub(super) fn of_set<V: Lanes>() -> Way {
+        const {
+            assert!(
+                !V::WORDS || !V::PACKED && !matches!(V::NIBBLES, Nibbles::Spread),
+                "words are not packed, and spread nibbles are bytes"
+            );
+        }
+        Way {
+            words: V::WORDS,
+            packed: V::PACKED,
+            nibbles: V::NIBBLES,
+        }
+    }
+
+    /// Bytes of a weight of [`Pair::Bytes`].
+    #[inline(always)]
+    pub(super) fn size(self) -> usize {
+        if self.words { 2 } else { 1 }
+    }
+
+    /// Inputs of a panel of [`Pair::Bytes`].
+    #[inline(always)]
+    pub(super) fn inputs(self, inputs: usize) -> usize {
+        inputs.next_multiple_of(if self.words {
+            NIBBLE_BLOCK
+        } else if self.packed {
+            PACKED_INPUTS
+        } else {
+            4
+        })
+    }
+}
+
+/// Moves sixteen numbers of 32 bits by `shift` bits and keeps those of `mask`. All are read before one is
+/// written, so that they go through vectors.
+#[inline(always)]
+fn cut_off(from: &[u8; 64], shift: u32, mask: u32, to: &mut [u8; 64]) {
+    let mut numbers = [0; LANES];
+    for (number, from) in numbers.iter_mut().zip(from.as_chunks::<4>().0) {
+        *number = u32::from_le_bytes(*from) >> shift & mask;
+    }
+    for (to, number) in to.as_chunks_mut::<4>().0.iter_mut().zip(numbers) {
+        *to = number.to_le_bytes();
+    }
+}
+
+/// Bytes of a panel to words, of 32 inputs those of even place first. Inputs beyond the last keep what was
+/// there: they meet zeros.
+fn widen(isa: Isa, from: &[u8], to: &mut [u8]) {
+    #[inline(always)]
+    unsafe fn body<V: Lanes>(from: &[u8], to: &mut [u8]) {
+        const { assert!(LANES == 16 && NIBBLE_BLOCK == 32) }
+        for (from, to) in from.chunks(512).zip(to.chunks_exact_mut(1024)) {
+            let (even, odd) = to.split_at_mut(512);
+            let (even, odd) = (even.as_chunks_mut().0, odd.as_chunks_mut().0);
+            for (from, (even, odd)) in from.as_chunks().0.iter().zip(even.iter_mut().zip(odd)) {
+                cut_off(from, 0, 0x00ff_00ff, even);
+                cut_off(from, 8, 0x00ff_00ff, odd);
+            }
+        }
+    }
+    assert!(
+        to.len() >= from.len().next_multiple_of(NIBBLE_BLOCK * LANES) * 2,
+        "words of a panel"
+    );
+    dispatch!(isa, body(from: &[u8], to: &mut [u8]));
+}
+
+/// Nibbles of one panel to records of [`Pair::Nibbles`].
+fn unpack(isa: Isa, nibbles: &[u8], scales: &[u16], to: &mut [u8]) {
+    #[inline(always)]
+    unsafe fn body<V: Lanes>(nibbles: &[u8], scales: &[u16], to: &mut [u8]) {
+        let size = if V::NIBBLES == Nibbles::Words { 2 } else { 1 };
+        let records = to.chunks_exact_mut(nibble_record(size));
+        for ((from, scales), to) in nibbles
+            .chunks_exact(256)
+            .zip(scales.chunks_exact(LANES))
+            .zip(records)
+        {
+            let (to, last) = to.split_at_mut(NIBBLE_BLOCK * LANES * size);
+            let from = from.as_chunks::<64>().0.iter();
+            if size == 1 {
+                for (from, [low, high]) in from.zip(to.as_chunks_mut().0.as_chunks_mut::<2>().0) {
+                    cut_off(from, 0, 0x0f0f_0f0f, low);
+                    cut_off(from, 4, 0x0f0f_0f0f, high);
+                }
+            } else {
+                let (even, odd) = to.split_at_mut(NIBBLE_BLOCK * LANES);
+                let even = even.as_chunks_mut().0.as_chunks_mut::<2>().0;
+                let odd = odd.as_chunks_mut().0.as_chunks_mut::<2>().0;
+                for (from, (even, odd)) in from.zip(even.iter_mut().zip(odd)) {
+                    cut_off(from, 0, 0x000f_000f, &mut even[0]);
+                    cut_off(from, 4, 0x000f_000f, &mut even[1]);
+                    cut_off(from, 8, 0x000f_000f, &mut odd[0]);
+                    cut_off(from, 12, 0x000f_000f, &mut odd[1]);
+                }
+            }
+            // SAFETY: sixteen numbers of each; stores need no alignment.
+            unsafe { V::load_f16(scales.as_ptr()).store(last.as_mut_ptr().cast()) };
+        }
+    }
+    let blocks = scales.len() / LANES;
+    let size = if Way::of(isa).nibbles == Nibbles::Words {
+        2
+    } else {
+        1
+    };
+    assert!(
+        nibbles.len() == blocks * 256 && to.len() == blocks * nibble_record(size),
+        "a panel of nibbles"
+    );
+    dispatch!(isa, body(nibbles: &[u8], scales: &[u16], to: &mut [u8]));
 }
 
 /// Bytes of one panel, `[quads, 16, 4]`, as the set's tiles multiply them. What lies behind the last input is

@@ -6,8 +6,8 @@
     reason = "a tile's loops run over registers: all of its arrays by the same index"
 )]
 
-use super::panels::{PACKED_INPUTS, Pair, tile_inputs};
-use crate::isa::{Isa, LANES, Lanes, dispatch};
+use super::panels::{NIBBLE_BLOCK, Pair, Way, nibble_record};
+use crate::isa::{Isa, LANES, Lanes, Nibbles, dispatch};
 use crate::quantise::{BLOCK, Quantised, Rows};
 use std::ops::Range;
 
@@ -77,30 +77,56 @@ pub(crate) fn accumulate(isa: Isa, rows: &Rows<'_>, range: Range<usize>, pair: &
                 count: panels,
             },
         ) => {
-            assert!(
-                first + count <= rows.scales.len() / rows.blocks,
-                "rows that are not there"
-            );
-            assert!(
-                bytes.len() >= (panels - 1) * stride + tile_inputs(isa, rows.inputs) * LANES,
-                "weights that are not there"
-            );
-            assert!(
-                sums.values.len() >= (count - 1) * sums.stride + panels * LANES,
-                "too few sums"
-            );
+            check(rows, first + count, *panels, count, &sums);
             let weights = Ahead {
                 start: bytes.as_ptr(),
                 stride: *stride,
                 panels: *panels,
             };
-            let rows = *rows;
+            let (rows, length) = (*rows, bytes.len());
             dispatch!(isa, multiply_bytes(
-                rows: Quantised<'_>, first: usize, count: usize, weights: Ahead<u8>, sums: Sums<'_>,
+                rows: Quantised<'_>, first: usize, count: usize, weights: Ahead<u8>, length: usize,
+                sums: Sums<'_>,
+            ));
+        }
+        (
+            Rows::Bytes(rows),
+            Pair::Nibbles {
+                records,
+                stride,
+                count: panels,
+            },
+        ) => {
+            check(rows, first + count, *panels, count, &sums);
+            let weights = Ahead {
+                start: records.as_ptr(),
+                stride: *stride,
+                panels: *panels,
+            };
+            let (rows, length) = (*rows, records.len());
+            dispatch!(isa, multiply_nibbles(
+                rows: Quantised<'_>, first: usize, count: usize, weights: Ahead<u8>, length: usize,
+                sums: Sums<'_>,
             ));
         }
         _ => panic!("rows are not prepared for these weights"),
     }
+}
+
+/// That there are as many quantised rows, and room for the sums of `count` of them.
+fn check(rows: &Quantised<'_>, end: usize, panels: usize, count: usize, sums: &Sums<'_>) {
+    assert!(
+        end <= rows.scales.len() / rows.blocks && end <= rows.corrections.len() / rows.blocks,
+        "rows that are not there"
+    );
+    assert!(
+        rows.bytes.len() >= end * rows.stride && rows.inputs <= rows.blocks * BLOCK,
+        "rows that are not there"
+    );
+    assert!(
+        sums.values.len() >= (count - 1) * sums.stride + panels * LANES,
+        "too few sums"
+    );
 }
 
 /// Where panels lie.
@@ -114,7 +140,7 @@ struct Ahead<T> {
 /// Inputs of float32 weights that are multiplied with all rows before the next are: two panels of them fit a
 /// first cache.
 const FLOAT_CHUNK: usize = 128;
-/// Blocks of byte weights, likewise.
+/// Blocks of weights of one byte, likewise; of words half as many.
 const BYTE_CHUNK: usize = 4;
 /// Rows of a tile of bytes whose sums stay in registers while all blocks of a chunk are multiplied: half of
 /// the registers have the whole sums of a block, half the sums of all blocks.
@@ -250,45 +276,54 @@ unsafe fn multiply_bytes<V: Lanes>(
     first: usize,
     count: usize,
     weights: Ahead<u8>,
+    length: usize,
     sums: Sums<'_>,
 ) {
+    let way = Way::of_set::<V>();
+    // Bytes of a number.
+    let size = way.size();
+    assert!(
+        length >= (weights.panels - 1) * weights.stride + way.inputs(rows.inputs) * LANES * size,
+        "weights that are not there"
+    );
+    assert!(
+        !V::WORDS || rows.words.len() >= (first + count) * rows.stride,
+        "rows that are not there"
+    );
+    let bytes = if V::WORDS {
+        rows.words.as_ptr().cast()
+    } else {
+        rows.bytes.as_ptr()
+    };
     let out = sums.values.as_mut_ptr();
-    let chunks = rows.blocks.div_ceil(BYTE_CHUNK);
-    let kept = V::KEEPS_SUMS && weights.panels == 2;
+    let chunks = rows.blocks.div_ceil(BYTE_CHUNK / size);
+    let kept = V::KEEPS_SUMS && !V::WORDS && weights.panels == 2;
     for chunk in 0..chunks {
         let (start, blocks) = tile_of(rows.blocks, chunks, chunk);
-        let quads = (rows.inputs - start * BLOCK).div_ceil(4).min(blocks * BLOCK / 4);
-        let quads = if V::PACKED {
-            quads.next_multiple_of(PACKED_INPUTS / 4)
-        } else {
-            quads
-        };
+        let inputs = way.inputs(rows.inputs - start * BLOCK).min(blocks * BLOCK);
         let fresh = sums.fresh && start == 0;
         let tiles = count.div_ceil(if kept { KEPT_ROWS } else { V::TILE_ROWS });
         for i in 0..tiles {
-            let (row, size) = tile_of(count, tiles, i);
+            let (row, rows_here) = tile_of(count, tiles, i);
             let at = (first + row) * rows.blocks + start;
             // SAFETY: as for this function.
             unsafe {
                 let a = ByteRows {
-                    bytes: rows
-                        .bytes
-                        .as_ptr()
-                        .add((first + row) * rows.stride + start * BLOCK),
-                    stride: rows.stride,
+                    bytes: bytes.add(((first + row) * rows.stride + start * BLOCK) * size),
+                    stride: rows.stride * size,
                     scales: rows.scales.as_ptr().add(at),
                     corrections: rows.corrections.as_ptr().add(at),
                     blocks: rows.blocks,
                 };
-                let w = weights.start.add(start * BLOCK * LANES);
+                let w = weights.start.add(start * BLOCK * LANES * size);
                 let c = out.add(row * sums.stride);
                 if kept {
                     macro_rules! kept {
                         ($rows:literal) => {
-                            kept_tile::<V, $rows>(a, w, weights.stride, quads, c, sums.stride, fresh)
+                            kept_tile::<V, $rows>(a, w, weights.stride, inputs / 4, c, sums.stride, fresh)
                         };
                     }
-                    match size {
+                    match rows_here {
                         1 => kept!(1),
                         2 => kept!(2),
                         3 => kept!(3),
@@ -298,13 +333,16 @@ unsafe fn multiply_bytes<V: Lanes>(
                     }
                 } else if weights.panels == 2 && V::TILE_PANELS >= 2 {
                     with_rows_known!(
-                        size,
-                        byte_tile::<V, 2>(a, w, weights.stride, quads, c, sums.stride, fresh)
+                        rows_here,
+                        byte_tile::<V, 2>(a, w, weights.stride, inputs, c, sums.stride, fresh)
                     );
                 } else {
                     for panel in 0..weights.panels {
                         let (w, c) = (w.add(panel * weights.stride), c.add(panel * LANES));
-                        with_rows_known!(size, byte_tile::<V, 1>(a, w, 0, quads, c, sums.stride, fresh));
+                        with_rows_known!(
+                            rows_here,
+                            byte_tile::<V, 1>(a, w, 0, inputs, c, sums.stride, fresh)
+                        );
                     }
                 }
             }
@@ -315,14 +353,17 @@ unsafe fn multiply_bytes<V: Lanes>(
 /// [`Quantised`] from one row and block on.
 #[derive(Debug, Clone, Copy)]
 struct ByteRows {
+    /// Bytes or words.
     bytes: *const i8,
+    /// Bytes from row to row.
     stride: usize,
     scales: *const f32,
+    /// Of blocks, or four times as many of nibbles.
     corrections: *const i32,
     blocks: usize,
 }
 
-/// `c[ROWS, VECTORS * 16] += a[ROWS, 4 * quads] * w[quads, VECTORS * 16, 4]`, one addition per block of 128.
+/// `c[ROWS, VECTORS * 16] += a[ROWS, inputs] * w[inputs, VECTORS * 16]`, one addition per block of 128.
 ///
 /// # Safety
 /// As [`Lanes`].
@@ -331,27 +372,26 @@ unsafe fn byte_tile<V: Lanes, const ROWS: usize, const VECTORS: usize>(
     a: ByteRows,
     w: *const u8,
     panel_stride: usize,
-    quads: usize,
+    inputs: usize,
     c: *mut f32,
     c_stride: usize,
     fresh: bool,
 ) {
     unsafe {
-        let blocks = quads.div_ceil(BLOCK / 4);
-        for block in 0..blocks {
+        for block in 0..inputs.div_ceil(BLOCK) {
             let mut corrections = [0; ROWS];
             for i in 0..ROWS {
                 corrections[i] = *a.corrections.add(i * a.blocks + block);
             }
-            let start = block * (BLOCK / 4);
-            let acc = V::tile_block::<ROWS, VECTORS>(
-                a.bytes.add(block * BLOCK),
-                a.stride,
-                corrections,
-                w.add(block * BLOCK * LANES),
-                panel_stride,
-                (quads - start).min(BLOCK / 4),
-            );
+            let start = block * BLOCK;
+            let here = (inputs - start).min(BLOCK);
+            let acc = if V::WORDS {
+                let (from, w) = (a.bytes.add(start * 2), w.add(start * LANES * 2));
+                V::tile_words::<ROWS, VECTORS>(from, a.stride, corrections, w, panel_stride, here / 2)
+            } else {
+                let (from, w) = (a.bytes.add(start), w.add(start * LANES));
+                V::tile_block::<ROWS, VECTORS>(from, a.stride, corrections, w, panel_stride, here / 4)
+            };
             let fresh = fresh && block == 0;
             for i in 0..ROWS {
                 let scale = V::splat(*a.scales.add(i * a.blocks + block));
@@ -412,6 +452,123 @@ unsafe fn kept_tile<V: Lanes, const ROWS: usize>(
         for i in 0..ROWS {
             for j in 0..2 {
                 sums[i][j].store(c.add(i * c_stride + j * LANES));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`Lanes`]; everything pointed to exists as [`accumulate`] checks.
+#[inline(always)]
+unsafe fn multiply_nibbles<V: Lanes>(
+    rows: Quantised<'_>,
+    first: usize,
+    count: usize,
+    weights: Ahead<u8>,
+    length: usize,
+    sums: Sums<'_>,
+) {
+    // Bytes of a number.
+    let size = nibble_size::<V>();
+    let parts = rows.inputs.div_ceil(NIBBLE_BLOCK);
+    assert!(
+        length >= (weights.panels - 1) * weights.stride + parts * nibble_record(size),
+        "weights that are not there"
+    );
+    assert!(
+        rows.nibbles.len() >= (first + count) * rows.blocks * PARTS
+            && (size == 1 || rows.words.len() >= (first + count) * rows.stride),
+        "rows that are not there"
+    );
+    let bytes = if size == 1 {
+        rows.bytes.as_ptr()
+    } else {
+        rows.words.as_ptr().cast()
+    };
+    let out = sums.values.as_mut_ptr();
+    let mut start = 0;
+    while start < rows.blocks {
+        let blocks = (BYTE_CHUNK / size).min(rows.blocks - start);
+        let parts = (parts - start * PARTS).min(blocks * PARTS);
+        let fresh = sums.fresh && start == 0;
+        let tiles = count.div_ceil(V::TILE_ROWS);
+        for i in 0..tiles {
+            let (row, rows_here) = tile_of(count, tiles, i);
+            let at = (first + row) * rows.blocks + start;
+            // SAFETY: as for this function.
+            unsafe {
+                let a = ByteRows {
+                    bytes: bytes.add(((first + row) * rows.stride + start * BLOCK) * size),
+                    stride: rows.stride * size,
+                    scales: rows.scales.as_ptr().add(at),
+                    corrections: rows.nibbles.as_ptr().add(at * PARTS),
+                    blocks: rows.blocks,
+                };
+                let w = weights.start.add(start * PARTS * nibble_record(size));
+                for panel in 0..weights.panels {
+                    let w = w.add(panel * weights.stride);
+                    let c = out.add(row * sums.stride + panel * LANES);
+                    with_rows_known!(rows_here, nibble_tile::<V, 1>(a, w, parts, c, sums.stride, fresh));
+                }
+            }
+        }
+        start += blocks;
+    }
+}
+
+/// Parts of 32 inputs in a block.
+const PARTS: usize = BLOCK / NIBBLE_BLOCK;
+
+/// Bytes of a nibble in [`Pair::Nibbles`].
+#[inline(always)]
+fn nibble_size<V: Lanes>() -> usize {
+    if V::NIBBLES == Nibbles::Words { 2 } else { 1 }
+}
+
+/// `c[ROWS, 16] += a[ROWS, 32 * parts] * w[parts, 32, 16]`, one addition per block of 128.
+///
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+unsafe fn nibble_tile<V: Lanes, const ROWS: usize, const VECTORS: usize>(
+    a: ByteRows,
+    w: *const u8,
+    parts: usize,
+    c: *mut f32,
+    c_stride: usize,
+    fresh: bool,
+) {
+    const { assert!(VECTORS == 1) }
+    unsafe {
+        let size = nibble_size::<V>();
+        let steps = NIBBLE_BLOCK * size / 4;
+        for block in 0..parts.div_ceil(PARTS) {
+            let mut sums = [V::splat(0.0); ROWS];
+            for part in block * PARTS..parts.min((block + 1) * PARTS) {
+                let w = w.add(part * nibble_record(size));
+                let mut acc = [V::int_splat(0); ROWS];
+                for i in 0..ROWS {
+                    acc[i] = V::nibble_start(*a.corrections.add(i * a.blocks * PARTS + part));
+                }
+                for step in 0..steps {
+                    let w = w.add(step * 4 * LANES);
+                    for i in 0..ROWS {
+                        let values = a.bytes.add(i * a.stride + (part * steps + step) * 4);
+                        let values = values.cast::<[i8; 4]>().read_unaligned();
+                        acc[i] = V::nibble_step(acc[i], w, values);
+                    }
+                }
+                let scale = V::load(w.add(steps * 4 * LANES).cast());
+                for i in 0..ROWS {
+                    sums[i] = V::from_int(V::nibble_end(acc[i])).mul_add(scale, sums[i]);
+                }
+            }
+            let fresh = fresh && block == 0;
+            for i in 0..ROWS {
+                let scale = V::splat(*a.scales.add(i * a.blocks + block));
+                let to = c.add(i * c_stride);
+                let before = if fresh { V::splat(0.0) } else { V::load(to) };
+                sums[i].mul_add(scale, before).store(to);
             }
         }
     }
