@@ -22,6 +22,7 @@ Examples:
   fvlm-conform run --bundle B --reference R.json             a bundle of yours against a recording of yours
   fvlm-conform bench                                         how long ./fastvlm-bundle takes, step by step
   fvlm-conform quality                                       how much each precision of it loses
+  fvlm-conform sensitivity --checkpoint DIR                  which operators lose it
   fvlm-conform calibrate photos/ -o S.safetensors            statistics by which fvlm-export rounds with less loss
   fvlm-conform synth --size demo --layout llava -o DIR       a checkpoint made of noise, with every tensor
 ",
