@@ -386,9 +386,13 @@ def main():
     parser.add_argument("--eval", help="folder written by scenes.py, watched while training")
     parser.add_argument("--resume", help="state written by an earlier run")
     parser.add_argument("--state", default="state.pt")
-    parser.add_argument("--start", help="checkpoint whose weights training starts near, instead of from random ones")
+    parser.add_argument(
+        "--start", help="checkpoint whose weights training starts near, instead of from random ones"
+    )
     parser.add_argument("--share", type=float, default=0.5, help="of them in the start, the rest is random")
-    parser.add_argument("--keep", type=int, help="keep the checkpoint of every so many steps as OUTPUT-STEP too")
+    parser.add_argument(
+        "--keep", type=int, help="keep the checkpoint of every so many steps as OUTPUT-STEP too"
+    )
     parser.add_argument("-o", "--output", required=True)
     arguments = parser.parse_args()
 

@@ -29,7 +29,9 @@ def answers(checkpoint, images, dtype):
     found = {}
     for question in QUESTIONS:
         content = [{"type": "image"}, {"type": "text", "text": question}]
-        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
         for start in range(0, len(images), 50):
             part = images[start : start + 50]
             inputs = processor(
