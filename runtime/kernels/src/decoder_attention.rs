@@ -4,7 +4,9 @@
 //! the new keys are rotated and all keys packed; then tiles of query rows against the keys they may see. For
 //! one new token, where reading the cache is all there is to do: each task carries over some slots of one
 //! head's cache and, while they are near, computes the share that they have in the outputs of all query
-//! heads; the shares are added at the end. The slots of a task do not depend on the number of threads.
+//! heads; the shares are added at the end. The slots of a task do not depend on the number of threads, and are
+//! counted from the first one with a token: a sequence that is padded in front, to the length of others, has
+//! the same bits as alone, and its padding is carried over but not computed with.
 
 use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::parallel::{Parallel, Shared, scratch};
@@ -186,6 +188,12 @@ impl Call<'_> {
             *to = if *mask == 0 { f32::MIN } else { 0.0 };
         }
         mask.contains(&0)
+    }
+    /// Slots of a sequence before the first with a token; none where no slot has one.
+    fn padding(&self, sequence: usize) -> usize {
+        let total = self.shape.total();
+        let mask = &self.input.mask[sequence * total..][..total];
+        mask.iter().position(|mask| *mask != 0).unwrap_or(0)
     }
 }
 
@@ -539,7 +547,28 @@ unsafe fn one_share<V: Lanes>(job: &OneToken<'_>, task: usize, space: &mut [f32]
     let parts = total.div_ceil(SHARE_SLOTS);
     let (part, at) = (task % parts, task / parts);
     let (sequence, head) = (at / shape.kv_heads, at % shape.kv_heads);
-    let first = part * SHARE_SLOTS;
+    let padding = call.padding(sequence);
+    let angles = &job.angles[sequence * d..][..d];
+    let group = shape.group();
+    if part == 0 && padding > 0 {
+        // SAFETY: these slots of the head are the first task's own.
+        unsafe {
+            let keys = job.present_key.part(at * total * d, padding * d);
+            let values = job.present_value.part(at * total * d, padding * d);
+            carry_slots(call, sequence, head, 0, angles, keys, values);
+        }
+    }
+    let first = padding + part * SHARE_SLOTS;
+    if first >= total {
+        for head in 0..group {
+            let query_head = sequence * shape.heads + at % shape.kv_heads * group + head;
+            // SAFETY: this share is this task's own.
+            let share = unsafe { job.shares.part((query_head * parts + part) * record, record) };
+            share.fill(0.0);
+            share[0] = f32::MIN;
+        }
+        return;
+    }
     let slots = SHARE_SLOTS.min(total - first);
     let padded = slots.next_multiple_of(LANES);
     let (queries, space) = space.split_at_mut(MOST_ROWS * d);
@@ -551,7 +580,6 @@ unsafe fn one_share<V: Lanes>(job: &OneToken<'_>, task: usize, space: &mut [f32]
     unsafe {
         let keys = job.present_key.part((at * total + first) * d, slots * d);
         let values = job.present_value.part((at * total + first) * d, slots * d);
-        let angles = &job.angles[sequence * d..][..d];
         carry_slots(call, sequence, head, first, angles, keys, values);
         pack_keys(keys, d, slots, d, packed);
         let values: &[f32] = if wide == d {
@@ -561,7 +589,6 @@ unsafe fn one_share<V: Lanes>(job: &OneToken<'_>, task: usize, space: &mut [f32]
             &space[..slots * wide]
         };
         let masked = call.bias(sequence, first..first + slots, bias);
-        let group = shape.group();
         for row in (0..group).step_by(8) {
             let tile = Tile {
                 rows: (group - row).min(8),
@@ -715,6 +742,8 @@ mod tests {
             (2, 1, 300, 4, 2, 32, 270),
             (2, 1, 20, 7, 1, 40, 21),
             (1, 1, 600, 10, 1, 128, 5),
+            (9, 1, 700, 4, 2, 32, 600),
+            (3, 1, 520, 4, 2, 8, 520),
             (1, 7, 0, 4, 4, 8, 0),
             (2, 33, 0, 7, 1, 40, 9),
             (1, 50, 13, 14, 2, 64, 0),
@@ -779,6 +808,87 @@ mod tests {
                 assert!(distance(b, &keys) < 2e-7, "{} {shape:?}: keys", isa.name());
                 assert!(distance(c, &values) == 0.0, "{} {shape:?}: values", isa.name());
                 assert!(found == run(&Backwards(64)), "other tasks, other bits");
+            }
+        }
+    }
+    /// Sequences of different lengths, padded in front, and each of them alone.
+    #[test]
+    fn padding_does_not_change_a_bit() {
+        let lengths = [700_usize, 1, 256, 300, 699];
+        let (batch, past, heads, kv_heads, d) = (lengths.len(), 699, 4, 2, 40);
+        let shape = |batch, past| DecoderAttention {
+            batch,
+            new: 1,
+            past,
+            heads,
+            kv_heads,
+            head_dim: d,
+            scale: 1.0 / (d as f32).sqrt(),
+        };
+        let qkv = noise(batch * shape(1, 0).width(), 1);
+        let past_key = noise(batch * kv_heads * past * d, 2);
+        let past_value = noise(batch * kv_heads * past * d, 3);
+        let inv_freq: Vec<f32> = (0..d / 2).map(|i| 0.5_f32.powi(i as i32)).collect();
+        let positions: Vec<i64> = lengths.iter().map(|length| *length as i64 - 1).collect();
+        let mut mask = vec![1; batch * (past + 1)];
+        for (mask, length) in mask.chunks_exact_mut(past + 1).zip(lengths) {
+            mask[..past + 1 - length].fill(0);
+        }
+        for isa in Isa::available() {
+            let run = |shape: &DecoderAttention, input: &Input<'_>| {
+                let mut out = vec![f32::NAN; shape.batch * heads * d];
+                let mut present =
+                    [(); 2].map(|()| vec![f32::NAN; shape.batch * kv_heads * shape.total() * d]);
+                let [key, value] = &mut present;
+                decoder_attention(
+                    isa,
+                    &Backwards(3),
+                    shape,
+                    input,
+                    &mut out,
+                    CacheMut { key, value },
+                );
+                (out, present)
+            };
+            let input = Input {
+                qkv: &qkv,
+                past: Cache {
+                    key: &past_key,
+                    value: &past_value,
+                },
+                mask: &mask,
+                positions: &positions,
+                inv_freq: &inv_freq,
+            };
+            let (together, present) = run(&shape(batch, past), &input);
+            for (row, length) in lengths.into_iter().enumerate() {
+                // The slots that are this sequence's own, of each head.
+                let own = |cache: &[f32], slots: usize, from: usize| -> Vec<f32> {
+                    let heads = cache[row * kv_heads * slots * d..][..kv_heads * slots * d].chunks(slots * d);
+                    heads.flat_map(|head| head[from * d..].to_vec()).collect()
+                };
+                let padding = past + 1 - length;
+                let (key, value) = (own(&past_key, past, padding), own(&past_value, past, padding));
+                let input = Input {
+                    qkv: &qkv[row * shape(1, 0).width()..][..shape(1, 0).width()],
+                    past: Cache {
+                        key: &key,
+                        value: &value,
+                    },
+                    mask: &vec![1; length],
+                    positions: &positions[row..=row],
+                    inv_freq: &inv_freq,
+                };
+                let (alone, cache) = run(&shape(1, length - 1), &input);
+                assert_eq!(
+                    alone,
+                    together[row * heads * d..][..heads * d],
+                    "{} {row}",
+                    isa.name()
+                );
+                for (present, cache) in present.iter().zip(cache) {
+                    assert_eq!(own(present, past + 1, padding), cache, "{} {row}", isa.name());
+                }
             }
         }
     }

@@ -4,13 +4,13 @@
 //! become bytes (128 numbers are one block with one scale). A few such blocks are multiplied with their part
 //! of the second weight, onto sums that the tile keeps. The hidden numbers of a whole image never exist.
 //!
-//! Up to four rows, or too few rows for the threads there are: the two products one after the other, each
+//! Up to sixteen rows, or too few rows for the threads there are: the two products one after the other, each
 //! split by columns.
 
 use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::linear::{Activation, Finish, Scaled, few_linear, many_linear, run_of_panels, with_few};
 use super::math::{gelu, gelu_coarse, silu};
-use super::matrix::{Cut, FEW, FewRows, Matrix, PAIR, Sums, TILE, accumulate, few_panel};
+use super::matrix::{Cut, FEW, FewRows, Matrix, PAIR, Sums, TILE, accumulate, few_panel, in_groups};
 use super::norm::{Norm, load_part, store_part};
 use super::parallel::{Parallel, Serial, Shared, scratch};
 use super::quantise::{
@@ -552,7 +552,7 @@ fn by_columns(
     });
 }
 
-/// Up to four rows: two products that read the weights once.
+/// Up to sixteen rows: two products that read the weights once.
 fn few_rows(
     isa: Isa,
     parallel: &dyn Parallel,
@@ -587,33 +587,32 @@ fn few_hidden(
     range: Range<usize>,
 ) {
     #[inline(always)]
-    unsafe fn panels<V: Lanes, const ROWS: usize>(
+    unsafe fn part<V: Lanes, const ROWS: usize>(
         few: &FewRows<'_>,
+        first: usize,
         ff: &FeedForward<'_>,
         to: &Shared<f32>,
-        range: Range<usize>,
+        panel: usize,
     ) {
         let hidden = ff.up.outputs;
-        for panel in range {
-            let at = panel * LANES;
-            let length = LANES.min(hidden - at);
-            // SAFETY: the caller has prepared the rows for these matrices, and has these columns for itself.
-            unsafe {
-                let bias: V = load_part(ff.up_bias.unwrap_or(&[]), at);
-                let ups = few_panel::<V, ROWS>(few, &ff.up, panel);
-                let gates = match &ff.gate {
-                    Some(gate) => few_panel::<V, ROWS>(few, gate, panel),
-                    None => ups,
+        let at = panel * LANES;
+        let length = LANES.min(hidden - at);
+        // SAFETY: the caller has prepared the rows for these matrices, and has these columns for itself.
+        unsafe {
+            let bias: V = load_part(ff.up_bias.unwrap_or(&[]), at);
+            let ups = few_panel::<V, ROWS>(few, first, &ff.up, panel);
+            let gates = match &ff.gate {
+                Some(gate) => few_panel::<V, ROWS>(few, first, gate, panel),
+                None => ups,
+            };
+            for (row, (up, gate)) in ups.into_iter().zip(gates).enumerate() {
+                let up = up.add(bias);
+                let value = if ff.gate.is_some() {
+                    silu(gate).mul(up)
+                } else {
+                    gelu(up)
                 };
-                for (row, (up, gate)) in ups.into_iter().zip(gates).enumerate() {
-                    let up = up.add(bias);
-                    let value = if ff.gate.is_some() {
-                        silu(gate).mul(up)
-                    } else {
-                        gelu(up)
-                    };
-                    store_part(value, to.part(row * hidden + at, length), 0);
-                }
+                store_part(value, to.part((first + row) * hidden + at, length), 0);
             }
         }
     }
@@ -625,14 +624,9 @@ fn few_hidden(
         to: &Shared<f32>,
         range: Range<usize>,
     ) {
-        // SAFETY: as above.
-        unsafe {
-            match rows {
-                1 => panels::<V, 1>(few, ff, to, range),
-                2 => panels::<V, 2>(few, ff, to, range),
-                3 => panels::<V, 3>(few, ff, to, range),
-                _ => panels::<V, FEW>(few, ff, to, range),
-            }
+        for panel in range {
+            // SAFETY: as above.
+            unsafe { in_groups!(V, rows, first => part(few, first, ff, to, panel)) }
         }
     }
     dispatch!(isa, body(
@@ -653,6 +647,7 @@ mod tests {
             (1, 40, 70, 20),
             (3, 130, 300, 50),
             (5, 64, 128, 32),
+            (16, 130, 128, 40),
             (17, 33, 200, 33),
             (60, 96, 256, 48),
             (200, 40, 150, 24),

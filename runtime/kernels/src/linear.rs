@@ -3,12 +3,12 @@
 //! - Many rows: tasks are tiles of rows, each normalised, quantised and multiplied by the task that owns it;
 //!   where there are fewer tiles than threads can share, tiles are also split by columns, and rows are
 //!   quantised beforehand.
-//! - Up to four rows: tasks are runs of panels, each read once, in order.
+//! - Up to sixteen rows: tasks are runs of panels, each read once, in order.
 
 use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::math::gelu;
 use super::matrix::{
-    Cut, FEW, FewRows, Matrix, NIBBLE_BLOCK, PAIR, Sums, TILE, WIDTH, accumulate, few_panel,
+    Cut, FEW, FewRows, Matrix, NIBBLE_BLOCK, PAIR, Sums, TILE, WIDTH, accumulate, few_panel, in_groups,
     nibble_corrections,
 };
 use super::norm::{Norm, load_part, store_part};
@@ -378,27 +378,27 @@ pub(super) fn few_linear(
     finish: &Finish<'_>,
 ) {
     #[inline(always)]
-    unsafe fn panels<V: Lanes, const ROWS: usize>(
+    unsafe fn part<V: Lanes, const ROWS: usize>(
         few: &FewRows<'_>,
+        first: usize,
         weight: &Matrix<'_>,
         finish: &Finish<'_>,
-        range: Range<usize>,
+        panel: usize,
     ) {
-        for panel in range {
-            let at = panel * LANES;
-            let length = LANES.min(finish.outputs - at);
-            // SAFETY: the caller has prepared the rows for this matrix, and has these columns for itself.
-            unsafe {
-                let bias: V = load_part(finish.bias.unwrap_or(&[]), at);
-                for (row, sum) in few_panel::<V, ROWS>(few, weight, panel).into_iter().enumerate() {
-                    let value = sum.add(bias);
-                    let value = if finish.activation == Activation::Gelu {
-                        gelu(value)
-                    } else {
-                        value
-                    };
-                    finish.put(value, row, at, length);
-                }
+        let at = panel * LANES;
+        let length = LANES.min(finish.outputs - at);
+        // SAFETY: the caller has prepared the rows for this matrix, and has these columns for itself.
+        unsafe {
+            let bias: V = load_part(finish.bias.unwrap_or(&[]), at);
+            let sums = few_panel::<V, ROWS>(few, first, weight, panel);
+            for (row, sum) in sums.into_iter().enumerate() {
+                let value = sum.add(bias);
+                let value = if finish.activation == Activation::Gelu {
+                    gelu(value)
+                } else {
+                    value
+                };
+                finish.put(value, first + row, at, length);
             }
         }
     }
@@ -410,14 +410,9 @@ pub(super) fn few_linear(
         finish: &Finish<'_>,
         range: Range<usize>,
     ) {
-        // SAFETY: as above.
-        unsafe {
-            match rows {
-                1 => panels::<V, 1>(few, weight, finish, range),
-                2 => panels::<V, 2>(few, weight, finish, range),
-                3 => panels::<V, 3>(few, weight, finish, range),
-                _ => panels::<V, FEW>(few, weight, finish, range),
-            }
+        for panel in range {
+            // SAFETY: as above.
+            unsafe { in_groups!(V, rows, first => part(few, first, weight, finish, panel)) }
         }
     }
     assert!((1..=FEW).contains(&rows), "not few rows");
@@ -447,6 +442,7 @@ pub(super) mod tests {
             (4, 300, 50),
             (5, 129, 70),
             (13, 64, 48),
+            (16, 200, 40),
             (30, 384, 96),
             (205, 33, 17),
             (700, 40, 20),
@@ -512,9 +508,42 @@ pub(super) mod tests {
         }
     }
 
+    /// Of up to sixteen rows, each has the bits that it has alone.
+    #[test]
+    fn few_rows_do_not_know_of_each_other() {
+        let (inputs, outputs) = (300, 50);
+        let x = noise(FEW * inputs, 1);
+        for form in FORMS {
+            let weights = Weights::new(form, outputs, inputs, 6);
+            let layer = Linear {
+                norm: Norm::None,
+                weight: weights.matrix(),
+                bias: None,
+                activation: Activation::None,
+            };
+            for isa in Isa::available() {
+                let product = |x: &[f32]| {
+                    let mut out = vec![f32::NAN; x.len() / inputs * outputs];
+                    linear(isa, &Backwards(2), x, &layer, None, &mut out);
+                    out
+                };
+                let alone: Vec<f32> = x.chunks(inputs).flat_map(product).collect();
+                for rows in 2..=FEW {
+                    let together = product(&x[..rows * inputs]);
+                    assert_eq!(
+                        together,
+                        alone[..rows * outputs],
+                        "{} {form:?} {rows}",
+                        isa.name()
+                    );
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_row_that_is_no_number_stays_alone() {
-        for rows in [2, 20] {
+        for rows in [2, 12, 20] {
             for form in FORMS {
                 let weights = Weights::new(form, 20, 200, 1);
                 let mut x = noise(rows * 200, 2);

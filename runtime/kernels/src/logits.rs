@@ -1,4 +1,5 @@
-//! Logits: the product of one row with the embedding table, which is bound by reading the table.
+//! Logits: the product of few rows with the embedding table, which is bound by reading the table: it is read
+//! once, some entries at a time for all rows.
 //!
 //! The table lies row by row, so that a token's embedding is one run of memory: each logit is a sum of
 //! products of two runs.
@@ -14,6 +15,7 @@ use super::parallel::{Parallel, Serial, Shared, scratch};
 use super::planes::{Planes, plane_logits};
 use super::quantise::{BLOCK, Quantised, Rows, Wanted, with_rows};
 use super::sizes::product;
+use std::ops::Range;
 
 /// An embedding table `[V, K]`, row by row.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +37,21 @@ pub enum Table<'a> {
 const SEGMENT: usize = 4 * LANES;
 /// Rows of the table that are multiplied at once.
 const ROWS: usize = 4;
+/// Bytes of the table that stay in a first cache while all rows are multiplied with them.
+const NEAR: usize = 16 << 10;
+
+/// The parts of some entries, of `size` bytes each, that all rows are multiplied with one after the other:
+/// whole numbers of [`ROWS`], and all at once for a single row.
+pub(super) fn near(entries: Range<usize>, size: usize, rows: usize) -> impl Iterator<Item = Range<usize>> {
+    let step = match rows {
+        1 => entries.len().max(1),
+        _ => (NEAR / size.max(1)).next_multiple_of(ROWS).max(ROWS),
+    };
+    let end = entries.end;
+    entries
+        .step_by(step)
+        .map(move |start| start..end.min(start + step))
+}
 
 impl Table<'_> {
     /// Writes a row; `None` if there is no such row.
@@ -102,14 +119,16 @@ pub fn logits(
         .max(65_536_usize.div_ceil(inputs))
         .next_multiple_of(LANES);
     let tasks = entries.div_ceil(length);
+    let task_entries = |task: usize| task * length..entries.min((task + 1) * length);
     match table {
         Table::Float32(values) => parallel.run(tasks, &|task| {
-            let (start, end) = (task * length, entries.min((task + 1) * length));
-            let values = values.get(start * inputs..end * inputs).unwrap_or(&[]);
-            for (row, x) in x.chunks_exact(inputs).enumerate() {
-                // SAFETY: these entries are this task's own.
-                let to = unsafe { out.part(row * entries + start, end - start) };
-                dispatch!(isa, float_entries(x: &[f32], values: &[f32], to: &mut [f32]));
+            for Range { start, end } in near(task_entries(task), 4 * inputs, rows) {
+                let values = values.get(start * inputs..end * inputs).unwrap_or(&[]);
+                for (row, x) in x.chunks_exact(inputs).enumerate() {
+                    // SAFETY: these entries are this task's own.
+                    let to = unsafe { out.part(row * entries + start, end - start) };
+                    dispatch!(isa, float_entries(x: &[f32], values: &[f32], to: &mut [f32]));
+                }
             }
         }),
         Table::Int8 { bytes, scales } => {
@@ -121,18 +140,19 @@ pub fn logits(
                         lane_corrections(quantised, corrections);
                         let corrections = &*corrections;
                         parallel.run(tasks, &|task| {
-                            let (start, end) = (task * length, entries.min((task + 1) * length));
-                            let bytes = bytes.get(start * inputs..end * inputs).unwrap_or(&[]);
-                            let scales = scales.get(start..end).unwrap_or(&[]);
-                            for row in 0..rows {
-                                // SAFETY: these entries are this task's own.
-                                let to = unsafe { out.part(row * entries + start, end - start) };
-                                let at = row * quantised.blocks * LANES;
-                                let corrections = corrections.get(at..).unwrap_or(&[]);
-                                dispatch!(isa, byte_entries(
-                                    quantised: &Quantised<'_>, row: usize, corrections: &[i32], bytes: &[u8],
-                                    scales: &[f32], to: &mut [f32],
-                                ));
+                            for Range { start, end } in near(task_entries(task), inputs, rows) {
+                                let bytes = bytes.get(start * inputs..end * inputs).unwrap_or(&[]);
+                                let scales = scales.get(start..end).unwrap_or(&[]);
+                                for row in 0..rows {
+                                    // SAFETY: these entries are this task's own.
+                                    let to = unsafe { out.part(row * entries + start, end - start) };
+                                    let at = row * quantised.blocks * LANES;
+                                    let corrections = corrections.get(at..).unwrap_or(&[]);
+                                    dispatch!(isa, byte_entries(
+                                        quantised: &Quantised<'_>, row: usize, corrections: &[i32],
+                                        bytes: &[u8], scales: &[f32], to: &mut [f32],
+                                    ));
+                                }
                             }
                         });
                     },
@@ -142,11 +162,7 @@ pub fn logits(
         Table::Planes(planes) => {
             with_rows(isa, &Serial, x, inputs, &Norm::None, Wanted::BYTES, |prepared| {
                 let Rows::Bytes(quantised) = prepared else { return };
-                for row in 0..rows {
-                    // SAFETY: the loop is the only one to write, one row at a time.
-                    let to = unsafe { out.part(row * entries, entries) };
-                    plane_logits(isa, parallel, quantised, row, &planes, length, to);
-                }
+                plane_logits(isa, parallel, quantised, rows, &planes, [entries, length], &out);
             });
         }
     }
@@ -301,6 +317,7 @@ mod tests {
             (1, 128, 40),
             (1, 896, 101),
             (2, 200, 33),
+            (8, 896, 300),
             (1, 64, 5000),
         ] {
             let x = noise(rows * inputs, 1);
@@ -342,6 +359,39 @@ mod tests {
                         }
                     }
                 }
+            }
+        }
+    }
+    /// The bits of each row are those that it has alone.
+    #[test]
+    fn rows_do_not_know_of_each_other() {
+        let (rows, inputs, entries) = (9, 200, 3001);
+        let x = noise(rows * inputs, 1);
+        let floats = noise(entries * inputs, 2);
+        let scales = noise(entries, 3);
+        let bytes: Vec<u8> = floats.iter().map(|x| (x * 127.0 + 128.0) as u8).collect();
+        let plane = &bytes[..entries * inputs.div_ceil(128) * 64];
+        let tables = [
+            Table::Float32(&floats),
+            Table::Int8 {
+                bytes: &bytes,
+                scales: &scales,
+            },
+            Table::Planes(Planes {
+                high: plane,
+                low: &bytes[entries..][..plane.len()],
+                scales: &scales,
+            }),
+        ];
+        for isa in Isa::available() {
+            for table in tables {
+                let product = |x: &[f32]| {
+                    let mut out = vec![f32::NAN; x.len() / inputs * entries];
+                    logits(isa, &Backwards(2), x, inputs, table, entries, &mut out);
+                    out
+                };
+                let alone: Vec<f32> = x.chunks(inputs).flat_map(product).collect();
+                assert!(product(&x) == alone, "{}", isa.name());
             }
         }
     }

@@ -14,9 +14,11 @@
 )]
 
 use super::isa::{AHEAD, Isa, LANES, Lanes, dispatch, prefetch};
+use super::logits::near;
 use super::parallel::{Parallel, Shared, scratch};
 use super::quantise::{BLOCK, Quantised};
 use super::sizes::product;
+use std::ops::Range;
 
 /// Bytes of a plane that hold a block of 128 numbers: number `i` in the low nibble of byte `i`, number
 /// `64 + i` in its high one.
@@ -116,41 +118,51 @@ impl<'a> Row<'a> {
     }
 }
 
-/// Logits of one row; `length` entries make a task.
+/// Logits `[rows, entries]` of all rows; `length` entries make a task.
 pub(super) fn plane_logits(
     isa: Isa,
     parallel: &dyn Parallel,
-    rows: &Quantised<'_>,
-    row: usize,
+    quantised: &Quantised<'_>,
+    count: usize,
     planes: &Planes<'_>,
-    length: usize,
-    out: &mut [f32],
+    [entries, length]: [usize; 2],
+    out: &Shared<f32>,
 ) {
-    let row = &Row::new(rows, row);
-    let entries = out.len();
+    let rows: Vec<Row<'_>> = (0..count).map(|row| Row::new(quantised, row)).collect();
+    let rows = &*rows;
     let tasks = entries.div_ceil(length);
-    let out = Shared::new(out);
-    scratch(tasks, |floors: &mut [f32]| {
+    scratch(product([tasks, count]), |floors: &mut [f32]| {
         let shared = Shared::new(floors);
         parallel.run(tasks, &|task| {
-            let (start, end) = (task * length, entries.min((task + 1) * length));
-            // SAFETY: these entries and this floor are this task's own.
-            let (to, floor) = unsafe { (out.part(start, end - start), shared.part(task, 1)) };
-            dispatch!(isa, coarse(
-                row: &Row<'_>, planes: &Planes<'_>, start: usize, to: &mut [f32], floor: &mut [f32],
-            ));
+            // SAFETY: these floors are this task's own.
+            let floors = unsafe { shared.part(task * count, count) };
+            floors.fill(f32::NEG_INFINITY);
+            let own = task * length..entries.min((task + 1) * length);
+            for Range { start, end } in near(own, quantised.blocks * RUN, count) {
+                for (index, (row, floor)) in rows.iter().zip(&mut *floors).enumerate() {
+                    // SAFETY: these entries are this task's own.
+                    let to = unsafe { out.part(index * entries + start, end - start) };
+                    dispatch!(isa, coarse(
+                        row: &Row<'_>, planes: &Planes<'_>, start: usize, to: &mut [f32], floor: &mut f32,
+                    ));
+                }
+            }
         });
-        // What the largest logit is at least.
-        let floor = floors
-            .iter()
-            .fold(f32::NEG_INFINITY, |most, floor| most.max(*floor));
+        // What the largest logit of a row is at least.
+        let floor = |row: usize| {
+            let floors = floors.iter().skip(row).step_by(count);
+            floors.fold(f32::NEG_INFINITY, |most, floor| most.max(*floor))
+        };
         parallel.run(tasks, &|task| {
             let (start, end) = (task * length, entries.min((task + 1) * length));
-            // SAFETY: as above.
-            let to = unsafe { out.part(start, end - start) };
-            dispatch!(isa, refine(
-                row: &Row<'_>, planes: &Planes<'_>, start: usize, to: &mut [f32], floor: f32,
-            ));
+            for (index, row) in rows.iter().enumerate() {
+                let floor = floor(index);
+                // SAFETY: these entries are this task's own.
+                let to = unsafe { out.part(index * entries + start, end - start) };
+                dispatch!(isa, refine(
+                    row: &Row<'_>, planes: &Planes<'_>, start: usize, to: &mut [f32], floor: f32,
+                ));
+            }
         });
     });
 }
@@ -165,11 +177,11 @@ unsafe fn coarse<V: Lanes>(
     planes: &Planes<'_>,
     start: usize,
     to: &mut [f32],
-    floor: &mut [f32],
+    floor: &mut f32,
 ) {
     let length = row.scales.len() * RUN;
     let offset = row.sum * (MEAN - 128.0);
-    let mut most = f32::NEG_INFINITY;
+    let mut most = *floor;
     for (index, to) in to.chunks_mut(ROWS).enumerate() {
         let entry = start + index * ROWS;
         let scales = &planes.scales[entry..entry + to.len()];
@@ -190,7 +202,7 @@ unsafe fn coarse<V: Lanes>(
             }
         }
     }
-    floor[0] = most;
+    *floor = most;
 }
 
 /// Logits with all bits, of the entries that can reach the floor.
@@ -293,7 +305,13 @@ mod tests {
     /// The largest logits are those of the whole bytes, the others within their margin; some of each.
     #[test]
     fn likely_logits_have_all_bits() {
-        for (rows, inputs, entries) in [(1, 128, 4000), (2, 896, 3001), (1, 200, 2000), (1, 5, 50)] {
+        for (rows, inputs, entries) in [
+            (1, 128, 4000),
+            (2, 896, 3001),
+            (8, 300, 2000),
+            (1, 200, 2000),
+            (1, 5, 50),
+        ] {
             let x = noise(rows * inputs, 1);
             let (bytes, [high, low], scales) = table(entries, inputs);
             let (scales, planes) = (

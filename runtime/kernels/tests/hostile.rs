@@ -478,7 +478,7 @@ fn norms() {
 fn logits_of_tables() {
     for form in 0..3 {
         let make = |random: &mut Random| {
-            let (rows, inputs, entries) = (random.size(1, 3), random.size(1, 300), random.size(1, 900));
+            let (rows, inputs, entries) = (random.size(1, 17), random.size(1, 300), random.size(1, 900));
             let mut shape = Shape {
                 sizes: vec![inputs, entries],
                 floats: vec![rows * inputs],
@@ -581,7 +581,7 @@ fn attention_of_images() {
 #[test]
 fn attention_of_decoders() {
     let make = |random: &mut Random| {
-        let (batch, new, past) = (random.size(1, 2), random.size(1, 40), random.size(0, 300));
+        let (batch, new, past) = (random.size(1, 9), random.size(1, 40), random.size(0, 300));
         let new = if random.size(0, 1) == 0 { 1 } else { new };
         let (kv_heads, group) = (random.size(1, 2), random.size(1, 9));
         let (heads, d) = (kv_heads * group, 2 * random.size(1, 35));

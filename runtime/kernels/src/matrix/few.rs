@@ -1,5 +1,7 @@
-//! Few rows: how are up to four rows multiplied with a matrix? Its weights are read once, in order, and that
-//! is all that counts.
+//! Few rows: how are up to sixteen rows multiplied with a matrix? Its weights are read once, in order, and that
+//! is nearly all that counts: groups of rows ([`in_groups`]) follow each other while a panel is in a cache. A
+//! row's sums are the same bits however many rows there are: a step of many sequences computes what their
+//! single steps compute.
 
 #![expect(
     clippy::needless_range_loop,
@@ -12,7 +14,31 @@ use crate::norm::load_part;
 use crate::quantise::{BLOCK, Quantised, Rows};
 
 /// Rows up to which a product is bound by reading the weights.
-pub(crate) const FEW: usize = 4;
+pub(crate) const FEW: usize = 16;
+
+/// Calls `$part::<V, N>(.., first, ..)` for groups of `N` of `$rows` rows, the first of each in `$first`: eight
+/// where the set has registers enough, otherwise up to four.
+macro_rules! in_groups {
+    ($v:ty, $rows:expr, $first:ident => $part:ident($($arg:expr),* $(,)?)) => {{
+        let mut $first = 0;
+        while $first < $rows {
+            let left = $rows - $first;
+            if left >= 8 && <$v as $crate::isa::Lanes>::TILE_ROWS >= 8 {
+                $part::<$v, 8>($($arg),*);
+                $first += 8;
+                continue;
+            }
+            match left {
+                1 => $part::<$v, 1>($($arg),*),
+                2 => $part::<$v, 2>($($arg),*),
+                3 => $part::<$v, 3>($($arg),*),
+                _ => $part::<$v, 4>($($arg),*),
+            }
+            $first += left.min(4);
+        }
+    }};
+}
+pub(crate) use in_groups;
 
 /// Few rows and what the products with nibbles need of them.
 #[derive(Debug, Clone, Copy)]
@@ -37,14 +63,15 @@ pub(crate) fn nibble_corrections(rows: &Quantised<'_>, to: &mut [i32]) {
     }
 }
 
-/// The products of `ROWS` rows (the first of `few`) with one panel, times the columns' scales.
+/// The products of `ROWS` rows (from `first` on) with one panel, times the columns' scales.
 ///
 /// # Safety
-/// As [`Lanes`]; `few` has `ROWS` rows of the matrix's number of inputs, and the matrix has the panel and
-/// passed its `check`.
+/// As [`Lanes`]; `few` has these rows, at most eight, of the matrix's number of inputs, and the matrix has the
+/// panel and passed its `check`.
 #[inline(always)]
 pub(crate) unsafe fn few_panel<V: Lanes, const ROWS: usize>(
     few: &FewRows<'_>,
+    first: usize,
     matrix: &Matrix<'_>,
     panel: usize,
 ) -> [V; ROWS] {
@@ -53,12 +80,27 @@ pub(crate) unsafe fn few_panel<V: Lanes, const ROWS: usize>(
         match (few.rows, matrix.panels) {
             (Rows::Floats { values, stride, .. }, Panels::Float32(weights)) => {
                 let weights = weights.as_ptr().add(panel * matrix.inputs * LANES);
-                few_floats::<V, ROWS>(values.as_ptr(), *stride, weights, matrix.inputs)
+                let values = values.as_ptr().add(first * stride);
+                if ROWS <= 4 {
+                    return few_floats::<V, ROWS>(values, *stride, weights, matrix.inputs);
+                }
+                // Chains of sums take the registers of eight rows.
+                let mut sums = [V::splat(0.0); ROWS];
+                for half in 0..2 {
+                    let values = values.add(half * 4 * stride);
+                    let four = few_floats::<V, 4>(values, *stride, weights, matrix.inputs);
+                    for (row, sum) in four.into_iter().enumerate() {
+                        if half * 4 + row < ROWS {
+                            sums[half * 4 + row] = sum;
+                        }
+                    }
+                }
+                sums
             }
             (Rows::Bytes(rows), Panels::Int8 { bytes, scales }) => {
                 let weights = bytes.as_ptr().add(panel * matrix.panel_bytes());
                 let scales: V = load_part(scales, panel * LANES);
-                let mut sums = few_bytes::<V, ROWS>(rows, weights);
+                let mut sums = few_bytes::<V, ROWS>(rows, first, weights);
                 for sum in &mut sums {
                     *sum = sum.mul(scales);
                 }
@@ -68,7 +110,7 @@ pub(crate) unsafe fn few_panel<V: Lanes, const ROWS: usize>(
                 let blocks = matrix.inputs.div_ceil(NIBBLE_BLOCK);
                 let nibbles = nibbles.as_ptr().add(panel * blocks * 256);
                 let scales = scales.as_ptr().add(panel * blocks * LANES);
-                few_nibbles::<V, ROWS>(rows, few.corrections.as_ptr(), nibbles, scales)
+                few_nibbles::<V, ROWS>(rows, first, few.corrections.as_ptr(), nibbles, scales)
             }
             _ => [V::splat(f32::NAN); ROWS],
         }
@@ -117,25 +159,29 @@ unsafe fn few_floats<V: Lanes, const ROWS: usize>(
 /// # Safety
 /// As [`few_panel`].
 #[inline(always)]
-unsafe fn few_bytes<V: Lanes, const ROWS: usize>(rows: &Quantised<'_>, weights: *const u8) -> [V; ROWS] {
+unsafe fn few_bytes<V: Lanes, const ROWS: usize>(
+    rows: &Quantised<'_>,
+    first: usize,
+    weights: *const u8,
+) -> [V; ROWS] {
     unsafe {
         let quads = rows.inputs.div_ceil(4);
         let mut sums = [V::splat(0.0); ROWS];
         for block in 0..rows.blocks {
             let mut corrections = [0; ROWS];
             for row in 0..ROWS {
-                corrections[row] = *rows.corrections.as_ptr().add(row * rows.blocks + block);
+                corrections[row] = *rows.corrections.as_ptr().add((first + row) * rows.blocks + block);
             }
             let start = block * BLOCK / 4;
             let acc = V::few_block::<ROWS>(
-                rows.bytes.as_ptr().add(block * BLOCK),
+                rows.bytes.as_ptr().add(first * rows.stride + block * BLOCK),
                 rows.stride,
                 corrections,
                 weights.add(block * BLOCK * LANES),
                 (quads - start).min(BLOCK / 4),
             );
             for row in 0..ROWS {
-                let scale = V::splat(*rows.scales.as_ptr().add(row * rows.blocks + block));
+                let scale = V::splat(*rows.scales.as_ptr().add((first + row) * rows.blocks + block));
                 sums[row] = V::from_int(acc[row]).mul_add(scale, sums[row]);
             }
         }
@@ -148,6 +194,7 @@ unsafe fn few_bytes<V: Lanes, const ROWS: usize>(rows: &Quantised<'_>, weights: 
 #[inline(always)]
 unsafe fn few_nibbles<V: Lanes, const ROWS: usize>(
     rows: &Quantised<'_>,
+    first: usize,
     corrections: *const i32,
     nibbles: *const u8,
     scales: *const u16,
@@ -158,10 +205,12 @@ unsafe fn few_nibbles<V: Lanes, const ROWS: usize>(
         for block in 0..blocks {
             let mut starts = [0; ROWS];
             for row in 0..ROWS {
-                starts[row] = *corrections.add(row * blocks + block);
+                starts[row] = *corrections.add((first + row) * blocks + block);
             }
             let acc = V::few_nibbles::<ROWS>(
-                rows.bytes.as_ptr().add(block * NIBBLE_BLOCK),
+                rows.bytes
+                    .as_ptr()
+                    .add(first * rows.stride + block * NIBBLE_BLOCK),
                 rows.stride,
                 starts,
                 nibbles.add(block * 256),
@@ -170,7 +219,9 @@ unsafe fn few_nibbles<V: Lanes, const ROWS: usize>(
             let scale = V::load_f16(scales.add(block * LANES));
             for row in 0..ROWS {
                 let step = block * NIBBLE_BLOCK / BLOCK;
-                let factor = scale.mul(V::splat(*rows.scales.as_ptr().add(row * rows.blocks + step)));
+                let factor = scale.mul(V::splat(
+                    *rows.scales.as_ptr().add((first + row) * rows.blocks + step),
+                ));
                 sums[row] = V::from_int(acc[row]).mul_add(factor, sums[row]);
             }
         }

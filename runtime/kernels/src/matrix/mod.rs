@@ -18,7 +18,7 @@ mod few;
 mod panels;
 mod tiles;
 
-pub(crate) use few::{FEW, FewRows, few_panel, nibble_corrections};
+pub(crate) use few::{FEW, FewRows, few_panel, in_groups, nibble_corrections};
 pub(crate) use panels::{Cut, NIBBLE_BLOCK, PAIR, WIDTH};
 pub use panels::{Matrix, Panels};
 pub(crate) use tiles::{Sums, TILE, accumulate};
