@@ -1,7 +1,7 @@
 //! A conversation: what belongs to one dialogue with a model: images, KV cache, answers.
 
 use crate::error::EngineError;
-use crate::generate::{Finish, Generation, Limits, Piece};
+use crate::generate::{self, Finish, Generation, Limits, NextToken, Piece};
 use crate::image::{ImageId, Picture};
 use crate::model::{Model, ProviderReport};
 use crate::prompt::Message;
@@ -9,7 +9,9 @@ use crate::request::Request;
 use crate::sample::Sampler;
 use crate::sequence::{Geometry, Sequence};
 use crate::stats::{Stats, peak_memory};
+use crate::text::TextStream;
 use crate::timeline::Timeline;
+use ndarray::Array1;
 use std::time::{Duration, Instant};
 
 /// One dialogue with a [`Model`], which it keeps alive. It remembers what was said: what the next prompt has in common with
@@ -146,6 +148,32 @@ impl Conversation {
     /// What cannot be opened, messages that make no prompt, an unknown image, a prompt that is too long, what the engine
     /// says, or [`EngineError::Cancelled`].
     pub fn chat(&mut self, messages: &[Message], request: &Request) -> Result<Answer<'_>, EngineError> {
+        let prepared = self.prepare(messages, request)?;
+        let timeline = self.timeline.clone();
+        Ok(Answer::new(Held::Lent(&mut self.sequence), timeline, prepared))
+    }
+
+    /// As [`Conversation::chat`], but the answer keeps the conversation: for answers that are continued together
+    /// ([`Answer::next_together`]) and come and go. [`Answer::into_conversation`] gives it back.
+    ///
+    /// # Errors
+    /// As [`Conversation::chat`], with the conversation.
+    pub fn into_chat(
+        mut self,
+        messages: &[Message],
+        request: &Request,
+    ) -> Result<Answer<'static>, Box<(Conversation, EngineError)>> {
+        match self.prepare(messages, request) {
+            Ok(prepared) => {
+                let timeline = self.timeline.clone();
+                Ok(Answer::new(Held::Owned(Box::new(self)), timeline, prepared))
+            }
+            Err(error) => Err(Box::new((self, error))),
+        }
+    }
+
+    /// Reads the prompt.
+    fn prepare(&mut self, messages: &[Message], request: &Request) -> Result<Prepared, EngineError> {
         #[cfg(feature = "ort")]
         crate::backend::watch_thread();
         let begun = Instant::now();
@@ -186,36 +214,79 @@ impl Conversation {
             max_tokens: request.max_tokens,
             cancel: request.cancel.clone(),
         };
-        let stream = prompter.stream(&request.stops);
-        let context = prompt.token_ids();
-        let notices = self.take_notices();
-        let generation = Generation::new(
-            &mut self.sequence,
-            prefill.logits,
-            context,
+        Ok(Prepared {
+            logits: prefill.logits,
+            context: prompt.token_ids(),
             sampler,
-            stream,
+            stream: prompter.stream(&request.stops),
             limits,
-        );
-        Ok(Answer {
-            generation,
-            timeline: self.timeline.clone(),
             provider,
-            notices,
+            notices: self.take_notices(),
             begun,
-            prefilled: Instant::now(),
             waited: ahead.waited,
-            first: None,
-            last: None,
             stats,
         })
+    }
+}
+
+/// What an answer begins with.
+struct Prepared {
+    logits: Array1<f32>,
+    context: Vec<i64>,
+    sampler: Sampler,
+    stream: TextStream,
+    limits: Limits,
+    provider: ProviderReport,
+    notices: Vec<String>,
+    begun: Instant,
+    waited: Duration,
+    stats: Stats,
+}
+
+/// The conversation of an answer.
+#[derive(Debug)]
+enum Held<'a> {
+    /// Of somebody else.
+    Lent(&'a mut Sequence<Model>),
+    /// The answer's own.
+    Owned(Box<Conversation>),
+}
+
+impl Held<'_> {
+    fn sequence(&self) -> &Sequence<Model> {
+        match self {
+            Held::Lent(sequence) => sequence,
+            Held::Owned(conversation) => &conversation.sequence,
+        }
+    }
+
+    fn sequence_mut(&mut self) -> &mut Sequence<Model> {
+        match self {
+            Held::Lent(sequence) => sequence,
+            Held::Owned(conversation) => &mut conversation.sequence,
+        }
+    }
+}
+
+impl NextToken for Held<'_> {
+    fn has_room(&self) -> bool {
+        self.sequence().has_room()
+    }
+
+    fn step(&mut self, token: i64) -> Result<Array1<f32>, EngineError> {
+        self.sequence_mut().step(token)
+    }
+
+    fn step_each(sequences: &mut [&mut Self], tokens: &[i64]) -> Vec<Result<Array1<f32>, EngineError>> {
+        let sequences = sequences.iter_mut().map(|held| held.sequence_mut());
+        Sequence::step_each(&mut sequences.collect::<Vec<_>>(), tokens)
     }
 }
 
 /// An answer as it comes.
 #[derive(Debug)]
 pub struct Answer<'a> {
-    generation: Generation<'a, Sequence<Model>>,
+    generation: Generation<Held<'a>>,
     timeline: Timeline,
     provider: ProviderReport,
     notices: Vec<String>,
@@ -225,10 +296,105 @@ pub struct Answer<'a> {
     waited: Duration,
     first: Option<Instant>,
     last: Option<Instant>,
+    /// Most answers that it was continued together with, itself included, and most that one computation continued.
+    together: [usize; 2],
     stats: Stats,
 }
 
-impl Answer<'_> {
+impl<'a> Answer<'a> {
+    fn new(held: Held<'a>, timeline: Timeline, prepared: Prepared) -> Answer<'a> {
+        let Prepared {
+            logits,
+            context,
+            sampler,
+            stream,
+            limits,
+            provider,
+            notices,
+            begun,
+            waited,
+            stats,
+        } = prepared;
+        Answer {
+            generation: Generation::new(held, logits, context, sampler, stream, limits),
+            timeline,
+            provider,
+            notices,
+            begun,
+            prefilled: Instant::now(),
+            waited,
+            first: None,
+            last: None,
+            together: [1, 1],
+            stats,
+        }
+    }
+
+    /// What [`Iterator::next`] gives of each of `answers`, by one step of the decoder for all of them: it reads the weights
+    /// once. Answers may join and leave between two calls; one that has ended gives `None`. Each has its own request, and
+    /// is what it would be alone; an error ends one answer. At most sixteen are computed at once, in steps of their own
+    /// those of very different lengths, and one after another those of several models, and of engines that continue one
+    /// sequence at a time: [`Stats::together`] says what was done.
+    ///
+    /// ```no_run
+    /// use runtime::{Answer, Message, Model, Options, Request};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let model = Model::open("fastvlm-bundle".as_ref(), &Options::default())?;
+    /// let mut answers = Vec::new();
+    /// for question in ["What is red?", "What is blue?"] {
+    ///     let messages = [Message::user([], question)];
+    ///     let answer = model.conversation().into_chat(&messages, &Request::default());
+    ///     answers.push(answer.map_err(|refused| refused.1)?);
+    /// }
+    /// loop {
+    ///     let pieces = Answer::next_together(&mut answers.iter_mut().collect::<Vec<_>>());
+    ///     if pieces.iter().all(Option::is_none) {
+    ///         break;
+    ///     }
+    ///     for (number, piece) in pieces.into_iter().enumerate() {
+    ///         if let Some(piece) = piece {
+    ///             println!("{number}: {}", piece?.text);
+    ///         }
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn next_together(answers: &mut [&mut Answer<'a>]) -> Vec<Option<Result<Piece, EngineError>>> {
+        #[cfg(feature = "ort")]
+        crate::backend::watch_thread();
+        let going = answers
+            .iter()
+            .filter(|answer| !answer.generation.is_over())
+            .count();
+        let mut generations: Vec<_> = answers.iter_mut().map(|answer| &mut answer.generation).collect();
+        let pieces = generate::next_together(&mut generations);
+        for (answer, piece) in answers.iter_mut().zip(&pieces) {
+            answer.note(piece.as_ref(), going);
+        }
+        pieces
+    }
+
+    /// Takes note of what came, of so many answers at once.
+    fn note(&mut self, piece: Option<&Result<Piece, EngineError>>, going: usize) {
+        if matches!(piece, Some(Ok(Piece { id: Some(_), .. }))) {
+            let now = Instant::now();
+            self.first.get_or_insert(now);
+            self.last = Some(now);
+            let [asked, computed] = self.together;
+            let beside = self.generation.model().sequence().beside();
+            self.together = [asked.max(going), computed.max(beside)];
+        }
+    }
+
+    /// The conversation, where the answer keeps it ([`Conversation::into_chat`]); what came of the answer stays said.
+    pub fn into_conversation(self) -> Option<Conversation> {
+        match self.generation.into_model() {
+            Held::Owned(conversation) => Some(*conversation),
+            Held::Lent(_) => None,
+        }
+    }
+
     /// The rest of it, computed to its end.
     ///
     /// # Errors
@@ -281,6 +447,8 @@ impl Answer<'_> {
             time_to_first_token: to_first.map(|time| time.as_secs_f64()),
             tokens: self.tokens().len(),
             tokens_per_second: Stats::rate(self.tokens().len(), after_first),
+            together_asked: self.together[0],
+            together: self.together[1],
             peak_memory: peak_memory(),
             ..self.stats.clone()
         }
@@ -292,11 +460,7 @@ impl Iterator for Answer<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let piece = self.generation.next();
-        if matches!(&piece, Some(Ok(Piece { id: Some(_), .. }))) {
-            let now = Instant::now();
-            self.first.get_or_insert(now);
-            self.last = Some(now);
-        }
+        self.note(piece.as_ref(), 1);
         piece
     }
 }

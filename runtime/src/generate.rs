@@ -17,6 +17,30 @@ pub trait NextToken {
     /// # Errors
     /// What the engine says.
     fn step(&mut self, token: i64) -> Result<Array1<f32>, EngineError>;
+
+    /// [`NextToken::step`] of several sequences, each with its token and its result: together, where that costs less.
+    fn step_each(sequences: &mut [&mut Self], tokens: &[i64]) -> Vec<Result<Array1<f32>, EngineError>>
+    where
+        Self: Sized,
+    {
+        let each = sequences.iter_mut().zip(tokens);
+        each.map(|(sequence, token)| sequence.step(*token)).collect()
+    }
+}
+
+impl<M: NextToken> NextToken for &mut M {
+    fn has_room(&self) -> bool {
+        (**self).has_room()
+    }
+
+    fn step(&mut self, token: i64) -> Result<Array1<f32>, EngineError> {
+        (**self).step(token)
+    }
+
+    fn step_each(sequences: &mut [&mut Self], tokens: &[i64]) -> Vec<Result<Array1<f32>, EngineError>> {
+        let mut sequences: Vec<&mut M> = sequences.iter_mut().map(|sequence| &mut ***sequence).collect();
+        M::step_each(&mut sequences, tokens)
+    }
 }
 
 /// Why an answer ended.
@@ -55,10 +79,10 @@ pub struct Piece {
     pub text: String,
 }
 
-/// An answer as it comes: an iterator of its tokens.
+/// An answer as it comes: an iterator of its tokens. `M` is the sequence that it continues, or a reference to it.
 #[derive(Debug)]
-pub struct Generation<'a, M> {
-    model: &'a mut M,
+pub struct Generation<M> {
+    model: M,
     sampler: Sampler,
     stream: TextStream,
     limits: Limits,
@@ -71,16 +95,26 @@ pub struct Generation<'a, M> {
     failed: bool,
 }
 
-impl<'a, M: NextToken> Generation<'a, M> {
+/// What comes next in an answer.
+enum Next {
+    /// Its end, and text that was held back.
+    End(Option<Piece>),
+    /// A token of these logits.
+    Pick(Array1<f32>),
+    /// What follows this token, which was not fed yet.
+    Feed(i64),
+}
+
+impl<M: NextToken> Generation<M> {
     /// The answer that `logits` begin. `prompt`: the ids of the prompt.
     pub fn new(
-        model: &'a mut M,
+        model: M,
         logits: Array1<f32>,
         prompt: Vec<i64>,
         sampler: Sampler,
         stream: TextStream,
         limits: Limits,
-    ) -> Generation<'a, M> {
+    ) -> Generation<M> {
         let (context, prompt) = (prompt.clone(), prompt.len());
         Generation {
             model,
@@ -117,28 +151,44 @@ impl<'a, M: NextToken> Generation<'a, M> {
         Ok((id.is_some() || !text.is_empty()).then_some(Piece { id, text }))
     }
 
-    fn advance(&mut self) -> Result<Option<Piece>, EngineError> {
+    /// The sequence that it continues.
+    pub(crate) fn model(&self) -> &M {
+        &self.model
+    }
+
+    /// The same, when the answer is not wanted any more.
+    pub(crate) fn into_model(self) -> M {
+        self.model
+    }
+
+    /// Whether nothing comes any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.finish.is_some() || self.failed
+    }
+
+    fn begin(&mut self) -> Result<Next, EngineError> {
         let cancelled = self
             .limits
             .cancel
             .as_ref()
             .is_some_and(|flag| flag.load(Ordering::Relaxed));
         if cancelled {
-            return self.end(Finish::Cancelled, None, String::new());
+            return self.end(Finish::Cancelled, None, String::new()).map(Next::End);
         }
         if self.tokens().len() >= self.limits.max_tokens {
-            return self.end(Finish::MaxTokens, None, String::new());
+            return self.end(Finish::MaxTokens, None, String::new()).map(Next::End);
         }
-        let logits = match (self.logits.take(), self.context.last()) {
-            (Some(logits), _) => logits,
-            (None, Some(&last)) => {
-                if !self.model.has_room() {
-                    return self.end(Finish::MaxContext, None, String::new());
-                }
-                self.model.step(last)?
+        match (self.logits.take(), self.context.last()) {
+            (Some(logits), _) => Ok(Next::Pick(logits)),
+            (None, Some(_)) if !self.model.has_room() => {
+                self.end(Finish::MaxContext, None, String::new()).map(Next::End)
             }
-            (None, None) => return Err(EngineError::EmptyPrompt),
-        };
+            (None, Some(&last)) => Ok(Next::Feed(last)),
+            (None, None) => Err(EngineError::EmptyPrompt),
+        }
+    }
+
+    fn pick(&mut self, logits: &Array1<f32>) -> Result<Option<Piece>, EngineError> {
         // One row without gaps, whoever made it; otherwise the sampler says that there are none.
         let row = logits.as_slice().unwrap_or_default();
         let id = self.sampler.pick(row, &self.context)?;
@@ -155,19 +205,62 @@ impl<'a, M: NextToken> Generation<'a, M> {
         }
         Ok(Some(Piece { id: Some(id), text }))
     }
+
+    /// What an iterator gives of a result.
+    fn given(&mut self, result: Result<Option<Piece>, EngineError>) -> Option<Result<Piece, EngineError>> {
+        self.failed = result.is_err();
+        result.transpose()
+    }
 }
 
-impl<M: NextToken> Iterator for Generation<'_, M> {
+impl<M: NextToken> Iterator for Generation<M> {
     type Item = Result<Piece, EngineError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.finish.is_some() || self.failed {
-            return None;
-        }
-        let result = self.advance().transpose();
-        self.failed = matches!(result, Some(Err(_)));
-        result
+        next_together(&mut [self]).pop().flatten()
     }
+}
+
+/// What [`Iterator::next`] gives of each answer, by one step of their sequences together. An error ends one answer.
+pub fn next_together<M: NextToken>(
+    answers: &mut [&mut Generation<M>],
+) -> Vec<Option<Result<Piece, EngineError>>> {
+    let mut given = Vec::with_capacity(answers.len());
+    let mut tokens = Vec::new();
+    let mut fed: Vec<&mut M> = Vec::new();
+    let mut places = Vec::new();
+    for (place, answer) in answers.iter_mut().enumerate() {
+        if answer.is_over() {
+            given.push(None);
+            continue;
+        }
+        let result = match answer.begin() {
+            Ok(Next::Feed(token)) => {
+                tokens.push(token);
+                places.push(place);
+                fed.push(&mut answer.model);
+                given.push(None);
+                continue;
+            }
+            Ok(Next::Pick(logits)) => answer.pick(&logits),
+            Ok(Next::End(piece)) => Ok(piece),
+            Err(error) => Err(error),
+        };
+        given.push(answer.given(result));
+    }
+    let logits = match fed.as_mut_slice() {
+        [] => return given,
+        [one] => vec![one.step(tokens.first().copied().unwrap_or_default())],
+        several => M::step_each(several, &tokens),
+    };
+    drop(fed);
+    for (place, logits) in places.into_iter().zip(logits) {
+        if let (Some(answer), Some(given)) = (answers.get_mut(place), given.get_mut(place)) {
+            let result = logits.and_then(|logits| answer.pick(&logits));
+            *given = answer.given(result);
+        }
+    }
+    given
 }
 
 #[cfg(test)]
@@ -349,5 +442,98 @@ mod tests {
             .map(|piece| piece.is_ok())
             .collect();
         assert_eq!(results, [true, true, true, false]);
+    }
+    /// Each is stepped as often as it needs, together with who else does, and ends on its own.
+    #[test]
+    fn answers_that_are_continued_together() {
+        /// Counts how many were stepped at once.
+        #[derive(Debug)]
+        struct Counting(FakeModel, Vec<usize>);
+
+        impl NextToken for Counting {
+            fn has_room(&self) -> bool {
+                self.0.has_room()
+            }
+
+            fn step(&mut self, token: i64) -> Result<Array1<f32>, EngineError> {
+                self.1.push(1);
+                self.0.step(token)
+            }
+
+            fn step_each(
+                sequences: &mut [&mut Self],
+                tokens: &[i64],
+            ) -> Vec<Result<Array1<f32>, EngineError>> {
+                let count = sequences.len();
+                let step = |(sequence, token): (&mut &mut Self, &i64)| {
+                    sequence.1.push(count);
+                    sequence.0.step(*token)
+                };
+                sequences.iter_mut().zip(tokens).map(step).collect()
+            }
+        }
+
+        let directory = tempfile::tempdir().unwrap();
+        let tokenizer = tokenizer(directory.path());
+        let generation = |script: &[i64], max_tokens| {
+            let model = FakeModel {
+                script: script.to_vec(),
+                fed: Vec::new(),
+                room: 9,
+            };
+            let logits = model.logits();
+            let limits = Limits {
+                stop_ids: vec![7],
+                max_tokens,
+                cancel: None,
+            };
+            let sampler = Sampler::new(Sampling::default(), VOCABULARY).unwrap();
+            let stream = TextStream::new(tokenizer.clone(), &[]);
+            Generation::new(
+                Counting(model, Vec::new()),
+                logits,
+                Vec::new(),
+                sampler,
+                stream,
+                limits,
+            )
+        };
+        let scripts: [(&[i64], usize); 4] = [
+            (&[0, 1, 2, 7], 9),
+            (&[1, 7], 9),
+            (&[2, 2], 9),
+            (&[0, 0, 0, 0, 0], 3),
+        ];
+        let mut answers: Vec<_> = scripts
+            .iter()
+            .map(|(script, most)| generation(script, *most))
+            .collect();
+        let mut texts = vec![String::new(); answers.len()];
+        let mut errors = vec![0; answers.len()];
+        for _ in 0..6 {
+            let mut all: Vec<_> = answers.iter_mut().collect();
+            for (number, piece) in next_together(&mut all).into_iter().enumerate() {
+                match piece {
+                    Some(Ok(piece)) => texts[number].push_str(&piece.text),
+                    Some(Err(_)) => errors[number] += 1,
+                    None => {}
+                }
+            }
+        }
+        assert_eq!(texts, ["abc", "b", "cc", "aaa"]);
+        assert_eq!(errors, [0, 0, 1, 0]);
+        let finishes: Vec<Option<Finish>> = answers.iter().map(Generation::finish).collect();
+        assert_eq!(
+            finishes,
+            [
+                Some(Finish::Stop),
+                Some(Finish::Stop),
+                None,
+                Some(Finish::MaxTokens)
+            ]
+        );
+        let sizes: Vec<&[usize]> = answers.iter().map(|answer| answer.model().1.as_slice()).collect();
+        // The last one step alone, for nobody else was left.
+        assert_eq!(sizes, [&[4, 3, 1][..], &[4], &[4, 3], &[4, 3]]);
     }
 }

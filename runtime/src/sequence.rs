@@ -1,6 +1,6 @@
 //! What does the model remember? One sequence, its KV cache, and the features of images.
 
-use crate::backend::{DecoderState, TokenEmbedder};
+use crate::backend::{Decoder, DecoderState, TokenEmbedder};
 use crate::error::EngineError;
 use crate::features::Shared;
 use crate::generate::NextToken;
@@ -49,6 +49,7 @@ pub(crate) struct Prefill {
 /// A sequence in the decoder that it began with, whatever becomes of the model's engine meanwhile.
 struct Running {
     embedder: Arc<dyn TokenEmbedder>,
+    decoder: Arc<dyn Decoder>,
     state: Box<dyn DecoderState>,
     /// Positions that the decoder can hold.
     context: usize,
@@ -100,6 +101,11 @@ impl<P: Parts> Sequence<P> {
             .map_or(0, |running| running.state.cache_bytes())
     }
 
+    /// How many sequences the computation continued that appended the last position.
+    pub(crate) fn beside(&self) -> usize {
+        self.running.as_ref().map_or(1, |running| running.state.beside())
+    }
+
     /// Makes an image known. One that is known already stays as it is, with its features.
     pub(crate) fn add(&mut self, pixels: PixelValues) -> ImageId {
         let id = pixels.id;
@@ -128,7 +134,8 @@ impl<P: Parts> Sequence<P> {
                 let decoder = self.parts.decoder()?;
                 Running {
                     embedder: self.parts.embedder()?,
-                    state: decoder.start()?,
+                    state: Arc::clone(&decoder).start()?,
+                    decoder,
                     context: self.parts.context()?,
                 }
             }
@@ -240,6 +247,65 @@ impl<P: Parts> NextToken for Sequence<P> {
         self.fed.push(Position::Token(token));
         Ok(logits)
     }
+
+    /// Sequences of one decoder together.
+    fn step_each(sequences: &mut [&mut Self], tokens: &[i64]) -> Vec<Result<Array1<f32>, EngineError>> {
+        let mut results: Vec<Option<Result<Array1<f32>, EngineError>>> = Vec::with_capacity(tokens.len());
+        let mut rest = Vec::with_capacity(tokens.len());
+        for (place, (sequence, token)) in sequences.iter_mut().zip(tokens).enumerate() {
+            match sequence.running() {
+                Ok(running) => {
+                    rest.push((place, *token, running));
+                    results.push(None);
+                }
+                Err(error) => results.push(Some(Err(error))),
+            }
+        }
+        while let Some((_, _, first)) = rest.first() {
+            let (embedder, decoder) = (Arc::clone(&first.embedder), Arc::clone(&first.decoder));
+            let (mut same, others): (Vec<_>, Vec<_>) = rest
+                .into_iter()
+                .partition(|(_, _, running)| Arc::ptr_eq(&running.decoder, &decoder));
+            rest = others;
+            let ids: Vec<i64> = same.iter().map(|(_, token, _)| *token).collect();
+            let steps: Vec<Result<Array1<f32>, EngineError>> = match embedder.embed(&ids) {
+                Ok(embeds) => {
+                    let mut states: Vec<_> = same
+                        .iter_mut()
+                        .map(|(_, _, running)| &mut *running.state)
+                        .collect();
+                    let fed = Arc::clone(&decoder).feed_each(&mut states, embeds.view());
+                    fed.into_iter()
+                        .map(|logits| logits.map_err(EngineError::from))
+                        .collect()
+                }
+                // Whose token it is has the error.
+                Err(_) => {
+                    let alone = same.iter_mut().map(|(_, token, running)| {
+                        let embeds = embedder.embed(&[*token])?;
+                        Ok(running.state.feed(embeds.view())?)
+                    });
+                    alone.collect()
+                }
+            };
+            for ((place, _, _), step) in same.iter().zip(steps) {
+                if let Some(result) = results.get_mut(*place) {
+                    *result = Some(step);
+                }
+            }
+        }
+        let each = results.into_iter().zip(sequences).zip(tokens);
+        let each = each.map(|((result, sequence), token)| match result {
+            Some(Ok(logits)) => {
+                sequence.fed.push(Position::Token(*token));
+                Ok(logits)
+            }
+            Some(Err(error)) => Err(error),
+            // An engine that forgot one.
+            None => sequence.step(*token),
+        });
+        each.collect()
+    }
 }
 
 #[cfg(test)]
@@ -269,8 +335,12 @@ mod tests {
 
     impl TokenEmbedder for FakeEmbedder {
         fn embed(&self, ids: &[i64]) -> Result<Array2<f32>, BackendError> {
-            let number = |&id: &i64| f32::from(i8::try_from(id).unwrap());
-            let numbers = ids.iter().map(number).collect();
+            let number = |&id: &i64| i8::try_from(id).map(f32::from);
+            let numbers = ids.iter().map(number).collect::<Result<_, _>>();
+            let numbers = numbers.map_err(|_| BackendError::Run {
+                path: "embed_tokens.onnx".into(),
+                reason: "no such token".to_owned(),
+            })?;
             Ok(Array2::from_shape_vec((ids.len(), 1), numbers).unwrap())
         }
     }
@@ -475,5 +545,38 @@ mod tests {
                 .count(),
             2
         );
+    }
+    #[test]
+    fn sequences_that_are_stepped_together() {
+        let ((fakes, log), (others, _)) = (fakes(), self::fakes());
+        let mut all = [
+            sequence(&fakes),
+            sequence(&others),
+            sequence(&fakes),
+            sequence(&fakes),
+        ];
+        for (number, sequence) in (1..).zip(&mut all[..3]) {
+            let prompt = Prompt::new(vec![Piece::Tokens(vec![number])]);
+            sequence.prefill(&prompt).unwrap();
+        }
+        log.lock().unwrap().clear();
+        let mut sequences: Vec<_> = all.iter_mut().collect();
+        let logits: Vec<f32> = NextToken::step_each(&mut sequences, &[10, 20, 30, 40])
+            .into_iter()
+            .map(|logits| logits.unwrap()[0])
+            .collect();
+        // The last was fed nothing before.
+        assert_eq!(logits, [11.0, 22.0, 33.0, 40.0]);
+        assert_eq!(
+            *log.lock().unwrap(),
+            ["feed [10.0]", "feed [30.0]", "feed [40.0]"]
+        );
+        // A token that cannot be embedded is the error of one.
+        let mut sequences: Vec<_> = all.iter_mut().collect();
+        let steps = NextToken::step_each(&mut sequences, &[1, 1, 1000, 1]);
+        let fine: Vec<bool> = steps.iter().map(Result::is_ok).collect();
+        assert_eq!(fine, [true, true, false, true]);
+        assert_eq!(all[0].fed.len(), 3);
+        assert_eq!(all[2].fed.len(), 2);
     }
 }

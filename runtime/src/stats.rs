@@ -25,8 +25,13 @@ pub struct Stats {
     pub time_to_first_token: Option<f64>,
     /// Tokens of the answer.
     pub tokens: usize,
-    /// Tokens after the first, per second.
+    /// Tokens after the first, per second; where other answers are continued between them, that time too.
     pub tokens_per_second: Option<f64>,
+    /// Most answers, this one included, that were to be continued together
+    /// ([`Answer::next_together`](crate::Answer::next_together)).
+    pub together_asked: usize,
+    /// Most that one computation continued: 1 where the engine continues one sequence at a time.
+    pub together: usize,
     /// Most memory that the process has held so far, in bytes; `None` where the system does not say.
     pub peak_memory: Option<u64>,
     /// What happened when, since the last answer; for the first, since the program began.
@@ -70,6 +75,13 @@ impl Stats {
             .map(|rate| format!(" ({rate:.1} tokens/s)"))
             .unwrap_or_default();
         lines.push(format!("answer      {} tokens{rate}", self.tokens));
+        if self.together_asked > 1 {
+            let (asked, most) = (self.together_asked, self.together);
+            lines.push(match most {
+                0 | 1 => format!("together    {asked} answers, one at a time"),
+                _ => format!("together    {asked} answers, {most} at a time"),
+            });
+        }
         lines.push(
             match self.peak_memory.and_then(|bytes| u32::try_from(bytes >> 20).ok()) {
                 Some(megabytes) => format!("peak memory {megabytes} MiB"),
@@ -104,6 +116,8 @@ mod tests {
     fn lines_name_every_figure() {
         let lines = Stats {
             time_to_first_token: Some(0.25),
+            together_asked: 8,
+            together: 1,
             ..Stats::default()
         }
         .lines()
@@ -115,6 +129,7 @@ mod tests {
             "prefill",
             "reused",
             "first token 250.0 ms",
+            "together    8 answers, one at a time",
             "peak memory",
         ] {
             assert!(lines.contains(word), "{word}: {lines}");

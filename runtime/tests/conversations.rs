@@ -5,7 +5,9 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use runtime::image::Picture;
-use runtime::{Conversation, Engine, Message, Model, Options, Provider, Request, Role};
+use runtime::{
+    Answer, Conversation, Engine, Finish, Message, Model, Options, Provider, Request, Role, Sampling,
+};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -71,6 +73,129 @@ fn conversations_beside_each_other_answer_as_one_after_another() {
         });
         assert_eq!(beside, alone);
     }
+}
+
+/// The question about a picture, as long as its number says, and how it is answered.
+fn question(number: u8) -> (String, Request) {
+    let sampling = Sampling {
+        temperature: f32::from(number % 3),
+        seed: u64::from(number),
+        ..Sampling::default()
+    };
+    let request = Request::default().with_sampling(sampling);
+    let request = match number % 4 {
+        0 => request.with_max_tokens(1),
+        1 => request.with_past_end().with_max_tokens(7),
+        2 => request.with_stops(["."]),
+        _ => request,
+    };
+    ("What is it? ".repeat(usize::from(number) + 1), request)
+}
+
+fn begin(model: &Model, number: u8) -> Answer<'static> {
+    let mut conversation = model.conversation();
+    let image = conversation.add_image(&picture(number)).unwrap();
+    let (question, request) = question(number);
+    let answer = conversation.into_chat(&[Message::user([image], question)], &request);
+    answer.map_err(|refused| refused.1).unwrap()
+}
+
+/// Of different lengths, greedy and drawn, each with an end of its own; they join and leave.
+#[test]
+fn answers_continued_together_are_those_of_one_after_another() {
+    for model in models() {
+        let mut alone = Vec::new();
+        for number in 0..9 {
+            let mut answer = begin(&model, number);
+            let text = answer.text().unwrap();
+            assert_eq!((answer.stats().together_asked, answer.stats().together), (1, 1));
+            alone.push((text, answer.tokens().to_vec(), answer.finish()));
+        }
+        assert!(alone.iter().any(|(_, tokens, _)| tokens.len() == 7));
+        let mut waiting = (0..9).map(|number| (usize::from(number), begin(&model, number)));
+        let mut running: Vec<(usize, Answer<'static>)> = waiting.by_ref().take(3).collect();
+        let mut texts = vec![String::new(); alone.len()];
+        let mut most = 0;
+        while !running.is_empty() {
+            let mut answers: Vec<_> = running.iter_mut().map(|(_, answer)| answer).collect();
+            let pieces = Answer::next_together(&mut answers);
+            for ((number, _), piece) in running.iter().zip(pieces) {
+                texts[*number].push_str(&piece.map_or_else(String::new, |piece| piece.unwrap().text));
+            }
+            // One that has ended may stay for a while, in any place.
+            let (over, rest): (Vec<_>, Vec<_>) = running
+                .into_iter()
+                .partition(|(number, answer)| answer.finish().is_some() && number % 2 == 0);
+            running = rest;
+            for (number, answer) in over {
+                most = most.max(answer.stats().together);
+                let (text, tokens, finish) = &alone[number];
+                assert_eq!(
+                    (&texts[number], answer.tokens(), &answer.finish()),
+                    (text, tokens.as_slice(), finish)
+                );
+                // A conversation that goes on knows what was said.
+                let mut conversation = answer.into_conversation().unwrap();
+                assert!(conversation.cache_bytes() > 0);
+                assert!(!talk(&mut conversation, &picture(3)).is_empty());
+            }
+            running.extend(waiting.next());
+            let count = running.len();
+            running.rotate_left(1 % count.max(1));
+            if running.iter().all(|(_, answer)| answer.finish().is_some()) {
+                for (number, answer) in running.drain(..) {
+                    assert_eq!(answer.tokens(), alone[number].1);
+                    assert_eq!(texts[number], alone[number].0);
+                }
+            }
+        }
+        assert!(waiting.next().is_none());
+        assert!(
+            most > 1,
+            "{:?} steps one at a time",
+            model.provider().unwrap().used
+        );
+    }
+}
+
+#[test]
+fn an_answer_that_is_cancelled_ends_alone() {
+    let models = models();
+    let flag = std::sync::Arc::default();
+    let mut answers: Vec<Answer<'static>> = Vec::new();
+    // Answers of several engines beside each other.
+    for model in &models {
+        for cancel in [None, Some(std::sync::Arc::clone(&flag))] {
+            let mut request = Request::default().with_past_end().with_max_tokens(4);
+            request.cancel = cancel;
+            let answer = model
+                .conversation()
+                .into_chat(&[Message::new(Role::User, "?")], &request);
+            answers.push(answer.map_err(|refused| refused.1).unwrap());
+        }
+    }
+    for step in 0..5 {
+        if step == 2 {
+            flag.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+        Answer::next_together(&mut answers.iter_mut().collect::<Vec<_>>());
+    }
+    for (number, answer) in answers.iter().enumerate() {
+        let expected = [(4, Finish::MaxTokens), (2, Finish::Cancelled)][number % 2];
+        assert_eq!(
+            (answer.tokens().len(), answer.finish()),
+            (expected.0, Some(expected.1))
+        );
+    }
+    // One that cannot begin gives its conversation back.
+    let conversation = models[0].conversation();
+    let request = Request::default().with_cancel(flag);
+    let refused = conversation
+        .into_chat(&[Message::new(Role::User, "?")], &request)
+        .unwrap_err();
+    assert!(matches!(refused.1, runtime::EngineError::Cancelled));
+    let mut conversation = refused.0;
+    assert!(!talk(&mut conversation, &picture(1)).is_empty());
 }
 
 #[test]

@@ -176,7 +176,7 @@ pub(super) fn check_room(path: &Path, count: usize, len: usize, context: usize) 
     })
 }
 
-impl<S: EngineSession> DecoderState for FixedState<S> {
+impl<S: EngineSession + 'static> DecoderState for FixedState<S> {
     fn feed(&mut self, embeds: ArrayView2<'_, f32>) -> Result<Array1<f32>, BackendError> {
         let decoder = &*self.decoder;
         let Graph { session, ports, .. } = &decoder.step;

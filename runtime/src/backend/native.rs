@@ -199,7 +199,7 @@ struct StatefulState<M: StatefulModel> {
 }
 
 #[cfg(any(test, target_os = "macos", fvlm_type_check))]
-impl<M: StatefulModel> DecoderState for StatefulState<M> {
+impl<M: StatefulModel + 'static> DecoderState for StatefulState<M> {
     fn feed(&mut self, embeds: ArrayView2<'_, f32>) -> Result<Array1<f32>, BackendError> {
         let decoder = &*self.decoder;
         let count = count_positions(&decoder.path, &embeds, decoder.hidden)?;

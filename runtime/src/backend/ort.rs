@@ -7,7 +7,10 @@ mod operators;
 
 pub(crate) use ending::watch_thread;
 
-use super::session::{Description, EngineSession, Input, Placement, Port, Session, Tensor, store_positions};
+use super::session::{
+    Description, EngineSession, Input, Placement, Port, Positions, Session, Tensor, gather_positions,
+    store_positions,
+};
 use super::{
     Backend, CoreMlFormat, CoreMlOptions, CoreMlUnits, Decoder, Model, Options, Provider, TokenEmbedder,
     VisionEncoder, parts,
@@ -110,9 +113,13 @@ impl Backend for OnnxRuntime {
     }
 
     fn decoder(&self, model: &Model<'_>) -> Result<Arc<dyn Decoder>, BackendError> {
-        parts::decoder(model, model.form.graphs(self.provider)?, &|path, fixed| {
-            self.open_part(model, path, fixed)
-        })
+        parts::decoder(
+            model,
+            model.form.graphs(self.provider)?,
+            // CoreML wants every length that can be known.
+            self.provider == Provider::Cpu,
+            &|path, fixed| self.open_part(model, path, fixed),
+        )
     }
 }
 
@@ -542,6 +549,38 @@ impl EngineSession for OrtSession {
         };
         let stored = stored.map_err(|error| self.failed(&error))?;
         stored.ok_or_else(|| self.failed(&"new positions do not fit the cache"))
+    }
+
+    fn gather(
+        &self,
+        rows: &[Positions<'_, DynValue>],
+        dtype: DType,
+        shape: [usize; 3],
+    ) -> Result<DynValue, BackendError> {
+        fn all<T: PrimitiveTensorElementType + Copy>(
+            rows: &[Positions<'_, DynValue>],
+            shape: [usize; 3],
+            empty: T,
+        ) -> ort::Result<Option<ArrayD<T>>> {
+            let views = rows.iter().map(|row| {
+                let cache = row
+                    .cache
+                    .map(|cache| cache.try_extract_array::<T>())
+                    .transpose()?;
+                Ok((cache, row.row, row.from))
+            });
+            let views: Vec<_> = views.collect::<ort::Result<_>>()?;
+            Ok(gather_positions(views.into_iter(), shape, empty))
+        }
+        let gathered = {
+            let _inside = self.enter()?;
+            match dtype {
+                DType::Float16 => all(rows, shape, half::f16::ZERO).map(|all| all.map(Tensor::F16)),
+                _ => all(rows, shape, 0.0_f32).map(|all| all.map(Tensor::F32)),
+            }
+        };
+        let gathered = gathered.map_err(|error| self.failed(&error))?;
+        self.upload(gathered.ok_or_else(|| self.failed(&"caches do not fit each other"))?)
     }
 
     fn compute(&self, inputs: &[(&str, Input<'_, DynValue>)]) -> Result<Vec<DynValue>, BackendError> {

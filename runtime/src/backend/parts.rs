@@ -10,7 +10,7 @@ use models::bundle::{GraphEntry, Variant};
 use std::path::Path;
 use std::sync::Arc;
 
-/// The lengths that are the same in every call of a conversation; engines specialise on them.
+/// The lengths that are the same in every call; engines specialise on them.
 const FIXED: &[(&str, usize)] = &[("batch", 1)];
 
 /// Prepares the graph of a file, given the lengths of some symbols.
@@ -22,7 +22,7 @@ pub(super) fn vision_encoder<S: EngineSession + 'static>(
     variant: &Variant,
     open: &OpenGraph<'_, S>,
 ) -> Result<Arc<dyn VisionEncoder>, BackendError> {
-    let session = session(model, &variant.vision_encoder, open)?;
+    let session = session(model, &variant.vision_encoder, FIXED, open)?;
     Ok(Arc::new(SessionEncoder::new(session)))
 }
 
@@ -32,20 +32,22 @@ pub(super) fn embedder<S: EngineSession + 'static>(
     variant: &Variant,
     open: &OpenGraph<'_, S>,
 ) -> Result<Arc<dyn TokenEmbedder>, BackendError> {
-    let session = session(model, &variant.embed_tokens, open)?;
+    let session = session(model, &variant.embed_tokens, FIXED, open)?;
     Ok(Arc::new(SessionEmbedder(session)))
 }
 
-/// The decoder of a variant.
+/// The decoder of a variant. `together`: whether the engine is to continue several sequences at once, where lengths are
+/// not fixed.
 pub(super) fn decoder<S: EngineSession + 'static>(
     model: &Model<'_>,
     variant: &Variant,
+    together: bool,
     open: &OpenGraph<'_, S>,
 ) -> Result<Arc<dyn Decoder>, BackendError> {
     let entry = &variant.decoder;
     if let Some(fixed) = &variant.fixed {
         let kv = &model.bundle.kv;
-        let graph = |new, entry| Graph::new(new, session(model, entry, open)?, entry, kv);
+        let graph = |new, entry| Graph::new(new, session(model, entry, FIXED, open)?, entry, kv);
         let step = graph(1, entry)?;
         let prefill = fixed
             .prefill
@@ -55,17 +57,18 @@ pub(super) fn decoder<S: EngineSession + 'static>(
         let decoder = FixedDecoder::new(step, prefill, fixed.context, kv, variant.kv_dtype);
         return Ok(Arc::new(decoder));
     }
-    let session = session(model, entry, open)?;
-    let decoder = KvDecoder::new(session, entry, &model.bundle.kv, variant.kv_dtype)?;
+    let session = session(model, entry, if together { &[] } else { FIXED }, open)?;
+    let decoder = KvDecoder::new(session, entry, &model.bundle.kv, variant.kv_dtype, together)?;
     Ok(Arc::new(decoder))
 }
 
 fn session<S: EngineSession>(
     model: &Model<'_>,
     entry: &GraphEntry,
+    fixed: &[(&str, usize)],
     open: &OpenGraph<'_, S>,
 ) -> Result<S, BackendError> {
-    let session = open(&model.directory.join(&entry.path), FIXED)?;
+    let session = open(&model.directory.join(&entry.path), fixed)?;
     check_contract(session.description(), entry)?;
     Ok(session)
 }

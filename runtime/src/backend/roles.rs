@@ -6,7 +6,8 @@ use super::provider::Provider;
 use super::session::{Placement, Session};
 use crate::error::BackendError;
 use models::bundle::{Bundle, Target};
-use ndarray::{Array1, Array2, ArrayView2, ArrayView4};
+use ndarray::{Array1, Array2, ArrayView2, ArrayView4, Axis};
+use std::any::Any;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -46,6 +47,25 @@ pub trait Decoder: Send + Sync {
     /// What the engine says.
     fn start(self: Arc<Self>) -> Result<Box<dyn DecoderState>, BackendError>;
 
+    /// Appends to each of `states` one position, its row of `embeds` `[states, hidden]`, and gives each the logits
+    /// `[vocab]` of it. Where the engine can, that is one computation, which reads the weights once for all of them; then
+    /// their caches lie together until they are fed otherwise. Each sequence gets what it would get alone, up to the
+    /// order of sums inside the engine. An error is that of one sequence, which then is as it was.
+    ///
+    /// A state of another decoder is fed by that.
+    fn feed_each(
+        self: Arc<Self>,
+        states: &mut [&mut (dyn DecoderState + 'static)],
+        embeds: ArrayView2<'_, f32>,
+    ) -> Vec<Result<Array1<f32>, BackendError>> {
+        let rows = embeds.axis_chunks_iter(Axis(0), 1);
+        states
+            .iter_mut()
+            .zip(rows)
+            .map(|(state, row)| state.feed(row))
+            .collect()
+    }
+
     /// How many nodes an accelerator took, where one was asked for and says so.
     fn placement(&self) -> Option<Placement> {
         None
@@ -53,7 +73,7 @@ pub trait Decoder: Send + Sync {
 }
 
 /// One sequence in a [`Decoder`]: its KV cache, which is freed with it.
-pub trait DecoderState: Send {
+pub trait DecoderState: Any + Send {
     /// Appends `embeds`, `[new, hidden]` with `new` at least 1 and rows without gaps, and returns the logits
     /// `[vocab]` of the last position. Prompt and single step alike. After an error the sequence is as it was.
     ///
@@ -77,6 +97,11 @@ pub trait DecoderState: Send {
 
     /// Bytes that the cache takes.
     fn cache_bytes(&self) -> usize;
+
+    /// How many sequences the computation continued that appended the last position, this one included.
+    fn beside(&self) -> usize {
+        1
+    }
 }
 
 /// What a backend opens parts of: one exported form of a bundle.

@@ -46,9 +46,13 @@ impl Backend for Rten {
     }
 
     fn decoder(&self, model: &Model<'_>) -> Result<Arc<dyn Decoder>, BackendError> {
-        parts::decoder(model, model.form.graphs(Provider::Rten)?, &|path, _fixed| {
-            RtenSession::open(path, model.options)
-        })
+        // A second opinion answers one at a time.
+        parts::decoder(
+            model,
+            model.form.graphs(Provider::Rten)?,
+            false,
+            &|path, _fixed| RtenSession::open(path, model.options),
+        )
     }
 }
 

@@ -6,7 +6,7 @@
 use crate::error::BackendError;
 use half::f16;
 use models::dtype::DType;
-use ndarray::{ArrayD, ArrayViewD, ArrayViewMutD, Axis, Ix4, Slice, s};
+use ndarray::{Array4, ArrayD, ArrayViewD, ArrayViewMutD, Axis, Ix4, Slice, s};
 use std::path::PathBuf;
 
 /// A tensor outside any engine.
@@ -155,6 +155,25 @@ impl Placement {
     }
 }
 
+/// Some positions of one sequence in a tensor of caches `[batch, heads, slots, d]`.
+#[derive(Debug)]
+pub struct Positions<'a, V> {
+    /// The tensor; `None` for a sequence of nothing.
+    pub cache: Option<&'a V>,
+    /// The sequence's place along the first axis.
+    pub row: usize,
+    /// The slot of its first position; the last is in the last slot.
+    pub from: usize,
+}
+
+impl<V> Clone for Positions<'_, V> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<V> Copy for Positions<'_, V> {}
+
 /// A graph prepared by an engine. Values are in the engine's own form; they are all that a computation remembers, so that
 /// any number of conversations can use one graph at once.
 pub trait EngineSession: Send + Sync {
@@ -207,6 +226,44 @@ pub trait EngineSession: Send + Sync {
         Ok(())
     }
 
+    /// A tensor `[rows, heads, slots, d]` of the sequences `rows`, whose last positions are in the last slot; what is in
+    /// front of a shorter sequence is zero. `shape` is `[heads, slots, d]`.
+    ///
+    /// # Errors
+    /// Tensors that do not fit, or what the engine says.
+    fn gather(
+        &self,
+        rows: &[Positions<'_, Self::Value>],
+        dtype: DType,
+        shape: [usize; 3],
+    ) -> Result<Self::Value, BackendError> {
+        let download =
+            |row: &Positions<'_, Self::Value>| row.cache.map(|cache| self.download(cache)).transpose();
+        let tensors: Vec<Option<Tensor>> = rows.iter().map(download).collect::<Result<_, _>>()?;
+        let tensors = tensors.iter().zip(rows);
+        let tensor = match dtype {
+            DType::Float16 => {
+                let rows = tensors.map(|(tensor, row)| match tensor {
+                    Some(Tensor::F16(array)) => (Some(array.view()), row.row, row.from),
+                    _ => (None, row.row, row.from),
+                });
+                gather_positions(rows, shape, f16::ZERO).map(Tensor::F16)
+            }
+            _ => {
+                let rows = tensors.map(|(tensor, row)| match tensor {
+                    Some(Tensor::F32(array)) => (Some(array.view()), row.row, row.from),
+                    _ => (None, row.row, row.from),
+                });
+                gather_positions(rows, shape, 0.0).map(Tensor::F32)
+            }
+        };
+        let tensor = tensor.ok_or_else(|| BackendError::Run {
+            path: self.description().path.clone(),
+            reason: "caches do not fit each other".to_owned(),
+        })?;
+        self.upload(tensor)
+    }
+
     /// Computes every output, in the order of the description.
     ///
     /// # Errors
@@ -235,6 +292,28 @@ pub(crate) fn store_positions<T: Clone>(
         .slice_mut(s![.., .., at..end, ..])
         .assign(&new.slice(s![.., .., from.., ..]));
     Some(())
+}
+
+/// For each sequence a tensor `[batch, heads, slots, d]`, its row there and its first slot: all of them `[rows, heads,
+/// slots, d]`, at the end of the slots, and `empty` in front. `shape` is `[heads, slots, d]`. `None` where they do not fit.
+pub(crate) fn gather_positions<'a, T: Copy + 'a>(
+    rows: impl ExactSizeIterator<Item = (Option<ArrayViewD<'a, T>>, usize, usize)>,
+    [heads, slots, width]: [usize; 3],
+    empty: T,
+) -> Option<ArrayD<T>> {
+    let mut all = Array4::from_elem((rows.len(), heads, slots, width), empty);
+    for (mut to, (cache, row, from)) in all.outer_iter_mut().zip(rows) {
+        let Some(cache) = cache else { continue };
+        let cache = cache.into_dimensionality::<Ix4>().ok()?;
+        let (batch, same_heads, filled, same_width) = cache.dim();
+        let count = filled.checked_sub(from)?;
+        if row >= batch || heads != same_heads || width != same_width || count > slots {
+            return None;
+        }
+        to.slice_mut(s![.., slots - count.., ..])
+            .assign(&cache.slice(s![row, .., from.., ..]));
+    }
+    Some(all.into_dyn())
 }
 
 /// A graph prepared by an engine: named tensors in, named tensors out.
@@ -446,6 +525,27 @@ mod tests {
         }
         let other = new.into_shape_with_order(vec![1, 3, 2, 2]).unwrap();
         assert_eq!(store_positions(cache.view_mut(), 0, other.view(), 0), None);
+    }
+
+    #[test]
+    fn sequences_are_gathered_at_the_end_of_the_slots() {
+        // Two rows of two heads with three slots.
+        let cache = ArrayD::from_shape_vec(vec![2, 2, 3, 1], (1..=12).collect()).unwrap();
+        let other = ArrayD::from_shape_vec(vec![1, 2, 1, 1], vec![20, 21]).unwrap();
+        let rows = || {
+            let cache = Some(cache.view());
+            [(cache, 1, 1), (None, 0, 0), (Some(other.view()), 0, 0)].into_iter()
+        };
+        let all = gather_positions(rows(), [2, 2, 1], 0).unwrap();
+        assert_eq!(all.shape(), [3, 2, 2, 1]);
+        assert_eq!(all.as_slice().unwrap(), [8, 9, 11, 12, 0, 0, 0, 0, 0, 20, 0, 21]);
+        for shape in [[2, 1, 1], [3, 2, 1], [2, 2, 2]] {
+            assert_eq!(gather_positions(rows(), shape, 0), None, "{shape:?}");
+        }
+        for (row, from) in [(2, 0), (0, 4)] {
+            let wrong = [(Some(cache.view()), row, from)];
+            assert_eq!(gather_positions(wrong.into_iter(), [2, 3, 1], 0), None);
+        }
     }
 
     #[test]

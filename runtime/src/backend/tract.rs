@@ -2,7 +2,9 @@
 
 mod operators;
 
-use super::session::{Description, EngineSession, Input, Port, Session, Tensor, store_positions};
+use super::session::{
+    Description, EngineSession, Input, Port, Positions, Session, Tensor, gather_positions, store_positions,
+};
 use super::{Backend, Decoder, Model, Options, Provider, TokenEmbedder, VisionEncoder, catch, parts};
 use crate::error::BackendError;
 use kernels::pool::Pool;
@@ -65,7 +67,8 @@ impl Backend for Tract {
     fn decoder(&self, model: &Model<'_>) -> Result<Arc<dyn Decoder>, BackendError> {
         let threads = model.options.thread_count();
         use_threads(threads);
-        parts::decoder(model, model.form.graphs(Provider::Tract)?, &|path, fixed| {
+        let variant = model.form.graphs(Provider::Tract)?;
+        parts::decoder(model, variant, true, &|path, fixed| {
             TractSession::open(path, fixed, threads)
         })
     }
@@ -307,6 +310,35 @@ impl EngineSession for TractSession {
         };
         let stored = stored.map_err(|error| self.failed(chain(&error)))?;
         stored.ok_or_else(|| self.failed("new positions do not fit the cache".to_owned()))
+    }
+
+    fn gather(
+        &self,
+        rows: &[Positions<'_, Arc<TractTensor>>],
+        dtype: DType,
+        shape: [usize; 3],
+    ) -> Result<Arc<TractTensor>, BackendError> {
+        fn all<T: Datum + Copy>(
+            rows: &[Positions<'_, Arc<TractTensor>>],
+            shape: [usize; 3],
+            empty: T,
+        ) -> TractResult<Option<ArrayD<T>>> {
+            let views = rows.iter().map(|row| {
+                let cache = row
+                    .cache
+                    .map(|cache| cache.to_plain_array_view::<T>())
+                    .transpose()?;
+                Ok((cache, row.row, row.from))
+            });
+            let views: Vec<_> = views.collect::<TractResult<_>>()?;
+            Ok(gather_positions(views.into_iter(), shape, empty))
+        }
+        let gathered = match dtype {
+            DType::Float16 => all(rows, shape, f16::ZERO).map(|all| all.map(Tensor::F16)),
+            _ => all(rows, shape, 0.0_f32).map(|all| all.map(Tensor::F32)),
+        };
+        let gathered = gathered.map_err(|error| self.failed(chain(&error)))?;
+        self.upload(gathered.ok_or_else(|| self.failed("caches do not fit each other".to_owned()))?)
     }
 
     fn compute(

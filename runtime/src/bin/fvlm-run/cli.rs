@@ -123,6 +123,11 @@ pub(crate) struct Cli {
     #[arg(long, conflicts_with = "interactive")]
     pub(crate) together: bool,
 
+    /// How many of several images are described at once: each further one costs less, and memory for what the model
+    /// remembers of it [default: 8, or as many as that memory stays under 1 GiB]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with_all = ["together", "interactive"])]
+    pub(crate) batch: Option<usize>,
+
     /// A chat about the images, a line a question; follow-ups reuse what is computed
     #[arg(long, short)]
     pub(crate) interactive: bool,

@@ -5,6 +5,9 @@ use runtime::image::Limits;
 use runtime::{Options, Provider, Request, Sampling};
 use std::path::PathBuf;
 
+/// Most images that are described at once: more than one computation of the decoder takes.
+const MAX_BATCH: usize = 64;
+
 /// Most tokens of an answer: more than any model holds.
 const MAX_TOKENS: usize = 10_000_000;
 
@@ -46,6 +49,8 @@ pub(crate) struct Plan {
     pub(crate) request: Request,
     pub(crate) limits: Limits,
     pub(crate) task: Task,
+    /// How many images are described at once, where somebody says so.
+    pub(crate) batch: Option<usize>,
     pub(crate) prompt: String,
     pub(crate) system: Option<String>,
     pub(crate) stats: bool,
@@ -73,6 +78,9 @@ impl Plan {
         range("max-tokens", cli.max_tokens, MAX_TOKENS);
         if let Some(threads) = cli.threads {
             range("threads", threads, Options::MAX_THREADS);
+        }
+        if let Some(batch) = cli.batch {
+            range("batch", batch, MAX_BATCH);
         }
         let max_pixels = cli.max_pixels.checked_mul(1_000_000).filter(|&pixels| pixels > 0);
         if max_pixels.is_none() {
@@ -175,6 +183,7 @@ impl Plan {
                 max_pixels: max_pixels.unwrap_or(u64::MAX),
             },
             task,
+            batch: cli.batch,
             prompt: cli.prompt.unwrap_or_else(|| QUESTION.to_owned()),
             system: cli.system,
             stats: cli.stats,
@@ -223,11 +232,13 @@ mod tests {
 
     #[test]
     fn commands_that_make_no_sense() {
-        let cases: [(&[&str], &str); 16] = [
+        let cases: [(&[&str], &str); 18] = [
             (&[], "no image and no question"),
             (&["--max-tokens", "0", "a"], "--max-tokens is 0"),
             (&["--threads", "0", "a"], "--threads is 0"),
             (&["--threads", "10000", "a"], "--threads is 10000"),
+            (&["--batch", "0", "a"], "--batch is 0"),
+            (&["--batch", "65", "a"], "--batch is 65, expected 1 to 64"),
             (&["--max-pixels", "0", "a"], "--max-pixels is 0"),
             (&["--max-pixels", "18446744073709551615", "a"], "--max-pixels"),
             (&["--temperature", "-1", "a"], "temperature"),
@@ -257,6 +268,8 @@ mod tests {
         for arguments in [
             &["fvlm-run", "--together", "-i", "a"][..],
             &["fvlm-run", "-q", "--stats", "a"],
+            &["fvlm-run", "--together", "--batch", "2", "a"],
+            &["fvlm-run", "-i", "--batch", "2", "a"],
         ] {
             assert!(Cli::try_parse_from(arguments).is_err(), "{arguments:?}");
         }
