@@ -16,8 +16,11 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Edges and seed of the scene that is looked at where no image is given.
-const SCENE: (u32, u32, u64) = (1280, 960, 1);
+/// Edges of painted scenes.
+const SCENE: (u32, u32) = (1280, 960);
+
+/// Seed of the scene that is looked at where no image is given.
+const SEED: u64 = 1;
 
 /// One exported form on one engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -136,25 +139,33 @@ pub fn providers(asked: &[Provider], options: &Options) -> Result<(Vec<Provider>
     Ok((found, missing))
 }
 
+/// A painted scene.
+///
+/// # Errors
+/// A scene without pixels: a bug.
+pub fn scene(seed: u64) -> Result<Picture, CaseError> {
+    let (width, height) = SCENE;
+    let scene = Picture::new(width, height, synth::image::scene(width, height, seed));
+    scene.ok_or_else(|| CaseError::Failed {
+        context: "painting a scene".to_owned(),
+        message: format!("{width} x {height} has no pixels"),
+    })
+}
+
 /// The image in `path`, or a painted scene.
 ///
 /// # Errors
 /// A file that is no image.
 pub fn picture(path: Option<&Path>) -> Result<Picture, CaseError> {
     let Some(path) = path else {
-        let (width, height, seed) = SCENE;
-        let scene = Picture::new(width, height, synth::image::scene(width, height, seed));
-        return scene.ok_or_else(|| CaseError::Failed {
-            context: "painting a scene".to_owned(),
-            message: format!("{width} x {height} has no pixels"),
-        });
+        return scene(SEED);
     };
     runtime::image::open(path, &Limits::default()).during(|| "opening the image".to_owned())
 }
 
 /// The name of what [`picture`] gives.
 pub fn picture_name(path: Option<&Path>) -> String {
-    let (width, height, seed) = SCENE;
+    let ((width, height), seed) = (SCENE, SEED);
     match path {
         Some(path) => path
             .file_name()

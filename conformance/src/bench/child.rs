@@ -27,6 +27,8 @@ pub fn arguments(settings: &Settings, combination: &Combination) -> Vec<OsString
     add("prompt", settings.prompt.clone().into());
     add("warm-up", settings.warm_up.to_string().into());
     add("decode-tokens", settings.decode_tokens.to_string().into());
+    add("scenes", settings.scenes.to_string().into());
+    add("batch", settings.batch.to_string().into());
     if let Some(image) = &settings.image {
         add("image", image.clone().into());
     }
@@ -92,6 +94,8 @@ mod tests {
             warm_up: 1,
             repeat: 5,
             decode_tokens: 2,
+            scenes: 64,
+            batch: 4,
         };
         let combination = Combination {
             provider: Provider::Tract,
@@ -106,6 +110,8 @@ mod tests {
             "--image-size=512",
             "--threads=3",
             "--precision=fp32",
+            "--scenes=64",
+            "--batch=4",
         ] {
             assert!(
                 arguments.iter().any(|argument| argument == expected),

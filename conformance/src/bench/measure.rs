@@ -5,9 +5,9 @@ use super::Settings;
 use crate::loaded::{self, Combination, picture};
 use crate::setup::error::{CaseError, Context};
 use runtime::image::Picture;
-use runtime::{Model, Request};
+use runtime::{Answer, Conversation, Message, Model, Request};
 use serde::{Deserialize, Serialize};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Tokens after the first in a run that does not count: the first step can be slower, the others are like it.
 const WARM_UP_TOKENS: usize = 2;
@@ -31,8 +31,10 @@ pub struct Sample {
     pub first_token: f64,
     /// Per token after the first.
     pub decode: f64,
-    /// Most memory that the process held.
+    /// Most memory that the process held, before scenes are described.
     pub peak_memory: Option<u64>,
+    /// Scenes that were described in a second, where that was asked for.
+    pub images_per_second: Option<f64>,
 }
 
 /// Measures a combination in this process.
@@ -55,12 +57,59 @@ pub fn measure(settings: &Settings, combination: &Combination) -> Result<Sample,
     }
     let sample = run(&model, &picture, &settings.prompt, settings.decode_tokens)?;
     let kernels = model.provider().during(|| "opening".to_owned())?.kernels;
+    let peak_memory = runtime::stats::peak_memory();
     Ok(Sample {
         isa: kernels.map(|kernels| kernels.isa.to_owned()),
         load,
-        peak_memory: runtime::stats::peak_memory(),
+        peak_memory,
+        images_per_second: throughput(&model, settings)?,
         ..sample
     })
+}
+
+/// How many painted scenes are described in a second, each with [`Settings::decode_tokens`] tokens, by a program that has
+/// the bundle open: as `fvlm-run` describes a folder. Painting does not count.
+fn throughput(model: &Model, settings: &Settings) -> Result<Option<f64>, CaseError> {
+    let answering = || "describing scenes".to_owned();
+    if settings.scenes == 0 {
+        return Ok(None);
+    }
+    model.forget_features();
+    let request = Request::default()
+        .with_max_tokens(settings.decode_tokens)
+        .with_past_end();
+    let mut painting = Duration::ZERO;
+    let begun = Instant::now();
+    let mut seeds = (1_u64..).take(settings.scenes);
+    let mut idle: Vec<Conversation> = Vec::new();
+    let mut answers: Vec<Answer<'static>> = Vec::new();
+    loop {
+        while answers.len() < settings.batch
+            && let Some(seed) = seeds.next()
+        {
+            let before = Instant::now();
+            let picture = loaded::scene(seed)?;
+            painting += before.elapsed();
+            let mut conversation = idle.pop().unwrap_or_else(|| model.conversation());
+            conversation.forget_images();
+            let image = conversation.add_image(&picture).during(answering)?;
+            let messages = [Message::user([image], settings.prompt.clone())];
+            let answer = conversation.into_chat(&messages, &request);
+            answers.push(answer.map_err(|refused| refused.1).during(answering)?);
+        }
+        if answers.is_empty() {
+            break;
+        }
+        for piece in Answer::next_together(&mut answers.iter_mut().collect::<Vec<_>>()) {
+            piece.transpose().during(answering)?;
+        }
+        let (over, rest): (Vec<_>, Vec<_>) =
+            answers.into_iter().partition(|answer| answer.finish().is_some());
+        idle.extend(over.into_iter().filter_map(Answer::into_conversation));
+        answers = rest;
+    }
+    let seconds = begun.elapsed().saturating_sub(painting).as_secs_f64();
+    Ok(Some(settings.scenes as f64 / seconds))
 }
 
 /// Image and question to `tokens` tokens after the first, in a conversation of its own: nothing is known of
@@ -93,5 +142,6 @@ fn run(model: &Model, picture: &Picture, question: &str, tokens: usize) -> Resul
         first_token,
         decode: stats.tokens_per_second.map_or(0.0, f64::recip),
         peak_memory: None,
+        images_per_second: None,
     })
 }

@@ -42,6 +42,10 @@ pub struct Settings {
     pub repeat: usize,
     /// Tokens that are decoded after the first.
     pub decode_tokens: usize,
+    /// Scenes that are described for the throughput; 0 where that is not measured.
+    pub scenes: usize,
+    /// How many of them at once.
+    pub batch: usize,
 }
 
 impl Settings {
@@ -86,6 +90,9 @@ pub struct Measured {
     /// Most memory that a process of it held; `None` where the system does not say.
     #[serde(rename = "peak_rss_bytes")]
     pub peak_memory: Option<u64>,
+    /// Scenes that are described in a second; `None` where that was not measured.
+    #[serde(rename = "images_per_s", skip_serializing_if = "Option::is_none")]
+    pub images_per_second: Option<Spread>,
 }
 
 impl Measured {
@@ -104,6 +111,12 @@ impl Measured {
             first_token: spread(|sample| sample.first_token)?,
             decode: spread(|sample| sample.decode)?,
             peak_memory: samples.iter().filter_map(|sample| sample.peak_memory).max(),
+            images_per_second: Spread::of(
+                &samples
+                    .iter()
+                    .filter_map(|sample| sample.images_per_second)
+                    .collect::<Vec<f64>>(),
+            ),
         })
     }
 }
@@ -203,6 +216,7 @@ mod tests {
             first_token: 6.0,
             decode: 0.5,
             peak_memory: Some(peak_memory),
+            images_per_second: None,
         }
     }
 

@@ -40,7 +40,23 @@ pub fn caption(report: &Report) -> String {
 
 /// The table, aligned.
 pub fn plain(report: &Report) -> String {
-    format!("{}\n\n{}", caption(report), table::plain(&rows(report)))
+    let throughput: Vec<String> = throughput(report)
+        .into_iter()
+        .map(|line| format!("\n{line}"))
+        .collect();
+    let table = table::plain(&rows(report));
+    format!("{}\n\n{table}{}", caption(report), throughput.concat())
+}
+
+/// A line on each combination whose throughput was measured.
+fn throughput(report: &Report) -> Vec<String> {
+    let measured = report.results.iter();
+    let line = |measured: &Measured| {
+        let Spread { median, min, max } = measured.images_per_second?;
+        let name = measured.combination.name();
+        Some(format!("{name}: {median:.2} images a second ({min:.2}-{max:.2})"))
+    };
+    measured.filter_map(line).collect()
 }
 
 /// The table in Markdown.
@@ -53,7 +69,10 @@ pub fn markdown(report: &Report) -> String {
         machine.cpu,
         machine.cores,
         machine.os
-    )
+    ) + &throughput(report)
+        .into_iter()
+        .map(|line| format!("\n{line}.\n"))
+        .collect::<String>()
 }
 
 /// Titles and cells.
@@ -140,6 +159,7 @@ pub(super) mod tests {
             first_token: Spread::of(&[encode + 1.75]).unwrap(),
             decode: Spread::of(&[0.0655]).unwrap(),
             peak_memory: Some((900 << 20) + 1),
+            images_per_second: (precision == Precision::Fp16).then(|| Spread::of(&[1.25, 1.5, 2.0]).unwrap()),
         };
         Report {
             schema: SCHEMA,
@@ -182,6 +202,10 @@ pub(super) mod tests {
     #[test]
     fn tables() {
         let plain = plain(&report());
+        let throughput = "tract portable fp16: 1.50 images a second (1.25-2.00)";
+        assert_eq!(plain.matches("images a second").count(), 1);
+        assert!(plain.contains(throughput), "{plain}");
+        assert!(markdown(&report()).ends_with(&format!("\n{throughput}.\n")));
         let lines: Vec<&str> = plain.lines().collect();
         assert!(
             lines[0].contains("286 prompt tokens, image of 1024 x 1024, 32 tokens decoded, 2 threads"),

@@ -62,6 +62,14 @@ pub(crate) struct Bench {
     #[arg(long, value_name = "N", default_value_t = 32, allow_negative_numbers = true)]
     pub(crate) decode_tokens: usize,
 
+    /// Describe so many painted scenes too, and say how many a second
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    pub(crate) scenes: usize,
+
+    /// How many of the scenes at once
+    #[arg(long, value_name = "N", default_value_t = 8, allow_negative_numbers = true)]
+    pub(crate) batch: usize,
+
     /// ONNX Runtime's shared library, or a directory with it [default: ORT_DYLIB_PATH, then well-known places]
     #[arg(long, value_name = "PATH")]
     pub(crate) onnxruntime: Option<PathBuf>,

@@ -11,6 +11,10 @@ use std::path::Path;
 pub(crate) const MAX_THREADS: usize = 1024;
 /// Most rounds, and runs before the one that counts.
 const MAX_RUNS: usize = 1000;
+/// Most scenes that are described.
+const MAX_SCENES: usize = 100_000;
+/// Most scenes that are described at once.
+const MAX_BATCH: usize = 64;
 /// Most tokens: more than any model holds.
 const MAX_TOKENS: usize = 10_000_000;
 
@@ -43,6 +47,8 @@ impl Plan {
             warm_up: flags.warm_up,
             repeat: flags.repeat,
             decode_tokens: flags.decode_tokens,
+            scenes: flags.scenes,
+            batch: flags.batch,
         };
         let mut bundle = open_bundle("model", &flags.model)?;
         if let Some(side) = flags.image_size {
@@ -101,6 +107,8 @@ fn check_numbers(flags: &Bench) -> Result<(), Complaint> {
     range("warm-up", flags.warm_up, 0, MAX_RUNS);
     range("repeat", flags.repeat, 1, MAX_RUNS);
     range("decode-tokens", flags.decode_tokens, 1, MAX_TOKENS);
+    range("scenes", flags.scenes, 0, MAX_SCENES);
+    range("batch", flags.batch, 1, MAX_BATCH);
     if let Some(threads) = flags.threads {
         range("threads", threads, 1, MAX_THREADS);
     }

@@ -12,10 +12,11 @@ use crate::setup::workspace::{Workspace, small};
 use crate::synth;
 use crate::tiny::numbers;
 use models::arch::Network;
-use ndarray::{Array1, Array2, ArrayView4, Axis, Ix2, concatenate};
+use models::bundle::Target;
+use ndarray::{Array1, Array2, ArrayView4, Axis, Ix2, concatenate, s, stack};
 use runtime::backend::DecoderState;
 use runtime::image::Picture;
-use runtime::{Engine, Message, Model, Request, Role};
+use runtime::{Engine, Message, Model, Provider, Request, Role};
 use std::sync::Arc;
 
 /// Positions of the longest sequence here.
@@ -92,6 +93,11 @@ pub fn cases() -> Vec<Case> {
             "prefill_equals_steps",
             "`feed` at once is `feed` in any pieces",
             feed_in_pieces,
+        ),
+        engine(
+            "together_equals_alone",
+            "sequences of any lengths that are stepped together, join and leave, are what they are alone",
+            together_equals_alone,
         ),
         engine(
             "truncate_and_refeed",
@@ -514,6 +520,74 @@ fn feed(
         });
     }
     Ok(row(logits))
+}
+
+/// Which of three sequences are stepped together, one after the other.
+const TOGETHER: [&[usize]; 6] = [&[0, 1], &[1, 0, 2], &[0, 2], &[1], &[2, 1, 0], &[2, 1]];
+
+/// What the sequences begin with.
+const PROMPTS: [usize; 3] = [5, 3, 2];
+
+fn together_equals_alone(deployed: &Deployed, subject: &Subject) -> Result<Findings, CaseError> {
+    let model = open(deployed, subject)?;
+    let decoder = model.decoder().during(computing)?;
+    let mut findings = Findings::default();
+    let mut sequences = Vec::new();
+    for seed in [61, 62, 63] {
+        sequences.push(rows(&embeddings(deployed, subject, seed, LENGTH)?)?);
+    }
+    let mut alone = Vec::new();
+    for (sequence, prompt) in sequences.iter().zip(PROMPTS) {
+        let mut state = start(&model)?;
+        state.feed(sequence.slice(s![..prompt, ..])).during(computing)?;
+        let mut logits = Vec::new();
+        for position in prompt..LENGTH {
+            let fed = state.feed(sequence.slice(s![position..=position, ..]));
+            logits.push(fed.during(computing)?);
+        }
+        alone.push(logits);
+    }
+    let mut states = Vec::new();
+    for (sequence, prompt) in sequences.iter().zip(PROMPTS) {
+        let mut state = start(&model)?;
+        state.feed(sequence.slice(s![..prompt, ..])).during(computing)?;
+        states.push(state);
+    }
+    let variant = deployed.variant(subject)?;
+    // Our kernels compute each row as if there were no other.
+    let tolerance = match variant.target {
+        Target::Cpu => Tolerance::Exact,
+        _ => tolerance(subject),
+    };
+    let together =
+        variant.fixed.is_none() && matches!(subject.provider.engine(), Some(Provider::Cpu | Provider::Tract));
+    for (step, set) in TOGETHER.into_iter().enumerate() {
+        let mut given: Vec<_> = states.iter_mut().enumerate().collect();
+        given.retain(|(number, _)| set.contains(number));
+        given.sort_by_key(|(number, _)| set.iter().position(|member| member == number));
+        let embeds = set.iter().map(|&number| {
+            let position = given.iter().find(|(found, _)| *found == number);
+            sequences[number].row(position.map_or(0, |(_, state)| state.len()))
+        });
+        let embeds = stack(Axis(0), &embeds.collect::<Vec<_>>()).during(computing)?;
+        let mut fed: Vec<_> = given.iter_mut().map(|(_, state)| &mut ***state).collect();
+        let logits = Arc::clone(&decoder).feed_each(&mut fed, embeds.view());
+        for (&number, found) in set.iter().zip(logits) {
+            let state = &states[number];
+            let expected = &alone[number][state.len() - 1 - PROMPTS[number]];
+            findings.push(compare(
+                &format!("step {step}: sequence {number}"),
+                &row(found.during(computing)?),
+                &row(expected.clone()),
+                tolerance,
+            ));
+            let (beside, wanted) = (state.beside(), if together { set.len() } else { 1 });
+            findings.require(beside == wanted, || {
+                format!("step {step} computed {beside} sequences at once, expected {wanted}")
+            });
+        }
+    }
+    Ok(findings)
 }
 
 fn feed_in_pieces(deployed: &Deployed, subject: &Subject) -> Result<Findings, CaseError> {
