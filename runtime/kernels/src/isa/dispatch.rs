@@ -49,7 +49,10 @@ pub(crate) use dispatch;
 
 /// A set's features, once: `detected`, whether the processor has them, and `run`, compiled for them.
 #[cfg_attr(
-    not(target_arch = "x86_64"),
+    not(any(
+        target_arch = "x86_64",
+        all(target_arch = "aarch64", target_endian = "little")
+    )),
     expect(unused_macros, reason = "the portable set has no features")
 )]
 macro_rules! features {
@@ -70,5 +73,8 @@ macro_rules! features {
         }
     };
 }
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(
+    target_arch = "x86_64",
+    all(target_arch = "aarch64", target_endian = "little")
+))]
 pub(super) use features;

@@ -22,7 +22,13 @@ pub(crate) fn prefetch<T>(address: *const T) {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T1>(address.cast());
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: part of every AArch64; it reads nothing and never faults.
+    unsafe {
+        std::arch::asm!("prfm pldl2keep, [{0}]", in(reg) address,
+            options(readonly, nostack, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = address;
 }
 
@@ -32,6 +38,10 @@ pub(crate) enum Nibbles {
     /// Bytes on one scale per column, which go the way of bytes.
     Spread,
     /// A byte for each nibble, multiplied by [`Lanes::nibble_step`], four inputs at a time.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "only AVX2 has them so")
+    )]
     Bytes,
     /// A word for each nibble, multiplied by [`Lanes::nibble_step`], two inputs at a time.
     Words,
@@ -79,6 +89,8 @@ pub(crate) unsafe trait Lanes: Copy {
     const DEPTHWISE_PIXELS: usize;
     /// Pixels and vectors of channels of a tile of the first convolution: `(8, 3)` or `(4, 1)`.
     const STEM_TILE: (usize, usize);
+    /// Vectors of sums for which there are registers enough where few rows of float32 are multiplied.
+    const FEW_SUMS: usize = 16;
     /// Whether byte weights, which are stored as value + 128, are multiplied as signed values. Otherwise they
     /// are multiplied as they are stored, and sums start from -128 times the sum of the activations.
     const SIGNED: bool = false;
@@ -469,6 +481,33 @@ pub(crate) unsafe trait Lanes: Copy {
         unsafe { std::ptr::copy_nonoverlapping(from, to, 8 * LANES) }
     }
 
+    /// Adds the products of `ROWS` rows with `PANELS` panels in float32, one chain of additions for each sum.
+    /// The rows are `stride` numbers apart, the panels `panel_stride`; `length` inputs are multiplied.
+    #[inline(always)]
+    unsafe fn add_floats<const ROWS: usize, const PANELS: usize>(
+        mut acc: [[Self; PANELS]; ROWS],
+        values: *const f32,
+        stride: usize,
+        weights: *const f32,
+        panel_stride: usize,
+        length: usize,
+    ) -> [[Self; PANELS]; ROWS] {
+        unsafe {
+            for k in 0..length {
+                let mut w = [Self::splat(0.0); PANELS];
+                for j in 0..PANELS {
+                    w[j] = Self::load(weights.add(j * panel_stride + k * LANES));
+                }
+                for i in 0..ROWS {
+                    let value = Self::splat(*values.add(i * stride + k));
+                    for j in 0..PANELS {
+                        acc[i][j] = value.mul_add(w[j], acc[i][j]);
+                    }
+                }
+            }
+            acc
+        }
+    }
     /// Exact sums of `ROWS` rows' products with `PANELS` panels, over the inputs of one block.
     ///
     /// The weights are in the form that tiles multiply, `panel_stride` bytes from panel to panel, the

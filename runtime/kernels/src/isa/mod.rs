@@ -15,6 +15,12 @@ mod avx512;
 mod avx_vnni;
 mod dispatch;
 mod lanes;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod neon;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod neon_dotprod;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod neon_i8mm;
 mod portable;
 
 pub(crate) use dispatch::{Kernel, dispatch};
@@ -73,6 +79,12 @@ sets! {
     AvxVnni: "avx-vnni" in avx_vnni;
     #[cfg(target_arch = "x86_64")]
     Avx512: "avx512-vnni" in avx512;
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    Neon: "neon" in neon;
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    NeonDotprod: "neon-dotprod" in neon_dotprod;
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    NeonI8mm: "neon-i8mm" in neon_i8mm;
 }
 
 /// An instruction set that this processor has: a token, which only looking at the processor makes.

@@ -117,6 +117,9 @@ pub(crate) unsafe fn few_panel<V: Lanes, const ROWS: usize>(
     }
 }
 
+/// Chains of sums: enough to wait for memory and not for additions.
+const CHAINS: usize = 4;
+
 /// # Safety
 /// As [`few_panel`].
 #[inline(always)]
@@ -126,8 +129,28 @@ unsafe fn few_floats<V: Lanes, const ROWS: usize>(
     weights: *const f32,
     inputs: usize,
 ) -> [V; ROWS] {
-    // Chains enough to wait for memory and not for additions.
-    const CHAINS: usize = 4;
+    unsafe {
+        if V::FEW_SUMS >= CHAINS * ROWS {
+            return few_chains::<V, ROWS>(values, stride, weights, inputs);
+        }
+        // A row at a time: the panel is in a cache then, and the order of a row's sum is the same.
+        let mut sums = [V::splat(0.0); ROWS];
+        for row in 0..ROWS {
+            [sums[row]] = few_chains::<V, 1>(values.add(row * stride), stride, weights, inputs);
+        }
+        sums
+    }
+}
+
+/// # Safety
+/// As [`few_panel`].
+#[inline(always)]
+unsafe fn few_chains<V: Lanes, const ROWS: usize>(
+    values: *const f32,
+    stride: usize,
+    weights: *const f32,
+    inputs: usize,
+) -> [V; ROWS] {
     unsafe {
         let mut acc = [[V::splat(0.0); ROWS]; CHAINS];
         let mut k = 0;

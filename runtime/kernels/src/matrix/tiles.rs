@@ -163,7 +163,8 @@ macro_rules! with_rows_known {
             9 if $v::TILE_ROWS >= 9 => $tile::<$v, 9, $vectors>($($arg),*),
             10 if $v::TILE_ROWS >= 10 => $tile::<$v, 10, $vectors>($($arg),*),
             11 if $v::TILE_ROWS >= 11 => $tile::<$v, 11, $vectors>($($arg),*),
-            _ => $tile::<$v, 12, $vectors>($($arg),*),
+            12 if $v::TILE_ROWS >= 12 => $tile::<$v, 12, $vectors>($($arg),*),
+            rows => unreachable!("{rows} rows in a tile of {}", $v::TILE_ROWS),
         }
     }};
 }
@@ -248,18 +249,7 @@ unsafe fn float_tile<V: Lanes, const ROWS: usize, const VECTORS: usize>(
                 }
             }
         }
-        for k in 0..length {
-            let mut weights = [V::splat(0.0); VECTORS];
-            for j in 0..VECTORS {
-                weights[j] = V::load(w.add(j * panel_stride + k * LANES));
-            }
-            for i in 0..ROWS {
-                let value = V::splat(*a.add(i * stride + k));
-                for j in 0..VECTORS {
-                    acc[i][j] = value.mul_add(weights[j], acc[i][j]);
-                }
-            }
-        }
+        let acc = V::add_floats(acc, a, stride, w, panel_stride, length);
         for i in 0..ROWS {
             for j in 0..VECTORS {
                 acc[i][j].store(c.add(i * c_stride + j * LANES));
