@@ -23,6 +23,8 @@ pub struct KernelReport {
     pub isa: &'static str,
     /// Whether `FVLM_ISA` names it; otherwise it is the best of this processor.
     pub asked: bool,
+    /// How it multiplies many rows with weights of bytes and of nibbles, for people.
+    pub products: &'static str,
 }
 
 impl fmt::Display for KernelReport {
@@ -32,7 +34,7 @@ impl fmt::Display for KernelReport {
         } else {
             "the best of this processor"
         };
-        write!(f, "{}, {why}", self.isa)
+        write!(f, "{}, {why}: {}", self.isa, self.products)
     }
 }
 
@@ -68,6 +70,7 @@ pub(crate) fn report(form: &Form) -> Result<Option<KernelReport>, BackendError> 
             return Ok(Some(KernelReport {
                 isa: set.name(),
                 asked: asked().is_some(),
+                products: set.products(),
             }));
         }
     }
@@ -102,8 +105,16 @@ mod tests {
 
     #[test]
     fn reports_say_why() {
-        let report = |asked| KernelReport { isa: "avx2", asked }.to_string();
-        assert_eq!(report(false), "avx2, the best of this processor");
-        assert_eq!(report(true), "avx2, asked for by FVLM_ISA");
+        let report = |asked| {
+            let products = "bytes as words";
+            KernelReport {
+                isa: "avx2",
+                asked,
+                products,
+            }
+            .to_string()
+        };
+        assert_eq!(report(false), "avx2, the best of this processor: bytes as words");
+        assert_eq!(report(true), "avx2, asked for by FVLM_ISA: bytes as words");
     }
 }

@@ -98,6 +98,21 @@ impl Isa {
         *BEST.get_or_init(|| Isa::available().last().copied().unwrap_or(Isa(Kind::Portable)))
     }
 
+    /// How it multiplies many rows with weights of bytes and of nibbles, which is what measured best: in words,
+    /// for people.
+    pub fn products(self) -> &'static str {
+        #[inline(always)]
+        unsafe fn body<V: Lanes>() -> &'static str {
+            match (V::WORDS, V::NIBBLES) {
+                (false, Nibbles::Spread) => "bytes as they are, nibbles made bytes",
+                (false, _) => "bytes and nibbles as they are",
+                (true, Nibbles::Bytes) => "bytes as words, nibbles as they are",
+                (true, _) => "bytes and nibbles as words",
+            }
+        }
+        dispatch!(self, body() -> &'static str)
+    }
+
     /// The set of this name.
     ///
     /// # Errors
@@ -466,6 +481,7 @@ mod tests {
         assert_eq!(sets.last(), Some(&Isa::detect()));
         for isa in sets {
             assert_eq!(Isa::named(isa.name()), Ok(isa));
+            assert!(isa.products().starts_with("bytes "), "{isa:?}");
         }
         let error = Isa::named("mmx").unwrap_err().to_string();
         assert!(error.starts_with("instruction set `mmx` is none of this processor's: portable"));
