@@ -382,6 +382,7 @@ impl Bench {
             heads,
             head_dim,
             scale: 1.0 / (head_dim as f32).sqrt(),
+            words: true,
         };
         self.measure(&name, "", times, 2 * tokens * tokens * heads * head_dim, |isa| {
             self_attention(isa, &Serial, &shape, black_box(&qkv), &mut out);

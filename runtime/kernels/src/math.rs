@@ -25,6 +25,25 @@ pub(crate) unsafe fn exp<V: Lanes>(x: V) -> V {
     }
 }
 
+/// `2^x` for `x` of at most 0, relative error below 1e-5: for values that are rounded to words at once. Nearly
+/// 0 below -120.
+///
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+pub(crate) unsafe fn exp2_coarse<V: Lanes>(x: V) -> V {
+    unsafe {
+        let x = x.max(V::splat(-120.0));
+        let n = x.round();
+        let r = x.sub(n);
+        let mut p = V::splat(0.0095700862);
+        for coefficient in [0.0559178591, 0.240247452, 0.693121815, 0.999999261] {
+            p = p.mul_add(r, V::splat(coefficient));
+        }
+        p.scale_by_power(n)
+    }
+}
+
 /// `x / (1 + exp(-x))`
 ///
 /// # Safety
@@ -174,6 +193,32 @@ mod tests {
         let mut lanes = [0.0; 16];
         unsafe { gelu_coarse(V::splat(x)).store(lanes.as_mut_ptr()) };
         lanes[9]
+    }
+
+    #[inline(always)]
+    unsafe fn power<V: Lanes>(x: f32) -> f32 {
+        let mut lanes = [0.0; 16];
+        unsafe { exp2_coarse(V::splat(x)).store(lanes.as_mut_ptr()) };
+        lanes[5]
+    }
+
+    #[test]
+    fn coarse_powers_stay_within_their_bound() {
+        for isa in Isa::available() {
+            for step in -12_000..=0 {
+                let x = step as f32 / 100.0;
+                let found = f64::from(dispatch!(isa, power(x: f32) -> f32));
+                let exact = f64::from(x).exp2();
+                assert!(
+                    (found / exact - 1.0).abs() < 1e-5,
+                    "{} exp2_coarse({x}) = {found}",
+                    isa.name()
+                );
+            }
+            let least = f32::NEG_INFINITY;
+            let found = dispatch!(isa, power(least: f32) -> f32);
+            assert!((0.0..1e-30).contains(&found), "{}: {found}", isa.name());
+        }
     }
 
     #[test]

@@ -573,6 +573,7 @@ fn attention_of_images() {
             heads: sizes[2],
             head_dim: sizes[3],
             scale: 0.3,
+            words: sizes[1] % 2 == 0,
         };
         self_attention(isa, parallel, &shape, slices.floats[0].get(), outputs[0]);
     });

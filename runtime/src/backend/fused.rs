@@ -82,16 +82,26 @@ pub(super) trait Outputs {
     fn make(&mut self, shapes: &[&[usize]]) -> Result<Vec<&mut [f32]>, String>;
 }
 
+/// How the nodes of a session are computed.
+#[derive(Clone, Copy)]
+pub(super) struct Means<'p> {
+    pub(super) isa: Isa,
+    pub(super) pool: &'p dyn Parallel,
+    /// Whether weights are in bytes or less, so that what has none may be computed in words of 16 bits.
+    pub(super) words: bool,
+}
+
 /// Computes a node. What does not fit together is an error, not a panic.
 pub(super) fn run(
     fused: &Fused,
-    isa: Isa,
-    pool: &dyn Parallel,
+    means: Means<'_>,
     inputs: &[Input<'_>],
     outputs: &mut dyn Outputs,
 ) -> Result<(), String> {
+    let Means { isa, pool, words } = means;
     let call = Call {
         isa,
+        words,
         pool,
         inputs: Taken {
             inputs: inputs.iter(),
@@ -110,6 +120,7 @@ pub(super) fn run(
 /// A node that is computed.
 struct Call<'c, 'd> {
     isa: Isa,
+    words: bool,
     pool: &'c dyn Parallel,
     inputs: Taken<'c, 'd>,
     outputs: Made<'c, 'd>,
@@ -245,6 +256,7 @@ impl Call<'_, '_> {
             heads,
             head_dim,
             scale: scale(head_dim),
+            words: self.words,
         };
         self_attention(self.isa, self.pool, &shape, qkv, self.outputs.one()?);
         Ok(())

@@ -171,7 +171,7 @@ const IDENTITY: &[u8] = b"\x08\x08:7\x0a\x10\x0a\x01x\x12\x01y\x22\x08Identity\x
 /// ONNX Runtime.
 fn introduce_operators(environment: &ort::environment::Environment) -> ort::Result<()> {
     OrtGraph::builder(environment)?
-        .with_operators(operators::domain(1)?)?
+        .with_operators(operators::domain(1, false)?)?
         .commit_from_memory(IDENTITY)?;
     Ok(())
 }
@@ -311,7 +311,10 @@ impl OrtSession {
             // A plan of all buffers would be allocated beside the first run's, which stay: more memory and no less time.
             .with_memory_pattern(false)
             .map_err(|error| refuse(line(&error)))?
-            .with_operators(operators::domain(threads).map_err(|error| refuse(line(&error)))?)
+            .with_operators(
+                operators::domain(threads, manner.fused && manner.packed)
+                    .map_err(|error| refuse(line(&error)))?,
+            )
             .map_err(|error| refuse(line(&error)))?
             .with_log_level(if provider == Provider::OrtCoreMl {
                 LogLevel::Info

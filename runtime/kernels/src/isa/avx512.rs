@@ -20,6 +20,7 @@ unsafe impl Lanes for Avx512 {
     const TILE_ROWS: usize = 12;
     const TILE_PANELS: usize = 2;
     const KEEPS_SUMS: bool = true;
+    const WORD_PAIRS: bool = true;
     const PICKS: bool = true;
     const ATTENTION_ROWS: [usize; 2] = [12, 6];
     const DEPTHWISE_PIXELS: usize = 8;
@@ -134,6 +135,14 @@ unsafe impl Lanes for Avx512 {
         unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(self.0))) }
     }
 
+    #[inline(always)]
+    unsafe fn store_i16(self, to: *mut i16) {
+        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(self.0))) }
+    }
+    #[inline(always)]
+    unsafe fn word_products(acc: Self::Int, a: Self::Bytes, b: Self::Bytes) -> Self::Int {
+        unsafe { _mm512_dpwssd_epi32(acc, a, b) }
+    }
     #[inline(always)]
     unsafe fn store_block(values: &[Self; 8], factor: Self, to: *mut i8) -> f32 {
         unsafe {

@@ -83,6 +83,8 @@ pub(crate) unsafe trait Lanes: Copy {
     /// Query rows of a tile of attention, for heads of up to 32 numbers and for longer ones: 12 or 6, or 4
     /// for both.
     const ATTENTION_ROWS: [usize; 2];
+    /// Whether [`Lanes::word_products`] are faster than twice as many float32 ones.
+    const WORD_PAIRS: bool = false;
     /// Whether [`Lanes::pick`] is one instruction.
     const PICKS: bool = false;
     /// Pixels of a tile of the depthwise convolution, which has two rows of them: 8 or 2.
@@ -259,6 +261,33 @@ pub(crate) unsafe trait Lanes: Copy {
         }
     }
 
+    /// Nearest whole numbers (halves to even) as signed words; lanes must lie in -32767..=32767, or be NaN,
+    /// which becomes any number.
+    #[inline(always)]
+    unsafe fn store_i16(self, to: *mut i16) {
+        unsafe {
+            let words = lanes(self.round()).map(|value| value as i16);
+            to.cast::<[i16; LANES]>().write_unaligned(words);
+        }
+    }
+    /// `acc[lane] += a[2 * lane] * b[2 * lane] + a[2 * lane + 1] * b[2 * lane + 1]` of signed words, exact
+    /// where the sum fits.
+    #[inline(always)]
+    unsafe fn word_products(acc: Self::Int, a: Self::Bytes, b: Self::Bytes) -> Self::Int {
+        unsafe {
+            let (a, b) = (bytes_of::<Self>(a), bytes_of::<Self>(b));
+            let mut sums = ints::<Self>(acc);
+            let word = |from: &[u8; 4 * LANES], i: usize| {
+                i32::from(i16::from_le_bytes([from[2 * i], from[2 * i + 1]]))
+            };
+            for (lane, sum) in sums.iter_mut().enumerate() {
+                for i in [2 * lane, 2 * lane + 1] {
+                    *sum = sum.wrapping_add(word(&a, i) * word(&b, i));
+                }
+            }
+            Self::int_load(sums.as_ptr())
+        }
+    }
     /// Writes `values * factor` as 128 signed bytes, nearest whole numbers; products must lie in -127..=127 or
     /// be NaN. Returns the sum of the bytes, NaN where any product is.
     #[inline(always)]

@@ -206,6 +206,16 @@ mod tests {
                 let mut narrow = [0_i8; 16];
                 x.store_i8(narrow.as_mut_ptr());
                 out.extend(narrow.map(f32::from));
+                let mut words = [0_i16; 32];
+                x.mul(V::splat(1300.0)).store_i16(words.as_mut_ptr());
+                y.store_i16(words.as_mut_ptr().add(16));
+                out.extend(words.map(f32::from));
+                let pairs = V::bytes_load(words.as_ptr().cast());
+                let other = V::bytes_load(bytes.as_ptr());
+                keep(
+                    V::from_int(V::word_products(V::int_splat(-5), pairs, other)),
+                    &mut out,
+                );
                 let mut block = [0_i8; 128];
                 let mut values = [x, y, y, x, x, x, y, x];
                 out.push(V::store_block(&values, V::splat(5.0), block.as_mut_ptr()));

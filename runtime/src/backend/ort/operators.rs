@@ -1,7 +1,7 @@
 //! How does ONNX Runtime come to run our kernels? As custom operators of the domain that the fused functions live in:
 //! a registered operator goes before a function's body.
 
-use crate::backend::fused::{self, Data, Input, Outputs};
+use crate::backend::fused::{self, Data, Input, Means, Outputs};
 use crate::backend::isa;
 use half::slice::HalfFloatSliceExt as _;
 use kernels::Isa;
@@ -13,13 +13,13 @@ use ort::operator::{
 use ort::value::{TensorElementType, ValueRef, ValueRefMut, ValueType};
 use std::sync::Arc;
 
-/// The fused operators for a session with this many threads.
-pub(super) fn domain(threads: usize) -> ort::Result<OperatorDomain> {
+/// The fused operators for a session with this many threads, whose weights are in bytes or less, or not.
+pub(super) fn domain(threads: usize, words: bool) -> ort::Result<OperatorDomain> {
     let mut domain = OperatorDomain::new(DOMAIN)?;
     let pool = Pool::shared(threads);
     for kind in Kind::ALL {
         let pool = Arc::clone(&pool);
-        domain = domain.add(FusedOperator { kind, pool })?;
+        domain = domain.add(FusedOperator { kind, pool, words })?;
     }
     Ok(domain)
 }
@@ -28,6 +28,7 @@ pub(super) fn domain(threads: usize) -> ort::Result<OperatorDomain> {
 struct FusedOperator {
     kind: Kind,
     pool: Arc<Pool>,
+    words: bool,
 }
 
 impl Operator for FusedOperator {
@@ -49,6 +50,7 @@ impl Operator for FusedOperator {
         Ok(FusedKernel {
             fused: Fused::read(self.kind, &OfNode(context)).map_err(ort::Error::new)?,
             pool: Arc::clone(&self.pool),
+            words: self.words,
             isa: isa::set().map_err(|error| ort::Error::new(error.to_string()))?,
         })
     }
@@ -71,6 +73,7 @@ impl Attributes for OfNode<'_, '_> {
 struct FusedKernel {
     fused: Fused,
     pool: Arc<Pool>,
+    words: bool,
     isa: Isa,
 }
 
@@ -85,7 +88,12 @@ impl Kernel for FusedKernel {
             context,
             values: Vec::new(),
         };
-        fused::run(&self.fused, self.isa, &*self.pool, &inputs, &mut outputs).map_err(ort::Error::new)
+        let means = Means {
+            isa: self.isa,
+            pool: &*self.pool,
+            words: self.words,
+        };
+        fused::run(&self.fused, means, &inputs, &mut outputs).map_err(ort::Error::new)
     }
 }
 

@@ -1,7 +1,7 @@
 //! How does tract come to run our kernels? Its loader calls a builder by a node's type; the nodes of target `cpu` become
 //! operators that read their weights where the data file is mapped, so that tract never sees or copies them.
 
-use crate::backend::fused::{self, Data, Input, Outputs};
+use crate::backend::fused::{self, Data, Input, Means, Outputs};
 use crate::backend::isa;
 use kernels::Isa;
 use kernels::pool::Pool;
@@ -38,6 +38,8 @@ pub(super) fn complete(
     mut weights: Weights,
     pool: &Arc<Pool>,
 ) -> TractResult<()> {
+    let bytes = |slot: &Slot| matches!(slot, Slot::Weight(weight) if weight.datum == DatumType::U8);
+    let words = weights.values().flatten().any(bytes);
     for node in model.nodes_mut() {
         let name = node.name.clone();
         let Some(expansion) = node.op_as_mut::<Box<dyn Expansion>>() else {
@@ -50,6 +52,7 @@ pub(super) fn complete(
             format!("node `{name}` is not one of the graph's own, or has no name in the file")
         })?;
         fused.pool = Some(Arc::clone(pool));
+        fused.words = words;
     }
     Ok(())
 }
@@ -247,6 +250,7 @@ fn build(_: &ParsingContext<'_>, node: &NodeProto) -> TractResult<(Box<dyn Infer
         fused,
         slots: Vec::new(),
         pool: None,
+        words: false,
         isa: isa::set()?,
     };
     Ok((expand(fused), Vec::new()))
@@ -287,6 +291,8 @@ struct FusedNode {
     /// The inputs of the node as it was written.
     slots: Vec<Slot>,
     pool: Option<Arc<Pool>>,
+    /// Whether the graph has weights in bytes or less.
+    words: bool,
     isa: Isa,
 }
 
@@ -391,7 +397,12 @@ impl EvalOp for FusedNode {
             });
         }
         let mut outputs = OfCall(Vec::new());
-        fused::run(&self.fused, self.isa, &**pool, &inputs, &mut outputs).map_err(TractError::msg)?;
+        let means = Means {
+            isa: self.isa,
+            pool: &**pool,
+            words: self.words,
+        };
+        fused::run(&self.fused, means, &inputs, &mut outputs).map_err(TractError::msg)?;
         Ok(outputs.0.into_iter().map(Tensor::into_tvalue).collect())
     }
 }
