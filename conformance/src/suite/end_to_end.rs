@@ -10,7 +10,7 @@ use crate::suite::recorded;
 use models::bundle::Bundle;
 use runtime::image::{ImageId, Limits, Picture};
 use runtime::prompt::Piece;
-use runtime::{Engine, EngineError, Finish, Message, Request};
+use runtime::{Answer, Engine, EngineError, Finish, Message, Request};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -53,7 +53,7 @@ pub fn of(suite: &str, references: &[Arc<Reference>], applies: fn(&Subject) -> b
     };
     let case = |reference: &Arc<Reference>| {
         let claim = format!(
-            "prompts and greedy answers are those of {}",
+            "prompts and greedy answers, alone and together, are those of {}",
             reference.recorder.architecture
         );
         let name = format!("{suite}/{}/answers", reference.name);
@@ -97,11 +97,14 @@ fn answers(reference: &Reference, subject: &Subject, workspace: &Workspace) -> R
     let mut engine = open(subject, &deployed)?;
     let mut findings = Findings::default();
     let (mut decided, mut all) = (0, 0);
+    let mut again = Vec::new();
     for case in &reference.cases {
         let margin = reference.decisive_margin(case, subject.precision());
         let mut images = Vec::with_capacity(case.images.len());
+        let mut pictures = Vec::with_capacity(case.images.len());
         for image in &case.images {
             let picture = workspace.picture(reference, image)?;
+            pictures.push(picture.clone());
             images.push(
                 engine
                     .add_image(&picture)
@@ -121,19 +124,73 @@ fn answers(reference: &Reference, subject: &Subject, workspace: &Workspace) -> R
             if count == 0 {
                 continue;
             }
-            let answered = ask(&mut engine, message, count).during(|| format!("asking {place}"))?;
+            let answered = ask(&mut engine, message.clone(), count).during(|| format!("asking {place}"))?;
+            again.push(Again {
+                place: place.clone(),
+                answer: begin(&engine, &pictures, message, count).during(|| format!("asking {place}"))?,
+                expected: answered.ids.clone(),
+            });
             let problem = answer_problem(&answered, row, count, &deployed.bundle);
             findings
                 .problems
                 .extend(problem.map(|problem| format!("{place}: {problem}")));
         }
     }
+    findings.problems.extend(together(again)?);
     if decided < all {
         findings.notes.push(format!(
             "{decided} of {all} greedy ids were compared: the others won by less than the tolerance can swap"
         ));
     }
     Ok(findings)
+}
+
+/// A question that was answered alone, and is answered together with others now.
+struct Again {
+    place: String,
+    answer: Answer<'static>,
+    expected: Vec<i64>,
+}
+
+/// The same question in a conversation of its own.
+fn begin(
+    engine: &Engine,
+    pictures: &[Picture],
+    message: Message,
+    max_tokens: usize,
+) -> Result<Answer<'static>, EngineError> {
+    let mut conversation = engine.model().conversation();
+    for picture in pictures {
+        conversation.add_image(picture)?;
+    }
+    let request = Request::default().with_max_tokens(max_tokens);
+    let answer = conversation.into_chat(&[message], &request);
+    answer.map_err(|refused| refused.1)
+}
+
+/// All questions at once, each to its end; which answers are others than alone.
+fn together(mut again: Vec<Again>) -> Result<Vec<String>, CaseError> {
+    loop {
+        let mut answers: Vec<_> = again.iter_mut().map(|again| &mut again.answer).collect();
+        let pieces = Answer::next_together(&mut answers);
+        if pieces.iter().all(Option::is_none) {
+            break;
+        }
+        for piece in pieces {
+            piece.transpose().during(|| "asking all at once".to_owned())?;
+        }
+    }
+    let others = again
+        .iter()
+        .filter(|again| again.answer.tokens() != again.expected);
+    let problem = |again: &Again| {
+        let (found, expected) = (again.answer.tokens(), &again.expected);
+        format!(
+            "{}: together with others {found:?}, alone {expected:?}",
+            again.place
+        )
+    };
+    Ok(others.map(problem).collect())
 }
 
 /// The images of a row, in order.
