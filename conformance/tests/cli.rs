@@ -473,7 +473,10 @@ fn bench_measures_every_form() {
 
     let once = ["--repeat", "1", "--decode-tokens", "1", "--precision", "fp32"];
     let table = bench(&once).code(0).stdout;
-    assert!(table.contains("\nprovider  target    precision  load"), "{table}");
+    assert!(
+        table.contains("\nprovider  target    precision  kernels  load"),
+        "{table}"
+    );
     let markdown = bench(&[&once[..], &["--markdown"]].concat()).code(0).stdout;
     assert!(
         markdown.starts_with("| provider | target | precision |"),
