@@ -3,7 +3,7 @@
 //! has the file).
 //!
 //! The portable fp32 networks run with the inputs of their products as further outputs, some at a time, so
-//! that those of one pass stay below [`PASS`] bytes.
+//! that those of one pass stay below `PASS` bytes.
 
 use crate::array::Array;
 use crate::loaded::{self, Combination, Loaded};

@@ -1,8 +1,8 @@
 //! `FVLM_ISA`: which instruction set do the kernels use? The best of this processor, or the one that the
 //! variable names. It is for measuring, for tests of every set on one machine, and for bug reports.
 //!
-//! Everything that runs kernels takes the set from here. A name that cannot be used is an error, and so is a
-//! form that has no use for it.
+//! Everything that runs kernels takes the set from here. A name of no set of this processor is an error,
+//! whatever is run. Forms that an engine runs with its own kernels go on as they are, and `--stats` says so.
 
 use super::form::Form;
 use crate::error::BackendError;
@@ -10,9 +10,11 @@ use crate::error::BackendError;
 use kernels::Isa;
 use serde::Serialize;
 use std::fmt;
+#[cfg(any(feature = "ort", feature = "tract"))]
 use std::sync::OnceLock;
 
 /// The environment variable.
+#[cfg(any(feature = "ort", feature = "tract"))]
 const VARIABLE: &str = "FVLM_ISA";
 
 /// The set that the kernels of a form of target `cpu` use.
@@ -39,6 +41,7 @@ impl fmt::Display for KernelReport {
 }
 
 /// What the environment asks for, read once.
+#[cfg(any(feature = "ort", feature = "tract"))]
 fn asked() -> Option<&'static str> {
     static ASKED: OnceLock<Option<String>> = OnceLock::new();
     let read = || std::env::var_os(VARIABLE).map(|name| name.to_string_lossy().into_owned());
@@ -61,31 +64,22 @@ pub(super) fn set() -> Result<Isa, BackendError> {
 /// What the kernels of `form` use; `None` where an engine runs it without them.
 ///
 /// # Errors
-/// `FVLM_ISA` names a set that this processor lacks, or none; or the form has no use for it.
+/// `FVLM_ISA` names a set that this processor lacks, or none.
 pub(crate) fn report(form: &Form) -> Result<Option<KernelReport>, BackendError> {
     #[cfg(any(feature = "ort", feature = "tract"))]
     {
         let set = set()?;
-        if form.target() == Some(models::bundle::Target::Cpu) {
-            return Ok(Some(KernelReport {
-                isa: set.name(),
-                asked: asked().is_some(),
-                products: set.products(),
-            }));
-        }
+        let ours = form.target() == Some(models::bundle::Target::Cpu);
+        Ok(ours.then(|| KernelReport {
+            isa: set.name(),
+            asked: asked().is_some(),
+            products: set.products(),
+        }))
     }
-    match asked() {
-        None => Ok(None),
-        Some(name) => Err(BackendError::InstructionSet {
-            variable: VARIABLE,
-            reason: format!(
-                "instruction set `{name}` is of no use to {} `{}`, which has no kernels of ours: expected a \
-                 form of target `cpu`",
-                form.target()
-                    .map_or("Core ML packages of precision", |target| target.name()),
-                form.precision()
-            ),
-        }),
+    #[cfg(not(any(feature = "ort", feature = "tract")))]
+    {
+        let _ = form;
+        Ok(None)
     }
 }
 

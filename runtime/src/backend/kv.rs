@@ -168,7 +168,7 @@ const MOST_TOGETHER: usize = 16;
 /// A decoder over a session: the outputs `present.*` of a step are the inputs `past_key_values.*` of the next, and stay
 /// in the engine's own form.
 ///
-/// Sequences that are stepped together have their caches in common tensors ([`Group`]), from the first such step until one
+/// Sequences that are stepped together have their caches in common tensors (`Group`), from the first such step until one
 /// of them is fed otherwise, or not with the others. Then, and only then, caches are copied.
 #[derive(Debug)]
 pub struct KvDecoder<S: EngineSession> {

@@ -5,10 +5,10 @@
 //!   sum, 128 times the sum of the activations, is taken off beforehand (`quantise.rs`). Sums are exact
 //!   within a block of 128 and are added up in float32, each times its activations' scale. The column's scale
 //!   comes last.
-//!   Sets without an instruction for such products multiply words instead ([`crate::isa::Lanes::WORDS`]).
+//!   Sets without an instruction for such products multiply words instead (`Lanes::WORDS`).
 //! - Nibbles, many rows: two panels at a time are turned into bytes on one scale per column, and go the way
 //!   of the bytes; or they are multiplied as they are, whichever is faster on the set
-//!   ([`crate::isa::Lanes::NIBBLES`]).
+//!   (`Lanes::NIBBLES`).
 //! - Few rows: straight from the weights, whatever their form.
 //!
 //! A sum's order over the inputs is always the same, whatever the tile and the task: results do not depend on

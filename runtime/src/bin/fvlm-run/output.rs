@@ -129,8 +129,13 @@ pub(crate) fn tell_stats(stats: &Stats, report: &ProviderReport) {
         report.target_name(),
         report.precision
     ));
-    if let Some(kernels) = report.kernels {
-        tell(&format!("kernels     {kernels}"));
+    match report.kernels {
+        Some(kernels) => tell(&format!("kernels     {kernels}")),
+        None if std::env::var_os("FVLM_ISA").is_some() => tell(&format!(
+            "kernels     those of {}, for which FVLM_ISA changes nothing",
+            report.used
+        )),
+        None => (),
     }
     let ImageSize {
         height,
