@@ -216,6 +216,39 @@ pub(super) mod tests {
         }
     }
 
+    /// The sums of rows with a matrix of one pair of panels, `[rows, 32]`, as tiles make them, and whether its
+    /// weights became bytes for that.
+    fn pair_sums(isa: Isa, matrix: &Matrix<'_>, scales: &[f32], x: &[f32]) -> (bool, Vec<f32>) {
+        let inputs = matrix.inputs;
+        let rows = x.len() / inputs;
+        let mut room = vec![0xff; matrix.room(isa, inputs)];
+        let cut = Cut {
+            first: 0,
+            count: 2,
+            block: 0,
+            inputs,
+        };
+        let pair = matrix.pair(isa, cut, scales, &mut room);
+        let mut values = vec![f32::NAN; rows * WIDTH];
+        with_rows(
+            isa,
+            &Serial,
+            x,
+            inputs,
+            &Norm::None,
+            matrix.wants(isa),
+            |prepared| {
+                let sums = Sums {
+                    values: &mut values,
+                    stride: WIDTH,
+                    fresh: true,
+                };
+                accumulate(isa, prepared, 0..rows, &pair, sums);
+            },
+        );
+        (matches!(pair, Pair::Bytes { .. }), values)
+    }
+
     #[test]
     fn sums_of_bytes_are_exact_on_every_set() {
         for (rows, inputs) in [(1, 128), (7, 128), (13, 100), (25, 33), (12, 4)] {
@@ -245,31 +278,7 @@ pub(super) mod tests {
                     },
                 };
                 for isa in Isa::available() {
-                    let mut room = vec![0xff; matrix.room(isa, inputs)];
-                    let cut = Cut {
-                        first: 0,
-                        count: 2,
-                        block: 0,
-                        inputs,
-                    };
-                    let pair = matrix.pair(isa, cut, &ones, &mut room);
-                    let mut sums = vec![f32::NAN; rows * WIDTH];
-                    with_rows(
-                        isa,
-                        &Serial,
-                        &x,
-                        inputs,
-                        &Norm::None,
-                        matrix.wants(isa),
-                        |prepared| {
-                            let sums = Sums {
-                                values: &mut sums,
-                                stride: WIDTH,
-                                fresh: true,
-                            };
-                            accumulate(isa, prepared, 0..rows, &pair, sums);
-                        },
-                    );
+                    let (_, sums) = pair_sums(isa, &matrix, &ones, &x);
                     for (i, sum) in sums.iter().enumerate() {
                         let (row, column) = (i / WIDTH, i % WIDTH);
                         let expected: i32 = (0..inputs)
@@ -317,34 +326,10 @@ pub(super) mod tests {
                 for isa in Isa::available() {
                     let mut scales = [0.0; WIDTH];
                     matrix.column_scales(isa, 0, 2, &mut scales);
-                    let mut room = vec![0xff; matrix.room(isa, inputs)];
-                    let cut = Cut {
-                        first: 0,
-                        count: 2,
-                        block: 0,
-                        inputs,
-                    };
-                    let pair = matrix.pair(isa, cut, &scales, &mut room);
-                    if matches!(pair, Pair::Bytes { .. }) {
+                    let (spread, sums) = pair_sums(isa, &matrix, &scales, &x);
+                    if spread {
                         continue;
                     }
-                    let mut sums = vec![f32::NAN; rows * WIDTH];
-                    with_rows(
-                        isa,
-                        &Serial,
-                        &x,
-                        inputs,
-                        &Norm::None,
-                        matrix.wants(isa),
-                        |prepared| {
-                            let sums = Sums {
-                                values: &mut sums,
-                                stride: WIDTH,
-                                fresh: true,
-                            };
-                            accumulate(isa, prepared, 0..rows, &pair, sums);
-                        },
-                    );
                     for (i, sum) in sums.iter().enumerate() {
                         let (row, column) = (i / WIDTH, i % WIDTH);
                         let expected: i32 = (0..inputs)

@@ -72,42 +72,34 @@ pub(crate) fn accumulate(isa: Isa, rows: &Rows<'_>, range: Range<usize>, pair: &
         (
             Rows::Bytes(rows),
             Pair::Bytes {
-                bytes,
+                bytes: data,
+                stride,
+                count: panels,
+            }
+            | Pair::Nibbles {
+                records: data,
                 stride,
                 count: panels,
             },
         ) => {
             check(rows, first + count, *panels, count, &sums);
             let weights = Ahead {
-                start: bytes.as_ptr(),
+                start: data.as_ptr(),
                 stride: *stride,
                 panels: *panels,
             };
-            let (rows, length) = (*rows, bytes.len());
-            dispatch!(isa, multiply_bytes(
-                rows: Quantised<'_>, first: usize, count: usize, weights: Ahead<u8>, length: usize,
-                sums: Sums<'_>,
-            ));
-        }
-        (
-            Rows::Bytes(rows),
-            Pair::Nibbles {
-                records,
-                stride,
-                count: panels,
-            },
-        ) => {
-            check(rows, first + count, *panels, count, &sums);
-            let weights = Ahead {
-                start: records.as_ptr(),
-                stride: *stride,
-                panels: *panels,
-            };
-            let (rows, length) = (*rows, records.len());
-            dispatch!(isa, multiply_nibbles(
-                rows: Quantised<'_>, first: usize, count: usize, weights: Ahead<u8>, length: usize,
-                sums: Sums<'_>,
-            ));
+            let (rows, length) = (*rows, data.len());
+            if matches!(pair, Pair::Bytes { .. }) {
+                dispatch!(isa, multiply_bytes(
+                    rows: Quantised<'_>, first: usize, count: usize, weights: Ahead<u8>, length: usize,
+                    sums: Sums<'_>,
+                ));
+            } else {
+                dispatch!(isa, multiply_nibbles(
+                    rows: Quantised<'_>, first: usize, count: usize, weights: Ahead<u8>, length: usize,
+                    sums: Sums<'_>,
+                ));
+            }
         }
         _ => panic!("rows are not prepared for these weights"),
     }
