@@ -8,7 +8,7 @@
 //!
 //! Kernels of 3 x 3 read the input where it lies: nine taps do not pay for a copy.
 
-use super::isa::{Isa, LANES, Lanes, dispatch, prefetch};
+use super::isa::{Isa, LANES, Lanes, Part, dispatch, prefetch};
 use super::math::gelu;
 use super::parallel::{Parallel, Shared, scratch};
 use super::sizes::{MOST, product};
@@ -280,7 +280,7 @@ unsafe fn three_rows<V: Lanes>(conv: &DepthwiseConv<'_>, top: usize, x: &[f32], 
                     }
                 };
             }
-            if V::DEPTHWISE_PIXELS >= 4 {
+            if V::DEPTHWISE_PIXELS >= 8 {
                 tile!(4);
             }
             tile!(2);
@@ -398,10 +398,129 @@ unsafe fn run_task<V: Lanes>(
     // SAFETY: the caller's promise.
     unsafe {
         // What is compiled; a tile divides `TILE`.
-        const { assert!(matches!(V::DEPTHWISE_PIXELS, TILE | 2)) }
+        const { assert!(matches!(V::DEPTHWISE_PIXELS, TILE | 4 | 2)) }
         match V::DEPTHWISE_PIXELS {
             TILE => sized!(8),
+            4 => sized!(4),
             _ => sized!(2),
+        }
+    }
+}
+
+/// Two tiles of `P` pixels each, computed in as many parts of the lanes as the set needs for its registers; a
+/// part starts at lane `$part`.
+macro_rules! in_parts {
+    ($V:ident, $P:ident, $part:ident => $sums:expr) => {{
+        let mut lanes = [[[0.0; LANES]; $P]; 2];
+        for $part in (0..LANES).step_by(<$V::Part as Part>::LANES) {
+            let sums: [[$V::Part; $P]; 2] = $sums;
+            unroll!(I < $P {
+                sums[0][I].store(lanes[0][I].as_mut_ptr().add($part));
+                sums[1][I].store(lanes[1][I].as_mut_ptr().add($part));
+            });
+        }
+        let mut acc = [[$V::splat(0.0); $P]; 2];
+        unroll!(I < $P {
+            acc[0][I] = $V::load(lanes[0][I].as_ptr());
+            acc[1][I] = $V::load(lanes[1][I].as_ptr());
+        });
+        acc
+    }};
+}
+
+/// What a tile's sums are made of, in one vector of channels.
+#[derive(Debug, Clone, Copy)]
+struct UnderTile {
+    /// The tile's first column in the first row of the ring.
+    ring: *const f32,
+    /// Numbers from one row of the ring to the next.
+    row_length: usize,
+    /// Rows of the ring.
+    rows: usize,
+    /// The taps of each output channel, then its bias.
+    taps: *const f32,
+}
+
+impl UnderTile {
+    /// The tile's sums in output row `row` and, if wanted, in the one below it; from lane `part` on.
+    ///
+    /// # Safety
+    /// As [`rows`]: the ring has the input rows under both.
+    #[inline(always)]
+    unsafe fn two_rows<Q: Part, const S: usize, const P: usize>(
+        &self,
+        conv: &DepthwiseConv<'_>,
+        row: usize,
+        pair: bool,
+        part: usize,
+    ) -> [[Q; P]; 2] {
+        let size = conv.kernel_size;
+        let stride = if S > 0 { S } else { conv.stride };
+        let pad = size / 2;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (ring, taps) = (self.ring.add(part), self.taps.add(part));
+            let bias = Q::load(taps.add(size * size * LANES));
+            let mut acc = [[bias; P]; 2];
+            // Input rows under the tile, counted from the first tap's, as far as they lie in the image.
+            let top = row * stride;
+            let first = pad.saturating_sub(top);
+            let last = (conv.height + pad - top).min(if pair { size + stride } else { size });
+            let mut ring_row = (top + first - pad) % self.rows;
+            for at in first..last {
+                let from = ring.add(ring_row * self.row_length);
+                ring_row += 1;
+                if ring_row == self.rows {
+                    ring_row = 0;
+                }
+                let upper = taps.wrapping_add(at * size * LANES);
+                let lower = taps.wrapping_add(at.wrapping_sub(stride).wrapping_mul(size * LANES));
+                match (at < size, pair && at >= stride) {
+                    (true, true) => add_both::<Q, S, P>(&mut acc, from, [upper, lower], size, stride),
+                    (true, false) => add_one::<Q, S, P>(&mut acc[0], from, upper, size, stride),
+                    (false, true) => add_one::<Q, S, P>(&mut acc[1], from, lower, size, stride),
+                    (false, false) => (),
+                }
+            }
+            acc
+        }
+    }
+
+    /// The tile's sums in an output row for two output channels of each input channel, of which `second` has
+    /// the taps of the other; from lane `part` on.
+    ///
+    /// # Safety
+    /// As [`UnderTile::two_rows`].
+    #[inline(always)]
+    unsafe fn two_channels<Q: Part, const S: usize, const P: usize>(
+        &self,
+        conv: &DepthwiseConv<'_>,
+        row: usize,
+        second: *const f32,
+        part: usize,
+    ) -> [[Q; P]; 2] {
+        let size = conv.kernel_size;
+        let stride = if S > 0 { S } else { conv.stride };
+        let pad = size / 2;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (ring, taps, second) = (self.ring.add(part), self.taps.add(part), second.add(part));
+            let bias = size * size * LANES;
+            let mut acc = [[Q::load(taps.add(bias)); P], [Q::load(second.add(bias)); P]];
+            let top = row * stride;
+            let first = pad.saturating_sub(top);
+            let last = (conv.height + pad - top).min(size);
+            let mut ring_row = (top + first - pad) % self.rows;
+            for tap in first..last {
+                let from = ring.add(ring_row * self.row_length);
+                ring_row += 1;
+                if ring_row == self.rows {
+                    ring_row = 0;
+                }
+                let tap = tap * size * LANES;
+                add_both::<Q, S, P>(&mut acc, from, [taps.add(tap), second.add(tap)], size, stride);
+            }
+            acc
         }
     }
 }
@@ -498,11 +617,14 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
                     let ring = ring
                         .as_ptr()
                         .add(vector * run_length + (tile - left) * stride * LANES);
+                    let under = UnderTile {
+                        ring,
+                        row_length,
+                        rows: work.ring,
+                        taps,
+                    };
                     if multiplier > 1 {
                         let at = Tile {
-                            ring,
-                            row_length,
-                            rows: work.ring,
                             pixels,
                             live,
                             first_row: wanted.start,
@@ -515,7 +637,7 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
                             let columns = tile * stride..tile * stride + P * near.1;
                             fetch(conv, x, rows, columns, channel + vector * LANES);
                             for part in (0..multiplier).step_by(2) {
-                                both_parts::<V, S, P>(conv, &at, row, part, taps, out);
+                                both_parts::<V, S, P>(conv, under, &at, row, part, out);
                             }
                         }
                         continue;
@@ -539,31 +661,9 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
                             out.ahead(start + i * channels);
                             out.ahead(start + (width + i) * channels);
                         }
-                        let bias = V::load(taps.add(size * size * LANES));
-                        let mut acc = [[bias; P]; 2];
-                        // Input rows under the tile, counted from the first tap's, as far as they lie in the
-                        // image.
-                        let top = row * stride;
-                        let first = pad.saturating_sub(top);
-                        let last = (conv.height + pad - top).min(if pair { size + stride } else { size });
-                        let mut ring_row = (top + first - pad) % work.ring;
-                        for at in first..last {
-                            let from = ring.add(ring_row * row_length);
-                            ring_row += 1;
-                            if ring_row == work.ring {
-                                ring_row = 0;
-                            }
-                            let upper = taps.wrapping_add(at * size * LANES);
-                            let lower = taps.wrapping_add(at.wrapping_sub(stride).wrapping_mul(size * LANES));
-                            match (at < size, pair && at >= stride) {
-                                (true, true) => {
-                                    add_both::<V, S, P>(&mut acc, from, [upper, lower], size, stride)
-                                }
-                                (true, false) => add_one::<V, S, P>(&mut acc[0], from, upper, size, stride),
-                                (false, true) => add_one::<V, S, P>(&mut acc[1], from, lower, size, stride),
-                                (false, false) => (),
-                            }
-                        }
+                        let acc = in_parts!(V, P, part => {
+                            under.two_rows::<V::Part, S, P>(conv, row, pair, part)
+                        });
                         put_row::<V, P>(conv, acc[0], start, pixels, live, out);
                         if pair {
                             put_row::<V, P>(conv, acc[1], start + width * channels, pixels, live, out);
@@ -625,14 +725,8 @@ fn fetch(conv: &DepthwiseConv<'_>, x: &[f32], rows: Range<usize>, columns: Range
     }
 }
 
-/// A tile of pixels in one vector of channels.
+/// What a tile writes: pixels in one vector of channels.
 struct Tile {
-    /// The tile's first column in the first row of the ring.
-    ring: *const f32,
-    /// Numbers from one row of the ring to the next.
-    row_length: usize,
-    /// Rows of the ring.
-    rows: usize,
     /// Pixels to be written.
     pixels: usize,
     /// Channels to be written.
@@ -650,39 +744,27 @@ struct Tile {
 #[inline(always)]
 unsafe fn both_parts<V: Lanes, const S: usize, const P: usize>(
     conv: &DepthwiseConv<'_>,
+    under: UnderTile,
     at: &Tile,
     row: usize,
     part: usize,
-    taps: *const f32,
     out: &Shared<f32>,
 ) {
-    let size = conv.kernel_size;
-    let stride = if S > 0 { S } else { conv.stride };
-    let pad = size / 2;
     let multiplier = conv.multiplier;
     let outputs = conv.channels * multiplier;
-    let set = (size * size + 1) * LANES;
+    let set = (conv.kernel_size * conv.kernel_size + 1) * LANES;
     let (_, width) = conv.output_size();
     // SAFETY: the caller's promise.
     unsafe {
         // Where there is no second part, the first is computed twice.
-        let second = taps.add((part + 1).min(multiplier - 1) * set);
-        let taps = taps.add(part * set);
-        let bias = size * size * LANES;
-        let mut acc = [[V::load(taps.add(bias)); P], [V::load(second.add(bias)); P]];
-        let top = row * stride;
-        let first = pad.saturating_sub(top);
-        let last = (conv.height + pad - top).min(size);
-        let mut ring_row = (top + first - pad) % at.rows;
-        for tap in first..last {
-            let from = at.ring.add(ring_row * at.row_length);
-            ring_row += 1;
-            if ring_row == at.rows {
-                ring_row = 0;
-            }
-            let tap = tap * size * LANES;
-            add_both::<V, S, P>(&mut acc, from, [taps.add(tap), second.add(tap)], size, stride);
-        }
+        let second = under.taps.add((part + 1).min(multiplier - 1) * set);
+        let under = UnderTile {
+            taps: under.taps.add(part * set),
+            ..under
+        };
+        let acc = in_parts!(V, P, lane => {
+            under.two_channels::<V::Part, S, P>(conv, row, second, lane)
+        });
         let start = at.start + (row - at.first_row) * width * outputs;
         unroll!(I < P {
             let mut pair = [acc[0][I], acc[1][I]];
@@ -714,8 +796,8 @@ unsafe fn both_parts<V: Lanes, const S: usize, const P: usize>(
 /// # Safety
 /// As [`Lanes`]; `from` has `(P - 1) * stride + size` vectors, `taps` has `size`.
 #[inline(always)]
-unsafe fn add_one<V: Lanes, const S: usize, const P: usize>(
-    acc: &mut [V; P],
+unsafe fn add_one<Q: Part, const S: usize, const P: usize>(
+    acc: &mut [Q; P],
     from: *const f32,
     taps: *const f32,
     size: usize,
@@ -724,9 +806,9 @@ unsafe fn add_one<V: Lanes, const S: usize, const P: usize>(
     let stride = if S > 0 { S } else { stride };
     unsafe {
         for kx in 0..size {
-            let weight = V::load(taps.add(kx * LANES));
+            let weight = Q::load(taps.add(kx * LANES));
             let from = from.add(kx * LANES);
-            unroll!(I < P { acc[I] = V::load(from.add(I * stride * LANES)).mul_add(weight, acc[I]) });
+            unroll!(I < P { acc[I] = Q::load(from.add(I * stride * LANES)).mul_add(weight, acc[I]) });
         }
     }
 }
@@ -736,8 +818,8 @@ unsafe fn add_one<V: Lanes, const S: usize, const P: usize>(
 /// # Safety
 /// As [`add_one`].
 #[inline(always)]
-unsafe fn add_both<V: Lanes, const S: usize, const P: usize>(
-    acc: &mut [[V; P]; 2],
+unsafe fn add_both<Q: Part, const S: usize, const P: usize>(
+    acc: &mut [[Q; P]; 2],
     from: *const f32,
     [upper, lower]: [*const f32; 2],
     size: usize,
@@ -746,10 +828,10 @@ unsafe fn add_both<V: Lanes, const S: usize, const P: usize>(
     let stride = if S > 0 { S } else { stride };
     unsafe {
         for kx in 0..size {
-            let (first, second) = (V::load(upper.add(kx * LANES)), V::load(lower.add(kx * LANES)));
+            let (first, second) = (Q::load(upper.add(kx * LANES)), Q::load(lower.add(kx * LANES)));
             let from = from.add(kx * LANES);
             unroll!(I < P {
-                let x = V::load(from.add(I * stride * LANES));
+                let x = Q::load(from.add(I * stride * LANES));
                 acc[0][I] = x.mul_add(first, acc[0][I]);
                 acc[1][I] = x.mul_add(second, acc[1][I]);
             });

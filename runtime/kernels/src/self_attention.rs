@@ -298,7 +298,7 @@ unsafe fn one_part_in_words<V: Lanes>(job: &Job<'_>, task: usize, space: &mut [f
         let end = (part * job.rows + job.rows).min(tokens);
         let mut first = part * job.rows;
         while first < end {
-            let count = tile_rows::<V>(d).min(end - first);
+            let count = word_rows::<V>(d).min(end - first);
             let mut row_scales = [0.0; MOST_ROWS];
             for (row, scale) in row_scales.iter_mut().enumerate().take(count) {
                 let from = &input[(first + row) * width + head * d..][..d];
@@ -354,7 +354,7 @@ unsafe fn one_part_in_words<V: Lanes>(job: &Job<'_>, task: usize, space: &mut [f
                             vector += $most;
                         }};
                     }
-                    if d > (vector + 1) * LANES {
+                    if V::KEEPS_SUMS && d > (vector + 1) * LANES {
                         columns!(2);
                     } else {
                         columns!(1);
@@ -368,6 +368,15 @@ unsafe fn one_part_in_words<V: Lanes>(job: &Job<'_>, task: usize, space: &mut [f
 
 /// Rows whose weighted sums are in registers together.
 const WORD_ROWS: usize = 6;
+
+/// How many rows a tile in words should have.
+fn word_rows<V: Lanes>(head_dim: usize) -> usize {
+    if V::KEEPS_SUMS {
+        tile_rows::<V>(head_dim)
+    } else {
+        WORD_ROWS
+    }
+}
 
 /// [`Tile`] in words.
 #[derive(Debug, Clone, Copy)]
@@ -407,7 +416,9 @@ impl WordTile {
                     }
                 }};
             }
-            if self.rows <= 6 {
+            if !V::KEEPS_SUMS {
+                panels!(6, 1);
+            } else if self.rows <= 6 {
                 panels!(6, 4);
             } else {
                 panels!(12, 2);

@@ -8,7 +8,7 @@
 )]
 
 use super::dispatch::features;
-use super::lanes::{AHEAD, LANES, Lanes, Nibbles, few_nibbles, prefetch};
+use super::lanes::{AHEAD, LANES, Lanes, Nibbles, Part, few_nibbles, prefetch};
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
@@ -30,6 +30,15 @@ pub(super) unsafe trait Products: Copy {
     const WORDS: bool = false;
     /// [`Lanes::NIBBLES`]: spread, or bytes.
     const NIBBLES: Nibbles = Nibbles::Spread;
+
+    /// Adds the products of signed words, two to a lane.
+    ///
+    /// # Safety
+    /// As [`Lanes`].
+    #[inline(always)]
+    unsafe fn words(acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
+        unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)) }
+    }
 
     /// Adds the products of unsigned with signed bytes, four to a lane.
     ///
@@ -104,8 +113,10 @@ unsafe impl<P: Products> Lanes for Two<P> {
     const TILE_PANELS: usize = 1;
     const WORDS: bool = P::WORDS;
     const NIBBLES: Nibbles = P::NIBBLES;
+    type Part = Eight;
+    const WORD_PAIRS: bool = true;
     const ATTENTION_ROWS: [usize; 2] = [4, 4];
-    const DEPTHWISE_PIXELS: usize = 2;
+    const DEPTHWISE_PIXELS: usize = 4;
     const STEM_TILE: (usize, usize) = (4, 1);
 
     #[inline(always)]
@@ -241,6 +252,52 @@ unsafe impl<P: Products> Lanes for Two<P> {
                 _mm256_extracti128_si256::<1>(words),
             );
             _mm_storeu_si128(to.cast(), bytes);
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i16(self, to: *mut i16) {
+        let [low, high] = self.0;
+        unsafe {
+            let words = _mm256_packs_epi32(_mm256_cvtps_epi32(low), _mm256_cvtps_epi32(high));
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+            _mm256_storeu_si256(to.cast(), words);
+        }
+    }
+    #[inline(always)]
+    unsafe fn word_products(acc: Self::Int, a: Self::Bytes, b: Self::Bytes) -> Self::Int {
+        unsafe { [P::words(acc[0], a[0], b[0]), P::words(acc[1], a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn store_block(values: &[Self; 8], factor: Self, to: *mut i8) -> f32 {
+        unsafe {
+            // Packing works within halves of a register: the permutation puts the lanes back in order.
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            let (mut sums, mut bad) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+            for (pair, values) in values.chunks_exact(2).enumerate() {
+                let words = |value: &Self| {
+                    let whole =
+                        |half: usize| _mm256_cvtps_epi32(_mm256_mul_ps(value.0[half], factor.0[half]));
+                    _mm256_packs_epi32(whole(0), whole(1))
+                };
+                let bytes = _mm256_packs_epi16(words(&values[0]), words(&values[1]));
+                let bytes = _mm256_permutevar8x32_epi32(bytes, order);
+                // NaN becomes the least int32, and so -128.
+                bad = _mm256_or_si256(bad, _mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(-128)));
+                // At most 4 times 2 times 127.
+                sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes));
+                _mm256_storeu_si256(to.add(32 * pair).cast(), bytes);
+            }
+            if _mm256_testz_si256(bad, bad) == 0 {
+                return f32::NAN;
+            }
+            let eight = _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
+            let four = _mm_add_epi32(
+                _mm256_castsi256_si128(eight),
+                _mm256_extracti128_si256::<1>(eight),
+            );
+            let two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+            let one = _mm_add_epi32(two, _mm_shuffle_epi32::<1>(two));
+            _mm_cvtsi128_si32(one) as f32
         }
     }
 
@@ -402,6 +459,28 @@ unsafe impl<P: Products> Lanes for Two<P> {
                 _mm256_storeu_si256(to.add(64 + 32 * half).cast(), highs);
             }
         }
+    }
+}
+
+/// One register: half of the lanes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Eight(__m256);
+
+// SAFETY: the instructions are of AVX2 and FMA.
+unsafe impl Part for Eight {
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        Eight(unsafe { _mm256_loadu_ps(from) })
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        unsafe { _mm256_storeu_ps(to, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+        Eight(unsafe { _mm256_fmadd_ps(self.0, b.0, c.0) })
     }
 }
 

@@ -17,6 +17,7 @@ pub(crate) struct Avx512(__m512);
 unsafe impl Lanes for Avx512 {
     type Int = __m512i;
     type Bytes = __m512i;
+    type Part = Self;
     const TILE_ROWS: usize = 12;
     const TILE_PANELS: usize = 2;
     const KEEPS_SUMS: bool = true;

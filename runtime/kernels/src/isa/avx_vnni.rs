@@ -49,6 +49,10 @@ pub(crate) struct Vex;
 // SAFETY: the instruction is of AVX-VNNI.
 unsafe impl Products for Vex {
     #[inline(always)]
+    unsafe fn words(acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
+        unsafe { _mm256_dpwssd_avx_epi32(acc, a, b) }
+    }
+    #[inline(always)]
     unsafe fn bytes(acc: __m256i, weights: __m256i, activations: __m256i) -> __m256i {
         unsafe { _mm256_dpbusd_avx_epi32(acc, weights, activations) }
     }
@@ -60,6 +64,10 @@ pub(crate) struct Evex;
 
 // SAFETY: the instruction is of AVX-512 VNNI with VL.
 unsafe impl Products for Evex {
+    #[inline(always)]
+    unsafe fn words(acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
+        unsafe { _mm256_dpwssd_epi32(acc, a, b) }
+    }
     #[inline(always)]
     unsafe fn bytes(acc: __m256i, weights: __m256i, activations: __m256i) -> __m256i {
         unsafe { _mm256_dpbusd_epi32(acc, weights, activations) }

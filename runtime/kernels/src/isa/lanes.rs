@@ -67,6 +67,9 @@ pub(crate) unsafe trait Lanes: Copy {
     type Int: Copy;
     /// Sixty-four bytes, signed or not: four to a lane.
     type Bytes: Copy;
+    /// What is computed at once where a tile's sums need more registers than there are: some of the lanes, or
+    /// all.
+    type Part: Part;
 
     /// Rows of a matrix product's tile for which there are registers enough, at most 12.
     const TILE_ROWS: usize;
@@ -87,7 +90,8 @@ pub(crate) unsafe trait Lanes: Copy {
     const WORD_PAIRS: bool = false;
     /// Whether [`Lanes::pick`] is one instruction.
     const PICKS: bool = false;
-    /// Pixels of a tile of the depthwise convolution, which has two rows of them: 8 or 2.
+    /// Pixels of a tile of the depthwise convolution, which has two rows of them: 8, 4 or 2. There are registers
+    /// for two [`Lanes::Part`] for each, and for three more.
     const DEPTHWISE_PIXELS: usize;
     /// Pixels and vectors of channels of a tile of the first convolution: `(8, 3)` or `(4, 1)`.
     const STEM_TILE: (usize, usize);
@@ -687,6 +691,40 @@ pub(super) unsafe fn few_nibbles<V: Lanes, const ROWS: usize>(
 fn spread_nibble(nibble: u8, ratio: i32) -> u8 {
     let product = ((i32::from(nibble) - 8) * 16).wrapping_mul(ratio);
     (128 + (product.wrapping_add(0x4000) >> 15)) as u8
+}
+
+/// Some neighbouring lanes of sixteen.
+///
+/// # Safety
+/// As [`Lanes`]; pointers must be valid for as many elements as there are lanes.
+pub(crate) unsafe trait Part: Copy {
+    /// How many: a divisor of 16.
+    const LANES: usize;
+
+    /// Numbers from memory.
+    unsafe fn load(from: *const f32) -> Self;
+    /// Numbers to memory.
+    unsafe fn store(self, to: *mut f32);
+    /// `self * b + c`, as [`Lanes::mul_add`].
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self;
+}
+
+// SAFETY: the same methods.
+unsafe impl<V: Lanes> Part for V {
+    const LANES: usize = LANES;
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        unsafe { Lanes::load(from) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        unsafe { Lanes::store(self, to) }
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+        unsafe { Lanes::mul_add(self, b, c) }
+    }
 }
 
 /// Two words in memory's order.

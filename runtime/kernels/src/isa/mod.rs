@@ -24,7 +24,7 @@ mod neon_i8mm;
 mod portable;
 
 pub(crate) use dispatch::{Kernel, dispatch};
-pub(crate) use lanes::{AHEAD, LANES, Lanes, Nibbles, prefetch};
+pub(crate) use lanes::{AHEAD, LANES, Lanes, Nibbles, Part, prefetch};
 
 use std::fmt;
 use std::sync::OnceLock;

@@ -390,6 +390,7 @@ macro_rules! four {
 unsafe impl<P: Products> Lanes for Four<P> {
     type Int = Sums;
     type Bytes = [uint8x16_t; 4];
+    type Part = Self;
     const TILE_ROWS: usize = 6;
     const TILE_PANELS: usize = 1;
     const ATTENTION_ROWS: [usize; 2] = [4, 4];

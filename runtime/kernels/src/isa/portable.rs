@@ -27,6 +27,7 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
 unsafe impl Lanes for Portable {
     type Int = [i32; LANES];
     type Bytes = [u8; 4 * LANES];
+    type Part = Self;
     const TILE_ROWS: usize = 2;
     const TILE_PANELS: usize = 1;
     const WORDS: bool = true;
