@@ -8,12 +8,15 @@
 //!
 //! Kernels of 3 x 3 read the input where it lies: nine taps do not pay for a copy.
 
-use super::isa::{Isa, LANES, Lanes, Part, dispatch, prefetch};
-use super::math::gelu;
+mod three;
+mod tile;
+
+use super::isa::{Isa, LANES, Lanes, dispatch, prefetch};
 use super::parallel::{Parallel, Shared, scratch};
 use super::sizes::{MOST, product};
-use super::unroll::unroll;
 use std::ops::Range;
+use three::three;
+use tile::{Tile, UnderTile, both_parts, put_row};
 
 /// A depthwise convolution (as many groups as input channels), padded with zeros by half the kernel on each
 /// side.
@@ -223,156 +226,6 @@ pub(super) fn depthwise_band(
     });
 }
 
-/// Convolutions of 3 x 3 with whole vectors of channels, without a copy of the input: there are too few taps
-/// to make up for one.
-fn three(
-    isa: Isa,
-    parallel: &dyn Parallel,
-    conv: &DepthwiseConv<'_>,
-    band: &Band,
-    x: &[f32],
-    out: &mut [f32],
-) {
-    let rows = band.wanted.len();
-    let shared = Shared::new(out);
-    // Pairs of rows, as they are computed.
-    let task_rows = rows.div_ceil(4 * parallel.threads()).max(4).next_multiple_of(2);
-    let tasks = rows.div_ceil(task_rows);
-    parallel.run(conv.batch * tasks, &|task| {
-        let (image, first) = (task / tasks, task % tasks * task_rows);
-        let length = conv.width * conv.channels;
-        let x = &x[image * band.held.len() * length..][..band.held.len() * length];
-        for row in (first..rows.min(first + task_rows)).step_by(2) {
-            let count = 2.min(rows - row);
-            // SAFETY: the task's own rows.
-            let out = unsafe { shared.part((image * rows + row) * length, count * length) };
-            let top = band.wanted.start + row;
-            let under = conv.under(top..top + count);
-            let x = &x[(under.start - band.held.start) * length..][..under.len() * length];
-            dispatch!(isa, three_rows(conv: &DepthwiseConv<'_>, top: usize, x: &[f32], out: &mut [f32]));
-        }
-    });
-}
-
-/// One or two output rows from `top` on, of the input rows under them.
-///
-/// # Safety
-/// As [`Lanes`]; whole vectors of channels, and both slices whole rows.
-#[inline(always)]
-unsafe fn three_rows<V: Lanes>(conv: &DepthwiseConv<'_>, top: usize, x: &[f32], out: &mut [f32]) {
-    let (width, channels) = (conv.width, conv.channels);
-    // The row of taps that the first input row meets in the first output row.
-    let skipped = usize::from(top == 0);
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut column = 0;
-        while column < width {
-            // A tile whose neighbours are all inside the image, or one pixel.
-            let inside = column > 0;
-            macro_rules! tile {
-                ($pixels:literal) => {
-                    if inside && column + $pixels < width {
-                        for channel in (0..channels).step_by(LANES) {
-                            three_tile::<V, $pixels>(conv, skipped, x, out, column, channel, 0..3);
-                        }
-                        column += $pixels;
-                        continue;
-                    }
-                };
-            }
-            if V::DEPTHWISE_PIXELS >= 8 {
-                tile!(4);
-            }
-            tile!(2);
-            let taps = usize::from(column == 0)..if column + 1 < width { 3 } else { 2 };
-            for channel in (0..channels).step_by(LANES) {
-                three_tile::<V, 1>(conv, skipped, x, out, column, channel, taps.clone());
-            }
-            column += 1;
-        }
-    }
-}
-
-/// `P` pixels of [`three_rows`] in one vector of channels; `columns` of the taps lie inside the image.
-///
-/// # Safety
-/// As [`three_rows`].
-#[inline(always)]
-unsafe fn three_tile<V: Lanes, const P: usize>(
-    conv: &DepthwiseConv<'_>,
-    skipped: usize,
-    x: &[f32],
-    out: &mut [f32],
-    column: usize,
-    channel: usize,
-    columns: Range<usize>,
-) {
-    let channels = conv.channels;
-    let length = conv.width * channels;
-    let pair = out.len() > length;
-    let rows = x.len() / length;
-    // SAFETY: the caller's promise.
-    unsafe {
-        let to = out.as_mut_ptr().add(column * channels + channel);
-        let bias = V::load(conv.bias.as_ptr().add(channel));
-        let mut acc = [[bias; P]; 2];
-        let taps = conv.kernel.as_ptr().add(channel);
-        let from = x
-            .as_ptr()
-            .wrapping_add(column * channels + channel)
-            .wrapping_sub(channels);
-        macro_rules! row {
-            ($row:expr, $upper:expr, $lower:expr) => {
-                for kx in columns.clone() {
-                    let from = from.wrapping_add($row * length + kx * channels);
-                    let weight = |ky: usize| taps.wrapping_add((3 * ky + kx) * channels);
-                    if let Some(ky) = $upper {
-                        let weight = V::load(weight(ky));
-                        unroll!(I < P {
-                            acc[0][I] = V::load(from.add(I * channels)).mul_add(weight, acc[0][I]);
-                        });
-                    }
-                    if let Some(ky) = $lower {
-                        let weight = V::load(weight(ky));
-                        unroll!(I < P {
-                            acc[1][I] = V::load(from.add(I * channels)).mul_add(weight, acc[1][I]);
-                        });
-                    }
-                }
-            };
-        }
-        // What the next two rows are computed of, and where this tile's neighbour goes.
-        for row in 0..2 {
-            for i in 0..P {
-                prefetch(from.wrapping_add((rows + row) * length + (1 + i) * channels));
-            }
-        }
-        if rows == 4 && pair && P > 1 {
-            row!(0, Some(0), None::<usize>);
-            row!(1, Some(1), Some(0));
-            row!(2, Some(2), Some(1));
-            row!(3, None::<usize>, Some(2));
-        } else {
-            for row in 0..rows {
-                let upper = row + skipped;
-                row!(
-                    row,
-                    Some(upper).filter(|upper| *upper < 3),
-                    upper.checked_sub(1).filter(|_| pair)
-                );
-            }
-        }
-        if conv.gelu {
-            unroll!(I < P { acc[0][I] = gelu(acc[0][I]) });
-            unroll!(I < P { acc[1][I] = gelu(acc[1][I]) });
-        }
-        unroll!(I < P { acc[0][I].store(to.add(I * channels)) });
-        if pair {
-            unroll!(I < P { acc[1][I].store(to.add(length + I * channels)) });
-        }
-    }
-}
-
 /// Picks the kernel compiled for this size.
 ///
 /// # Safety
@@ -403,124 +256,6 @@ unsafe fn run_task<V: Lanes>(
             TILE => sized!(8),
             4 => sized!(4),
             _ => sized!(2),
-        }
-    }
-}
-
-/// Two tiles of `P` pixels each, computed in as many parts of the lanes as the set needs for its registers; a
-/// part starts at lane `$part`.
-macro_rules! in_parts {
-    ($V:ident, $P:ident, $part:ident => $sums:expr) => {{
-        let mut lanes = [[[0.0; LANES]; $P]; 2];
-        for $part in (0..LANES).step_by(<$V::Part as Part>::LANES) {
-            let sums: [[$V::Part; $P]; 2] = $sums;
-            unroll!(I < $P {
-                sums[0][I].store(lanes[0][I].as_mut_ptr().add($part));
-                sums[1][I].store(lanes[1][I].as_mut_ptr().add($part));
-            });
-        }
-        let mut acc = [[$V::splat(0.0); $P]; 2];
-        unroll!(I < $P {
-            acc[0][I] = $V::load(lanes[0][I].as_ptr());
-            acc[1][I] = $V::load(lanes[1][I].as_ptr());
-        });
-        acc
-    }};
-}
-
-/// What a tile's sums are made of, in one vector of channels.
-#[derive(Debug, Clone, Copy)]
-struct UnderTile {
-    /// The tile's first column in the first row of the ring.
-    ring: *const f32,
-    /// Numbers from one row of the ring to the next.
-    row_length: usize,
-    /// Rows of the ring.
-    rows: usize,
-    /// The taps of each output channel, then its bias.
-    taps: *const f32,
-}
-
-impl UnderTile {
-    /// The tile's sums in output row `row` and, if wanted, in the one below it; from lane `part` on.
-    ///
-    /// # Safety
-    /// As [`rows`]: the ring has the input rows under both.
-    #[inline(always)]
-    unsafe fn two_rows<Q: Part, const S: usize, const P: usize>(
-        &self,
-        conv: &DepthwiseConv<'_>,
-        row: usize,
-        pair: bool,
-        part: usize,
-    ) -> [[Q; P]; 2] {
-        let size = conv.kernel_size;
-        let stride = if S > 0 { S } else { conv.stride };
-        let pad = size / 2;
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (ring, taps) = (self.ring.add(part), self.taps.add(part));
-            let bias = Q::load(taps.add(size * size * LANES));
-            let mut acc = [[bias; P]; 2];
-            // Input rows under the tile, counted from the first tap's, as far as they lie in the image.
-            let top = row * stride;
-            let first = pad.saturating_sub(top);
-            let last = (conv.height + pad - top).min(if pair { size + stride } else { size });
-            let mut ring_row = (top + first - pad) % self.rows;
-            for at in first..last {
-                let from = ring.add(ring_row * self.row_length);
-                ring_row += 1;
-                if ring_row == self.rows {
-                    ring_row = 0;
-                }
-                let upper = taps.wrapping_add(at * size * LANES);
-                let lower = taps.wrapping_add(at.wrapping_sub(stride).wrapping_mul(size * LANES));
-                match (at < size, pair && at >= stride) {
-                    (true, true) => add_both::<Q, S, P>(&mut acc, from, [upper, lower], size, stride),
-                    (true, false) => add_one::<Q, S, P>(&mut acc[0], from, upper, size, stride),
-                    (false, true) => add_one::<Q, S, P>(&mut acc[1], from, lower, size, stride),
-                    (false, false) => (),
-                }
-            }
-            acc
-        }
-    }
-
-    /// The tile's sums in an output row for two output channels of each input channel, of which `second` has
-    /// the taps of the other; from lane `part` on.
-    ///
-    /// # Safety
-    /// As [`UnderTile::two_rows`].
-    #[inline(always)]
-    unsafe fn two_channels<Q: Part, const S: usize, const P: usize>(
-        &self,
-        conv: &DepthwiseConv<'_>,
-        row: usize,
-        second: *const f32,
-        part: usize,
-    ) -> [[Q; P]; 2] {
-        let size = conv.kernel_size;
-        let stride = if S > 0 { S } else { conv.stride };
-        let pad = size / 2;
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (ring, taps, second) = (self.ring.add(part), self.taps.add(part), second.add(part));
-            let bias = size * size * LANES;
-            let mut acc = [[Q::load(taps.add(bias)); P], [Q::load(second.add(bias)); P]];
-            let top = row * stride;
-            let first = pad.saturating_sub(top);
-            let last = (conv.height + pad - top).min(size);
-            let mut ring_row = (top + first - pad) % self.rows;
-            for tap in first..last {
-                let from = ring.add(ring_row * self.row_length);
-                ring_row += 1;
-                if ring_row == self.rows {
-                    ring_row = 0;
-                }
-                let tap = tap * size * LANES;
-                add_both::<Q, S, P>(&mut acc, from, [taps.add(tap), second.add(tap)], size, stride);
-            }
-            acc
         }
     }
 }
@@ -661,51 +396,13 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
                             out.ahead(start + i * channels);
                             out.ahead(start + (width + i) * channels);
                         }
-                        let acc = in_parts!(V, P, part => {
-                            under.two_rows::<V::Part, S, P>(conv, row, pair, part)
-                        });
+                        let acc = under.two_rows::<V, S, P>(conv, row, pair);
                         put_row::<V, P>(conv, acc[0], start, pixels, live, out);
                         if pair {
                             put_row::<V, P>(conv, acc[1], start + width * channels, pixels, live, out);
                         }
                     }
                 }
-            }
-        }
-    }
-}
-
-/// Writes the first `live` channels of the first pixels of a tile, from `start` on.
-///
-/// # Safety
-/// As [`Lanes`]; no other task writes these numbers.
-#[inline(always)]
-unsafe fn put_row<V: Lanes, const P: usize>(
-    conv: &DepthwiseConv<'_>,
-    mut acc: [V; P],
-    start: usize,
-    pixels: usize,
-    live: usize,
-    out: &Shared<f32>,
-) {
-    let channels = conv.channels;
-    // SAFETY: the caller's promise; `part` checks that there is room.
-    unsafe {
-        if conv.gelu {
-            unroll!(I < P { acc[I] = gelu(acc[I]) });
-        }
-        if live == LANES && pixels == P {
-            unroll!(I < P {
-                let to = out.part(start + I * channels, LANES);
-                acc[I].store(to.as_mut_ptr())
-            });
-        } else {
-            // Sums are in registers only while no place of theirs is known at run time alone: first to memory.
-            let mut lanes = [[0.0; LANES]; P];
-            unroll!(I < P { acc[I].store(lanes[I].as_mut_ptr()) });
-            for (i, lanes) in lanes.iter().take(pixels).enumerate() {
-                let to = out.part(start + i * channels, live);
-                to.copy_from_slice(&lanes[..live]);
             }
         }
     }
@@ -721,120 +418,6 @@ fn fetch(conv: &DepthwiseConv<'_>, x: &[f32], rows: Range<usize>, columns: Range
                 x.as_ptr()
                     .wrapping_add((row * conv.width + column) * conv.channels + channel),
             );
-        }
-    }
-}
-
-/// What a tile writes: pixels in one vector of channels.
-struct Tile {
-    /// Pixels to be written.
-    pixels: usize,
-    /// Channels to be written.
-    live: usize,
-    /// The first output row that is wanted.
-    first_row: usize,
-    /// The output's index of the tile's first pixel and channel in that row.
-    start: usize,
-}
-
-/// Computes the tile in one output row, for output channels `part` and `part + 1` of each input channel.
-///
-/// # Safety
-/// As [`rows`]: the ring has the input rows under the output row, and no other task writes these pixels.
-#[inline(always)]
-unsafe fn both_parts<V: Lanes, const S: usize, const P: usize>(
-    conv: &DepthwiseConv<'_>,
-    under: UnderTile,
-    at: &Tile,
-    row: usize,
-    part: usize,
-    out: &Shared<f32>,
-) {
-    let multiplier = conv.multiplier;
-    let outputs = conv.channels * multiplier;
-    let set = (conv.kernel_size * conv.kernel_size + 1) * LANES;
-    let (_, width) = conv.output_size();
-    // SAFETY: the caller's promise.
-    unsafe {
-        // Where there is no second part, the first is computed twice.
-        let second = under.taps.add((part + 1).min(multiplier - 1) * set);
-        let under = UnderTile {
-            taps: under.taps.add(part * set),
-            ..under
-        };
-        let acc = in_parts!(V, P, lane => {
-            under.two_channels::<V::Part, S, P>(conv, row, second, lane)
-        });
-        let start = at.start + (row - at.first_row) * width * outputs;
-        unroll!(I < P {
-            let mut pair = [acc[0][I], acc[1][I]];
-            if conv.gelu {
-                pair = [gelu(pair[0]), gelu(pair[1])];
-            }
-            let pair = pair[0].interleave(pair[1]);
-            if I < at.pixels {
-                let to = out.part(start + I * outputs, at.live * multiplier);
-                if at.live == LANES && multiplier == 2 {
-                    pair[0].store(to.as_mut_ptr());
-                    pair[1].store(to.as_mut_ptr().add(LANES));
-                } else {
-                    let mut lanes = [0.0; 2 * LANES];
-                    pair[0].store(lanes.as_mut_ptr());
-                    pair[1].store(lanes.as_mut_ptr().add(LANES));
-                    for (to, lanes) in to.chunks_exact_mut(multiplier).zip(lanes.chunks_exact(2)) {
-                        let to = &mut to[part..(part + 2).min(multiplier)];
-                        to.copy_from_slice(&lanes[..to.len()]);
-                    }
-                }
-            }
-        });
-    }
-}
-
-/// Adds one input row, times one row of taps, to a tile of pixels.
-///
-/// # Safety
-/// As [`Lanes`]; `from` has `(P - 1) * stride + size` vectors, `taps` has `size`.
-#[inline(always)]
-unsafe fn add_one<Q: Part, const S: usize, const P: usize>(
-    acc: &mut [Q; P],
-    from: *const f32,
-    taps: *const f32,
-    size: usize,
-    stride: usize,
-) {
-    let stride = if S > 0 { S } else { stride };
-    unsafe {
-        for kx in 0..size {
-            let weight = Q::load(taps.add(kx * LANES));
-            let from = from.add(kx * LANES);
-            unroll!(I < P { acc[I] = Q::load(from.add(I * stride * LANES)).mul_add(weight, acc[I]) });
-        }
-    }
-}
-
-/// Adds one input row to two tiles, for which it lies under different rows of taps.
-///
-/// # Safety
-/// As [`add_one`].
-#[inline(always)]
-unsafe fn add_both<Q: Part, const S: usize, const P: usize>(
-    acc: &mut [[Q; P]; 2],
-    from: *const f32,
-    [upper, lower]: [*const f32; 2],
-    size: usize,
-    stride: usize,
-) {
-    let stride = if S > 0 { S } else { stride };
-    unsafe {
-        for kx in 0..size {
-            let (first, second) = (Q::load(upper.add(kx * LANES)), Q::load(lower.add(kx * LANES)));
-            let from = from.add(kx * LANES);
-            unroll!(I < P {
-                let x = Q::load(from.add(I * stride * LANES));
-                acc[0][I] = x.mul_add(first, acc[0][I]);
-                acc[1][I] = x.mul_add(second, acc[1][I]);
-            });
         }
     }
 }
