@@ -1,7 +1,7 @@
 //! Depthwise convolutions of 3 x 3, computed from the input where it lies.
 
 use super::{Band, DepthwiseConv};
-use crate::isa::{Isa, LANES, Lanes, dispatch, prefetch};
+use crate::isa::{Isa, LANES, Lanes, Part, dispatch, prefetch};
 use crate::math::gelu;
 use crate::parallel::{Parallel, Shared};
 use crate::unroll::unroll;
@@ -64,7 +64,7 @@ unsafe fn three_rows<V: Lanes>(conv: &DepthwiseConv<'_>, top: usize, x: &[f32], 
                     }
                 };
             }
-            if V::DEPTHWISE_PIXELS >= 8 {
+            if <V::Part as Part>::LANES == LANES && V::DEPTHWISE_PIXELS >= 4 {
                 tile!(4);
             }
             tile!(2);

@@ -8,7 +8,7 @@
 )]
 
 use super::dispatch::features;
-use super::lanes::{AHEAD, LANES, Lanes};
+use super::lanes::{AHEAD, LANES, Lanes, Part};
 use std::arch::aarch64::*;
 use std::arch::asm;
 use std::marker::PhantomData;
@@ -386,15 +386,37 @@ macro_rules! four {
     };
 }
 
+/// One register: a quarter of the lanes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Quarter(float32x4_t);
+
+// SAFETY: the instructions are NEON's.
+unsafe impl Part for Quarter {
+    const LANES: usize = 4;
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        Quarter(unsafe { vld1q_f32(from) })
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        unsafe { vst1q_f32(to, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+        Quarter(unsafe { vfmaq_f32(c.0, self.0, b.0) })
+    }
+}
+
 // SAFETY: the instructions are NEON's and those of `P`; registers have the size of the types.
 unsafe impl<P: Products> Lanes for Four<P> {
     type Int = Sums;
     type Bytes = [uint8x16_t; 4];
-    type Part = Self;
+    type Part = Quarter;
     const TILE_ROWS: usize = 6;
     const TILE_PANELS: usize = 1;
     const ATTENTION_ROWS: [usize; 2] = [4, 4];
-    const DEPTHWISE_PIXELS: usize = 2;
+    const DEPTHWISE_PIXELS: usize = 8;
     const STEM_TILE: (usize, usize) = (4, 1);
     const FEW_SUMS: usize = 4;
     const SIGNED: bool = P::SIGNED;

@@ -2,7 +2,7 @@
 //! always has, and SSE2's products of words on x86-64. The reference for the others, and what processors
 //! without a set of their own run.
 
-use super::lanes::{LANES, Lanes, Nibbles};
+use super::lanes::{LANES, Lanes, Nibbles, Part};
 use crate::isa::Kernel;
 
 /// An array.
@@ -23,17 +23,39 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
     unsafe { kernel.run::<Portable>() }
 }
 
+/// What fits one register of most targets.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Quarter([f32; 4]);
+
+// SAFETY: no instruction beyond the target's own.
+unsafe impl Part for Quarter {
+    const LANES: usize = 4;
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        Quarter(unsafe { from.cast::<[f32; 4]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        unsafe { to.cast::<[f32; 4]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+        Quarter(std::array::from_fn(|i| self.0[i] * b.0[i] + c.0[i]))
+    }
+}
+
 // SAFETY: no instruction beyond the target's own; arrays of as many elements as the trait says.
 unsafe impl Lanes for Portable {
     type Int = [i32; LANES];
     type Bytes = [u8; 4 * LANES];
-    type Part = Self;
+    type Part = Quarter;
     const TILE_ROWS: usize = 2;
     const TILE_PANELS: usize = 1;
     const WORDS: bool = true;
     const NIBBLES: Nibbles = Nibbles::Words;
     const ATTENTION_ROWS: [usize; 2] = [4, 4];
-    const DEPTHWISE_PIXELS: usize = 2;
+    const DEPTHWISE_PIXELS: usize = 4;
     const STEM_TILE: (usize, usize) = (4, 1);
 
     #[inline(always)]
