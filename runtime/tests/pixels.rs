@@ -5,7 +5,7 @@
 
 use models::bundle::{Aspect, ImageSpec, Resample};
 use runtime::image::resize::{Canvas, resize};
-use runtime::image::{Limits, Picture, open, preprocess};
+use runtime::image::{ImageError, Limits, Picture, open, preprocess};
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -225,6 +225,38 @@ fn files_decode_as_in_pillow() {
                     case.file, case.tolerance
                 ));
             }
+        }
+    }
+    report(&failures);
+}
+
+#[derive(Deserialize)]
+struct MatrixCase {
+    file: String,
+    size: (u32, u32),
+    /// Of the pixels; absent where the file must be refused.
+    fnv: Option<String>,
+}
+
+/// A part of the matrix of `conformance/python/fvlm_conformance/images`, which generated files and hashes.
+#[test]
+fn the_matrix_decodes_as_in_pillow() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/matrix");
+    let cases: Vec<MatrixCase> = serde_json::from_str(include_str!("data/matrix/matrix.json")).unwrap();
+    assert!(cases.len() > 100, "{} cases", cases.len());
+    let mut failures = Vec::new();
+    for case in cases {
+        match (open(&folder.join(&case.file), &Limits::default()), case.fnv) {
+            (Ok(found), Some(expected)) => {
+                if (found.width(), found.height()) != case.size {
+                    failures.push(format!("{}: {found:?}, expected {:?}", case.file, case.size));
+                } else if fnv(found.pixels().iter().copied()) != expected {
+                    failures.push(format!("{}: other pixels", case.file));
+                }
+            }
+            (Err(ImageError::UnsupportedKind { .. }), None) => {}
+            (Ok(_), None) => failures.push(format!("{}: decoded, expected an error", case.file)),
+            (Err(error), _) => failures.push(error.to_string()),
         }
     }
     report(&failures);

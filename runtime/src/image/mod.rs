@@ -6,6 +6,7 @@
 
 pub mod decode;
 mod error;
+mod jpeg;
 pub mod preprocess;
 pub mod resize;
 

@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+"""Compares what `runtime` decodes with what Pillow does, on generated files and any others.
+
+    python -m fvlm_conformance.images.check PROGRAM [FILE_OR_FOLDER ...] [--keep FOLDER] [--record]
+
+PROGRAM is `target/release/examples/pixels`. What `jpegs.py` generates is compared, and every image in
+the paths given: those that packages ship, say. A file that Pillow opens must have the pixels that Pillow has, by
+format as `LIMITS` says, or be refused; where Pillow refuses, nothing is compared. Pictures whose 16-bit gray Pillow
+clips are compared with their upper byte. `--keep` leaves the generated files and their pixels there; `--record`
+writes the files and hashes of `runtime/tests/data/matrix`, which a test decodes. Exit code 1 on a difference.
+"""
+
+import argparse
+import collections
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..common import ROOT
+from . import jpegs
+
+# The largest difference of a value, by format. JPEG's decoder is libjpeg's to the bit; lossy WebP is not.
+LIMITS = {"JPEG": 0, "PNG": 0, "BMP": 0, "GIF": 0, "TIFF": 0, "WEBP": 3}
+DATA = ROOT / "runtime/tests/data/matrix"
+# What is recorded of the matrix: small files, at most so many bytes.
+RECORDED = re.compile(r"-33x17\.jpg$")
+MOST = 2_000
+
+
+def expected(path):
+    """Pillow's format, and pixels or error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = Image.open(path)
+            format = "JPEG" if image.format == "MPO" else image.format
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I;16"):
+                # Pillow would clip.
+                upper = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+                return format, np.repeat(upper[:, :, None], 3, axis=2)
+            return format, np.asarray(image.convert("RGB"))
+        except Exception as error:
+            return None, error
+
+
+def decode(program, paths, folder):
+    """What the program says of each path: an error, or None and its pixels in `folder`."""
+    done = subprocess.run(
+        [program, folder], input="".join(f"{path}\n" for path in paths), capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(f"{program} ended with {done.returncode}: {done.stderr[-2000:]}")
+    return dict(line.split("\t", 1) for line in done.stdout.splitlines())
+
+
+def compare(program, paths, folder):
+    tally, failures = collections.defaultdict(collections.Counter), []
+    answers = decode(program, paths, folder)
+    for path in paths:
+        answer = answers[str(path)]
+        format, pixels = expected(path)
+        if isinstance(pixels, Exception):
+            tally[path.suffix.lower()][
+                "Pillow refuses, we " + ("decode" if answer == "ok" else "refuse")
+            ] += 1
+            continue
+        if answer != "ok":
+            tally[format]["refused"] += 1
+            print(f"refused: {answer}")
+            continue
+        found = np.asarray(Image.open(folder / (path.name + ".ppm")))
+        if found.shape != pixels.shape:
+            tally[format]["wrong"] += 1
+            failures.append(f"{path.name}: {found.shape}, expected {pixels.shape}")
+            continue
+        most = int(np.abs(found.astype(int) - pixels).max())
+        good = most <= LIMITS.get(format, 0)
+        tally[format][f"at most {most}" if good else "wrong"] += 1
+        if not good:
+            failures.append(f"{path.name}: differs by {most}, at most {LIMITS.get(format, 0)}")
+    return tally, failures
+
+
+def images(paths):
+    """All files in `paths` that may be images, by their ends; names must differ for their pixels to have a place."""
+    ends = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp"}
+    for path in map(pathlib.Path, paths):
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.suffix.lower() in ends and file.is_file():
+                yield file
+
+
+def fnv(data):
+    value = 0xCBF29CE484222325
+    for byte in data:
+        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return f"{value:016x}"
+
+
+def record(program, folder):
+    """Writes the files that the test decodes: of each, its size and a hash of Pillow's pixels, or that it is refused."""
+    shutil.rmtree(DATA, ignore_errors=True)
+    DATA.mkdir(parents=True)
+    paths = [
+        path
+        for path in sorted(folder.iterdir())
+        if RECORDED.search(path.name) and path.stat().st_size <= MOST
+    ]
+    kinds, cases = set(), []
+    with tempfile.TemporaryDirectory() as pixels:
+        answers = decode(program, paths, pathlib.Path(pixels))
+    for path in paths:
+        # One of each kind: numbers are layouts, sizes and restart intervals.
+        kind = re.sub(r"\d{4}-|-\d+(\.\d+)*(?=-|\.)|-(strips|tiles|bigtiff|big-endian)", "", path.name)
+        if path.suffix != ".jpg" and kind in kinds:
+            continue
+        format, pixels = expected(path)
+        if isinstance(pixels, Exception):
+            continue
+        kinds.add(kind)
+        case = {"file": path.name, "size": [pixels.shape[1], pixels.shape[0]]}
+        case["fnv"] = fnv(pixels.tobytes()) if answers[str(path)] == "ok" else None
+        cases.append(case)
+        shutil.copy(path, DATA)
+    lines = ",\n".join(json.dumps(case) for case in cases)
+    (DATA / "matrix.json").write_text(f"[\n{lines}\n]\n")
+    size = sum(path.stat().st_size for path in DATA.iterdir())
+    print(f"{len(cases)} files, {size} bytes in {DATA.relative_to(ROOT)}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("program", type=pathlib.Path)
+    parser.add_argument("paths", nargs="*")
+    parser.add_argument("--keep", type=pathlib.Path)
+    parser.add_argument("--record", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.keep or pathlib.Path(temporary)
+        generated, pixels = folder / "files", folder / "pixels"
+        generated.mkdir(parents=True, exist_ok=True)
+        pixels.mkdir(exist_ok=True)
+        for name, data in jpegs.files():
+            (generated / name).write_bytes(data)
+        if options.record:
+            record(options.program, generated)
+            return
+        failures = []
+        for what, paths in [
+            ("generated", sorted(generated.iterdir())),
+            ("given", list(images(options.paths))),
+        ]:
+            tally, wrong = compare(options.program, paths, pixels)
+            failures += wrong
+            print(f"{what}: {len(paths)} files")
+            for format, counts in sorted(tally.items(), key=str):
+                print(
+                    f"  {format}: " + ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
+                )
+        # What must be refused is.
+        damaged = folder / "damaged"
+        damaged.mkdir(exist_ok=True)
+        for name, data in jpegs.damaged():
+            (damaged / name).write_bytes(data)
+        answers = decode(options.program, sorted(damaged.iterdir()), pixels)
+        failures += [f"{path}: decoded, and is damaged" for path, answer in answers.items() if answer == "ok"]
+        print(f"damaged: {len(answers)} files, {sum(answer != 'ok' for answer in answers.values())} refused")
+    for failure in failures:
+        print(f"FAIL {failure}")
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()
