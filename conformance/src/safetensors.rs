@@ -6,6 +6,7 @@ use half::{bf16, f16};
 use ndarray::{ArrayViewD, IxDyn};
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -81,22 +82,44 @@ impl View<'_> {
     }
 }
 
-/// Writes tensors, a name and the elements each, in this order; those of eight bytes belong first.
+/// Writes tensors, a name and the elements each, in this order; those of eight bytes belong first. A file of that
+/// name is replaced in one step, once the new one is whole.
 ///
 /// # Errors
-/// A file that cannot be written.
+/// A file that cannot be written; one that was there is then as before.
 pub fn write(
     path: &Path,
     metadata: &[(&str, &str)],
     tensors: &[(&str, View<'_>)],
 ) -> Result<(), SafetensorsError> {
-    write_bytes(path, metadata, tensors).map_err(|error| SafetensorsError {
+    replace(path, &|file| write_bytes(file, metadata, tensors)).map_err(|error| SafetensorsError {
         path: path.to_owned(),
         problem: error.to_string(),
     })
 }
 
-fn write_bytes(path: &Path, metadata: &[(&str, &str)], tensors: &[(&str, View<'_>)]) -> std::io::Result<()> {
+/// Fills a file beside `path` and renames it. What is there and no file, such as a pipe, is written to.
+fn replace(path: &Path, fill: &dyn Fn(&mut File) -> std::io::Result<()>) -> std::io::Result<()> {
+    if path.metadata().is_ok_and(|found| !found.is_file()) {
+        return fill(&mut File::create(path)?);
+    }
+    // Where a link leads, so that it stays one.
+    let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder.unwrap_or(Path::new(".")))?;
+    fill(file.as_file_mut())?;
+    file.persist(path)?;
+    Ok(())
+}
+
+fn write_bytes(
+    file: &mut File,
+    metadata: &[(&str, &str)],
+    tensors: &[(&str, View<'_>)],
+) -> std::io::Result<()> {
     let mut header = serde_json::Map::new();
     let metadata: BTreeMap<&str, &str> = metadata.iter().copied().collect();
     header.insert(METADATA.to_owned(), serde_json::json!(metadata));
@@ -110,7 +133,7 @@ fn write_bytes(path: &Path, metadata: &[(&str, &str)], tensors: &[(&str, View<'_
     }
     let mut header = serde_json::to_vec(&header)?;
     header.resize(header.len().next_multiple_of(8), b' ');
-    let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
+    let mut file = std::io::BufWriter::new(file);
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(&header)?;
     for (_, view) in tensors {
@@ -256,6 +279,22 @@ mod tests {
         let bytes = std::fs::read(&path).unwrap();
         assert_eq!(u64::from_le_bytes(*bytes.first_chunk().unwrap()) % 8, 0);
         assert!(write(&folder.path().join("no/where"), &[], &tensors).is_err());
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_or_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.safetensors");
+        std::fs::write(&path, "before").unwrap();
+        let half = |file: &mut File| {
+            file.write_all(b"half")?;
+            Err(std::io::Error::other("the disk is full"))
+        };
+        assert!(replace(&path, &half).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"before");
+        replace(&path, &|file| file.write_all(b"after")).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"after");
+        assert_eq!(folder.path().read_dir().unwrap().count(), 1, "nothing else stays");
     }
 
     #[test]
