@@ -14,6 +14,12 @@ pub enum ImageError {
         /// Why.
         source: std::io::Error,
     },
+    /// No file, but the address of one.
+    #[error("image `{name}` is an address, expected a file: images are not fetched, download it first")]
+    Address {
+        /// The address.
+        name: String,
+    },
     /// Nothing to decode.
     #[error("image `{name}` is empty (0 bytes)")]
     Empty {

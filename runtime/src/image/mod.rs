@@ -4,11 +4,15 @@
 //! bundle's [`ImageSpec`](models::bundle::ImageSpec) says. Both follow Pillow and transformers to the bit where they
 //! can.
 
+mod bmp;
 pub mod decode;
 mod error;
+mod gif;
 mod jpeg;
 pub mod preprocess;
+mod problem;
 pub mod resize;
+mod tiff;
 
 pub use decode::{Limits, decode, open, read};
 pub use error::ImageError;

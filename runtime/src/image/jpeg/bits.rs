@@ -1,6 +1,6 @@
 //! JPEG's entropy-coded segments: bits, and Huffman codes.
 
-use super::Problem;
+use super::super::problem::Problem;
 use super::header::ZIGZAG;
 
 /// Bits of a code that are looked up at once.

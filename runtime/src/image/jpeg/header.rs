@@ -1,6 +1,6 @@
 //! JPEG's markers: frame and scan headers, tables, and what Adobe's and JFIF's segments say about colours.
 
-use super::Problem;
+use super::super::problem::Problem;
 use super::bits::Huffman;
 use super::rows::ColorSpace;
 

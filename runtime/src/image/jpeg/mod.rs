@@ -19,24 +19,9 @@ mod idct;
 mod rows;
 mod scan;
 
+use super::problem::Problem;
 use header::{Frame, Header, Next};
-
-/// Why a file is not decoded.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Problem {
-    /// The bytes end before the image.
-    Truncated,
-    /// Something in the file contradicts itself or the standard: what.
-    Damaged(String),
-    /// A kind of JPEG that is not decoded: which.
-    Unsupported(String),
-}
-
-impl Problem {
-    fn damaged<T>(what: impl Into<String>) -> Result<T, Problem> {
-        Err(Problem::Damaged(what.into()))
-    }
-}
+pub(super) use rows::{ColorSpace, from_ink};
 
 /// A file whose frame is known and of which nothing is decoded yet.
 pub(super) struct Jpeg<'a> {
@@ -60,8 +45,9 @@ impl<'a> Jpeg<'a> {
         (self.frame.width, self.frame.height)
     }
 
-    /// `[height, width, 3]`: the RGB pixels, and the contents of the EXIF segment if there is one.
-    pub(super) fn decode(self) -> Result<(Vec<u8>, Option<&'a [u8]>), Problem> {
+    /// `[height, width, 3]`: the RGB pixels, and the contents of the EXIF segment if there is one. `space`
+    /// says what the components are; otherwise the file does.
+    pub(super) fn decode(self, space: Option<ColorSpace>) -> Result<(Vec<u8>, Option<&'a [u8]>), Problem> {
         let Jpeg {
             mut header,
             mut frame,
@@ -72,7 +58,10 @@ impl<'a> Jpeg<'a> {
             Next::End => return Problem::damaged("it has no scan"),
         };
         // What stands behind the first scan says nothing about colours any more.
-        let space = header.color_space(&frame);
+        let space = space.unwrap_or_else(|| header.color_space(&frame));
+        if frame.components.len() != space.components() {
+            return Problem::damaged("it has other components than its colours need");
+        }
         if !frame.progressive && scan.components.len() == frame.components.len() {
             // All there is, in one scan; libjpeg looks at no further one.
             let pixels = scan::whole(&mut header, &frame, &scan, space)?;

@@ -10,7 +10,7 @@ const ROWS_PER_THREAD: usize = 128;
 
 /// What the components of an image are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ColorSpace {
+pub(in super::super) enum ColorSpace {
     Gray,
     Rgb,
     /// Luminance and colour differences (YCbCr).
@@ -19,6 +19,16 @@ pub(super) enum ColorSpace {
     Cmyk,
     /// The same, the first three as luminance and colour differences.
     Ycck,
+}
+
+impl ColorSpace {
+    pub(super) fn components(self) -> usize {
+        match self {
+            ColorSpace::Gray => 1,
+            ColorSpace::Rgb | ColorSpace::Ycc => 3,
+            ColorSpace::Cmyk | ColorSpace::Ycck => 4,
+        }
+    }
 }
 
 /// How many threads make pixels of an image.
@@ -227,7 +237,7 @@ fn from_ycc(y: u8, cb: u8, cr: u8) -> [u8; 3] {
 
 /// What is left of white under an inverted ink and inverted black, rounded as Pillow rounds.
 #[inline(always)]
-fn from_ink(ink: u8, black: u8) -> u8 {
+pub(in super::super) fn from_ink(ink: u8, black: u8) -> u8 {
     let (ink, black) = (255 - u32::from(ink), u32::from(black));
     let product = ink * black + 128;
     (black - (((product >> 8) + product) >> 8).min(black)) as u8

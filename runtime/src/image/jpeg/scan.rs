@@ -1,6 +1,6 @@
 //! JPEG's scans: entropy-coded bits become quantised coefficients.
 
-use super::Problem;
+use super::super::problem::Problem;
 use super::bits::{Bits, Fault, Huffman, natural};
 use super::header::{Component, Frame, Header, Scan};
 use super::rows::{ColorSpace, Painter, Rows};
@@ -68,7 +68,7 @@ pub(super) fn whole(
                 // The thread takes all of them, to the last.
                 let _ = full.send(stores);
             }
-            Ok(())
+            Ok::<(), Problem>(())
         })?;
     }
     let at = decoder.bits.at;
