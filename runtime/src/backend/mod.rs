@@ -16,6 +16,9 @@ pub(crate) mod isa;
 pub mod kv;
 #[cfg(feature = "coreml-native")]
 mod native;
+#[cfg(any(feature = "ort", feature = "tract"))]
+#[doc(hidden)]
+pub mod node;
 mod options;
 #[cfg(feature = "ort")]
 mod ort;
