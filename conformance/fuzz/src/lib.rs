@@ -1,0 +1,25 @@
+//! Fuzz targets: each gives what comes from elsewhere to the function that a program gives it to, and says
+//! what must hold beside that nothing crashes.
+//!
+//! A target is a module here with a function `run`, and a file in `fuzz_targets/` that calls it. A bug is a
+//! panic, an error of memory or arithmetic, an input that takes too long or too much, or a property that does
+//! not hold.
+
+pub mod bundle;
+pub mod config;
+mod edit;
+mod folder;
+pub mod fused;
+pub mod image;
+pub mod onnx;
+mod panics;
+pub mod safetensors;
+pub mod shards;
+pub mod small_files;
+pub mod stream;
+pub mod template;
+pub mod tokenizer;
+mod tokens;
+mod words;
+
+pub use panics::begin;
