@@ -150,7 +150,7 @@ def main():
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or pathlib.Path(temporary)
-        generated, pixels = folder / "files", folder / "pixels"
+        generated, pixels = folder / "generated", folder / "pixels"
         generated.mkdir(parents=True, exist_ok=True)
         pixels.mkdir(exist_ok=True)
         for name, data in [*jpegs.files(), *formats.files()]:
@@ -159,13 +159,15 @@ def main():
             record(options.program, generated)
             return
         failures = []
-        for what, paths in [
-            ("generated", sorted(generated.iterdir())),
-            ("given", list(images(options.paths))),
-        ]:
+        given = folder / "given"
+        given.mkdir(exist_ok=True)
+        for number, path in enumerate(images(options.paths)):
+            (given / f"{number:05}-{path.name}").symlink_to(path.resolve())
+        for source in (generated, given):
+            paths = sorted(source.iterdir())
             tally, wrong = compare(options.program, paths, pixels)
             failures += wrong
-            print(f"{what.name}: {len(paths)} files")
+            print(f"{source.name}: {len(paths)} files")
             for format, counts in sorted(tally.items(), key=str):
                 print(
                     f"  {format}: " + ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
