@@ -5,11 +5,13 @@ use super::decode::Limits;
 use super::problem::Problem;
 use image::ImageDecoder;
 use image::codecs::bmp::BmpDecoder;
+use std::borrow::Cow;
 use std::io::Cursor;
 use std::ops::Range;
 
 /// Width, height and `[height, width, 3]`.
 pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(u32, u32, Vec<u8>), Problem> {
+    let bytes = &*usual(bytes);
     let header = Header::parse(bytes);
     if header.size == 12 && !matches!(header.bits, 1 | 4 | 8 | 24) {
         return Problem::unsupported(format!(
@@ -42,6 +44,38 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(u32, u32, Vec<u8>
         pixel.copy_from_slice(&color.map_or([0; 3], |color| [color[2], color[1], color[0]]));
     }
     Ok((width, height, pixels))
+}
+
+/// The file with headers that the crate knows: without what version 2 of OS/2 adds, and with the place of the pixels
+/// behind the palette where it is said to be before.
+fn usual(bytes: &[u8]) -> Cow<'_, [u8]> {
+    let word = |at: usize| {
+        bytes
+            .get(at..at + 4)
+            .map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]))
+    };
+    let (Some(offset), Some(size)) = (word(10), word(14)) else {
+        return Cow::Borrowed(bytes);
+    };
+    let header = Header::parse(bytes);
+    let mut file = bytes.to_vec();
+    let place;
+    // 3 and 4 are compressions of OS/2 only.
+    if size == 64 && header.compression < 3 && bytes.len() > 78 {
+        file.drain(54..78);
+        file[14..18].copy_from_slice(&40_u32.to_le_bytes());
+        place = offset.saturating_sub(24);
+    } else if header.bits <= 8 && size >= 40 && Some(offset) == size.checked_add(14) {
+        let colors = match header.colors {
+            0 => 1 << header.bits,
+            colors => colors,
+        };
+        place = offset.saturating_add(colors.saturating_mul(4));
+    } else {
+        return Cow::Borrowed(bytes);
+    }
+    file[10..14].copy_from_slice(&place.to_le_bytes());
+    Cow::Owned(file)
 }
 
 fn decode_as_is(bytes: &[u8], limits: &Limits) -> Result<(u32, u32, Vec<u8>), Problem> {

@@ -9,6 +9,7 @@ pub mod decode;
 mod error;
 mod gif;
 mod jpeg;
+mod orientation;
 pub mod preprocess;
 mod problem;
 pub mod resize;

@@ -9,7 +9,7 @@ pub(super) enum Problem {
     Truncated,
     /// Something in the file contradicts itself or its standard: what.
     Damaged(String),
-    /// A kind of its format that is not decoded: which.
+    /// A kind of its format that is not decoded: which, if that is known.
     Unsupported(String),
     /// It would take more memory than any image within the limits.
     Memory,
@@ -44,7 +44,11 @@ impl Problem {
             Problem::Damaged(reason) => ImageError::Damaged { name, format, reason },
             Problem::Unsupported(found) => ImageError::UnsupportedKind {
                 name,
-                found,
+                found: if found.is_empty() {
+                    format!("a {format} of a kind that is not decoded here")
+                } else {
+                    found
+                },
                 expected: expected.to_owned(),
             },
             Problem::Memory => ImageError::TooMuchMemory { name, max_bytes },

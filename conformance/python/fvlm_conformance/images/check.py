@@ -36,7 +36,8 @@ RECORDED = re.compile(
     r"^(?!.*color.*-420).*-33x17\.jpg$"
     r"|^png-\d-\d+-(rows-(plain|trns)|adam7-plain)\.png$"
     r"|^tiff-(palette|gray|la|rgba|cmyk|planar|white|format).*(strips|-tiles|fill-order|None|white-16|-[13])\.tif$"
-    r"|^bmp-(rle|gray|\d+-(12|40)|\d+-[a-z0-9]+-(40|56)).*\.bmp$"
+    r"|^bmp-(rle|gray|\d+-(64|early)|\d+-(12|40)|\d+-[a-z0-9]+-(40|56)).*\.bmp$"
+    r"|^(jpeg|png|webp|tiff)-(xmp|raw|named|both)-.*6\.[a-z]+$"
     r"|^gif-16-\w+-(own.*|whole-(None|1)|part-(5\.6|23\.12)-(None|1)-[01]|3\.17|32\.2)\.gif$"
 )
 MOST = 2_000

@@ -445,6 +445,14 @@ def bmps():
                 palette=colors.tobytes(),
             ),
         )
+    for bits in (1, 4, 8, 24):
+        samples = random(bits, 64).integers(0, 2 ** min(bits, 8), (HEIGHT, WIDTH * (3 if bits == 24 else 1)))
+        colors = random(bits, 1).integers(0, 256, (2**bits if bits <= 8 else 0, 4), dtype=np.uint8).tobytes()
+        yield f"bmp-{bits}-64.bmp", bmp(bmp_rows(samples, bits), WIDTH, HEIGHT, bits, 64, palette=colors)
+        # The pixels are said to be where the palette is.
+        early = bytearray(bmp(bmp_rows(samples, bits), WIDTH, HEIGHT, bits, 40, palette=colors))
+        early[10:14] = struct.pack("<I", 54)
+        yield f"bmp-{bits}-early.bmp", bytes(early)
     rgb = Image.fromarray(scene(WIDTH, HEIGHT))
     for mode in ("RGB", "L", "1", "P", "RGBA"):
         yield f"bmp-pillow-{mode}.bmp", save(rgb.convert(mode), "BMP")
@@ -574,7 +582,37 @@ def webps():
         yield f"webp-animated-lossy-{size}.webp", save(rgb, "WEBP", quality=80, **frames)
 
 
+def oriented():
+    """EXIF and XMP, wherever a format has them."""
+    rgb = Image.fromarray(scene(WIDTH, HEIGHT))
+    for value in range(10):
+        exif = Image.Exif()
+        exif[0x0112] = value
+        named = exif.tobytes()
+        bare = named.removeprefix(b"Exif\0\0")
+        for form in ("attribute", "element"):
+            tag = f'tiff:Orientation="{value}"' if form == "attribute" else ""
+            body = f"<tiff:Orientation>{value}</tiff:Orientation>" if form == "element" else ""
+            xmp = f"<x:xmpmeta><rdf:Description {tag}>{body}</rdf:Description></x:xmpmeta>".encode()
+            text = b"XML:com.adobe.xmp\0\0\0\0\0" + xmp
+            samples = scene(WIDTH, HEIGHT).astype(int)
+            name = f"{form}-{value}"
+            yield f"webp-xmp-{name}.webp", save(rgb, "WEBP", lossless=True, xmp=xmp)
+            yield f"png-xmp-{name}.png", png(samples, 8, 2, extra=chunk(b"iTXt", text))
+            yield f"tiff-xmp-{name}.tif", tiff_of(samples, 8, 2, tags={700: ("B", list(xmp))})
+            yield f"jpeg-xmp-{name}.jpg", save(rgb, "JPEG", xmp=xmp)
+            exif_too = {"exif": bare, "xmp": xmp}
+            yield f"webp-both-{name}.webp", save(rgb, "WEBP", lossless=True, **exif_too)
+        for kind, data in (("named", named), ("bare", bare)):
+            yield f"webp-{kind}-{value}.webp", save(rgb, "WEBP", lossless=True, exif=data)
+            yield f"png-{kind}-{value}.png", save(rgb, "PNG", exif=data)
+            profile = f"\nexif\n{len(data):8}\n{data.hex()}\n".encode()
+            raw = chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(profile))
+            yield f"png-raw-{kind}-{value}.png", png(samples, 8, 2, extra=raw)
+
+
 def files():
+    yield from oriented()
     yield from pngs()
     yield from tiffs()
     yield from bmps()

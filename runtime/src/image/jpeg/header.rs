@@ -74,6 +74,22 @@ pub(super) enum Next {
     End,
 }
 
+/// What stands in a file beside its pixels: the contents of the first EXIF segment and of the first XMP packet.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in super::super) struct Metadata<'a> {
+    pub(in super::super) exif: Option<&'a [u8]>,
+    pub(in super::super) xmp: Option<&'a [u8]>,
+}
+
+impl<'a> Metadata<'a> {
+    fn read(&mut self, segment: &'a [u8]) {
+        self.exif = self.exif.or(segment.strip_prefix(b"Exif\0\0"));
+        self.xmp = self
+            .xmp
+            .or(segment.strip_prefix(b"http://ns.adobe.com/xap/1.0/\0"));
+    }
+}
+
 /// A file's markers, read one after another.
 pub(super) struct Header<'a> {
     pub(super) bytes: &'a [u8],
@@ -81,8 +97,7 @@ pub(super) struct Header<'a> {
     pub(super) dc: [Option<Huffman>; 4],
     pub(super) ac: [Option<Huffman>; 4],
     pub(super) restart: usize,
-    /// The TIFF structure of the first EXIF segment.
-    pub(super) exif: Option<&'a [u8]>,
+    pub(super) metadata: Metadata<'a>,
     quantisation: [Option<[u16; 64]>; 4],
     jfif: bool,
     adobe: Option<u8>,
@@ -97,7 +112,7 @@ impl<'a> Header<'a> {
             dc: [const { None }; 4],
             ac: [const { None }; 4],
             restart: 0,
-            exif: None,
+            metadata: Metadata::default(),
             quantisation: [None; 4],
             jfif: false,
             adobe: None,
@@ -128,7 +143,7 @@ impl<'a> Header<'a> {
                 0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf => return Err(unsupported(marker)),
                 0xd8 => return Problem::damaged("a second image starts inside the first"),
                 0xe0 => self.jfif |= segment.starts_with(b"JFIF\0"),
-                0xe1 if self.exif.is_none() => self.exif = segment.strip_prefix(b"Exif\0\0"),
+                0xe1 => self.metadata.read(segment),
                 0xee if segment.starts_with(b"Adobe") => self.adobe = segment.get(11).copied().or(self.adobe),
                 // Application data, comments, and what the standard reserves.
                 _ => {}

@@ -20,7 +20,7 @@ mod rows;
 mod scan;
 
 use super::problem::Problem;
-use header::{Frame, Header, Next};
+use header::{Frame, Header, Metadata, Next};
 pub(super) use rows::{ColorSpace, from_ink};
 
 /// A file whose frame is known and of which nothing is decoded yet.
@@ -45,9 +45,9 @@ impl<'a> Jpeg<'a> {
         (self.frame.width, self.frame.height)
     }
 
-    /// `[height, width, 3]`: the RGB pixels, and the contents of the EXIF segment if there is one. `space`
+    /// `[height, width, 3]`: the RGB pixels, and what stands beside them. `space`
     /// says what the components are; otherwise the file does.
-    pub(super) fn decode(self, space: Option<ColorSpace>) -> Result<(Vec<u8>, Option<&'a [u8]>), Problem> {
+    pub(super) fn decode(self, space: Option<ColorSpace>) -> Result<(Vec<u8>, Metadata<'a>), Problem> {
         let Jpeg {
             mut header,
             mut frame,
@@ -66,7 +66,7 @@ impl<'a> Jpeg<'a> {
             // All there is, in one scan; libjpeg looks at no further one.
             let pixels = scan::whole(&mut header, &frame, &scan, space)?;
             header.find_end()?;
-            return Ok((pixels, header.exif));
+            return Ok((pixels, header.metadata));
         }
         let mut stores = scan::stores(&frame);
         loop {
@@ -78,7 +78,7 @@ impl<'a> Jpeg<'a> {
             };
         }
         frame.check_complete()?;
-        Ok((rows::rgb(&frame, &stores, space), header.exif))
+        Ok((rows::rgb(&frame, &stores, space), header.metadata))
     }
 }
 

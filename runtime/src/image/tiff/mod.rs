@@ -10,6 +10,7 @@ mod directory;
 use super::decode::Limits;
 use super::problem::Problem;
 use directory::Directory;
+use image::metadata::Orientation;
 
 /// Which kinds are decoded, for messages.
 pub(super) const EXPECTED: &str = "gray, palette, RGB or CMYK with at most 16 bits a channel, \
@@ -17,7 +18,7 @@ pub(super) const EXPECTED: &str = "gray, palette, RGB or CMYK with at most 16 bi
      with LZW, deflate, PackBits, JPEG or group 4 fax";
 
 /// Width, height, `[height, width, 3]` as stored, and the orientation.
-pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(u32, u32, Vec<u8>, u8), Problem> {
+pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(u32, u32, Vec<u8>, Orientation), Problem> {
     let directory = Directory::read(bytes)?;
     let layout = Layout::of(&directory)?;
     limits.allow(layout.width, layout.height)?;
@@ -25,7 +26,11 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(u32, u32, Vec<u8>
     let (width, height) = (size(layout.width)?, size(layout.height)?);
     let samples = chunks::samples(bytes, &directory, &layout, limits.max_memory())?;
     let pixels = pixels(&directory, &layout, &samples)?;
-    let orientation = u8::try_from(directory.number(274)?.unwrap_or(1)).unwrap_or(1);
+    let tag = directory.number(274)?.and_then(|tag| u8::try_from(tag).ok());
+    let orientation = match tag.and_then(Orientation::from_exif) {
+        Some(orientation) => orientation,
+        None => super::orientation::of(None, directory.data(700)?),
+    };
     Ok((width, height, pixels, orientation))
 }
 
@@ -146,7 +151,7 @@ impl Layout {
         };
         let reversed = number(266, 1)? == 2;
         if reversed && (!matches!(compression, 1 | 4) || first > 8) {
-            return Problem::unsupported("a TIFF with reversed bits and compression");
+            return Problem::unsupported("a TIFF with reversed bits and compression, or 16 bits");
         }
         Ok(Layout {
             width,
