@@ -6,6 +6,7 @@
 
 mod bmp;
 pub mod decode;
+mod detect;
 mod error;
 mod gif;
 mod jpeg;
