@@ -46,8 +46,8 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(u32, u32, Vec<u8>
     Ok((width, height, pixels))
 }
 
-/// The file with headers that the crate knows: without what version 2 of OS/2 adds, and with the place of the pixels
-/// behind the palette where it is said to be before.
+/// The file with headers that the crate knows: without what version 2 of OS/2 adds, and with the place of the
+/// pixels behind the palette where it is said to be before.
 fn usual(bytes: &[u8]) -> Cow<'_, [u8]> {
     let word = |at: usize| {
         bytes

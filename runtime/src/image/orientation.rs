@@ -1,4 +1,5 @@
-//! Which way up is an image? Its EXIF segment says so, or else its XMP packet, as Pillow's `exif_transpose` asks them.
+//! Which way up is an image? Its EXIF segment says so, or else its XMP packet, as Pillow's `exif_transpose`
+//! asks them.
 
 use flate2::read::ZlibDecoder;
 use image::metadata::Orientation;

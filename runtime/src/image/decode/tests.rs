@@ -335,6 +335,51 @@ fn hostile_tiffs_are_refused_at_once() {
     }
 }
 
+/// A third of a megabyte that asks for 98 megapixels 882 times.
+#[test]
+fn scans_for_their_own_sake_are_refused() {
+    let (width, height) = (65_496_u16, 1_504_u16);
+    let blocks = u32::from(width / 8) * u32::from(height / 8);
+    let mut jpeg = b"\xff\xd8\xff\xdb\0\x43\0".to_vec();
+    jpeg.extend([1; 64]);
+    jpeg.extend(b"\xff\xc2\0\x0b\x08");
+    jpeg.extend(height.to_be_bytes());
+    jpeg.extend(width.to_be_bytes());
+    jpeg.extend(b"\x01\x01\x11\0");
+    // A code of one bit: no difference, or 16384 blocks and more without anything.
+    for (class, value) in [(0, 0), (0x10, 0xe0)] {
+        jpeg.extend(b"\xff\xc4\0\x14");
+        jpeg.extend([class, 1]);
+        jpeg.extend([0; 15]);
+        jpeg.push(value);
+    }
+    jpeg.extend(b"\xff\xda\0\x08\x01\x01\0\0\0\x0d");
+    jpeg.extend(vec![0; usize::try_from(blocks.div_ceil(8)).unwrap()]);
+    // 15 bits a run of 32767 blocks.
+    let runs: String = (0..blocks.div_ceil(32_767)).map(|_| "011111111111111").collect();
+    let mut scan = Vec::new();
+    for bits in runs.as_bytes().chunks(8) {
+        let byte = bits.iter().fold(0_u8, |byte, bit| byte << 1 | (bit - b'0')) << (8 - bits.len());
+        scan.push(byte);
+        if byte == 0xff {
+            scan.push(0);
+        }
+    }
+    for low in (0..14).rev() {
+        for k in 1..64 {
+            let high = if low == 13 { 0 } else { low + 1 };
+            jpeg.extend([0xff, 0xda, 0, 8, 1, 1, 0, k, k, high << 4 | low]);
+            jpeg.extend(&scan);
+        }
+    }
+    jpeg.extend(b"\xff\xd9");
+    let error = refuse(&jpeg).to_string();
+    assert!(
+        error.contains("more scans than an image of its size needs"),
+        "{error}"
+    );
+}
+
 /// Few bytes that ask for a decoded image again and again.
 #[test]
 fn scans_without_end_are_refused() {

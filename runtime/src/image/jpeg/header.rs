@@ -11,10 +11,12 @@ pub(super) const ZIGZAG: [u8; 64] = [
     46, 53, 60, 61, 54, 47, 55, 62, 63,
 ];
 
-/// Most visits of coefficients that scans may ask for: no real file of 100 megapixels needs as many, and a
-/// few
-/// bytes of a made-up one could ask for more.
-const MAX_VISITS: u64 = 1 << 30;
+/// Most work that scans may ask for, in visits of coefficients: real files of 100 megapixels need a third of
+/// it, and a few bytes of a made-up one could ask for any number.
+const MAX_WORK: u64 = 1 << 31;
+
+/// What a block costs before its coefficients are looked at: it comes from memory.
+const BLOCK_WORK: usize = 15;
 
 /// A coefficient of which no scan has told anything.
 const UNKNOWN: u8 = u8::MAX;
@@ -30,7 +32,7 @@ pub(super) struct Frame {
     /// The largest sampling factors.
     pub(super) most: (usize, usize),
     pub(super) components: Vec<Component>,
-    visits: u64,
+    work: u64,
 }
 
 /// A component of the frame.
@@ -74,7 +76,8 @@ pub(super) enum Next {
     End,
 }
 
-/// What stands in a file beside its pixels: the contents of the first EXIF segment and of the first XMP packet.
+/// What stands in a file beside its pixels: the contents of the first EXIF segment and of the first XMP
+/// packet.
 #[derive(Debug, Clone, Copy, Default)]
 pub(in super::super) struct Metadata<'a> {
     pub(in super::super) exif: Option<&'a [u8]>,
@@ -322,7 +325,7 @@ impl Frame {
             mcus,
             most,
             components,
-            visits: 0,
+            work: 0,
         })
     }
 
@@ -383,10 +386,10 @@ impl Frame {
             } else {
                 1
             };
-            let visits = component.across * component.down * coefficients;
-            self.visits += u64::try_from(visits).unwrap_or(u64::MAX);
+            let work = component.across * component.down * (BLOCK_WORK + coefficients);
+            self.work += u64::try_from(work).unwrap_or(u64::MAX);
         }
-        if self.visits > MAX_VISITS {
+        if self.work > MAX_WORK {
             return Problem::damaged("it has more scans than an image of its size needs");
         }
         Ok(scan)
