@@ -12,5 +12,7 @@ pub mod dtype;
 pub mod fused;
 #[cfg(feature = "describe")]
 pub mod graph;
+pub mod plain;
+pub mod regular;
 #[cfg(feature = "describe")]
 pub mod weights;

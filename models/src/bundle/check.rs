@@ -10,7 +10,6 @@ use crate::bundle::BundleError;
 use crate::dtype::DType;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
@@ -53,7 +52,7 @@ impl Bundle {
                 path: path.clone(),
                 source,
             };
-            let mut file = File::open(&path).map_err(io)?;
+            let mut file = crate::regular::open(&path).map_err(io)?;
             let mut hash = Sha256::new();
             loop {
                 let count = file.read(&mut block).map_err(io)?;

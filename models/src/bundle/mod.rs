@@ -19,7 +19,6 @@ pub(crate) use check::inside;
 use crate::dtype::DType;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -418,7 +417,7 @@ impl Bundle {
             problem,
         };
         let mut text = String::new();
-        let read = File::open(&path)
+        let read = crate::regular::open(&path)
             .map_err(io)?
             .take(MAX_BYTES + 1)
             .read_to_string(&mut text)
