@@ -120,6 +120,13 @@ pub enum ExportError {
         /// The files, relative to the target.
         files: Vec<String>,
     },
+    /// The target is the current directory or one above it: replaced, it would leave whoever works there in a directory
+    /// that is gone.
+    #[error("`{}` is the current directory or holds it, expected one that can be replaced", path.display())]
+    CurrentDirectory {
+        /// The target.
+        path: PathBuf,
+    },
     /// The target is a bundle and replacing it was forbidden.
     #[error("the bundle `{}` exists", path.display())]
     Exists {
@@ -141,6 +148,12 @@ pub enum ExportError {
     Float16Range {
         /// Name and largest magnitude of each: "`lm_head.weight` up to 70000".
         weights: Vec<String>,
+    },
+    /// A file of the checkpoint that somebody wrote while it was read.
+    #[error("`{}` was changed while it was exported, expected a file that stays as it is", path.display())]
+    SourceChanged {
+        /// The file.
+        path: PathBuf,
     },
     /// Statistics of another checkpoint.
     #[error(

@@ -10,6 +10,7 @@ mod error;
 pub mod files;
 mod forms;
 mod hub;
+mod marked;
 pub mod mlpackage;
 pub mod onnx;
 pub mod ort_coreml;
@@ -17,7 +18,9 @@ pub mod passes;
 pub mod plan;
 pub mod report;
 mod source;
+mod staging;
 mod summary;
+mod target;
 mod write;
 
 pub use error::{ExportError, HubProblem};
@@ -34,7 +37,7 @@ use forms::{Forms, Lowered, Opened};
 /// written stays.
 pub fn export(plan: &ExportPlan, report: &mut dyn Report) -> Result<Summary, ExportError> {
     if !plan.dry_run {
-        files::check_target(&plan.output, plan.overwrite)?;
+        target::look(&plan.output, plan.overwrite)?;
     }
     let source = source::resolve(&plan.source, !plan.dry_run, report)?;
     let mut opened = Opened::open(source.directory(), plan)?;
@@ -50,6 +53,7 @@ pub fn export(plan: &ExportPlan, report: &mut dyn Report) -> Result<Summary, Exp
     }
     let bundle = write::write(&opened, &summary, &forms, report)?;
     summary.output = Some(plan.output.clone());
+    summary.output_hex = models::plain::hex_of_odd(plan.output.as_os_str());
     summary.bytes = bundle.files.iter().map(|file| file.bytes).sum();
     let not_finite = opened.weights.non_finite();
     if !not_finite.is_empty() {
@@ -60,6 +64,12 @@ pub fn export(plan: &ExportPlan, report: &mut dyn Report) -> Result<Summary, Exp
         ));
     }
     Ok(summary)
+}
+
+/// Removes what exports of this process have begun to write: for a program that ends in the middle of one without
+/// returning from it. What was published stays.
+pub fn abandon() {
+    marked::abandon();
 }
 
 /// The graphs of a plan as stable text, passes included: what `--dump` prints.

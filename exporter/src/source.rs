@@ -2,18 +2,14 @@
 
 use crate::demo;
 use crate::error::ExportError;
-use crate::files;
 use crate::hub;
+use crate::marked::{self, Marked};
 use crate::plan::Source;
 use crate::report::Report;
-use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-/// What the demo model's directories are called while they are needed, and when one that nobody holds is a killed
-/// export's: none takes that long to be locked.
+/// What the demo model's directories are called while they are needed.
 const DEMO_PREFIX: &str = "fvlm-demo-";
-const DEMO_AGE: Duration = Duration::from_secs(600);
 
 /// A checkpoint on this disk, with a name for people.
 pub(crate) struct Resolved {
@@ -22,8 +18,8 @@ pub(crate) struct Resolved {
     pub(crate) name: String,
     /// What the user should know.
     pub(crate) warnings: Vec<String>,
-    /// Holds the demo model as long as it is needed, with a lock that says so.
-    _temporary: Option<(tempfile::TempDir, Option<File>)>,
+    /// Holds the demo model as long as it is needed.
+    _temporary: Option<Marked>,
 }
 
 impl Resolved {
@@ -56,18 +52,17 @@ pub(crate) fn resolve(
         }
         Source::Demo => {
             let parent = std::env::temp_dir();
-            files::remove_stale(&parent, DEMO_PREFIX, DEMO_AGE);
-            let temporary = tempfile::Builder::new()
-                .prefix(DEMO_PREFIX)
-                .tempdir()
+            let temporary = Marked::create(&parent, DEMO_PREFIX)
                 .map_err(ExportError::io("create a directory in", &parent))?;
-            let lock = files::lock(temporary.path());
-            demo::extract(temporary.path())?;
+            marked::remove_stale(&temporary, DEMO_PREFIX);
+            let directory = temporary.path().join("demo");
+            std::fs::create_dir(&directory).map_err(ExportError::io("create", &directory))?;
+            demo::extract(&directory)?;
             Ok(Resolved {
-                directory: temporary.path().to_owned(),
+                directory,
                 name: "demo".to_owned(),
                 warnings: Vec::new(),
-                _temporary: Some((temporary, lock)),
+                _temporary: Some(temporary),
             })
         }
         Source::Hub { id, revision } => {

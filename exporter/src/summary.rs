@@ -5,14 +5,18 @@ use crate::mlpackage::{self, Package, Packages};
 use crate::onnx;
 use models::bundle::{GraphEntry, ModelInfo, Precision, Target};
 use models::checkpoint::{Accounting, Asset, Origin};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use std::path::PathBuf;
 
 /// An export's account. The JSON form is stable.
 #[derive(Debug, Clone, Serialize)]
 pub struct Summary {
     /// The bundle; `null` after a dry run.
+    #[serde(serialize_with = "shown")]
     pub output: Option<PathBuf>,
+    /// In JSON only, and only where `output` is no Unicode: its bytes in hex.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_hex: Option<String>,
     /// Bytes of the bundle's files without `bundle.json`; of a dry run, without the graphs' structure either.
     pub bytes: u64,
     /// What was exported, with parameter counts of the canonical weights.
@@ -91,11 +95,19 @@ pub enum FileOrigin {
     Derived,
 }
 
+/// A path as text, whatever it is made of.
+fn shown<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    path.as_ref()
+        .map(|path| path.to_string_lossy())
+        .serialize(serializer)
+}
+
 impl Summary {
     pub(crate) fn new(opened: &Opened<'_>, model: ModelInfo, forms: &Forms) -> Self {
         let assets: usize = opened.assets.files.iter().map(|asset| asset.contents.len()).sum();
         Summary {
             output: None,
+            output_hex: None,
             bytes: forms.data_bytes() + u64::try_from(assets).unwrap_or(u64::MAX),
             model,
             variants: forms.variants.iter().map(variant).collect(),

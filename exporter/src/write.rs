@@ -3,19 +3,21 @@
 use crate::clients::{card, genai};
 use crate::contract::{self, contract};
 use crate::error::ExportError;
-use crate::files::{self, Staging};
+use crate::files;
 use crate::forms::{Forms, Opened};
 use crate::hub;
 use crate::mlpackage::{self, Packages};
 use crate::onnx;
 use crate::plan::Source;
 use crate::report::{Phase, Report};
+use crate::staging::Staging;
 use crate::summary::Summary;
 use models::bundle::BundleError;
 use models::bundle::{Bundle, FILE_NAME, FileEntry};
-use models::checkpoint::Checkpoint;
+use models::checkpoint::{Checkpoint, SourceFile};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
 /// Writes everything into a sibling directory, reads it back, and makes it the target.
 ///
@@ -31,11 +33,23 @@ pub(crate) fn write(
     let staging = Staging::create(&plan.output, plan.overwrite)?;
     staging.check_space(summary.bytes)?;
     report.start(Phase::Write, forms.data_bytes());
+    let before = stamps(&opened.checkpoint);
 
     let stop = AtomicBool::new(false);
     let (written, hashed) = std::thread::scope(|scope| {
         // Beside the writing, so that a second core does it while the pages are in memory anyway.
-        let hashing = scope.spawn(|| hash_source(&opened.checkpoint, &|| stop.load(Ordering::Relaxed)));
+        let thread = std::thread::Builder::new().name("hashing".to_owned());
+        let hashing = thread.spawn_scoped(scope, || {
+            hash_source(&opened.checkpoint, &|| stop.load(Ordering::Relaxed))
+        });
+        let hashing = match hashing {
+            Ok(hashing) => hashing,
+            Err(error) => {
+                let path = opened.checkpoint.path();
+                let error = ExportError::io("start a thread to hash", path)(error);
+                return (Err(error), Ok(Vec::new()));
+            }
+        };
         let written = write_files(opened, forms, &staging, report);
         stop.store(written.is_err(), Ordering::Relaxed);
         while !hashing.is_finished() {
@@ -52,6 +66,7 @@ pub(crate) fn write(
         (written, hashing.join().unwrap_or_else(panicked))
     });
     let files = written?;
+    check_unchanged(&opened.checkpoint, &before)?;
     let mut bundle = contract(opened, summary.model.clone(), forms, hashed?, files);
     if plan.card {
         let base = match &plan.source {
@@ -110,6 +125,33 @@ fn write_files(
     }
     files.sort();
     Ok(files)
+}
+
+/// When each file of the checkpoint was written last, and its length; `None` where the system does not say.
+fn stamps(checkpoint: &Checkpoint) -> Vec<Option<(u64, SystemTime)>> {
+    let stamp = |file: &SourceFile| {
+        let found = std::fs::metadata(&file.path).ok()?;
+        Some((found.len(), found.modified().ok()?))
+    };
+    checkpoint.files().iter().map(stamp).collect()
+}
+
+/// Whether what was read, here and there at different times, is what was hashed.
+///
+/// # Errors
+/// [`ExportError::SourceChanged`].
+fn check_unchanged(checkpoint: &Checkpoint, before: &[Option<(u64, SystemTime)>]) -> Result<(), ExportError> {
+    let after = stamps(checkpoint);
+    let mut files = checkpoint.files().iter().zip(before.iter().zip(&after));
+    let changed = files.find(|(file, (before, after))| {
+        before != after || after.is_some_and(|(length, _)| length != file.bytes)
+    });
+    match changed {
+        None => Ok(()),
+        Some((file, _)) => Err(ExportError::SourceChanged {
+            path: file.path.clone(),
+        }),
+    }
 }
 
 fn hash_source(checkpoint: &Checkpoint, stop: &dyn Fn() -> bool) -> Result<Vec<FileEntry>, ExportError> {

@@ -194,7 +194,9 @@ pub fn write(
     std::thread::scope(|scope| {
         let (full_sender, full_receiver) = mpsc::sync_channel::<Block>(2);
         let (free_sender, free_receiver) = mpsc::channel::<Block>();
-        let writer = scope.spawn(move || -> Result<(u64, String), ExportError> {
+        let thread = std::thread::Builder::new().name("writing".to_owned());
+        let failed = path.clone();
+        let writer = thread.spawn_scoped(scope, move || -> Result<(u64, String), ExportError> {
             for block in full_receiver {
                 output
                     .write_all(block.bytes())
@@ -204,6 +206,7 @@ pub fn write(
             }
             output.finish()
         });
+        let writer = writer.map_err(ExportError::io("start a thread to write", &failed))?;
         let mut reader = Reader {
             weights,
             sender: full_sender,

@@ -16,6 +16,7 @@ pub use rules::{RULES, Rule, SOURCE, VERSION};
 
 use crate::error::ExportError;
 use crate::onnx::proto::{GraphProto, ModelProto};
+use models::plain;
 use prost::Message as _;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -82,7 +83,10 @@ impl fmt::Display for Verdict {
         write!(
             f,
             "{}: {} of {} nodes claimed, {} {pieces}",
-            self.graph, self.claimed, self.nodes, self.partitions
+            plain::line(&self.graph),
+            self.claimed,
+            self.nodes,
+            self.partitions
         )?;
         for left in &self.left {
             let more = left.count.saturating_sub(left.first.len());
@@ -101,9 +105,9 @@ impl fmt::Display for Verdict {
                 f,
                 "\n  cpu {:>4} {}: {}{source}\n           {}{more}",
                 left.count,
-                left.operator,
-                left.reason,
-                names.join(", ")
+                plain::line(&left.operator),
+                plain::line(&left.reason),
+                plain::line(&names.join(", "))
             )?;
         }
         Ok(())
