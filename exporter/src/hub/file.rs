@@ -6,7 +6,7 @@
 
 use super::cache::Settings;
 use super::counter::Counter;
-use hf_hub::api::sync::ApiError;
+use serde::de::DeserializeOwned;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -18,6 +18,9 @@ use ureq::{Agent, Body, RequestBuilder};
 const REDIRECTS: usize = 10;
 /// Bytes that are read and written at a time.
 const BLOCK: usize = 1 << 17;
+
+/// Longest answer in JSON that is read, in bytes.
+const MOST_JSON: u64 = 64 << 20;
 
 /// Why a request gave nothing.
 #[derive(Debug)]
@@ -55,16 +58,6 @@ impl From<ureq::Error> for Fault {
                 Fault::Protocol(error.to_string())
             }
             other => Fault::Request(Box::new(other)),
-        }
-    }
-}
-
-impl From<ApiError> for Fault {
-    fn from(error: ApiError) -> Fault {
-        match error {
-            ApiError::RequestError(error) => Fault::from(*error),
-            ApiError::IoError(error) => Fault::BrokenOff(error),
-            other => Fault::Protocol(other.to_string()),
         }
     }
 }
@@ -144,6 +137,25 @@ impl Client {
             url = next;
         }
         Err(too_many_redirects())
+    }
+
+    /// What the hub says in JSON at `url`, wherever it sends us: the token goes to the hub's own address alone, port and
+    /// scheme included.
+    ///
+    /// # Errors
+    /// No answer, one that is longer than [`MOST_JSON`], or another form than `T`.
+    pub(crate) fn json<T: DeserializeOwned>(&self, url: &str) -> Result<T, Fault> {
+        let mut text = Vec::new();
+        let body = self.body(url, 0)?.into_body().into_reader();
+        body.take(MOST_JSON + 1)
+            .read_to_end(&mut text)
+            .map_err(Fault::BrokenOff)?;
+        if u64::try_from(text.len()).unwrap_or(u64::MAX) > MOST_JSON {
+            let what = format!("an answer of more than {MOST_JSON} bytes");
+            return Err(Fault::Protocol(what));
+        }
+        serde_json::from_slice(&text)
+            .map_err(|error| Fault::Protocol(format!("no JSON that is expected: {error}")))
     }
 
     /// Makes `part` the whole file of `size` bytes, from where it ends. What had arrived stays there whatever happens, unless

@@ -1,8 +1,8 @@
 //! How does a model come from the hub? What is needed of it, once, into the cache that Hugging Face's own tools share.
 //!
-//! `hf-hub` knows the layout of the cache and the hub's list of files. Files themselves are fetched here: `hf-hub` 0.5 asks about each a
-//! second time and believes that answer unseen, shows the token to whom it is sent on to, and looks neither for what the cache has
-//! under another commit nor at how much arrives. Lengths are compared when a file arrives, hashes when the export reads it
+//! `hf-hub` knows the layout of the cache and the addresses of files. Their list and they themselves are fetched here: `hf-hub` 0.5
+//! asks about each file a second time and believes that answer unseen, shows the token to whom it is sent on to (where the list is, to
+//! every port of the hub's host), and looks neither for what the cache has under another commit nor at how much arrives. Lengths are compared when a file arrives, hashes when the export reads it
 //! ([`stated_sha256`]).
 
 mod cache;
@@ -182,9 +182,9 @@ impl Place {
 /// The hub, about one model.
 struct Connection<'a> {
     settings: &'a Settings,
-    /// For the list of files.
+    /// For addresses of files.
     api: Api,
-    /// For files.
+    /// For what is asked.
     client: Client,
     id: &'a str,
     refuse: &'a dyn Fn(HubProblem) -> ExportError,
@@ -193,12 +193,14 @@ struct Connection<'a> {
 impl Connection<'_> {
     /// What there is at a revision.
     fn listing(&self, revision: &str, report: &mut dyn Report) -> Result<Listing, ExportError> {
-        let repo = Repo::with_revision(self.id.to_owned(), RepoType::Model, revision.to_owned());
+        // Slashes of a revision are part of its name.
+        let revision = escaped(revision).replace('/', "%2F");
+        let Settings { endpoint, .. } = self.settings;
+        let url = format!("{endpoint}/api/models/{}/revision/{revision}?blobs=true", self.id);
         self.persistently("the list of files", report, |report, _told| {
-            let repo = self.api.repo(repo.clone());
+            let (client, url) = (self.client.clone(), url.clone());
             watched(self.settings.patience, report, &mut 0, move |_counter| {
-                let mut response = repo.info_request().query("blobs", "true").call()?;
-                Ok(response.body_mut().read_json::<Listing>()?)
+                client.json::<Listing>(&url)
             })
         })
     }

@@ -345,6 +345,41 @@ fn tokens_are_shown_to_the_hub_alone() {
 }
 
 #[test]
+fn another_port_of_the_hubs_host_sees_no_token() {
+    let world = World::new();
+    let other = server::Hub::start(world.hub.with(|state| state.files.clone()));
+    world.hub.with(|state| state.token = Some("hf_secret"));
+    for path in [
+        "/api/models/org/name/revision/main?blobs=true",
+        "/org/name/resolve/",
+    ] {
+        let to = format!("{}{path}", other.endpoint);
+        let to: &'static str = if path.starts_with("/api") {
+            to.leak()
+        } else {
+            format!("{to}{COMMIT}/config.json").leak()
+        };
+        let meant: &'static str = if path.starts_with("/api") {
+            "/api/"
+        } else {
+            "config.json"
+        };
+        world.hub.trick(meant, Kind::Redirect(Some(to)), 2);
+    }
+    let mut export = world.command(&["--model", "org/name", "-o", "bundle"]);
+    let ran = world.run(export.env("HF_TOKEN", "hf_secret"));
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let asked = other.with(|state| std::mem::take(&mut state.requests));
+    for path in ["/api/", "/org/name/resolve/"] {
+        assert!(
+            asked.iter().any(|request| request.path.starts_with(path)),
+            "{asked:?}"
+        );
+    }
+    assert!(asked.iter().all(|request| request.token.is_none()), "{asked:?}");
+}
+
+#[test]
 fn what_another_commit_has_does_not_come_again() {
     let world = World::new();
     world.exported("org/name");
