@@ -4,7 +4,14 @@
 //! load code from there. Relative entries of the environment (an empty one in `PATH` is the current folder)
 //! are passed over for the same reason. What is named by option or by [`VARIABLE`] is taken as it is.
 //!
+//! Nor from a place where another user could have put it (`trust.rs`).
+//!
 //! Python is never run to find out: its well-known folders are looked into.
+
+mod trust;
+
+#[cfg(feature = "ort")]
+pub(crate) use trust::check as check_trust;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};

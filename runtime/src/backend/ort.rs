@@ -200,6 +200,10 @@ fn load(options: &Options) -> Result<PathBuf, String> {
     let named = options.onnxruntime.is_some() || std::env::var_os(library::VARIABLE).is_some();
     let mut problems = Vec::new();
     for path in candidates? {
+        if !named && let Err(problem) = library::check_trust(&path) {
+            problems.push(problem);
+            continue;
+        }
         match ort::init_from(&path) {
             Ok(builder) => {
                 ending::watch();
