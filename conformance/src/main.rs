@@ -14,11 +14,11 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // `--help` and `--version` come as errors too; a closed pipe is no failure of ours.
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+            // `--help` and `--version` come as errors too.
+            return programs::flags::answer(&error);
         }
     };
+    programs::faults::report(|| ());
     let result = match &cli.command {
         Command::List(flags) => run::list(flags),
         Command::Run(flags) => run::run(flags),

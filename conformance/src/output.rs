@@ -1,7 +1,8 @@
 //! How does `fvlm-conform` talk? Verdicts on stdout, everything else on stderr.
 
-use conformance::report;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use models::plain;
+use programs::stdout;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
@@ -36,17 +37,25 @@ impl Complaint {
 
 /// Says something on stderr, if it is open: a lost message must not lose work.
 pub(crate) fn tell(text: &str) {
-    drop(writeln!(io::stderr(), "{}", report::plain(text)));
+    drop(writeln!(io::stderr(), "{}", plain::text(text)));
 }
 
-/// Writes to stdout at once; a closed pipe is no error: whoever read it has had enough.
+/// Writes to stdout at once, for people; a reader who has had enough is no error.
 pub(crate) fn write(text: &str) -> Result<(), Complaint> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+    write_exactly(&plain::text(text))
+}
+
+/// Writes JSON to stdout, exactly: what drives a terminal is escaped.
+pub(crate) fn write_json(text: &str) -> Result<(), Complaint> {
+    write_exactly(&plain::json(text))
+}
+
+fn write_exactly(text: &str) -> Result<(), Complaint> {
+    match stdout::write(text) {
+        Err(error) if !stdout::is_had_enough(&error) => {
             Err(Complaint::new(format!("cannot write to stdout: {error}")))
         }
-        _ => Ok(()),
+        _written_or_had_enough => Ok(()),
     }
 }
 

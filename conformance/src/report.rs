@@ -104,7 +104,7 @@ pub fn details(report: &Report) -> String {
     for line in lines.iter().chain(&report.notes) {
         text.push_str(&format!("  {line}\n"));
     }
-    plain(&text)
+    models::plain::text(&text).into_owned()
 }
 
 fn first(problems: &[String]) -> Vec<String> {
@@ -120,19 +120,6 @@ fn leaf(report: &Report) -> String {
         Some(subject) => format!("{} [{subject}]", report.case),
         None => report.case.clone(),
     }
-}
-
-/// Without control characters but line breaks: answers of models must not drive a terminal.
-pub fn plain(text: &str) -> String {
-    text.chars()
-        .map(|c| {
-            if c.is_control() && c != '\n' {
-                '\u{fffd}'
-            } else {
-                c
-            }
-        })
-        .collect()
 }
 
 /// How many leaves ended how.

@@ -15,11 +15,11 @@ use conformance::status;
 use conformance::suite::SUITES;
 use conformance::synth::{self, SynthError};
 use indicatif::HumanBytes;
+use programs::signals::{self, Signal};
 use std::fmt::Write as _;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ pub(crate) fn list(flags: &cli::List) -> Result<ExitCode, Complaint> {
             let _ = writeln!(text, "  {}\n      {}", case.name, case.claim);
         }
     }
-    output::write(&report::plain(&text))?;
+    output::write(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -53,33 +53,30 @@ pub(crate) fn generate(flags: &cli::Manual) -> Result<ExitCode, Complaint> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What shells expect of a program that Ctrl-C ended: 128 and the number of the signal.
-const INTERRUPTED: u8 = 130;
-
-/// A flag that Ctrl-C raises, and what is done then. Without a handler Ctrl-C ends the program at once, and leaves a
-/// temporary directory.
-fn on_interrupt(then: impl Fn() + Send + 'static) -> Arc<AtomicBool> {
-    let raised = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&raised);
-    drop(ctrlc::set_handler(move || {
-        flag.store(true, Ordering::SeqCst);
-        then();
-    }));
-    raised
+/// The signal that came, and what is done when one comes. Without a handler it would end the program at once, and leave
+/// a temporary directory.
+fn on_signal(then: impl Fn(Signal) + Send + 'static) -> Arc<Mutex<Option<Signal>>> {
+    let came = Arc::new(Mutex::new(None));
+    let set = Arc::clone(&came);
+    signals::on(&Signal::ALL, move |signal| {
+        *set.lock().unwrap_or_else(PoisonError::into_inner) = Some(signal);
+        then(signal);
+    });
+    came
 }
 
-/// Ends the program, and leaves nothing behind: what Ctrl-C does to a run of cases.
-#[expect(
-    clippy::exit,
-    reason = "a case cannot be asked to stop, and what it works on is gone"
-)]
-fn abandon(root: &Path) {
+fn which(came: &Mutex<Option<Signal>>) -> Option<Signal> {
+    *came.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Ends the program, and leaves nothing behind: what a signal does to a run of cases, which cannot be asked to stop.
+fn abandon(root: &Path, signal: Signal) {
     // Whoever is still writing there may make a directory once more before it fails.
     for _ in 0..20 {
         drop(std::fs::remove_dir_all(root));
         std::thread::sleep(Duration::from_millis(5));
     }
-    std::process::exit(INTERRUPTED.into());
+    signal.end();
 }
 
 /// `fvlm-conform run`
@@ -95,7 +92,8 @@ pub(crate) fn run(flags: &cli::Run) -> Result<ExitCode, Complaint> {
     let root = Arc::new(Mutex::new(PathBuf::new()));
     let mut unknown = root.lock().unwrap_or_else(PoisonError::into_inner);
     let known = Arc::clone(&root);
-    let abandoned = on_interrupt(move || abandon(&known.lock().unwrap_or_else(PoisonError::into_inner)));
+    let abandoned =
+        on_signal(move |signal| abandon(&known.lock().unwrap_or_else(PoisonError::into_inner), signal));
     let workspace = Workspace::new(plan.given.clone()).map_err(|error| {
         Complaint::new(format!("cannot make a temporary directory: {error}"))
             .hint("TMPDIR names another place")
@@ -126,7 +124,7 @@ pub(crate) fn run(flags: &cli::Run) -> Result<ExitCode, Complaint> {
         let run = report::Run::new(&reports, &plan.missing);
         let text = serde_json::to_string(&run)
             .map_err(|error| Complaint::new(format!("the verdicts have no JSON form: {error}")))?;
-        output::write(&(text + "\n"))?;
+        output::write_json(&(text + "\n"))?;
     } else {
         let mut text = String::new();
         for report in reports
@@ -154,7 +152,7 @@ fn carry_out(
     leaves: &[Leaf<'_>],
     workspace: &Workspace,
     table: Option<&Columns>,
-    abandoned: &AtomicBool,
+    abandoned: &Mutex<Option<Signal>>,
     quiet: bool,
 ) -> Result<Vec<Report>, Complaint> {
     let bar = output::progress(quiet, "{pos}/{len} {elapsed} {msg}");
@@ -165,7 +163,7 @@ fn carry_out(
         for leaf in row {
             bar.set_message(leaf.name());
             reports.push(leaf.run(workspace));
-            while abandoned.load(Ordering::SeqCst) {
+            while which(abandoned).is_some() {
                 // The verdict means nothing, for the workspace is being removed; then the program ends.
                 std::thread::park();
             }
@@ -182,7 +180,7 @@ fn carry_out(
 
 /// `fvlm-conform synth`
 pub(crate) fn synth(flags: &cli::Synth) -> Result<ExitCode, Complaint> {
-    let interrupted = on_interrupt(|| {});
+    let came = on_signal(|_| {});
     let bar = output::progress(
         flags.quiet,
         "{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} left",
@@ -190,7 +188,7 @@ pub(crate) fn synth(flags: &cli::Synth) -> Result<ExitCode, Complaint> {
     let result = synth::write(&flags.options, &mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);
-        if interrupted.load(Ordering::SeqCst) {
+        if which(&came).is_some() {
             ControlFlow::Break(())
         } else {
             ControlFlow::Continue(())
@@ -199,7 +197,10 @@ pub(crate) fn synth(flags: &cli::Synth) -> Result<ExitCode, Complaint> {
     bar.finish_and_clear();
     if let Err(SynthError::Interrupted) = result {
         output::tell("interrupted, nothing was written");
-        return Ok(ExitCode::from(INTERRUPTED));
+        match which(&came) {
+            Some(signal) => signal.end(),
+            None => return Ok(ExitCode::from(programs::INTERRUPTED)),
+        }
     }
     let summary = result.map_err(|error| {
         let hint = match &error {

@@ -2,7 +2,7 @@
 //! figures give the same bytes; colours serve light and dark pages.
 
 use super::{Measured, Report, table};
-use crate::report::plain;
+use models::plain;
 use std::fmt::Write as _;
 
 pub(super) const WIDTH: f64 = 960.0;
@@ -195,7 +195,7 @@ pub(super) fn place(value: f64) -> String {
 
 /// Text inside an element.
 pub(super) fn escape(text: &str) -> String {
-    plain(text)
+    plain::text(text)
         .replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")

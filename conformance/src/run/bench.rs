@@ -41,11 +41,11 @@ pub(crate) fn bench(flags: &Bench) -> Result<ExitCode, Complaint> {
     if let Some(path) = &flags.plot {
         write_file(path, &plot::svg(&report))?;
     }
-    output::write(&match (flags.json, flags.markdown) {
-        (true, _) => json(&report)? + "\n",
-        (_, true) => table::markdown(&report),
-        _ => conformance::report::plain(&table::plain(&report)),
-    })?;
+    match (flags.json, flags.markdown) {
+        (true, _) => output::write_json(&(json(&report)? + "\n"))?,
+        (_, true) => output::write(&table::markdown(&report))?,
+        _ => output::write(&table::plain(&report))?,
+    }
     let broken = report
         .failed
         .iter()
@@ -77,7 +77,7 @@ fn be_child(flags: &Bench) -> Result<ExitCode, Complaint> {
     let (settings, combination) = Plan::of_child(flags)?;
     let sample =
         measure::measure(&settings, &combination).map_err(|error| Complaint::new(error.to_string()))?;
-    output::write(&(json(&sample)? + "\n"))?;
+    output::write_json(&(json(&sample)? + "\n"))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -35,13 +35,15 @@ pub(crate) fn quality(flags: &Quality) -> Result<ExitCode, Complaint> {
     let text = match (flags.json, flags.markdown) {
         (true, _) => {
             let json = serde_json::to_string(&report);
-            json.map_err(|error| Complaint::new(format!("what was compared has no JSON form: {error}")))?
-                + "\n"
+            let json =
+                json.map_err(|error| Complaint::new(format!("what was compared has no JSON form: {error}")))?;
+            output::write_json(&(json + "\n"))?;
+            return Ok(ExitCode::SUCCESS);
         }
         // Nothing but a file was asked for.
         _ if report.results.is_empty() => String::new(),
         (_, true) => table::markdown(&report),
-        _ => conformance::report::plain(&table::plain(&report)),
+        _ => table::plain(&report),
     };
     output::write(&text)?;
     Ok(ExitCode::SUCCESS)

@@ -85,10 +85,7 @@ pub(crate) fn sensitivity(flags: &Sensitivity) -> Result<ExitCode, Complaint> {
         let rows = sensitivity::measure(&settings, &mut tell);
         let rows = rows.map_err(|error| Complaint::new(error.to_string()))?;
         let table = sensitivity::table(&rows, flags.markdown);
-        bar.suspend(|| match flags.markdown {
-            true => output::write(&format!("{table}\n")),
-            false => output::write(&conformance::report::plain(&format!("{table}\n"))),
-        })?;
+        bar.suspend(|| output::write(&format!("{table}\n")))?;
     }
     bar.finish_and_clear();
     Ok(ExitCode::SUCCESS)

@@ -40,7 +40,6 @@ use models::dtype::DType;
 use ndarray::Array2;
 #[cfg(any(test, target_os = "macos", fvlm_type_check))]
 use ndarray::{Array1, ArrayView2, s};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -256,7 +255,7 @@ impl Rows {
             path: path.clone(),
             reason,
         };
-        let file = File::open(&path).map_err(|error| refuse(error.to_string()))?;
+        let file = models::regular::open(&path).map_err(|error| refuse(error.to_string()))?;
         #[expect(unsafe_code, reason = "mapping a file is unsafe, whoever offers it")]
         // SAFETY: the map is only read. A program that cuts the file while it is mapped ends this one with SIGBUS; the
         // files of a bundle are written once.

@@ -81,6 +81,9 @@ pub enum CoreMlFormat {
 impl Options {
     /// Most threads that make sense; a typo must not start thousands.
     pub const MAX_THREADS: usize = 1024;
+
+    /// Threads for each processor beyond which more are not started: they only wait for each other.
+    const THREADS_PER_PROCESSOR: usize = 4;
 }
 
 impl Default for Options {
@@ -99,9 +102,11 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Threads that compute.
+    /// Threads that compute: those that were asked for, at most four for each processor of this process.
     pub fn thread_count(&self) -> usize {
-        self.threads.unwrap_or_else(physical_cores).max(1)
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let most = processors.saturating_mul(Options::THREADS_PER_PROCESSOR);
+        self.threads.unwrap_or_else(physical_cores).clamp(1, most)
     }
 
     /// With another who shall compute.
@@ -213,5 +218,8 @@ mod tests {
             .thread_count(),
             3
         );
+        let most = Options::default().with_threads(usize::MAX).thread_count();
+        assert_eq!(most % Options::THREADS_PER_PROCESSOR, 0);
+        assert_eq!(Options::default().with_threads(most).thread_count(), most);
     }
 }

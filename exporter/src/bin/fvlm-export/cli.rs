@@ -26,7 +26,7 @@ Examples:
 ",
     after_help = "\
 A bundle appears whole or not at all. What exists is replaced only with --overwrite, and only if it is a bundle.
-Exit codes: 0 done, 1 a --check that fails, 2 an error, 130 after Ctrl-C."
+Exit codes: 0 done, 1 a --check that fails, 2 an error, 130 after Ctrl-C. SIGTERM and SIGHUP clean up and end it too."
 )]
 pub(crate) struct Cli {
     /// A checkpoint directory, `demo`, or a model of the Hugging Face hub: ORG/NAME, also ORG/NAME@REVISION. What the local

@@ -1,6 +1,7 @@
 //! `fvlm-export`: turns a FastVLM checkpoint into a bundle.
 
 mod cli;
+mod interrupt;
 mod manual;
 mod output;
 mod plan;
@@ -9,25 +10,23 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 use cli::{Check, Cli};
 use exporter::{ExportError, ExportPlan, ort_coreml};
+use models::plain;
 use output::Progress;
+use programs::flags;
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // `--help` and `--version` come as errors too; a closed pipe is no failure of ours.
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+            // `--help` and `--version` come as errors too.
+            return flags::answer(&error);
         }
     };
     let plan = match plan::plan(&cli) {
         Ok(plan) => plan,
         Err(problem) => {
-            let error = Cli::command().error(ErrorKind::ArgumentConflict, problem);
-            let _ = error.print();
-            return ExitCode::from(2);
+            return flags::answer(&Cli::command().error(ErrorKind::ArgumentConflict, problem));
         }
     };
     match run(&cli, &plan) {
@@ -36,7 +35,8 @@ fn main() -> ExitCode {
         Err(error) => {
             output::complain(&error);
             match error {
-                ExportError::Interrupted | ExportError::InterruptedDownload { .. } => ExitCode::from(130),
+                // Cleaned up: now it ends as that signal ends a program.
+                ExportError::Interrupted | ExportError::InterruptedDownload { .. } => interrupt::end(),
                 _other => ExitCode::from(2),
             }
         }
@@ -45,6 +45,10 @@ fn main() -> ExitCode {
 
 /// Whether the answer is yes: only a check can say no.
 fn run(cli: &Cli, plan: &ExportPlan) -> Result<bool, ExportError> {
+    if cli.json || cli.dry_run || cli.dump || cli.check.is_some() || cli.generate.is_some() {
+        // Before the work whose account has no place to go.
+        programs::stdout::check().map_err(output::lost)?;
+    }
     if let Some(kind) = cli.generate {
         return output::write(&kind.text(Cli::command())).map(|()| true);
     }
@@ -77,16 +81,13 @@ fn export(cli: &Cli, plan: &ExportPlan) -> Result<(), ExportError> {
         return output::write(&exporter::dump(plan)?);
     }
     let mut progress = Progress::new(cli.quiet || cli.json);
-    let interrupted = progress.interrupted_flag();
-    // Where no handler can be set, Ctrl-C ends the program at once; the next export removes what it left.
-    drop(ctrlc::set_handler(move || {
-        interrupted.store(true, Ordering::Relaxed)
-    }));
+    interrupt::install(progress.interrupted_flag());
+    programs::faults::report(exporter::abandon);
     let result = exporter::export(plan, &mut progress);
     progress.clear();
     let summary = result?;
     for warning in &summary.warnings {
-        output::tell(&format!("warning: {warning}"));
+        output::tell(&format!("warning: {}", plain::line(warning)));
     }
     if cli.json {
         return output::write_json(&summary);

@@ -3,6 +3,8 @@
 use exporter::{ExportError, FileOrigin, HubProblem, Phase, Report, Summary};
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use models::checkpoint::CheckpointError;
+use models::plain;
+use programs::stdout;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -11,7 +13,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Says what went wrong, all of it, and what would help.
 pub(crate) fn complain(error: &ExportError) {
-    tell(&format!("error: {error}"));
+    let problem = error.to_string();
+    // One line, whatever names in it say; but for the verdicts, whose names are made plain one by one.
+    match error {
+        ExportError::NotWhole { .. } => tell(&format!("error: {problem}")),
+        _other => tell(&format!("error: {}", plain::line(&problem))),
+    }
     if let ExportError::Checkpoint(CheckpointError::Weights { problems, .. }) = error {
         // The first line names a few of each kind; here is the whole list.
         for (kind, names) in [
@@ -20,7 +27,7 @@ pub(crate) fn complain(error: &ExportError) {
             ("wrong", &problems.misshapen),
         ] {
             for name in names {
-                tell(&format!("  {kind}: {name}"));
+                tell(&format!("  {kind}: {}", plain::line(name)));
             }
         }
     }
@@ -31,18 +38,7 @@ pub(crate) fn complain(error: &ExportError) {
 
 /// Says something on stderr, if it is open: a lost message must not lose work.
 pub(crate) fn tell(text: &str) {
-    // Names in files are not ours: they must not drive a terminal.
-    let plain: String = text
-        .chars()
-        .map(|c| {
-            if c.is_control() && c != '\n' {
-                '\u{fffd}'
-            } else {
-                c
-            }
-        })
-        .collect();
-    drop(writeln!(io::stderr(), "{plain}"));
+    drop(writeln!(io::stderr(), "{}", plain::text(text)));
 }
 
 /// What a user of this program could do; the library knows no flags.
@@ -52,6 +48,10 @@ fn hint(error: &ExportError) -> Option<&'static str> {
         ExportError::NotABundle { .. } | ExportError::ForeignFiles { .. } => {
             Some("--output names another directory; this one is left as it is")
         }
+        ExportError::CurrentDirectory { .. } => {
+            Some("--output names another directory, or go to one outside of it first")
+        }
+        ExportError::SourceChanged { .. } => Some("export again when nobody writes there any more"),
         ExportError::NotCached { .. } => {
             Some("without HF_HUB_OFFLINE it is downloaded; --model also takes a checkpoint directory")
         }
@@ -106,16 +106,24 @@ fn hub_hint(problem: &HubProblem) -> Option<&'static str> {
     }
 }
 
-/// Writes to stdout; a closed pipe is no error.
+/// Writes to stdout, for people; a reader who has had enough is no error.
 pub(crate) fn write(text: &str) -> Result<(), ExportError> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(source) if source.kind() != io::ErrorKind::BrokenPipe => Err(ExportError::Io {
-            action: "write",
-            path: "stdout".into(),
-            source,
-        }),
-        _written_or_closed => Ok(()),
+    write_exactly(&plain::text(text))
+}
+
+fn write_exactly(text: &str) -> Result<(), ExportError> {
+    match stdout::write(text) {
+        Err(error) if !stdout::is_had_enough(&error) => Err(lost(error)),
+        _written_or_had_enough => Ok(()),
+    }
+}
+
+/// An answer that has not arrived.
+pub(crate) fn lost(source: io::Error) -> ExportError {
+    ExportError::Io {
+        action: "write",
+        path: "stdout".into(),
+        source,
     }
 }
 
@@ -138,7 +146,7 @@ pub(crate) fn write_json(account: &impl serde::Serialize) -> Result<(), ExportEr
     let json = serde_json::to_string(account).map_err(|error| ExportError::Internal {
         what: format!("the account has no JSON form: {error}"),
     })?;
-    write(&(json + "\n"))
+    write_exactly(&(plain::json(&json) + "\n"))
 }
 
 /// A finished export in a few lines: where it is, what the checkpoint lacked, under which terms it comes.
@@ -155,18 +163,23 @@ pub(crate) fn result(summary: &Summary) -> String {
     let mut text = String::new();
     for file in &summary.files {
         if file.origin == FileOrigin::Derived {
-            let _ = writeln!(text, "derived {}: {}", file.path, file.how);
+            let _ = writeln!(
+                text,
+                "derived {}: {}",
+                plain::line(&file.path),
+                plain::line(&file.how)
+            );
         }
     }
     if let Some(license) = &summary.model.license {
-        let _ = writeln!(text, "license {license}");
+        let _ = writeln!(text, "license {}", plain::line(license));
     }
     let _ = write!(
         text,
         "{} ({}) is in {}, {}",
-        summary.model.name,
+        plain::line(&summary.model.name),
         precisions.join(", "),
-        output.display(),
+        plain::line(&output.display().to_string()),
         HumanBytes(summary.bytes)
     );
     text
@@ -185,7 +198,9 @@ fn lines(text: &mut String, summary: &Summary) -> std::fmt::Result {
     writeln!(
         text,
         "model       {}, {} layout, stored as {}",
-        model.name, model.layout, model.stored
+        plain::line(&model.name),
+        model.layout,
+        model.stored
     )?;
     let total = count.vision + count.projector + count.embed + count.decoder;
     writeln!(
@@ -217,16 +232,21 @@ fn lines(text: &mut String, summary: &Summary) -> std::fmt::Result {
         writeln!(
             text,
             "  ignored   {}{more}: {rule}",
-            tensors.first().unwrap_or(&"")
+            plain::line(tensors.first().unwrap_or(&""))
         )?;
     }
     for used in &accounting.used {
-        writeln!(text, "  used      {} -> {}", used.tensor, used.weight)?;
+        writeln!(
+            text,
+            "  used      {} -> {}",
+            plain::line(&used.tensor),
+            used.weight
+        )?;
     }
     writeln!(
         text,
         "license     {}",
-        model.license.as_deref().unwrap_or("not declared")
+        plain::line(model.license.as_deref().unwrap_or("not declared"))
     )?;
     for file in &summary.files {
         let origin = match file.origin {
@@ -235,7 +255,12 @@ fn lines(text: &mut String, summary: &Summary) -> std::fmt::Result {
             FileOrigin::Derived => "derived",
         };
         let how = if file.how.is_empty() { "" } else { ": " };
-        writeln!(text, "  {origin:<9} {}{how}{}", file.path, file.how)?;
+        writeln!(
+            text,
+            "  {origin:<9} {}{how}{}",
+            plain::line(&file.path),
+            plain::line(&file.how)
+        )?;
     }
     for variant in &summary.variants {
         writeln!(
@@ -324,7 +349,8 @@ impl Report for Progress {
     }
 
     fn file(&mut self, name: &str) {
-        self.bar.set_message(format!("{}{name}", self.prefix));
+        self.bar
+            .set_message(format!("{}{}", self.prefix, plain::line(name)));
     }
 
     fn advance(&mut self, bytes: u64) {

@@ -9,7 +9,6 @@ use memmap2::Mmap;
 use models::fused::{Attributes, DOMAIN, Fused, Kind, Length};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::fs::File;
 use std::path::{Component, Path};
 use std::sync::Arc;
 use tract_onnx::model::ParsingContext;
@@ -160,7 +159,7 @@ fn map(location: &str, directory: &Path, maps: &mut Maps) -> TractResult<Arc<Mma
     );
     let path = directory.join(location);
     let open = || {
-        let file = File::open(&path)?;
+        let file = models::regular::open(&path)?;
         // SAFETY: as for every mapped model: another process that shortens the file meanwhile is the user's to avoid.
         #[expect(unsafe_code, reason = "mapping a file")]
         unsafe {

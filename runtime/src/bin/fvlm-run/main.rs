@@ -1,7 +1,7 @@
 //! `fvlm-run`: answers questions about images with a FastVLM bundle.
 
 mod cli;
-mod exit;
+mod lines;
 mod output;
 mod plan;
 mod run;
@@ -9,7 +9,7 @@ mod run;
 use clap::{CommandFactory as _, Parser as _};
 use cli::Cli;
 use plan::Plan;
-use std::io::ErrorKind;
+use programs::{faults, flags, stdout};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -18,18 +18,22 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // `--help` and `--version` come as errors too; a closed pipe is no failure of ours.
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+            // `--help` and `--version` come as errors too.
+            return flags::answer(&error);
         }
     };
+    // Before the work whose answer has no place to go.
+    if let Err(error) = stdout::check() {
+        output::complain(&format!("cannot write the answer: {error}"), None);
+        return ExitCode::from(2);
+    }
     if let Some(kind) = cli.generate {
-        return match output::write_text(&kind.text(Cli::command())) {
-            Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+        return match stdout::write(&kind.text(Cli::command())) {
+            Err(error) if !stdout::is_had_enough(&error) => {
                 output::complain(&format!("cannot write to stdout: {error}"), None);
                 ExitCode::from(2)
             }
-            _written_or_closed => ExitCode::SUCCESS,
+            _written_or_had_enough => ExitCode::SUCCESS,
         };
     }
     let plan = match Plan::new(cli) {
@@ -39,5 +43,6 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    exit::leave(run::run(plan, &timeline))
+    faults::report(|| ());
+    programs::leave(run::run(plan, &timeline))
 }

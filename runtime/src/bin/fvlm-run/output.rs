@@ -1,18 +1,21 @@
 //! How does `fvlm-run` talk? Answers on stdout, everything else on stderr.
 
+use crate::plan::Name;
 use indicatif::{ProgressBar, ProgressStyle};
+use models::plain;
+use programs::stdout;
 use runtime::backend::session::Placement;
 use runtime::timeline::Step;
 use runtime::{EngineError, Finish, ImageSize, KernelReport, Precision, Provider, ProviderReport, Stats};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 /// Says what went wrong, and what would help.
 pub(crate) fn complain(problem: &str, hint: Option<&str>) {
-    say(&format!("error: {}", plain(problem)));
+    say(&format!("error: {}", plain::line(problem)));
     if let Some(hint) = hint {
-        say(&format!("\nhint: {hint}"));
+        say(&format!("\nhint: {}", plain::line(hint)));
     }
 }
 
@@ -23,27 +26,18 @@ fn say(line: &str) {
 
 /// Says something that is not an error.
 pub(crate) fn tell(text: &str) {
-    say(&plain(text));
-}
-
-/// Without control characters: file names and messages of engines must not drive a terminal.
-fn plain(text: &str) -> String {
-    text.chars()
-        .map(|character| {
-            if character.is_control() {
-                '\u{fffd}'
-            } else {
-                character
-            }
-        })
-        .collect()
+    say(&plain::line(text));
 }
 
 /// An answer for programs. The fields are stable.
 #[derive(Debug, Serialize)]
 pub(crate) struct Record<'a> {
     /// The images of the prompt.
-    pub(crate) images: &'a [String],
+    #[serde(serialize_with = "texts")]
+    pub(crate) images: &'a [Name],
+    /// The bytes of their names in hex, where one of them is no Unicode.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) images_hex: Option<Vec<String>>,
     /// The question.
     pub(crate) prompt: &'a str,
     /// The answer.
@@ -95,24 +89,41 @@ impl From<&ProviderReport> for ProviderRecord {
 #[derive(Debug, Serialize)]
 pub(crate) struct FailureRecord<'a> {
     /// The images of the prompt.
-    pub(crate) images: &'a [String],
+    #[serde(serialize_with = "texts")]
+    pub(crate) images: &'a [Name],
+    /// As in [`Record`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) images_hex: Option<Vec<String>>,
     /// What went wrong.
     pub(crate) error: String,
 }
 
-/// Writes one JSON object on a line of its own.
-pub(crate) fn write_json(record: &impl Serialize) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    serde_json::to_writer(&mut stdout, record)?;
-    stdout.write_all(b"\n")?;
-    stdout.flush()
+/// Names as text; what is no Unicode in them is shown as U+FFFD.
+fn texts<S: Serializer>(names: &[Name], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(names.iter().map(Name::text))
 }
 
-/// Writes a part of an answer at once.
+/// The bytes of names in hex, where one of them is no Unicode: then text does not hold them all.
+pub(crate) fn images_hex(names: &[Name]) -> Option<Vec<String>> {
+    let odd = names.iter().any(|name| plain::hex_of_odd(&name.0).is_some());
+    odd.then(|| names.iter().map(|name| plain::hex(&name.0)).collect())
+}
+
+/// Writes one JSON object on a line of its own.
+pub(crate) fn write_json(record: &impl Serialize) -> io::Result<()> {
+    let text = serde_json::to_string(record)?;
+    stdout::write(&(plain::json(&text) + "\n"))
+}
+
+/// Writes a part of an answer at once. What drives a terminal is not shown; JSON has it.
 pub(crate) fn write_text(text: &str) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
-    stdout.flush()
+    stdout::write(&plain::text(text))
+}
+
+/// The line above an answer about one of several images.
+pub(crate) fn title(name: &Name, gap: bool) -> String {
+    let gap = if gap { "\n" } else { "" };
+    format!("{gap}==> {} <==\n", plain::line(&name.text()))
 }
 
 /// What an answer took, for people.

@@ -3,6 +3,8 @@
 use crate::cli::{Cli, QUESTION};
 use runtime::image::Limits;
 use runtime::{Options, Provider, Request, Sampling};
+use std::borrow::Cow;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Most images that are described at once: more than one computation of the decoder takes.
@@ -22,11 +24,22 @@ pub(crate) enum Source {
 
 impl Source {
     /// The name in messages and output.
-    pub(crate) fn name(&self) -> String {
-        match self {
-            Source::File(path) => path.display().to_string(),
-            Source::Stdin => "stdin".to_owned(),
-        }
+    pub(crate) fn name(&self) -> Name {
+        Name(match self {
+            Source::File(path) => path.clone().into_os_string(),
+            Source::Stdin => "stdin".into(),
+        })
+    }
+}
+
+/// An image's name, whatever it is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Name(pub(crate) OsString);
+
+impl Name {
+    /// As text; what is no Unicode in it is U+FFFD.
+    pub(crate) fn text(&self) -> Cow<'_, str> {
+        self.0.to_string_lossy()
     }
 }
 

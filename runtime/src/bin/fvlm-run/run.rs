@@ -1,12 +1,14 @@
 //! The work of `fvlm-run`: opens the bundle, asks, writes answers.
 
-use crate::exit::leave;
+use crate::lines::{Lines, MAX_LINE, Problem};
 use crate::output::{self, FailureRecord, Record, Spinner};
-use crate::plan::{Plan, Source, Task};
+use crate::plan::{Name, Plan, Source, Task};
+use programs::signals::{self, Signal};
+use programs::stdout;
 use runtime::image::{self, ImageId, Picture};
 use runtime::{Answer, Conversation, Engine, EngineError, Finish, Message, Request, Role, Timeline};
 use std::collections::VecDeque;
-use std::io::{self, BufRead, IsTerminal};
+use std::io::{self, IsTerminal};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -15,9 +17,6 @@ const DONE: u8 = 0;
 
 /// An error was said.
 const FAILED: u8 = 2;
-
-/// What shells expect of a program that Ctrl-C ended: 128 and the number of the signal.
-const INTERRUPTED: u8 = 130;
 
 /// Why an answer was not written.
 enum Failure {
@@ -55,10 +54,10 @@ impl Interrupt {
     fn install() -> Interrupt {
         let interrupt = Interrupt::default();
         let Interrupt { cancel, answering } = interrupt.clone();
-        // Without a handler Ctrl-C still ends the program, only less politely.
-        let _ = ctrlc::set_handler(move || {
+        // SIGTERM and SIGHUP end the program as they end others: there is nothing to clean up.
+        signals::on(&[Signal::Interrupt], move |signal| {
             if !answering.load(Ordering::Relaxed) || cancel.swap(true, Ordering::Relaxed) {
-                leave(INTERRUPTED);
+                signal.end();
             }
         });
         interrupt
@@ -67,7 +66,7 @@ impl Interrupt {
 
 /// An image of several that are described at once, in the order of the output.
 struct Description {
-    name: String,
+    name: Name,
     state: State,
     /// How much of the text is written.
     written: usize,
@@ -119,6 +118,12 @@ pub(crate) fn run(plan: Plan, timeline: &Timeline) -> u8 {
     if plan.ignores_library() && !plan.quiet {
         output::tell("--onnxruntime is only looked at if tract cannot run");
     }
+    let threads = plan.options.thread_count();
+    if plan.options.threads.is_some_and(|asked| asked > threads) && !plan.quiet {
+        output::tell(&format!(
+            "--threads: {threads} threads are used, four for each processor"
+        ));
+    }
     let engine = match Engine::open_timed(&plan.model, &plan.options, timeline) {
         Ok(engine) => engine,
         Err(error) => {
@@ -144,7 +149,7 @@ pub(crate) fn run(plan: Plan, timeline: &Timeline) -> u8 {
     };
     let code = match result {
         // Whoever read our output has had enough: success.
-        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => DONE,
+        Err(Failure::Output(error)) if stdout::is_had_enough(&error) => DONE,
         Err(Failure::Output(error)) => {
             output::complain(&format!("cannot write the answer: {error}"), None);
             FAILED
@@ -153,7 +158,7 @@ pub(crate) fn run(plan: Plan, timeline: &Timeline) -> u8 {
             run.complain(&error);
             FAILED
         }
-        Ok(Finish::Cancelled) => INTERRUPTED,
+        Ok(Finish::Cancelled) => programs::INTERRUPTED,
         Ok(_) if run.failed => FAILED,
         Ok(_) => DONE,
     };
@@ -171,8 +176,7 @@ impl Run<'_> {
         }
         for source in images {
             if images.len() > 1 && !self.plan.json {
-                let gap = if self.answered { "\n" } else { "" };
-                self.title = Some(format!("{gap}==> {} <==\n", source.name()));
+                self.title = Some(output::title(&source.name(), self.answered));
             }
             match self.once(std::slice::from_ref(source)) {
                 Ok(Finish::Cancelled) => return Ok(Finish::Cancelled),
@@ -181,11 +185,7 @@ impl Run<'_> {
                     self.complain(&error);
                     self.failed = true;
                     if self.plan.json {
-                        let error = error.to_string();
-                        output::write_json(&FailureRecord {
-                            images: &[source.name()],
-                            error,
-                        })?;
+                        write_failure(&[source.name()], &error)?;
                     }
                 }
                 Err(fatal) => return Err(fatal),
@@ -319,8 +319,7 @@ impl Run<'_> {
             return Ok(());
         }
         if !description.titled {
-            let gap = if self.answered { "\n" } else { "" };
-            output::write_text(&format!("{gap}==> {} <==\n", description.name))?;
+            output::write_text(&output::title(&description.name, self.answered))?;
             description.titled = true;
             self.answered = true;
         }
@@ -358,11 +357,7 @@ impl Run<'_> {
                 self.complain(&error);
                 self.failed = true;
                 if self.plan.json {
-                    let error = error.to_string();
-                    output::write_json(&FailureRecord {
-                        images: &[name],
-                        error,
-                    })?;
+                    write_failure(&[name], &error)?;
                 }
                 Ok((Finish::Stop, None))
             }
@@ -378,14 +373,14 @@ impl Run<'_> {
         }
         let mut messages = self.beginning();
         messages.push(Message::user(ids, self.plan.prompt.clone()));
-        let names: Vec<String> = images.iter().map(Source::name).collect();
+        let names: Vec<Name> = images.iter().map(Source::name).collect();
         self.answer(&messages, &names, &self.plan.prompt)
             .map(|(_, finish)| finish)
     }
 
     /// A chat, a line a question.
     fn chat(&mut self, images: &[Source], first: Option<&str>) -> Result<Finish, Failure> {
-        let mut given: Vec<(ImageId, String)> = Vec::new();
+        let mut given: Vec<(ImageId, Name)> = Vec::new();
         for source in images {
             given.push((self.add(source)?, source.name()));
         }
@@ -395,19 +390,23 @@ impl Run<'_> {
             self.turn(&mut messages, &mut pending, question)?;
         }
         let terminal = io::stdin().is_terminal() && !self.plan.quiet;
-        let mut lines = io::stdin().lock().split(b'\n');
+        let mut lines = Lines::new(io::stdin().lock());
         loop {
             if terminal {
                 let _ = io::Write::write_all(&mut io::stderr(), b"> ");
             }
             let Some(line) = lines.next() else { break };
-            let line = match line.map(String::from_utf8) {
-                Ok(Ok(line)) => line,
-                Ok(Err(_)) => {
+            let line = match line {
+                Ok(line) => line,
+                Err(Problem::NotText) => {
                     self.report("a line of the chat is not UTF-8");
                     continue;
                 }
-                Err(error) => {
+                Err(Problem::TooLong) => {
+                    self.report(&format!("a line of the chat is longer than {MAX_LINE} bytes"));
+                    break;
+                }
+                Err(Problem::Read(error)) => {
                     self.report(&format!("cannot read the chat: {error}"));
                     break;
                 }
@@ -447,10 +446,10 @@ impl Run<'_> {
     fn turn(
         &mut self,
         messages: &mut Vec<Message>,
-        pending: &mut Vec<(ImageId, String)>,
+        pending: &mut Vec<(ImageId, Name)>,
         question: &str,
     ) -> Result<(), Failure> {
-        let (ids, names): (Vec<ImageId>, Vec<String>) = pending.iter().cloned().unzip();
+        let (ids, names): (Vec<ImageId>, Vec<Name>) = pending.iter().cloned().unzip();
         messages.push(Message::user(ids, question));
         match self.answer(messages, &names, question) {
             Ok((text, _)) => {
@@ -495,7 +494,7 @@ impl Run<'_> {
     fn answer(
         &mut self,
         messages: &[Message],
-        names: &[String],
+        names: &[Name],
         prompt: &str,
     ) -> Result<(String, Finish), Failure> {
         self.interrupt.cancel.store(false, Ordering::Relaxed);
@@ -510,7 +509,7 @@ impl Run<'_> {
     fn write_answer(
         &mut self,
         messages: &[Message],
-        names: &[String],
+        names: &[Name],
         prompt: &str,
     ) -> Result<(String, Finish), Failure> {
         let spinner = Spinner::new(self.plan.quiet, "reading the question");
@@ -571,11 +570,20 @@ impl Run<'_> {
     }
 }
 
+/// A failure that ends only the answer about some images, for programs.
+fn write_failure(names: &[Name], error: &EngineError) -> io::Result<()> {
+    output::write_json(&FailureRecord {
+        images: names,
+        images_hex: output::images_hex(names),
+        error: error.to_string(),
+    })
+}
+
 /// What an answer took, and the answer itself, for programs and people who want that.
 fn write_record(
     plan: &Plan,
     answer: &Answer<'_>,
-    names: &[String],
+    names: &[Name],
     prompt: &str,
     text: &str,
 ) -> io::Result<()> {
@@ -583,6 +591,7 @@ fn write_record(
     if plan.json {
         output::write_json(&Record {
             images: names,
+            images_hex: output::images_hex(names),
             prompt,
             text,
             tokens: answer.tokens(),

@@ -1,0 +1,33 @@
+//! How is a command refused, or its help shown? As clap does, but a help that is lost is an error, and arguments, which
+//! may be names of others' files, do not drive the terminal.
+
+use crate::stdout;
+use models::plain;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+/// Says what clap has to say: a refused command on stderr, exit code 2; help and version on stdout.
+pub fn answer(error: &clap::Error) -> ExitCode {
+    let text = error.render().to_string();
+    if error.use_stderr() {
+        if plain::text(&text) == text {
+            drop(error.print());
+        } else {
+            drop(io::stderr().write_all(plain::text(&text).as_bytes()));
+        }
+        return ExitCode::from(2);
+    }
+    let coloured = io::stdout().is_terminal();
+    let written = if coloured {
+        error.print()
+    } else {
+        stdout::write(&text)
+    };
+    match written {
+        Err(error) if !stdout::is_had_enough(&error) => {
+            drop(writeln!(io::stderr(), "error: cannot write to stdout: {error}"));
+            ExitCode::from(2)
+        }
+        _written_or_had_enough => ExitCode::SUCCESS,
+    }
+}
