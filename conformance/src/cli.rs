@@ -8,7 +8,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use conformance::setup::subject::{Precision, Provider, Target};
 use conformance::synth;
-use runtime::manual::Generate;
+use programs::manual::Generate;
 use std::path::PathBuf;
 
 /// Compares what runs here with what was published

@@ -9,8 +9,6 @@ pub mod generate;
 pub mod image;
 mod lazy;
 pub mod library;
-#[cfg(feature = "cli")]
-pub mod manual;
 mod model;
 mod opening;
 pub mod prompt;

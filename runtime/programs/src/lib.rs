@@ -2,6 +2,7 @@
 
 pub mod faults;
 pub mod flags;
+pub mod manual;
 pub mod signals;
 pub mod stdout;
 

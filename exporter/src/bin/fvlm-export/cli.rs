@@ -1,10 +1,10 @@
 //! The flags, and nothing but the flags: `plan.rs` says which export they mean.
 
-use crate::manual::Generate;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
 use exporter::{Precision, Target};
 use models::bundle::UnknownWord;
+use programs::manual::Generate;
 use std::path::PathBuf;
 use std::str::FromStr;
 

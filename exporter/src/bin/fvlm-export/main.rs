@@ -2,7 +2,6 @@
 
 mod cli;
 mod interrupt;
-mod manual;
 mod output;
 mod plan;
 

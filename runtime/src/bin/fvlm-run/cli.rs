@@ -2,8 +2,8 @@
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
+use programs::manual::Generate;
 use runtime::backend::{CoreMlFormat, CoreMlOptions, CoreMlUnits};
-use runtime::manual::Generate;
 use runtime::{DEFAULT_MAX_TOKENS, DEFAULT_PROMPT, Precision, Provider, Target, UnknownWord};
 use std::path::PathBuf;
 use std::str::FromStr;
