@@ -35,7 +35,7 @@ TOLERANCES = {
     # One step of a byte: Pillow's rounding is the reference, another resampler may fall on its other side.
     "pixels": {"fp32": {"max_abs": 1.001 / 255}, "fp16": {"max_abs": 1.001 / 255}},
     # Decoders of JPEG round differently, by four levels at most.
-    "jpeg_pixels": {"fp32": {"max_abs": 4.001 / 255}, "fp16": {"max_abs": 4.001 / 255}},
+    "jpeg_pixels": {"fp32": {"max_abs": 1.001 / 255}, "fp16": {"max_abs": 1.001 / 255}},
     "stage": {"fp32": {"relative_l2": 1e-4}, "fp16": {"relative_l2": 5e-3}},
     "features": {"fp32": {"relative_l2": 1e-4}, "fp16": {"relative_l2": 5e-3}},
     "kv": {"fp32": {"relative_l2": 5e-4}, "fp16": {"relative_l2": 5e-3}},

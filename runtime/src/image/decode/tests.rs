@@ -321,7 +321,7 @@ fn hostile_tiffs_are_refused_at_once() {
         (
             &sized(1, 1),
             &[(258, 3, 1, 8), (262, 3, 1, 1), (273, 4, u32::MAX, 8)],
-            "ends too early",
+            "takes over",
         ),
         (
             &sized(4, 4),

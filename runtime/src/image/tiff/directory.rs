@@ -2,6 +2,9 @@
 
 use super::super::problem::Problem;
 
+/// Most numbers of a tag: of strips, the longest edge has fewer.
+const MAX_NUMBERS: u64 = 1 << 22;
+
 /// The first directory of a file.
 pub(super) struct Directory<'a> {
     bytes: &'a [u8],
@@ -87,7 +90,9 @@ impl<'a> Directory<'a> {
         let Some(entry) = self.entries.iter().find(|entry| entry.tag == tag) else {
             return Ok(None);
         };
-        // All of them lie in the file: no more memory than eight times that.
+        if entry.count > MAX_NUMBERS {
+            return Err(Problem::Memory);
+        }
         self.slice(entry.at, entry.count.saturating_mul(entry.size))?;
         let numbers = (0..entry.count).map(|index| self.at(entry.at + index * entry.size, entry.size));
         numbers.collect::<Result<_, _>>().map(Some)
@@ -95,7 +100,11 @@ impl<'a> Directory<'a> {
 
     /// The first number of `tag`.
     pub(super) fn number(&self, tag: u16) -> Result<Option<u64>, Problem> {
-        Ok(self.numbers(tag)?.and_then(|numbers| numbers.first().copied()))
+        let entry = self
+            .entries
+            .iter()
+            .find(|entry| entry.tag == tag && entry.count > 0);
+        entry.map(|entry| self.at(entry.at, entry.size)).transpose()
     }
 
     /// The bytes of `tag`.
