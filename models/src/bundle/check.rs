@@ -153,6 +153,15 @@ impl Bundle {
                 prompt.vocab_size
             ),
         );
+        let stops = |id: &i64| prompt.stop_ids.contains(id);
+        if let Some(id) = prompt.image_token_id.filter(stops) {
+            let problem = format!("`image_token_id` is {id}, which is a stop id too: {:?}", prompt.stop_ids);
+            expect(false, problem);
+        }
+        expect(
+            !prompt.stop_ids.is_empty(),
+            "`stop_ids` is empty: no answer would end".to_owned(),
+        );
         let unknown: Vec<String> = self.unknown.iter().map(ToString::to_string).collect();
         expect(
             !(self.variants.is_empty() && self.packages.is_empty()),

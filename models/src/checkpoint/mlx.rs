@@ -1,5 +1,5 @@
-//! Is this one of Apple's MLX exports? They hold the tower only as a Core ML package, so there is nothing to
-//! export.
+//! Is this a checkpoint for MLX? Apple's exports hold the tower only as a Core ML package, so there is nothing
+//! to export; mlx-vlm's conversions have other names and store convolutions channels last.
 
 use crate::checkpoint::CheckpointError;
 use serde_json::Value;
@@ -12,18 +12,30 @@ const ORIGINALS: [(u64, &str); 3] = [
     (3584, "FastVLM-7B"),
 ];
 
-/// Refuses an MLX export, naming the checkpoint that it was made from.
+/// What mlx-vlm calls the tower.
+const CONVERTED: &str = "vision_tower.vision_model.";
+
+/// Refuses a checkpoint for MLX, naming the checkpoint that it was made from.
 pub(super) fn refuse<'a>(
     directory: &Path,
     config: &Value,
-    mut names: impl Iterator<Item = &'a str>,
+    names: impl Iterator<Item = &'a str>,
 ) -> Result<(), CheckpointError> {
     let package = directory.join("fastvithd.mlpackage").exists();
     let quantized = config.get("quantization").is_some_and(Value::is_object);
-    let tower = names.any(|name| name.contains("vision_tower."));
-    if !quantized && (tower || !package) {
+    let (mut tower, mut converted) = (false, false);
+    for name in names {
+        tower |= name.contains("vision_tower.");
+        converted |= name.starts_with(CONVERTED);
+    }
+    if !converted && !quantized && (tower || !package) {
         return Ok(());
     }
+    let what = if converted && !quantized {
+        "is a conversion by mlx-vlm, whose tensors have other names and other orders of dimensions"
+    } else {
+        "is an MLX export, which has no weights of the vision tower"
+    };
     let hidden = config.get("hidden_size").and_then(Value::as_u64);
     let original = ORIGINALS
         .iter()
@@ -31,8 +43,6 @@ pub(super) fn refuse<'a>(
         .map_or("FastVLM-*", |(_, name)| name);
     Err(CheckpointError::NotACheckpoint {
         path: directory.to_owned(),
-        problem: format!(
-            "is an MLX export, which has no weights of the vision tower; use the original checkpoint `apple/{original}`"
-        ),
+        problem: format!("{what}; use the original checkpoint `apple/{original}`"),
     })
 }

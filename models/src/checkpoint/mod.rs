@@ -39,6 +39,8 @@ use std::sync::Arc;
 /// File names of the format.
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+/// What peft writes beside the weights of an adapter.
+const ADAPTER: &str = "adapter_config.json";
 
 /// An opened checkpoint; its weights stay in the files.
 #[derive(Debug)]
@@ -72,6 +74,9 @@ impl Checkpoint {
         if !directory.is_dir() {
             return Err(not_a_checkpoint("is not a directory".to_owned()));
         }
+        if directory.join(ADAPTER).exists() {
+            return Err(not_a_checkpoint(with_adapter(directory)));
+        }
         if !directory.join(CONFIG).exists() {
             return Err(not_a_checkpoint(format!("has no `{CONFIG}`")));
         }
@@ -90,6 +95,7 @@ impl Checkpoint {
             .flat_map(|file| &file.tensors)
             .map(|tensor| tensor.name.as_str());
         mlx::refuse(directory, &fields, names)?;
+        refuse_empty(directory, &files)?;
         let declared = Declared::read(directory, fields)?;
 
         let mut sources = Vec::new();
@@ -201,6 +207,39 @@ impl Checkpoint {
 /// A file that is missing, cannot be read or asks for something that this build does not do.
 pub fn assets(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<Assets, CheckpointError> {
     assets::assets(&checkpoint.path, config, &checkpoint.declared)
+}
+
+/// What to say about a directory with an adapter: transformers would apply it to these or to other weights.
+fn with_adapter(directory: &Path) -> String {
+    let stated = small::object_if_there(&directory.join(ADAPTER), MAX_INDEX).ok().flatten();
+    let base = stated.as_ref().and_then(|fields| fields.get("base_model_name_or_path"));
+    let base = base.and_then(serde_json::Value::as_str);
+    let of = base.map_or(String::new(), |base| format!(" of `{base}`"));
+    format!(
+        "has `{ADAPTER}`, an adapter{of}, which is not applied here: merge it into the weights first \
+         (peft's `merge_and_unload`), or remove `{ADAPTER}` to export the weights without it"
+    )
+}
+
+/// Refuses weights that are not there: DeepSpeed's ZeRO-3 writes empty tensors where nothing gathers them.
+fn refuse_empty(directory: &Path, files: &[SafetensorsFile]) -> Result<(), CheckpointError> {
+    let tensors = || files.iter().flat_map(|file| &file.tensors);
+    let mut empty = tensors().filter(|tensor| tensor.shape.contains(&0));
+    let Some(first) = empty.next() else {
+        return Ok(());
+    };
+    let problem = format!(
+        "{} of {} tensors are empty, as DeepSpeed's ZeRO-3 saves what it does not gather (`{}` has shape {:?}): \
+         its `zero_to_fp32.py` makes whole weights of them",
+        empty.count() + 1,
+        tensors().count(),
+        first.name,
+        first.shape
+    );
+    Err(CheckpointError::NotACheckpoint {
+        path: directory.to_owned(),
+        problem,
+    })
 }
 
 /// What to say about a directory without safetensors.

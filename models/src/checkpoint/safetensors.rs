@@ -49,7 +49,7 @@ pub(super) struct StoredTensor {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StoredType {
     Float(DType),
-    /// The format's name and bytes per element.
+    /// The format's name and bits per element.
     Other(&'static str, u64),
 }
 
@@ -59,27 +59,39 @@ impl StoredType {
             "F32" => StoredType::Float(DType::Float32),
             "F16" => StoredType::Float(DType::Float16),
             "BF16" => StoredType::Float(DType::BFloat16),
-            "F64" => StoredType::Other("F64", 8),
-            "I64" => StoredType::Other("I64", 8),
-            "U64" => StoredType::Other("U64", 8),
-            "I32" => StoredType::Other("I32", 4),
-            "U32" => StoredType::Other("U32", 4),
-            "I16" => StoredType::Other("I16", 2),
-            "U16" => StoredType::Other("U16", 2),
-            "I8" => StoredType::Other("I8", 1),
-            "U8" => StoredType::Other("U8", 1),
-            "BOOL" => StoredType::Other("BOOL", 1),
-            "F8_E4M3" => StoredType::Other("F8_E4M3", 1),
-            "F8_E5M2" => StoredType::Other("F8_E5M2", 1),
+            "F64" => StoredType::Other("F64", 64),
+            "I64" => StoredType::Other("I64", 64),
+            "U64" => StoredType::Other("U64", 64),
+            "I32" => StoredType::Other("I32", 32),
+            "U32" => StoredType::Other("U32", 32),
+            "I16" => StoredType::Other("I16", 16),
+            "U16" => StoredType::Other("U16", 16),
+            "I8" => StoredType::Other("I8", 8),
+            "U8" => StoredType::Other("U8", 8),
+            "BOOL" => StoredType::Other("BOOL", 8),
+            "F8_E4M3" => StoredType::Other("F8_E4M3", 8),
+            "F8_E5M2" => StoredType::Other("F8_E5M2", 8),
+            "F8_E8M0" => StoredType::Other("F8_E8M0", 8),
+            "F8_E4M3FNUZ" => StoredType::Other("F8_E4M3FNUZ", 8),
+            "F8_E5M2FNUZ" => StoredType::Other("F8_E5M2FNUZ", 8),
+            "F6_E2M3" => StoredType::Other("F6_E2M3", 6),
+            "F6_E3M2" => StoredType::Other("F6_E3M2", 6),
+            "F4" => StoredType::Other("F4", 4),
+            "C64" => StoredType::Other("C64", 64),
             _ => return None,
         })
     }
 
-    pub(super) fn size(self) -> u64 {
+    fn bits(self) -> u64 {
         match self {
-            StoredType::Float(dtype) => u64::try_from(dtype.size()).unwrap_or(u64::MAX),
-            StoredType::Other(_, size) => size,
+            StoredType::Float(dtype) => u64::try_from(dtype.size()).map_or(u64::MAX, |size| size * 8),
+            StoredType::Other(_, bits) => bits,
         }
+    }
+
+    /// Bytes of one element of a weight; of types smaller than a byte, which no weight has, 0.
+    pub(super) fn size(self) -> u64 {
+        self.bits() / 8
     }
 
     pub(super) fn name(self) -> &'static str {
@@ -170,11 +182,30 @@ impl<'de> Deserialize<'de> for Header {
     }
 }
 
+/// How files begin that are called `.safetensors` and are something else. As the length of a header each would
+/// be far beyond [`MAX_HEADER`].
+const FOREIGN: [(&[u8], &str); 5] = [
+    (
+        b"PK\x03\x04",
+        "a zip archive, as PyTorch writes weights (`.bin`, `.pt`): convert it to safetensors",
+    ),
+    (
+        b"\x80\x02\x8a\x0al\xfc\x9cF",
+        "a pickle, as old PyTorch writes weights: convert it to safetensors",
+    ),
+    (b"GGUF", "a GGUF file, which llama.cpp reads: use the original checkpoint"),
+    (b"<!DOCTYP", "a web page: it was not downloaded as a file"),
+    (b"<!doctyp", "a web page: it was not downloaded as a file"),
+];
+
 /// The only function that believes a file: checks everything that is used later.
 fn validate(bytes: &[u8]) -> Result<Vec<StoredTensor>, String> {
     let file_length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
     if bytes.starts_with(b"version https://git-lfs") {
         return Err("is a pointer of Git LFS instead of weights: `git lfs pull` brings them".to_owned());
+    }
+    if let Some((_, what)) = FOREIGN.iter().find(|(start, _)| bytes.starts_with(start)) {
+        return Err(format!("is not a safetensors file but {what}"));
     }
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
         return Err(format!("{file_length} bytes, a safetensors file has at least 8"));
@@ -237,11 +268,18 @@ fn tensor(name: String, entry: &Entry, data_length: u64, offset: usize) -> Resul
             entry.shape.len()
         ));
     }
-    let bytes = entry
+    let bits = entry
         .shape
         .iter()
-        .try_fold(dtype.size(), |product, &n| product.checked_mul(n))
+        .try_fold(dtype.bits(), |product, &n| product.checked_mul(n))
         .ok_or_else(|| format!("tensor `{name}` has shape {:?}, which overflows", entry.shape))?;
+    if bits % 8 != 0 {
+        return Err(format!(
+            "tensor `{name}` of shape {:?} takes {bits} bits as {}, expected whole bytes",
+            entry.shape, entry.dtype
+        ));
+    }
+    let bytes = bits / 8;
     let [start, end] = entry.data_offsets;
     if start > end {
         return Err(format!("tensor `{name}` begins at {start} and ends at {end}"));
@@ -366,6 +404,19 @@ mod tests {
                 "lying size",
                 file(&one(r#"{"dtype":"F32","shape":[2],"data_offsets":[0,4]}"#), 4),
                 "has 4 bytes, F32 of shape [2] take 8",
+            ),
+            ("zip", b"PK\x03\x04\x14\0\0\0\0\0archive/data.pkl".to_vec(), "a zip archive, as PyTorch writes"),
+            ("gguf", b"GGUF\x03\0\0\0\x01\0\0\0".to_vec(), "a GGUF file"),
+            ("page", b"<!DOCTYPE html><html>".to_vec(), "a web page"),
+            (
+                "half a byte",
+                file(&one(r#"{"dtype":"F4","shape":[3],"data_offsets":[0,2]}"#), 2),
+                "takes 12 bits as F4, expected whole bytes",
+            ),
+            (
+                "unknown type",
+                file(&one(r#"{"dtype":"F3","shape":[8],"data_offsets":[0,3]}"#), 3),
+                "has dtype `F3`, which the format does not know",
             ),
             (
                 "beyond the data",

@@ -30,14 +30,18 @@ pub(crate) fn bytes(path: &Path, most: u64) -> Result<Vec<u8>, CheckpointError> 
     std::fs::read(path).map_err(io)
 }
 
-/// All of a file of text.
+/// All of a file of text, without a byte order mark: editors of some systems write one.
 ///
 /// # Errors
 /// As [`bytes`], and bytes that are not UTF-8.
 pub(crate) fn text(path: &Path, most: u64) -> Result<String, CheckpointError> {
-    String::from_utf8(bytes(path, most)?).map_err(|error| CheckpointError::Io {
+    let text = String::from_utf8(bytes(path, most)?).map_err(|error| CheckpointError::Io {
         path: path.to_owned(),
         source: io::Error::new(io::ErrorKind::InvalidData, error),
+    })?;
+    Ok(match text.strip_prefix('\u{feff}') {
+        Some(rest) => rest.to_owned(),
+        None => text,
     })
 }
 

@@ -308,6 +308,81 @@ fn mlx_exports_are_refused_by_name() {
 }
 
 #[test]
+fn a_conversion_by_mlx_vlm_is_refused_in_one_sentence() {
+    let converted = changed(true, |stored| {
+        *stored = std::mem::take(stored)
+            .into_iter()
+            .map(|(name, tensor)| (name.replace("model.vision_tower.vision_tower.model", "vision_tower.vision_model"), tensor))
+            .collect();
+    });
+    let message = open(converted.path(), None).unwrap_err();
+    assert!(message.contains("conversion by mlx-vlm"), "{message}");
+    assert!(message.contains("use the original checkpoint") && message.lines().count() == 1, "{message}");
+}
+
+#[test]
+fn empty_tensors_are_refused_in_one_sentence() {
+    let empty = changed(true, |stored| {
+        for (shape, values) in stored.values_mut() {
+            *shape = vec![0];
+            values.clear();
+        }
+    });
+    let message = open(empty.path(), None).unwrap_err();
+    assert!(message.contains("tensors are empty, as DeepSpeed's ZeRO-3"), "{message}");
+    assert!(message.contains("zero_to_fp32.py") && message.lines().count() == 1, "{message}");
+}
+
+/// transformers would apply it: whoever exports without it answers otherwise.
+#[test]
+fn an_adapter_is_not_left_out_without_a_word() {
+    let stated = r#"{"peft_type": "LORA", "base_model_name_or_path": "apple/FastVLM-0.5B"}"#;
+    for (text, expected) in [
+        (stated, "an adapter of `apple/FastVLM-0.5B`, which is not applied here: merge it"),
+        ("{}", "an adapter, which is not applied here"),
+        ("no JSON", "an adapter, which is not applied here"),
+    ] {
+        let adapted = changed(true, |_| {});
+        fs::write(adapted.path().join("adapter_config.json"), text).unwrap();
+        let message = open(adapted.path(), None).unwrap_err();
+        assert!(message.contains(expected), "{message}");
+        fs::remove_file(adapted.path().join("adapter_config.json")).unwrap();
+        assert!(open(adapted.path(), None).is_ok());
+    }
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_json() {
+    let marked = changed(true, |_| {});
+    let path = marked.path().join(CONFIG);
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, format!("\u{feff}{text}")).unwrap();
+    assert!(open(marked.path(), None).is_ok());
+}
+
+#[test]
+fn types_that_no_weight_has_are_named() {
+    for (dtype, bytes) in [("F8_E8M0", 16), ("F6_E2M3", 12), ("F4", 8), ("F8_E4M3", 16), ("I32", 64)] {
+        let directory = changed(true, |stored| drop(stored.remove("model.norm.weight")));
+        let path = directory.path().join(SINGLE);
+        let whole = fs::read(&path).unwrap();
+        let (length, rest) = whole.split_first_chunk::<8>().unwrap();
+        let (header, data) = rest.split_at(usize::try_from(u64::from_le_bytes(*length)).unwrap());
+        let mut header: Value = serde_json::from_slice(header).unwrap();
+        header["model.norm.weight"] =
+            json!({"dtype": dtype, "shape": [16], "data_offsets": [data.len(), data.len() + bytes]});
+        let header = header.to_string();
+        let mut file = u64::try_from(header.len()).unwrap().to_le_bytes().to_vec();
+        file.extend(header.as_bytes());
+        file.extend(data);
+        file.extend(vec![0; bytes]);
+        fs::write(&path, file).unwrap();
+        let message = open(directory.path(), None).unwrap_err();
+        assert!(message.contains(dtype) && message.contains("model.norm.weight"), "{message}");
+    }
+}
+
+#[test]
 fn directories_that_are_no_checkpoints() {
     let cases: [(&[(&str, &str)], &str); 5] = [
         (&[], "has no `config.json`"),

@@ -415,6 +415,18 @@ mod tests {
                 expected: "rope_parameters.rope_type` is \"yarn\"",
             },
             Case {
+                from: LLAVA,
+                old: "\"vocab_size\": 151936",
+                new: "\"rope_scaling\": {\"type\": \"linear\", \"factor\": 2.0}, \"vocab_size\": 151936",
+                expected: "`rope_scaling` is {\"type\":\"linear\",\"factor\":2.0}, this build supports null and",
+            },
+            Case {
+                from: TRANSFORMERS,
+                old: "\"vocab_size\": 151936",
+                new: "\"rope_scaling\": {\"factor\": 2.0}, \"vocab_size\": 151936",
+                expected: "`text_config.rope_scaling` is {\"factor\":2.0}",
+            },
+            Case {
                 from: TRANSFORMERS,
                 old: "\"num_key_value_heads\": 2",
                 new: "\"num_key_value_heads\": 3",
@@ -436,6 +448,28 @@ mod tests {
             }
         }
         assert!(failures.is_empty(), "{}", failures.join("\n"));
+    }
+
+    /// The bases are those of transformers 5.24's `Qwen2Config` for the same fields.
+    #[test]
+    fn rope_scaling_may_say_that_nothing_is_scaled() {
+        let cases = [
+            ("null", None),
+            ("{}", None),
+            (r#"{"rope_type": "default"}"#, None),
+            (r#"{"type": "default"}"#, None),
+            (r#"{"rope_type": "default", "rope_theta": 5000.0}"#, Some(5000.0)),
+        ];
+        for from in [LLAVA, TRANSFORMERS] {
+            let plain = parse(from).unwrap().decoder;
+            for (scaling, theta) in cases {
+                let new = format!("\"rope_scaling\": {scaling}, \"vocab_size\": 151936");
+                let decoder = parse(&from.replacen("\"vocab_size\": 151936", &new, 1)).unwrap().decoder;
+                let mut expected = plain.clone();
+                expected.rope_theta = theta.unwrap_or(plain.rope_theta);
+                assert_eq!(decoder, expected, "{scaling}");
+            }
+        }
     }
 
     #[test]

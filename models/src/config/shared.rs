@@ -96,12 +96,6 @@ pub(super) fn decoder(
             fields.prefix
         ));
     }
-    if let Some(scaling) = fields.value("rope_scaling") {
-        problems.add(format!(
-            "`{}rope_scaling` is {scaling}, this build supports null",
-            fields.prefix
-        ));
-    }
     let hidden_size = fields.size("hidden_size", None, problems);
     let heads = fields.size("num_attention_heads", None, problems);
     let head_dim = fields.size("head_dim", Some((hidden_size / heads).max(1)), problems);
@@ -120,14 +114,44 @@ pub(super) fn decoder(
     }
 }
 
-/// `rope_theta` at the top (transformers 4) or in `rope_parameters` (transformers 5); `Qwen2Config`'s default
-/// is 10000.
+/// `rope_theta` at the top (transformers 4), in `rope_parameters` (transformers 5), or in `rope_scaling`, which
+/// transformers 5 believes before both; `Qwen2Config`'s default is 10000.
 pub(super) fn rope_theta(fields: &Fields<'_>, parameters: &Fields<'_>, problems: &mut Problems) -> f64 {
     parameters.only("rope_type", &Value::from("default"), problems);
-    let from = if parameters.value("rope_theta").is_some() {
-        parameters
-    } else {
-        fields
+    let scaling = scaling(fields, problems);
+    let inside = [&scaling, parameters]
+        .into_iter()
+        .find(|from| from.value("rope_theta").is_some());
+    inside
+        .unwrap_or(fields)
+        .number("rope_theta", Some(10_000.0), problems)
+}
+
+/// `rope_scaling`, which may say that nothing is scaled: in transformers' words or, with `type`, in its old
+/// ones.
+fn scaling<'a>(fields: &Fields<'a>, problems: &mut Problems) -> Fields<'a> {
+    const NAME: &str = "rope_scaling";
+    let empty = Fields {
+        object: None,
+        prefix: "rope_scaling.",
     };
-    from.number("rope_theta", Some(10_000.0), problems)
+    let Some(value) = fields.value(NAME) else {
+        return empty;
+    };
+    let kinds = || ["rope_type", "type"].iter().filter_map(|name| value.get(*name));
+    let default = kinds().all(|kind| kind == "default") && kinds().next().is_some();
+    match value {
+        Value::Object(object) if object.is_empty() => empty,
+        Value::Object(object) if default => Fields {
+            object: Some(object),
+            prefix: "rope_scaling.",
+        },
+        other => {
+            problems.add(format!(
+                "`{}{NAME}` is {other}, this build supports null and {{\"rope_type\":\"default\"}}",
+                fields.prefix
+            ));
+            empty
+        }
+    }
 }

@@ -8,6 +8,7 @@ pub(super) mod asset;
 mod clients;
 mod image;
 mod text;
+mod tokens;
 
 use super::{license, small};
 use crate::bundle::{Content, ImageSpec, PromptSpec};
@@ -18,7 +19,7 @@ use clients::{client_config, client_image, client_processor, client_tokenizer};
 use image::{llava_image, transformers_image};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use text::{Ids, TURN_END, image_token, special_tokens, stop_ids, template, tokenizer};
+use text::{Ids, image_token, special_tokens, stop_ids, template, tokenizer};
 
 /// What a bundle needs beside the networks.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,8 +38,9 @@ pub struct Assets {
 
 /// Names of the small files that are read where they exist; beside them, those that
 /// [`is_license`](super::is_license) tells.
-pub const SMALL_FILES: [&str; 12] = [
+pub const SMALL_FILES: [&str; 14] = [
     "README.md",
+    "adapter_config.json",
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
@@ -47,6 +49,7 @@ pub const SMALL_FILES: [&str; 12] = [
     "merges.txt",
     "preprocessor_config.json",
     "processor_config.json",
+    "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.json",
@@ -79,7 +82,7 @@ pub(super) fn assets(
         Layout::Transformers => transformers_image(&files, processors, config)?,
     };
     let tokenizer_config = files.json("tokenizer_config.json")?.unwrap_or_else(|| json!({}));
-    let mut tokenizer = tokenizer(&files)?;
+    let (mut tokenizer, made) = tokenizer(&files)?;
     if !tokenizer
         .pointer("/model/vocab")
         .is_some_and(|vocab| vocab.is_object() || vocab.is_array())
@@ -89,18 +92,15 @@ pub(super) fn assets(
             "has no `model` with a `vocab`: is it a tokenizer of the tokenizers library?",
         ));
     }
+    let rows = config.decoder.vocab_size;
+    let special = tokens::complete(&files, &tokenizer_config, &mut tokenizer, made, rows)?;
     let named = Ids::of(&tokenizer).added.contains_key(IMAGE_TOKEN);
     let image_token_id = image_token(&files, declared, config, layout, &mut tokenizer)?;
     let ids = Ids::of(&tokenizer);
     let generation = files.json("generation_config.json")?.unwrap_or_else(|| json!({}));
-    let stop_ids = stop_ids(&generation, declared, &ids);
-    if stop_ids.is_empty() {
-        let problem =
-            format!("no `eos_token_id` here, none in config.json, and the tokenizer has no `{TURN_END}`");
-        return Err(files.config("generation_config.json", problem));
-    }
-    let special_tokens = special_tokens(&tokenizer_config);
+    let stop_ids = stop_ids(&files, &generation, declared, &ids)?;
     let (template, template_origin) = template(&files, &tokenizer_config, layout)?;
+    let special_tokens = special_tokens(&tokenizer_config, &special.named, &template);
     let prompt = PromptSpec {
         tokenizer: "tokenizer.json".to_owned(),
         chat_template: "chat_template.jinja".to_owned(),
@@ -173,10 +173,11 @@ pub(super) fn assets(
         file(
             "tokenizer.json",
             tokenizer.to_string().into_bytes(),
-            match (files.path("tokenizer.json").exists(), image_token_id) {
-                (true, Some(id)) if !named => format!("with `{IMAGE_TOKEN}` as id {id}"),
-                (true, _) => "without white space".to_owned(),
-                (false, _) => "vocab.json, merges.txt and added_tokens.json".to_owned(),
+            match (made, special.from, image_token_id) {
+                (true, from, _) => format!("vocab.json, merges.txt and {}", from.unwrap_or("added_tokens.json")),
+                (false, _, Some(id)) if !named => format!("with `{IMAGE_TOKEN}` as id {id}"),
+                (false, Some(from), _) => format!("with the special tokens of {from}"),
+                (false, None, _) => "without white space".to_owned(),
             },
         ),
         file(
@@ -238,8 +239,8 @@ mod tests {
     const CONFIG: &str = r#"{"model_type": "llava_qwen2", "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
         "num_key_value_heads": 1, "intermediate_size": 64, "vocab_size": 8, "mm_hidden_size": 3072, "eos_token_id": 2,
         "mm_vision_tower": "mobileclip_l_1024", "image_aspect_ratio": "pad"}"#;
-    const TOKENIZER: &str =
-        r#"{"added_tokens": [{"id": 4, "content": "<|im_end|>"}], "model": {"vocab": {"a": 0, "b": 1}}}"#;
+    const TOKENIZER: &str = r#"{"added_tokens": [{"id": 2, "content": "<|endoftext|>"}, {"id": 3, "content": "<|im_start|>"},
+        {"id": 4, "content": "<|im_end|>"}], "model": {"vocab": {"a": 0, "b": 1}}}"#;
 
     fn checkpoint(files: &[(&str, &str)]) -> Result<Assets, String> {
         let directory = tempfile::tempdir().unwrap();
@@ -264,7 +265,8 @@ mod tests {
             .to_owned()
     }
 
-    const IMAGE_TOKENIZER: &str = r#"{"added_tokens": [{"id": 4, "content": "<|im_end|>"}, {"id": 5, "content": "<image>"}],
+    const IMAGE_TOKENIZER: &str = r#"{"added_tokens": [{"id": 1, "content": "x"}, {"id": 2, "content": "y"},
+        {"id": 3, "content": "<|im_start|>"}, {"id": 4, "content": "<|im_end|>"}, {"id": 5, "content": "<image>"}],
         "model": {"vocab": {"a": 0}}}"#;
     const PROCESSOR: &str = r#"{"size": {"shortest_edge": 100}, "crop_size": {"height": 128, "width": 128},
         "image_mean": [0.5, 0.5, 0.5], "image_std": [1, 1, 1], "resample": 2}"#;
@@ -291,7 +293,7 @@ mod tests {
             ]
         );
         let tokenizer: Value = serde_json::from_slice(&assets.files[5].contents).unwrap();
-        assert_eq!(tokenizer["added_tokens"][1]["content"], "<image>");
+        assert_eq!(tokenizer["added_tokens"][3]["content"], "<image>");
         assert_eq!(assets.files[0].contents, TEXT_TEMPLATE.as_bytes());
         let origins: Vec<String> = assets
             .files
@@ -370,7 +372,9 @@ mod tests {
 
     #[test]
     fn vocabulary_and_merges_make_a_tokenizer() {
+        let config = CONFIG.replace("\"eos_token_id\": 2", "\"eos_token_id\": 3");
         let assets = checkpoint(&[
+            ("config.json", &config),
             ("tokenizer.json", ""),
             ("vocab.json", r#"{"a": 0, "b": 1, "ab": 2}"#),
             ("merges.txt", "#version: 0.2\na b\n"),
@@ -386,6 +390,106 @@ mod tests {
             .map(|token| &token["id"])
             .collect();
         assert_eq!(ids, [3, 4, 5]);
+    }
+
+    /// Jinja changes them before it reads a template, wherever it stands.
+    #[test]
+    fn line_ends_of_templates_are_line_feeds() {
+        let (template, expected) = ("a\r\nb\rc\n{{ 'x' }}", "a\nb\nc\n{{ 'x' }}");
+        let json = json!({"chat_template": template}).to_string();
+        let named = json!({"chat_template": [{"name": "default", "template": template}]}).to_string();
+        for (file, text) in [
+            ("chat_template.jinja", template),
+            ("chat_template.json", &json),
+            ("tokenizer_config.json", &json),
+            ("tokenizer_config.json", &named),
+        ] {
+            let assets = checkpoint(&[(file, text)]).unwrap();
+            assert_eq!(assets.files[0].contents, expected.as_bytes(), "{file}");
+        }
+    }
+
+    #[test]
+    fn line_ends_of_merges_do_not_matter() {
+        let read = |merges: &str| {
+            let assets = checkpoint(&[
+                ("tokenizer.json", ""),
+                ("vocab.json", r#"{"a": 0, "b": 1}"#),
+                ("merges.txt", merges),
+                ("added_tokens.json", r#"{"<|endoftext|>": 2, "<|im_end|>": 3}"#),
+            ]);
+            assets.unwrap().files[5].contents.clone()
+        };
+        let plain = read("#version: 0.2\na b\n");
+        assert_eq!(read("#version: 0.2\r\na b\r\n"), plain);
+        assert_eq!(read("\u{feff}#version: 0.2\na b\n"), plain);
+    }
+
+    #[test]
+    fn files_that_contradict_each_other_are_refused() {
+        let decoder = |id: &str| {
+            format!(r#"{{"added_tokens_decoder": {{"{id}": {{"content": "<|im_end|>", "special": true}}}}}}"#)
+        };
+        let (other, same) = (decoder("7"), decoder("4"));
+        assert!(checkpoint(&[("tokenizer_config.json", &same)]).is_ok());
+        let cases: [(&[(&str, &str)], &str); 8] = [
+            (
+                &[("tokenizer_config.json", &other)],
+                "tokenizer_config.json: states id 7 for `<|im_end|>`, the tokenizer gives it 4",
+            ),
+            (
+                &[("added_tokens.json", r#"{"<|im_end|>": 7}"#)],
+                "added_tokens.json: states id 7 for `<|im_end|>`",
+            ),
+            (
+                &[("added_tokens.json", r#"{"<|new|>": 7}"#)],
+                "states id 7 for `<|new|>`, the tokenizer gives it 5",
+            ),
+            (
+                &[("tokenizer_config.json", r#"{"eos_token": "</s>"}"#)],
+                "`eos_token` is `</s>`, which the tokenizer does not know",
+            ),
+            (
+                &[("generation_config.json", r#"{"eos_token_id": [4, 1]}"#)],
+                "generation_config.json: `eos_token_id` is [4,1]: 1 is not the id of a special token",
+            ),
+            (
+                &[("generation_config.json", r#"{"eos_token_id": 6}"#)],
+                "6 is not the id of a special token",
+            ),
+            (
+                &[("tokenizer_config.json", r#"{"added_tokens_decoder": {"x": {}}}"#)],
+                "`added_tokens_decoder` has {} as `x`, expected a number and an object",
+            ),
+            (
+                &[(
+                    "tokenizer.json",
+                    r#"{"added_tokens": [{"id": 3, "content": "<|im_end|>"}], "model": {"vocab": {"a": 0}}}"#,
+                )],
+                "`added_tokens[0]` states id 3 for `<|im_end|>`, the tokenizer gives it 1",
+            ),
+        ];
+        let mut failures = Vec::new();
+        for (files, expected) in cases {
+            match checkpoint(files) {
+                Err(message) if message.contains(expected) => {}
+                other => failures.push(format!("{other:?}, expected {expected}")),
+            }
+        }
+        assert!(failures.is_empty(), "{}", failures.join("\n"));
+    }
+
+    #[test]
+    fn a_template_gets_the_tokens_that_it_names() {
+        let config = r#"{"eos_token": "<|im_end|>", "image_token": "<image>", "boi_token": "<|im_start|>"}"#;
+        let files = |template| {
+            let assets = checkpoint(&[("tokenizer_config.json", config), ("chat_template.jinja", template)]);
+            assets.unwrap().prompt.special_tokens.into_iter().collect::<Vec<_>>()
+        };
+        let pair = |name: &str, token: &str| (name.to_owned(), token.to_owned());
+        let eos = pair("eos_token", "<|im_end|>");
+        assert_eq!(files("{{ 'hello' }}"), std::slice::from_ref(&eos));
+        assert_eq!(files("{{ image_token }}"), [eos, pair("image_token", "<image>")]);
     }
 
     #[test]

@@ -2,14 +2,16 @@
 //! apart by.
 
 use super::asset::Origin;
-use super::{Files, IMAGE_TOKEN};
+use super::{Files, IMAGE_TOKEN, tokens};
 use crate::checkpoint::error::CheckpointError;
 use crate::config::{CONFIG, Layout, ModelConfig};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// The file that says how to generate.
+const GENERATION: &str = "generation_config.json";
 /// Ends a turn; Apple's code stops there whatever the config says.
-pub(super) const TURN_END: &str = "<|im_end|>";
+const TURN_END: &str = "<|im_end|>";
 /// The template of transformers' conversion script: a message's content is a list of parts.
 const PARTS_TEMPLATE: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}{{ '<|im_start|>' + message['role'] + '\n' }}{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + content['text'] }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
@@ -19,10 +21,11 @@ pub(super) const TEXT_TEMPLATE: &str = "{% for message in messages %}{% if loop.
 /// Qwen2's way of cutting text into words, for checkpoints that ship `vocab.json` and `merges.txt` only.
 const QWEN2_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// `tokenizer.json`, or one made of `vocab.json`, `merges.txt` and `added_tokens.json`.
-pub(super) fn tokenizer(files: &Files<'_>) -> Result<Value, CheckpointError> {
+/// `tokenizer.json`, or one made of `vocab.json` and `merges.txt`, still without special tokens; and whether
+/// it was made so.
+pub(super) fn tokenizer(files: &Files<'_>) -> Result<(Value, bool), CheckpointError> {
     if let Some(tokenizer) = files.json("tokenizer.json")? {
-        return Ok(tokenizer);
+        return Ok((tokenizer, false));
     }
     let (Some(vocab), Some(merges)) = (files.json("vocab.json")?, files.text("merges.txt")?) else {
         return Err(files.absent("tokenizer.json"));
@@ -31,21 +34,12 @@ pub(super) fn tokenizer(files: &Files<'_>) -> Result<Value, CheckpointError> {
         .lines()
         .filter(|line| !line.is_empty() && !line.starts_with("#version"))
         .collect();
-    let added = files.json("added_tokens.json")?.unwrap_or_else(|| json!({}));
-    let mut added: Vec<(String, u64)> = added
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter_map(|(token, id)| Some((token.clone(), id.as_u64()?)))
-        .collect();
-    added.sort_by_key(|(_, id)| *id);
-    let added: Vec<Value> = added.iter().map(|(token, id)| added_token(token, *id)).collect();
     let level = |kind: &str| json!({"type": kind, "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
-    Ok(json!({
+    let tokenizer = json!({
         "version": "1.0",
         "truncation": null,
         "padding": null,
-        "added_tokens": added,
+        "added_tokens": [],
         "normalizer": {"type": "NFC"},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
             {"type": "Split", "pattern": {"Regex": QWEN2_WORDS}, "behavior": "Isolated", "invert": false},
@@ -57,26 +51,19 @@ pub(super) fn tokenizer(files: &Files<'_>) -> Result<Value, CheckpointError> {
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "",
             "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": merges,
         },
-    }))
+    });
+    Ok((tokenizer, true))
 }
 
-fn added_token(token: &str, id: u64) -> Value {
-    json!({
-        "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
-        "special": true,
-    })
-}
-
-/// Ids of a tokenizer's added tokens by content, and the highest id of all.
+/// Ids of a tokenizer's added tokens by content.
 pub(super) struct Ids {
     pub(super) added: BTreeMap<String, i64>,
-    highest: Option<i64>,
 }
 
 impl Ids {
     pub(super) fn of(tokenizer: &Value) -> Ids {
         let tokens = tokenizer.get("added_tokens").and_then(Value::as_array);
-        let added: BTreeMap<String, i64> = tokens
+        let added = tokens
             .into_iter()
             .flatten()
             .filter_map(|token| {
@@ -86,10 +73,7 @@ impl Ids {
                 ))
             })
             .collect();
-        let vocabulary = tokenizer.pointer("/model/vocab").and_then(Value::as_object);
-        let ids = vocabulary.into_iter().flatten().filter_map(|(_, id)| id.as_i64());
-        let highest = ids.chain(added.values().copied()).max();
-        Ids { added, highest }
+        Ids { added }
     }
 }
 
@@ -123,54 +107,80 @@ pub(super) fn image_token(
             if known.is_some() {
                 return Ok(known);
             }
-            let next = ids.highest.map_or(0, |id| id + 1);
-            let rows = i64::try_from(config.decoder.vocab_size).unwrap_or(i64::MAX);
-            let (true, Ok(id)) = (next < rows, u64::try_from(next)) else {
-                return Ok(None);
-            };
-            match tokenizer.get_mut("added_tokens").and_then(Value::as_array_mut) {
-                Some(tokens) => tokens.push(added_token(IMAGE_TOKEN, id)),
-                None => tokenizer["added_tokens"] = json!([added_token(IMAGE_TOKEN, id)]),
-            }
-            Ok(Some(next))
+            tokens::append(files, IMAGE_TOKEN, tokenizer, config.decoder.vocab_size)
         }
     }
 }
 
 /// Ids of `eos_token_id`, which is a number or a list, wherever it stands; and the end of a turn.
-pub(super) fn stop_ids(generation: &Value, declared: &Value, ids: &Ids) -> Vec<i64> {
-    let numbers = |value: &Value| -> Vec<i64> {
-        match value {
-            Value::Array(list) => list.iter().filter_map(Value::as_i64).collect(),
-            other => other.as_i64().into_iter().collect(),
-        }
-    };
+///
+/// # Errors
+/// None anywhere, or one that is no special token: an answer would end at a word, or never.
+pub(super) fn stop_ids(
+    files: &Files<'_>,
+    generation: &Value,
+    declared: &Value,
+    ids: &Ids,
+) -> Result<Vec<i64>, CheckpointError> {
     let places = [
-        generation.get("eos_token_id"),
-        declared.get("eos_token_id"),
-        declared.pointer("/text_config/eos_token_id"),
+        (GENERATION, generation.get("eos_token_id")),
+        (CONFIG, declared.get("eos_token_id")),
+        (CONFIG, declared.pointer("/text_config/eos_token_id")),
     ];
-    let mut stop: BTreeSet<i64> = places
-        .into_iter()
-        .flatten()
-        .find(|v| !v.is_null())
-        .map(numbers)
-        .into_iter()
-        .flatten()
-        .collect();
+    let mut places = places.into_iter().filter_map(|(file, value)| Some((file, value?)));
+    let stated = places.find(|(_, value)| !value.is_null());
+    let mut stop = BTreeSet::new();
+    if let Some((file, value)) = stated {
+        let list = match value {
+            Value::Array(list) => list.as_slice(),
+            one => std::slice::from_ref(one),
+        };
+        for id in list {
+            let special = id.as_i64().filter(|id| ids.added.values().any(|known| known == id));
+            let Some(id) = special else {
+                let problem =
+                    format!("`eos_token_id` is {value}: {id} is not the id of a special token of the tokenizer");
+                return Err(files.config(file, problem));
+            };
+            stop.insert(id);
+        }
+    }
     stop.extend(ids.added.get(TURN_END));
-    stop.into_iter().collect()
+    if stop.is_empty() {
+        let problem =
+            format!("no `eos_token_id` here, none in config.json, and the tokenizer has no `{TURN_END}`");
+        return Err(files.config(GENERATION, problem));
+    }
+    Ok(stop.into_iter().collect())
 }
 
-pub(super) fn special_tokens(tokenizer_config: &Value) -> BTreeMap<String, String> {
-    ["bos_token", "eos_token", "pad_token", "unk_token"]
+/// The special tokens that a template may ask for by name: those that every template knows, as
+/// `tokenizer_config.json` has them, and any other that this one mentions.
+pub(super) fn special_tokens(
+    tokenizer_config: &Value,
+    named: &[(String, String)],
+    template: &str,
+) -> BTreeMap<String, String> {
+    let stated = |name: &str| {
+        let value = tokenizer_config.get(name)?;
+        value.as_str().or_else(|| value.get("content")?.as_str())
+    };
+    let mut tokens: BTreeMap<String, String> = ["bos_token", "eos_token", "pad_token", "unk_token"]
         .into_iter()
-        .filter_map(|name| {
-            let value = tokenizer_config.get(name)?;
-            let text = value.as_str().or_else(|| value.get("content")?.as_str())?;
-            Some((name.to_owned(), text.to_owned()))
-        })
-        .collect()
+        .filter_map(|name| Some((name.to_owned(), stated(name)?.to_owned())))
+        .collect();
+    for (name, token) in named {
+        if template.contains(name.as_str()) {
+            tokens.insert(name.clone(), token.clone());
+        }
+    }
+    tokens
+}
+
+/// Line ends as Jinja has them before it reads a template: it would otherwise write other text where a file
+/// went through a system that changes them.
+fn line_feeds(template: &str) -> String {
+    template.replace("\r\n", "\n").replace('\r', "\n")
 }
 
 /// The checkpoint's chat template, or the published one of its layout.
@@ -183,9 +193,14 @@ pub(super) fn template(
         if text.trim().is_empty() {
             return Err(files.config("chat_template.jinja", "is empty".to_owned()));
         }
-        return Ok((text, Origin::Kept));
+        let origin = if text.contains('\r') {
+            Origin::Adapted("with line feeds as line ends".to_owned())
+        } else {
+            Origin::Kept
+        };
+        return Ok((line_feeds(&text), origin));
     }
-    let of = |text: &str, from: &str| Ok((text.to_owned(), Origin::Derived(from.to_owned())));
+    let of = |text: &str, from: &str| Ok((line_feeds(text), Origin::Derived(from.to_owned())));
     if let Some(Value::String(text)) = files
         .json("chat_template.json")?
         .as_ref()
