@@ -16,6 +16,7 @@ mod problem;
 pub mod resize;
 mod tiff;
 
+pub use ::prompt::ImageId;
 pub use decode::{Limits, decode, open, read};
 pub use error::ImageError;
 pub use preprocess::preprocess;
@@ -63,11 +64,6 @@ impl std::fmt::Debug for Picture {
         write!(f, "Picture({} x {})", self.width, self.height)
     }
 }
-
-/// Says whether two images are the same to the model: a hash of what the encoder sees. Equal within one run of the
-/// program only; never written to a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ImageId(pub u64);
 
 /// An image as the vision encoder takes it.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,6 +1,6 @@
 //! How does text become ids, and ids text?
 
-use crate::prompt::PromptError;
+use crate::PromptError;
 use std::path::Path;
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! How do ids become text while they come?
 
 use super::Tokenizer;
-use crate::prompt::PromptError;
+use crate::PromptError;
 
 /// Ids kept as context of the next one: a character of UTF-8 is at most as many tokens.
 const CONTEXT: usize = 4;

@@ -4,7 +4,8 @@
 //! one, and every split becomes the place of an image: the ids of transformers' processor for the layout whose
 //! vocabulary has the image token, and those of Apple's `tokenizer_image_token` for the one whose has not.
 
-use crate::image::ImageId;
+pub mod text;
+
 use crate::text::{ChatTemplate, TemplateContent, TemplateMessage, TemplatePart, TextStream, Tokenizer};
 use models::bundle::{Content, PromptSpec};
 use std::ops::Range;
@@ -80,6 +81,11 @@ pub enum PromptError {
         expected: usize,
     },
 }
+
+/// Says whether two images are the same to the model: a hash of what the encoder sees. Equal within one run of the
+/// program only; never written to a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ImageId(pub u64);
 
 /// Who says a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,7 @@
 //! A template may come from anywhere: it reaches no file, runs a bounded number of steps and writes a bounded text. What
 //! it holds in variables on the way is not bounded.
 
-use crate::prompt::PromptError;
+use crate::PromptError;
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
 use serde::Serialize;
