@@ -3,6 +3,7 @@
 use models::bundle::BundleError;
 use models::checkpoint::CheckpointError;
 use models::graph::GraphError;
+use prompt::PromptError;
 use std::io;
 use std::path::PathBuf;
 use thiserror::Error;
@@ -14,6 +15,9 @@ pub enum ExportError {
     /// The checkpoint cannot be read, or is not the model that its config declares.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// Tokenizer or chat template of the checkpoint make no prompt, so no runtime could ask the model anything.
+    #[error("the bundle could not be asked anything: {0}")]
+    Prompt(#[from] PromptError),
     /// A network cannot be built from the config.
     #[error(transparent)]
     Graph(#[from] GraphError),

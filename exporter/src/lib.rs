@@ -21,6 +21,7 @@ mod source;
 mod staging;
 mod summary;
 mod target;
+mod trial;
 mod write;
 
 pub use error::{ExportError, HubProblem};
@@ -41,6 +42,7 @@ pub fn export(plan: &ExportPlan, report: &mut dyn Report) -> Result<Summary, Exp
     }
     let source = source::resolve(&plan.source, !plan.dry_run, report)?;
     let mut opened = Opened::open(source.directory(), plan)?;
+    trial::prompt(source.directory(), &opened.assets)?;
     let info = opened.info(source.name);
     let forms = Forms::new(&opened, &info.name)?;
     let variants = contract::variants(&opened, &forms);

@@ -155,7 +155,10 @@ impl Bundle {
         );
         let stops = |id: &i64| prompt.stop_ids.contains(id);
         if let Some(id) = prompt.image_token_id.filter(stops) {
-            let problem = format!("`image_token_id` is {id}, which is a stop id too: {:?}", prompt.stop_ids);
+            let problem = format!(
+                "`image_token_id` is {id}, which is a stop id too: {:?}",
+                prompt.stop_ids
+            );
             expect(false, problem);
         }
         expect(

@@ -211,8 +211,12 @@ pub fn assets(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<Assets, C
 
 /// What to say about a directory with an adapter: transformers would apply it to these or to other weights.
 fn with_adapter(directory: &Path) -> String {
-    let stated = small::object_if_there(&directory.join(ADAPTER), MAX_INDEX).ok().flatten();
-    let base = stated.as_ref().and_then(|fields| fields.get("base_model_name_or_path"));
+    let stated = small::object_if_there(&directory.join(ADAPTER), MAX_INDEX)
+        .ok()
+        .flatten();
+    let base = stated
+        .as_ref()
+        .and_then(|fields| fields.get("base_model_name_or_path"));
     let base = base.and_then(serde_json::Value::as_str);
     let of = base.map_or(String::new(), |base| format!(" of `{base}`"));
     format!(

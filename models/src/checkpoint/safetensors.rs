@@ -193,7 +193,10 @@ const FOREIGN: [(&[u8], &str); 5] = [
         b"\x80\x02\x8a\x0al\xfc\x9cF",
         "a pickle, as old PyTorch writes weights: convert it to safetensors",
     ),
-    (b"GGUF", "a GGUF file, which llama.cpp reads: use the original checkpoint"),
+    (
+        b"GGUF",
+        "a GGUF file, which llama.cpp reads: use the original checkpoint",
+    ),
     (b"<!DOCTYP", "a web page: it was not downloaded as a file"),
     (b"<!doctyp", "a web page: it was not downloaded as a file"),
 ];
@@ -405,7 +408,11 @@ mod tests {
                 file(&one(r#"{"dtype":"F32","shape":[2],"data_offsets":[0,4]}"#), 4),
                 "has 4 bytes, F32 of shape [2] take 8",
             ),
-            ("zip", b"PK\x03\x04\x14\0\0\0\0\0archive/data.pkl".to_vec(), "a zip archive, as PyTorch writes"),
+            (
+                "zip",
+                b"PK\x03\x04\x14\0\0\0\0\0archive/data.pkl".to_vec(),
+                "a zip archive, as PyTorch writes",
+            ),
             ("gguf", b"GGUF\x03\0\0\0\x01\0\0\0".to_vec(), "a GGUF file"),
             ("page", b"<!DOCTYPE html><html>".to_vec(), "a web page"),
             (

@@ -312,12 +312,23 @@ fn a_conversion_by_mlx_vlm_is_refused_in_one_sentence() {
     let converted = changed(true, |stored| {
         *stored = std::mem::take(stored)
             .into_iter()
-            .map(|(name, tensor)| (name.replace("model.vision_tower.vision_tower.model", "vision_tower.vision_model"), tensor))
+            .map(|(name, tensor)| {
+                (
+                    name.replace(
+                        "model.vision_tower.vision_tower.model",
+                        "vision_tower.vision_model",
+                    ),
+                    tensor,
+                )
+            })
             .collect();
     });
     let message = open(converted.path(), None).unwrap_err();
     assert!(message.contains("conversion by mlx-vlm"), "{message}");
-    assert!(message.contains("use the original checkpoint") && message.lines().count() == 1, "{message}");
+    assert!(
+        message.contains("use the original checkpoint") && message.lines().count() == 1,
+        "{message}"
+    );
 }
 
 #[test]
@@ -329,8 +340,14 @@ fn empty_tensors_are_refused_in_one_sentence() {
         }
     });
     let message = open(empty.path(), None).unwrap_err();
-    assert!(message.contains("tensors are empty, as DeepSpeed's ZeRO-3"), "{message}");
-    assert!(message.contains("zero_to_fp32.py") && message.lines().count() == 1, "{message}");
+    assert!(
+        message.contains("tensors are empty, as DeepSpeed's ZeRO-3"),
+        "{message}"
+    );
+    assert!(
+        message.contains("zero_to_fp32.py") && message.lines().count() == 1,
+        "{message}"
+    );
 }
 
 /// transformers would apply it: whoever exports without it answers otherwise.
@@ -338,7 +355,10 @@ fn empty_tensors_are_refused_in_one_sentence() {
 fn an_adapter_is_not_left_out_without_a_word() {
     let stated = r#"{"peft_type": "LORA", "base_model_name_or_path": "apple/FastVLM-0.5B"}"#;
     for (text, expected) in [
-        (stated, "an adapter of `apple/FastVLM-0.5B`, which is not applied here: merge it"),
+        (
+            stated,
+            "an adapter of `apple/FastVLM-0.5B`, which is not applied here: merge it",
+        ),
         ("{}", "an adapter, which is not applied here"),
         ("no JSON", "an adapter, which is not applied here"),
     ] {
@@ -362,7 +382,13 @@ fn a_byte_order_mark_is_no_part_of_json() {
 
 #[test]
 fn types_that_no_weight_has_are_named() {
-    for (dtype, bytes) in [("F8_E8M0", 16), ("F6_E2M3", 12), ("F4", 8), ("F8_E4M3", 16), ("I32", 64)] {
+    for (dtype, bytes) in [
+        ("F8_E8M0", 16),
+        ("F6_E2M3", 12),
+        ("F4", 8),
+        ("F8_E4M3", 16),
+        ("I32", 64),
+    ] {
         let directory = changed(true, |stored| drop(stored.remove("model.norm.weight")));
         let path = directory.path().join(SINGLE);
         let whole = fs::read(&path).unwrap();
@@ -378,7 +404,10 @@ fn types_that_no_weight_has_are_named() {
         file.extend(vec![0; bytes]);
         fs::write(&path, file).unwrap();
         let message = open(directory.path(), None).unwrap_err();
-        assert!(message.contains(dtype) && message.contains("model.norm.weight"), "{message}");
+        assert!(
+            message.contains(dtype) && message.contains("model.norm.weight"),
+            "{message}"
+        );
     }
 }
 

@@ -461,10 +461,13 @@ mod tests {
             (r#"{"rope_type": "default", "rope_theta": 5000.0}"#, Some(5000.0)),
         ];
         for from in [LLAVA, TRANSFORMERS] {
-            let plain = parse(from).unwrap().decoder;
+            let plain = parse(from).unwrap().0.decoder;
             for (scaling, theta) in cases {
                 let new = format!("\"rope_scaling\": {scaling}, \"vocab_size\": 151936");
-                let decoder = parse(&from.replacen("\"vocab_size\": 151936", &new, 1)).unwrap().decoder;
+                let decoder = parse(&from.replacen("\"vocab_size\": 151936", &new, 1))
+                    .unwrap()
+                    .0
+                    .decoder;
                 let mut expected = plain.clone();
                 expected.rope_theta = theta.unwrap_or(plain.rope_theta);
                 assert_eq!(decoder, expected, "{scaling}");

@@ -1,13 +1,17 @@
 //! How do messages and images become token ids with image slots?
 //!
-//! Messages are rendered by the chat template, the text is split at the image token, the pieces are tokenized one by
-//! one, and every split becomes the place of an image: the ids of transformers' processor for the layout whose
-//! vocabulary has the image token, and those of Apple's `tokenizer_image_token` for the one whose has not.
+//! Messages are rendered by the chat template, the text is split at the image token, the pieces are
+//! tokenized one by one, and every split becomes the place of an image: the ids of transformers' processor
+//! for the layout whose vocabulary has the image token, and those of Apple's `tokenizer_image_token` for
+//! the one whose has not.
 
+pub mod catch;
+mod special;
 pub mod text;
 
 use crate::text::{ChatTemplate, TemplateContent, TemplateMessage, TemplatePart, TextStream, Tokenizer};
 use models::bundle::{Content, PromptSpec};
+use special::{special_problems, special_words, trial};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -82,8 +86,8 @@ pub enum PromptError {
     },
 }
 
-/// Says whether two images are the same to the model: a hash of what the encoder sees. Equal within one run of the
-/// program only; never written to a file.
+/// Says whether two images are the same to the model: a hash of what the encoder sees. Equal within one run
+/// of the program only; never written to a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ImageId(pub u64);
 
@@ -114,7 +118,8 @@ impl Role {
 pub struct Message {
     /// Who says it.
     pub role: Role,
-    /// Its images, in order. They stand before the text, unless the text marks their places with the image token.
+    /// Its images, in order. They stand before the text, unless the text marks their places with the image
+    /// token.
     pub images: Vec<ImageId>,
     /// What is said. Special tokens in it are special, as they are to transformers.
     pub text: String,
@@ -160,7 +165,8 @@ pub enum Piece {
     },
 }
 
-/// What stands at one position of the model's sequence. Equal positions after equal positions have equal KV entries.
+/// What stands at one position of the model's sequence. Equal positions after equal positions have equal KV
+/// entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Position {
     /// A token.
@@ -308,8 +314,8 @@ pub struct Prompter {
 }
 
 impl Prompter {
-    /// Opens tokenizer and chat template in the directory of the bundle. `image_tokens`: positions of one image
-    /// ([`ImageSpec::tokens`](models::bundle::ImageSpec)).
+    /// Opens tokenizer and chat template in the directory of the bundle. `image_tokens`: positions of one
+    /// image ([`ImageSpec::tokens`](models::bundle::ImageSpec)).
     pub fn open(bundle: &Path, spec: &PromptSpec, image_tokens: usize) -> Result<Prompter, PromptError> {
         let tokenizer = Tokenizer::open(&bundle.join(&spec.tokenizer))?;
         let path = bundle.join(&spec.chat_template);
@@ -317,7 +323,25 @@ impl Prompter {
             path: path.clone(),
             source,
         })?;
-        let template = ChatTemplate::parse(&path.display().to_string(), &source, &spec.special_tokens)?;
+        Prompter::new(
+            tokenizer,
+            (&path.display().to_string(), &source),
+            spec,
+            image_tokens,
+        )
+    }
+
+    /// As [`Prompter::open`], of what was read: a tokenizer, and the name and text of a template.
+    ///
+    /// # Errors
+    /// A broken template, or a spec that tokenizer and template do not keep.
+    pub fn new(
+        tokenizer: Tokenizer,
+        (name, source): (&str, &str),
+        spec: &PromptSpec,
+        image_tokens: usize,
+    ) -> Result<Prompter, PromptError> {
+        let template = ChatTemplate::parse(name, source, &spec.special_tokens)?;
         let mut problems = Vec::new();
         if spec.image_token.is_empty() {
             problems.push("`image_token` is empty".to_owned());
@@ -332,17 +356,55 @@ impl Prompter {
                 tokenizer.vocabulary()
             ));
         }
+        problems.extend(special_problems(&tokenizer, spec));
         if !problems.is_empty() {
             return Err(PromptError::Spec { problems });
         }
-        Ok(Prompter {
+        let prompter = Prompter {
             tokenizer,
             template,
             content: spec.content,
             takes_strings: source.contains("is string"),
             image_token: spec.image_token.clone(),
             image_tokens,
-        })
+        };
+        prompter.check_template()?;
+        Ok(prompter)
+    }
+
+    /// Whether the template's special tokens are the tokenizer's: others would be read as letters. A
+    /// template that refuses the question has none to say.
+    fn check_template(&self) -> Result<(), PromptError> {
+        let text = match self.render(&[trial(true)]) {
+            Err(PromptError::Refused { .. }) => return Ok(()),
+            rendered => rendered?,
+        };
+        let mut problems = Vec::new();
+        for token in special_words(&text) {
+            if self.tokenizer.encode(token)?.len() != 1 {
+                let problem =
+                    format!("the chat template writes `{token}`, which the tokenizer does not know");
+                if !problems.contains(&problem) {
+                    problems.push(problem);
+                }
+            }
+        }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(PromptError::Spec { problems })
+        }
+    }
+
+    /// Asks with an image and without, for whoever wrote the bundle: whether there will be prompts at all.
+    ///
+    /// # Errors
+    /// A template that does not render one of the two, or makes no place for the image.
+    pub fn try_out(&self) -> Result<(), PromptError> {
+        for image in [false, true] {
+            self.build(&[trial(image)])?;
+        }
+        Ok(())
     }
 
     /// The tokenizer.
@@ -352,8 +414,8 @@ impl Prompter {
 
     /// The prompt that asks for the assistant's answer to `messages`.
     ///
-    /// Any number of messages and images is legal, none of either too. A message's images stand before its text, or
-    /// where its text has the image token, then exactly as often as the message has images.
+    /// Any number of messages and images is legal, none of either too. A message's images stand before its
+    /// text, or where its text has the image token, then exactly as often as the message has images.
     pub fn build(&self, messages: &[Message]) -> Result<Prompt, PromptError> {
         let text = self.render(messages)?;
         let images: Vec<ImageId> = messages
@@ -384,7 +446,8 @@ impl Prompter {
         Ok(Prompt { pieces })
     }
 
-    /// The text of the conversation, one image token for each image, up to where the assistant's answer begins.
+    /// The text of the conversation, one image token for each image, up to where the assistant's answer
+    /// begins.
     pub fn render(&self, messages: &[Message]) -> Result<String, PromptError> {
         let messages: Result<Vec<TemplateMessage>, PromptError> = messages
             .iter()
@@ -408,8 +471,8 @@ impl Prompter {
         }
         // Places in the text are explicit: then no image is put before it.
         let before = if places > 0 { 0 } else { images.len() };
-        // The answer of an earlier turn, as a string, renders to the tokens that were generated; as a part, templates
-        // put a line break before it. Not every template takes a string.
+        // The answer of an earlier turn, as a string, renders to the tokens that were generated; as a part,
+        // templates put a line break before it. Not every template takes a string.
         let string = self.takes_strings && *role != Role::User && images.is_empty();
         let content = match self.content {
             Content::Parts if !string => {
@@ -602,6 +665,42 @@ mod tests {
         );
         let error = open(Content::Text, |spec| spec.chat_template = "no.jinja".to_owned()).unwrap_err();
         assert!(matches!(error, PromptError::Read { .. }), "{error}");
+    }
+
+    #[test]
+    fn special_tokens_mean_the_same_everywhere() {
+        type Change = fn(&mut PromptSpec);
+        let cases: [(Change, &str); 3] = [
+            (
+                |spec| spec.stop_ids = vec![65],
+                "`stop_ids` has 65, which is not the id of a special token",
+            ),
+            (|spec| spec.stop_ids = vec![262], "`stop_ids` has 262"),
+            (
+                |spec| spec.image_token_id = Some(256),
+                "`image_token_id` is 256, the tokenizer has id 259 for `<image>`",
+            ),
+        ];
+        for (change, expected) in cases {
+            let error = open(Content::Parts, change).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        let spec = |template: &str| {
+            let tokenizer = crate::text::tokenizer::bytes_for_tests();
+            let mut found = None;
+            drop(open(Content::Parts, |spec| found = Some(spec.clone())));
+            Prompter::new(tokenizer, ("t.jinja", template), &found.unwrap(), 4)
+        };
+        let error = spec("{{ '<|user|>' }}<image>").unwrap_err().to_string();
+        assert!(
+            error.contains("the chat template writes `<|user|>`, which the tokenizer does not know"),
+            "{error}"
+        );
+        assert!(spec("<|im_start|><image>").unwrap().try_out().is_err());
+        assert!(spec("{% if x %}").is_err());
+        let transparent = "{% for m in messages %}{% generation %}{% for c in m.content %}{% if c.type == 'image' %}<image>\
+            {% endif %}{% endfor %}{% endgeneration %}{% endfor %}";
+        assert!(spec(transparent).unwrap().try_out().is_ok());
     }
 
     #[test]

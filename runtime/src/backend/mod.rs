@@ -5,7 +5,6 @@
 //! `session`, `kv`, `fixed`, `stateless`, `parts`, `fused`, `isa`, `catch`. "Compiled in" and "usable here" are two
 //! things: [`Backend::check`] tells the second.
 
-mod catch;
 mod choose;
 mod cores;
 pub mod fixed;
@@ -34,8 +33,8 @@ pub mod stateless;
 mod tract;
 
 #[cfg(any(feature = "ort", feature = "rten", feature = "tract"))]
-use catch::catch;
-pub use catch::silence_caught_panics;
+use ::prompt::catch::catch;
+pub use ::prompt::catch::silence_caught_panics;
 pub use choose::{Choice, backends, choose, open_session};
 pub(crate) use choose::{check_forms, choose_for, form};
 pub use form::Form;

@@ -4,7 +4,7 @@
     python -m fvlm_conformance.reference.special_tokens          # writes conformance/golden/special-tokens.json
 
 Each case is the demo checkpoint with some small files replaced. `added` says which tokens stay in `tokenizer.json`;
-without it there is none, but `vocab.json` and `merges.txt` made of it. conformance/tests/special_tokens.rs makes the
+without it there is none, but `vocab.json` and `merges.txt` made of it. exporter/tests/special_tokens.rs makes the
 same checkpoints and compares. A case with `refused` is one where transformers' own tokenizers disagree, or where it
 makes up an id: an export says so instead. Needs transformers.
 """

@@ -174,7 +174,10 @@ pub(super) fn assets(
             "tokenizer.json",
             tokenizer.to_string().into_bytes(),
             match (made, special.from, image_token_id) {
-                (true, from, _) => format!("vocab.json, merges.txt and {}", from.unwrap_or("added_tokens.json")),
+                (true, from, _) => format!(
+                    "vocab.json, merges.txt and {}",
+                    from.unwrap_or("added_tokens.json")
+                ),
                 (false, _, Some(id)) if !named => format!("with `{IMAGE_TOKEN}` as id {id}"),
                 (false, Some(from), _) => format!("with the special tokens of {from}"),
                 (false, None, _) => "without white space".to_owned(),
@@ -483,8 +486,16 @@ mod tests {
     fn a_template_gets_the_tokens_that_it_names() {
         let config = r#"{"eos_token": "<|im_end|>", "image_token": "<image>", "boi_token": "<|im_start|>"}"#;
         let files = |template| {
-            let assets = checkpoint(&[("tokenizer_config.json", config), ("chat_template.jinja", template)]);
-            assets.unwrap().prompt.special_tokens.into_iter().collect::<Vec<_>>()
+            let assets = checkpoint(&[
+                ("tokenizer_config.json", config),
+                ("chat_template.jinja", template),
+            ]);
+            assets
+                .unwrap()
+                .prompt
+                .special_tokens
+                .into_iter()
+                .collect::<Vec<_>>()
         };
         let pair = |name: &str, token: &str| (name.to_owned(), token.to_owned());
         let eos = pair("eos_token", "<|im_end|>");

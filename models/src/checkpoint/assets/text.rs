@@ -127,7 +127,9 @@ pub(super) fn stop_ids(
         (CONFIG, declared.get("eos_token_id")),
         (CONFIG, declared.pointer("/text_config/eos_token_id")),
     ];
-    let mut places = places.into_iter().filter_map(|(file, value)| Some((file, value?)));
+    let mut places = places
+        .into_iter()
+        .filter_map(|(file, value)| Some((file, value?)));
     let stated = places.find(|(_, value)| !value.is_null());
     let mut stop = BTreeSet::new();
     if let Some((file, value)) = stated {
@@ -136,10 +138,13 @@ pub(super) fn stop_ids(
             one => std::slice::from_ref(one),
         };
         for id in list {
-            let special = id.as_i64().filter(|id| ids.added.values().any(|known| known == id));
+            let special = id
+                .as_i64()
+                .filter(|id| ids.added.values().any(|known| known == id));
             let Some(id) = special else {
-                let problem =
-                    format!("`eos_token_id` is {value}: {id} is not the id of a special token of the tokenizer");
+                let problem = format!(
+                    "`eos_token_id` is {value}: {id} is not the id of a special token of the tokenizer"
+                );
                 return Err(files.config(file, problem));
             };
             stop.insert(id);

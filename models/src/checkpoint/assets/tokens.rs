@@ -97,7 +97,9 @@ pub(super) fn complete(
     qwen2: bool,
     rows: u64,
 ) -> Result<Special, CheckpointError> {
-    let decoder = config.get("added_tokens_decoder").filter(|field| !field.is_null());
+    let decoder = config
+        .get("added_tokens_decoder")
+        .filter(|field| !field.is_null());
     let map = match decoder {
         Some(_) => None,
         None => files.json(SPECIAL_TOKENS_MAP)?,
@@ -132,7 +134,11 @@ pub(super) fn complete(
     let default = qwen2 && ["eos_token", "unk_token", "pad_token"].into_iter().any(silent);
     let default = default.then_some(QWEN2_DEFAULT);
     let names = named.iter().map(|(_, content)| content.as_str());
-    for content in default.into_iter().chain(names).chain(listed.iter().map(String::as_str)) {
+    for content in default
+        .into_iter()
+        .chain(names)
+        .chain(listed.iter().map(String::as_str))
+    {
         table.add(files, &Wanted::special(content, TOKENIZER_CONFIG), rows)?;
     }
     let from = from.or((!table.added.is_empty()).then_some(TOKENIZER_CONFIG));

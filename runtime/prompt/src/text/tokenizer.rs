@@ -1,6 +1,8 @@
 //! How does text become ids, and ids text?
 
 use crate::PromptError;
+use crate::catch::catch;
+use serde::Deserialize;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,23 +11,48 @@ use std::sync::Arc;
 pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     vocabulary: usize,
+    /// For messages.
+    file: Arc<Path>,
+}
+
+/// What of a `tokenizer.json` is looked at before the tokenizers library reads it: that asserts that these
+/// two can be read.
+#[derive(Deserialize)]
+struct Parts {
+    #[serde(default, rename = "decoder")]
+    _decoder: serde_json::Value,
+    #[serde(default, rename = "normalizer")]
+    _normalizer: serde_json::Value,
 }
 
 impl Tokenizer {
     /// Opens a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or that the tokenizers library does not take.
     pub fn open(path: &Path) -> Result<Tokenizer, PromptError> {
         let bytes = std::fs::read(path).map_err(|source| PromptError::Read {
             path: path.to_owned(),
             source,
         })?;
-        Tokenizer::parse(&bytes).map_err(|reason| PromptError::Tokenizer {
+        Tokenizer::read(path, &bytes)
+    }
+
+    /// Reads the contents of a `tokenizer.json`; `path` stands in errors. Its truncation and padding are
+    /// ignored, as transformers does.
+    ///
+    /// # Errors
+    /// What the tokenizers library does not take, with line and column where it is no JSON.
+    pub fn read(path: &Path, json: &[u8]) -> Result<Tokenizer, PromptError> {
+        let parsed = catch(|| Tokenizer::parse(path, json)).unwrap_or_else(|words| Err(words.into()));
+        parsed.map_err(|reason| PromptError::Tokenizer {
             path: path.to_owned(),
             reason: reason.to_string(),
         })
     }
 
-    /// Reads the contents of a `tokenizer.json`. Its truncation and padding are ignored, as transformers does.
-    fn parse(json: &[u8]) -> tokenizers::Result<Tokenizer> {
+    fn parse(path: &Path, json: &[u8]) -> tokenizers::Result<Tokenizer> {
+        serde_json::from_slice::<Parts>(json)?;
         let mut inner = tokenizers::Tokenizer::from_bytes(json)?;
         inner.with_truncation(None)?;
         inner.with_padding(None);
@@ -38,16 +65,18 @@ impl Tokenizer {
         Ok(Tokenizer {
             inner: Arc::new(inner),
             vocabulary,
+            file: path.into(),
         })
     }
 
     /// Ids of `text`. Special tokens in it become their ids; none is added.
     pub fn encode(&self, text: &str) -> Result<Vec<i64>, PromptError> {
-        let encoding = self.inner.encode_fast(text, false).map_err(failed)?;
+        let encoding = self.calling(|| self.inner.encode_fast(text, false))?;
         Ok(encoding.get_ids().iter().copied().map(i64::from).collect())
     }
 
-    /// Text of `ids`, without special tokens. Bytes that are not UTF-8 become U+FFFD; ids without a token nothing.
+    /// Text of `ids`, without special tokens. Bytes that are not UTF-8 become U+FFFD; ids without a token
+    /// nothing.
     pub fn decode(&self, ids: &[i64]) -> Result<String, PromptError> {
         let ids: Result<Vec<u32>, _> = ids
             .iter()
@@ -57,10 +86,20 @@ impl Tokenizer {
                 })
             })
             .collect();
-        self.inner.decode(&ids?, true).map_err(failed)
+        let ids = ids?;
+        self.calling(|| self.inner.decode(&ids, true))
     }
 
-    /// One more than the largest id that has a token: rows of the logits from there on are padding of the table.
+    /// Calls the tokenizers library, which asserts that what its file says fits together.
+    fn calling<T>(&self, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, PromptError> {
+        let result = catch(work).unwrap_or_else(|words| Err(words.into()));
+        result.map_err(|error| PromptError::Tokenize {
+            reason: format!("`{}`: {error}", self.file.display()),
+        })
+    }
+
+    /// One more than the largest id that has a token: rows of the logits from there on are padding of the
+    /// table.
     pub fn vocabulary(&self) -> usize {
         self.vocabulary
     }
@@ -69,15 +108,16 @@ impl Tokenizer {
     pub fn id_of(&self, token: &str) -> Option<i64> {
         self.inner.token_to_id(token).map(i64::from)
     }
-}
 
-fn failed(error: tokenizers::Error) -> PromptError {
-    PromptError::Tokenize {
-        reason: error.to_string(),
+    /// Whether an id is that of a token that was added to the vocabulary, as all special ones are.
+    pub fn is_added(&self, id: i64) -> bool {
+        let added = self.inner.get_added_tokens_decoder();
+        u32::try_from(id).is_ok_and(|id| added.contains_key(&id))
     }
 }
 
-/// A byte-level tokenizer without merges, as Qwen2's but for its size: every byte is a token, and four special ones.
+/// A byte-level tokenizer without merges, as Qwen2's but for its size: every byte is a token, and four
+/// special ones.
 #[cfg(test)]
 pub(crate) fn json_for_tests() -> String {
     // GPT-2's table of printable stand-ins for bytes.
@@ -114,7 +154,7 @@ pub(crate) fn json_for_tests() -> String {
 /// The tokenizer of [`json_for_tests`].
 #[cfg(test)]
 pub(crate) fn bytes_for_tests() -> Tokenizer {
-    Tokenizer::parse(json_for_tests().as_bytes()).unwrap()
+    Tokenizer::read(Path::new("tokenizer.json"), json_for_tests().as_bytes()).unwrap()
 }
 
 #[cfg(test)]
@@ -146,8 +186,24 @@ mod tests {
         json["truncation"] = serde_json::json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
         json["padding"] = serde_json::json!({"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": null,
             "pad_id": 256, "pad_type_id": 0, "pad_token": "<|endoftext|>"});
-        let tokenizer = Tokenizer::parse(json.to_string().as_bytes()).unwrap();
+        let json = json.to_string();
+        let tokenizer = Tokenizer::read(Path::new("tokenizer.json"), json.as_bytes()).unwrap();
         assert_eq!(tokenizer.encode("abcd").unwrap().len(), 4);
+    }
+
+    /// A wrong byte ends at a place in the file, not in an assertion of the library.
+    #[test]
+    fn a_wrong_byte_is_said_with_its_place() {
+        let whole = json_for_tests();
+        let place = whole.find("\"decoder\":{").unwrap() + 14;
+        let mut json = whole.into_bytes();
+        json[place] = b'"';
+        let error = Tokenizer::read(Path::new("tokenizer.json"), &json).unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.contains("tokenizer.json") && error.contains("line 1 column"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use models::checkpoint::{Checkpoint, assets};
-use runtime::text::Tokenizer;
+use prompt::text::Tokenizer;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -70,7 +70,7 @@ fn read(folder: &Path, text: &str, tokens: &Value) -> Result<Value, String> {
 
 #[test]
 fn tokens_have_the_ids_that_transformers_gives_them() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/special-tokens.json");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../conformance/golden/special-tokens.json");
     let recorded: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
     let text = recorded["text"].as_str().unwrap();
     let cases = recorded["cases"].as_array().unwrap();

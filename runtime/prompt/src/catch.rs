@@ -1,4 +1,4 @@
-//! Panics of engines, caught and returned as errors.
+//! Panics of engines and of the tokenizers library, caught and returned as errors.
 
 thread_local! {
     static CATCHING: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
@@ -15,9 +15,11 @@ pub fn silence_caught_panics() {
     }));
 }
 
-/// Runs code that has assertions which a corrupt file can reach; `Err` has the words of the panic.
-#[cfg(any(feature = "ort", feature = "rten", feature = "tract"))]
-pub(super) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+/// Runs code that has assertions which a corrupt file can reach.
+///
+/// # Errors
+/// The words of the panic.
+pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     let outer = CATCHING.replace(true);
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
     CATCHING.set(outer);
