@@ -1,8 +1,6 @@
 //! Flipped bytes in a `tokenizer.json`: each file is a tokenizer or an error that names it; no panic leaves
 //! the crate.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
-
 use prompt::PromptError;
 use prompt::text::Tokenizer;
 use std::path::Path;

@@ -4,8 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use models::bundle::{Content, PromptSpec};
-use runtime::image::ImageId;
-use runtime::prompt::{Message, Piece, Prompter, Role};
+
+use prompt::{ImageId, Message, Piece, Prompter, Role};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -45,7 +45,7 @@ struct RecordedMessage {
 }
 
 fn recorded() -> Recorded {
-    serde_json::from_str(include_str!("data/prompts.json")).unwrap()
+    serde_json::from_str(include_str!("../../tests/data/prompts.json")).unwrap()
 }
 
 fn check(tokenizer: &Path, template: &Path, content: Content, cases: &Cases) {
@@ -131,7 +131,7 @@ fn check(tokenizer: &Path, template: &Path, content: Content, cases: &Cases) {
 fn demo() -> PathBuf {
     match std::env::var_os("FVLM_DEMO_CHECKPOINT") {
         Some(directory) => directory.into(),
-        None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/demo/checkpoint"),
+        None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../models/demo/checkpoint"),
     }
 }
 
