@@ -1,7 +1,7 @@
 //! How do decoders of fixed lengths become a decoder of any? What is fed is cut into pieces that they take, each padded in
 //! front, and their new keys and values are written into a cache of fixed length.
 
-use super::kv::{Ports, given};
+use super::kv::ports::{Ports, given};
 use super::session::{EngineSession, Input, Placement};
 use super::{Decoder, DecoderState};
 use crate::error::BackendError;

@@ -27,7 +27,7 @@ use super::DecoderState;
 #[cfg(any(test, target_os = "macos", fvlm_type_check))]
 use super::fixed::{check_room, in_pieces};
 #[cfg(any(test, target_os = "macos", fvlm_type_check))]
-use super::kv::count_positions;
+use super::kv::ports::count_positions;
 use super::session::Session;
 use super::{Backend, Decoder, Form, Model, Options, Provider, TokenEmbedder, VisionEncoder};
 use crate::error::BackendError;
