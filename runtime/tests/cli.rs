@@ -407,6 +407,10 @@ fn images_that_are_none() {
         let run = folder.run(&[name, "red.png"]).failure(&[name]);
         assert!(run.stdout.ends_with("==> red.png <==\nR.\n"), "{}", run.stdout);
     }
+    let address = "https://example.com/photo.jpg";
+    folder
+        .run(&[address])
+        .failure(&[address, "is an address, expected a file"]);
     image::RgbImage::new(1200, 1000)
         .save(folder.path("large.png"))
         .unwrap();
