@@ -9,6 +9,7 @@ use super::Picture;
 use models::bundle::Resample;
 use std::f64::consts::PI;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// Fraction bits of a weight: 32 - 8 bits of a channel - 2 for overshoot, as in Pillow.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
@@ -96,18 +97,23 @@ pub fn resize(
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = cores.min(vertical.taps.len().div_ceil(ROWS_PER_THREAD));
     let share = vertical.taps.len().div_ceil(threads);
-    std::thread::scope(|scope| {
-        let mut shares = vertical
-            .taps
-            .chunks(share)
-            .zip(result.chunks_mut(share * row_bytes));
-        let own = shares.next();
-        for (taps, out) in shares {
-            scope.spawn(move || run(taps, out));
-        }
-        if let Some((taps, out)) = own {
+    let shares = vertical
+        .taps
+        .chunks(share)
+        .zip(result.chunks_mut(share * row_bytes));
+    let shares = Mutex::new(shares);
+    let next = || shares.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        while let Some((taps, out)) = next() {
             run(taps, out);
         }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            // Where a thread cannot be had, the others do its share.
+            drop(std::thread::Builder::new().spawn_scoped(scope, work));
+        }
+        work();
     });
     result
 }

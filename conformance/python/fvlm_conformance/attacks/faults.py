@@ -74,6 +74,35 @@ class Trial:
             print("BAD", self.world.bad[-1], flush=True)
 
 
+def cut(world, trial):
+    """Cuts the weights of a bundle between two questions of a chat: the answer is the one of a whole bundle, or the
+    program ends with an error that names a file."""
+    questions = ["What is it?\n", "Is it red?\n"]
+    for form in ("q4", "fp32"):
+        world.learn([form])
+        for provider in ("cpu", "tract"):
+            bundle = world.folder.with_name(world.folder.name + "-cut")
+            command = [world.bin / "fvlm-run", "--model", bundle, "--provider", provider, "-q", "-i", SCENE]
+            command = [str(part) for part in command]
+            shutil.copytree(world.target, bundle)
+            whole = subprocess.run(command, input="".join(questions), capture_output=True, text=True, timeout=180)
+            pipe = subprocess.PIPE
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+            process.stdin.write(questions[0])
+            process.stdin.flush()
+            first = process.stdout.readline()
+            for data in (bundle / "onnx").glob("*_data"):
+                os.truncate(data, 10)
+            rest, said = process.communicate(questions[1], timeout=180)
+            if process.returncode == 0:
+                how = "right" if first + rest == whole.stdout else "WRONG"
+            else:
+                named = process.returncode == 2 and "_data` was shortened" in said
+                how = "error" if named else f"ENDED {process.returncode}"
+            trial.end("cut weights", f"run {provider} {form}", how, said)
+            shutil.rmtree(bundle)
+
+
 def run(programs, count, seed):
     chance = random.Random(seed)
     world = World(programs)
@@ -115,6 +144,7 @@ def run(programs, count, seed):
             trial.run(kind, "export", [*shell, *world.export(form)])
         world.judge((kind,), {"q4", "fp32"})
     shutil.rmtree(beside)
+    cut(world, trial)
     world.learn(["fp32"])
     for kind, counts in trial.counts.items():
         print(f"{kind}: " + ", ".join(f"{counts[key]} {key}" for key in sorted(counts)), flush=True)
