@@ -10,7 +10,7 @@ use crate::bundle::BundleError;
 use crate::dtype::DType;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Component, Path, PathBuf};
 
 impl Bundle {
@@ -55,10 +55,11 @@ impl Bundle {
             let mut file = crate::regular::open(&path).map_err(io)?;
             let mut hash = Sha256::new();
             loop {
-                let count = file.read(&mut block).map_err(io)?;
-                if count == 0 {
-                    break;
-                }
+                let count = match file.read(&mut block) {
+                    Ok(0) => break,
+                    Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                    count => count.map_err(io)?,
+                };
                 hash.update(block.get(..count).unwrap_or_default());
                 progress(u64::try_from(count).unwrap_or(0));
             }
