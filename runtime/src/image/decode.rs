@@ -2,11 +2,11 @@
 //!
 //! The result is what Pillow's `ImageOps.exif_transpose(Image.open(file)).convert("RGB")` gives, to the bit,
 //! in every format, or an error. Measured against Pillow 13 (libjpeg-turbo 3.2, libwebp 1.6, libtiff 4.7) on
-//! 2240 generated files (`scripts/check_images`):
+//! 2384 generated files (`scripts/check_images`):
 //! - Alpha is dropped, not blended: transparent pixels show the colour that they store.
 //! - The orientation of EXIF and TIFF is applied, or else that of XMP.
 //! - Of animations, the first frame is decoded. What a GIF's first frame leaves free has its transparent
-//!   index, or index 0.
+//!   index, or index 0; in WebP it is black.
 //! - 16-bit channels keep their upper byte, as Pillow's do in RGB and in gray with alpha. Plain 16-bit gray
 //!   it clips at 255, which turns nearly every such image white, and in TIFF it reads 16-bit planes and
 //!   inverted 16-bit gray wrongly: here they keep their upper byte too.
@@ -18,6 +18,7 @@
 use super::detect::{Format, HEAD, detect};
 use super::jpeg::Jpeg;
 use super::problem::Problem;
+use super::webp::Frame;
 use super::{ImageError, Picture};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
@@ -198,6 +199,17 @@ fn decode_other(
     }
     let xmp = decoder.xmp_metadata().ok().flatten();
     let orientation = super::orientation::of(exif.as_deref(), xmp.as_deref());
+    let frame = if format == ImageFormat::WebP {
+        Frame::find(bytes)?
+    } else {
+        None
+    };
+    if let Some(frame) = frame {
+        // Its file has no animation, so this ends here.
+        let (picture, _) = decode_other(&frame.still, limits, format)?;
+        let image = frame.paint(&picture.into_rgb8())?;
+        return Ok((DynamicImage::ImageRgb8(image), orientation));
+    }
     let image = DynamicImage::from_decoder(decoder)?;
     let image = DynamicImage::ImageRgb8(match image {
         DynamicImage::ImageLuma16(image) => eight_bits::<1, false>(width, height, image.as_raw()),

@@ -15,6 +15,7 @@ pub mod preprocess;
 mod problem;
 pub mod resize;
 mod tiff;
+mod webp;
 
 pub use ::prompt::ImageId;
 pub use decode::{Limits, decode, open, read};

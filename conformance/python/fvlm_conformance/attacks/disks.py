@@ -63,7 +63,9 @@ def mounted(programs, count, seed):
                 subprocess.run(["mount", "-o", "remount,ro", place], check=True)
             ran = subprocess.run(world.export(form), capture_output=True, text=True)
             found, problems = world.state()
-            fine = (ran.returncode == 0 and found) or (ran.returncode == 2 and not found and "error:" in ran.stderr)
+            fine = (ran.returncode == 0 and found) or (
+                ran.returncode == 2 and not found and "error:" in ran.stderr
+            )
             if problems or not fine or world.leftovers() or "panicked" in ran.stderr:
                 world.bad.append((kibibytes, form, ran.returncode, ran.stderr, problems, world.leftovers()))
                 print("BAD", world.bad[-1], flush=True)
@@ -90,7 +92,9 @@ def writers(programs, count, seed):
             command = world.export(forms[index % 3])
             if not overwrite:
                 command.remove("--overwrite")
-            processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+            processes.append(
+                subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            )
             time.sleep(chance.random() * 0.02)
         for process in processes:
             said = process.communicate(timeout=300)[1]

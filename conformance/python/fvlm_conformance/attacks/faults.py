@@ -28,7 +28,7 @@ KINDS = {
 LIMITS = {
     "16 descriptors": "ulimit -n 16",
     "512 MB of address space": "ulimit -v 524288",
-    "one core": "command -v taskset >/dev/null && exec taskset -c 0 \"$@\"",
+    "one core": 'command -v taskset >/dev/null && exec taskset -c 0 "$@"',
     "a stack of 256 kB": "ulimit -s 256",
 }
 
@@ -63,7 +63,11 @@ class Trial:
             return self.end(kind, name, "PANIC", said)
         if ran.returncode == 2 and "error" in said:
             return self.end(kind, name, "error", said)
-        if kind in ("malloc", "512 MB of address space") and ran.returncode in (-6, 134) and "allocation" in said:
+        if (
+            kind in ("malloc", "512 MB of address space")
+            and ran.returncode in (-6, 134)
+            and "allocation" in said
+        ):
             return self.end(kind, name, "no memory, said and ended", said)
         return self.end(kind, name, f"ENDED {ran.returncode}", said)
 
@@ -148,7 +152,9 @@ def run(programs, count, seed):
     world.learn(["fp32"])
     for kind, counts in trial.counts.items():
         print(f"{kind}: " + ", ".join(f"{counts[key]} {key}" for key in sorted(counts)), flush=True)
-    print(f"faults: {sum(sum(counts.values()) for counts in trial.counts.values())} runs; {len(world.bad)} bad")
+    print(
+        f"faults: {sum(sum(counts.values()) for counts in trial.counts.values())} runs; {len(world.bad)} bad"
+    )
     bad = len(world.bad)
     world.close()
     return bad

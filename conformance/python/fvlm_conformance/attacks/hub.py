@@ -32,7 +32,9 @@ class Hub:
             def answer(self, body):
                 if self.path.startswith("/api/models/org/name/revision/"):
                     siblings = [{"rfilename": name, "size": len(files[name])} for name in sorted(files)]
-                    return self.send(200, json.dumps({"sha": COMMIT, "siblings": siblings}).encode(), {}, body)
+                    return self.send(
+                        200, json.dumps({"sha": COMMIT, "siblings": siblings}).encode(), {}, body
+                    )
                 name = self.path.rsplit("/", 1)[-1]
                 if name not in files:
                     return self.send(404, b"", {}, body)

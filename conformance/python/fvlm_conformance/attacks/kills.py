@@ -73,9 +73,22 @@ def downloads(world, count, seed):
     """Kills exports of a model of the hub while they download it."""
     chance = random.Random(seed)
     hub = Hub(CHECKPOINT)
-    environment = {**os.environ, "HF_HOME": str(world.folder / "hub"), "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": ""}
+    environment = {
+        **os.environ,
+        "HF_HOME": str(world.folder / "hub"),
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_TOKEN": "",
+    }
     environment.pop("HF_HUB_OFFLINE", None)
-    command = [str(world.bin / "fvlm-export"), "--model", "org/name", "-o", str(world.target), "--overwrite", "-q"]
+    command = [
+        str(world.bin / "fvlm-export"),
+        "--model",
+        "org/name",
+        "-o",
+        str(world.target),
+        "--overwrite",
+        "-q",
+    ]
     cache = world.folder / "hub" / "hub" / "models--org--name"
     struck = 0
     while struck < count:

@@ -38,6 +38,7 @@ RECORDED = re.compile(
     r"|^tiff-(palette|gray|la|rgba|cmyk|planar|white|format).*(strips|-tiles|fill-order|None|white-16|-[13])\.tif$"
     r"|^bmp-(rle|gray|\d+-(64|early)|\d+-(12|40)|\d+-[a-z0-9]+-(40|56)).*\.bmp$"
     r"|^(jpeg|png|webp|tiff)-(xmp|raw|named|both)-.*6\.[a-z]+$"
+    r"|^webp-frames-.*-ff102030-4\.6-[02]-2\.webp$"
     r"|^gif-16-\w+-(own.*|whole-(None|1)|part-(5\.6|23\.12)-(None|1)-[01]|3\.17|32\.2)\.gif$"
 )
 MOST = 2_000

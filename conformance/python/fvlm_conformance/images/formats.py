@@ -582,6 +582,44 @@ def webps():
         yield f"webp-animated-lossy-{size}.webp", save(rgb, "WEBP", quality=80, **frames)
 
 
+def webp_animations():
+    """Animations whose first frame may be smaller than the canvas, with backgrounds and blending."""
+
+    def part(kind, data):
+        return kind + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
+
+    def still(image, **options):
+        data, out = save(image, "WEBP", **options)[12:], b""
+        while data:
+            size = 8 + struct.unpack("<I", data[4:8])[0]
+            size += size % 2
+            if data[:4] in (b"VP8 ", b"VP8L", b"ALPH"):
+                out += data[:size]
+            data = data[size:]
+        return out
+
+    def small(value):
+        return struct.pack("<I", value)[:3]
+
+    rgb = Image.fromarray(scene(14, 9))
+    rgba = rgb.copy()
+    rgba.putalpha(Image.fromarray(scene(14, 9, 1)[:, :, 0]))
+    bodies = {
+        "lossless": still(rgb, lossless=True),
+        "lossless-alpha": still(rgba, lossless=True, exact=True),
+        "lossy": still(rgb, quality=80),
+        "lossy-alpha": still(rgba, quality=80),
+    }
+    for (name, body), background, (x, y), blend, frames in itertools.product(
+        bodies.items(), (0, 0xFF102030, 0x80FF8000), ((0, 0), (4, 6), (22, 12)), (0, 2), (1, 2)
+    ):
+        frame = small(x // 2) + small(y // 2) + small(13) + small(8) + small(100) + bytes([blend]) + body
+        data = b"WEBP" + part(b"VP8X", b"\x12\0\0\0" + small(36) + small(20))
+        data += part(b"ANIM", struct.pack("<IH", background, 0)) + part(b"ANMF", frame) * frames
+        kind = f"webp-frames-{name}-{background:x}-{x}.{y}-{blend}-{frames}.webp"
+        yield kind, b"RIFF" + struct.pack("<I", len(data)) + data
+
+
 def oriented():
     """EXIF and XMP, wherever a format has them."""
     rgb = Image.fromarray(scene(WIDTH, HEIGHT))
@@ -618,3 +656,4 @@ def files():
     yield from bmps()
     yield from gifs()
     yield from webps()
+    yield from webp_animations()

@@ -71,7 +71,9 @@ def write(directory, keep, files):
     path = directory / "tokenizer.json"
     if keep is None:
         path.unlink()
-        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer["model"]["merges"]]
+        merges = [
+            merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer["model"]["merges"]
+        ]
         lines = ["#version: 0.2", *merges, ""]
         (directory / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
         vocab = json.dumps(tokenizer["model"]["vocab"], ensure_ascii=False)
