@@ -142,7 +142,7 @@ fn cases_of_given(flags: &cli::Run, bundle: Option<&Bundle>) -> Result<Vec<Case>
                 |error: models::bundle::BundleError| CaseError::failed("checking the bundle", &error);
             let bundle = Bundle::open(&directory).map_err(failed)?;
             let mut findings = Findings::default();
-            match bundle.verify_hashes(&directory, &mut |_| {}) {
+            match bundle.verify(&directory, &|_| ()) {
                 Ok(()) => {}
                 Err(models::bundle::BundleError::Broken { problems, .. }) => findings.problems = problems,
                 Err(error) => return Err(failed(error)),

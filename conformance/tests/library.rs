@@ -180,3 +180,82 @@ fn a_frame_is_as_good_as_a_file() {
         .text();
     assert!(!answer.unwrap().is_empty());
 }
+
+/// The Hugging Face cache: every file of a bundle is a link into a folder `blobs`, under another name.
+#[cfg(unix)]
+fn linked(bundle: &Path, folder: &Path) -> std::path::PathBuf {
+    let (snapshot, blobs) = (folder.join("snapshots/main"), folder.join("blobs"));
+    std::fs::create_dir_all(&blobs).unwrap();
+    let contract = models::bundle::Bundle::open(bundle).unwrap();
+    let files = contract.files.iter().map(|file| file.path.as_str());
+    for (number, path) in files.chain(["bundle.json"]).enumerate() {
+        let (blob, link) = (blobs.join(format!("{number:040}")), snapshot.join(path));
+        std::fs::copy(bundle.join(path), &blob).unwrap();
+        std::fs::create_dir_all(link.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(&blob, link).unwrap();
+    }
+    snapshot
+}
+
+#[test]
+#[cfg(unix)]
+fn a_bundle_in_the_hub_cache_answers_on_every_engine() {
+    use exporter::{Precision, Target, Variant};
+    let folder = tempfile::tempdir().unwrap();
+    let mut plan = ExportPlan::new(Source::Demo, folder.path().join("bundle"));
+    plan.variants = [
+        (Target::Portable, Precision::Fp32),
+        (Target::Cpu, Precision::Int8),
+    ]
+    .map(|(target, precision)| Variant::new(target, precision).unwrap())
+    .to_vec();
+    exporter::export(&plan, &mut Silent).unwrap();
+    let links = linked(&folder.path().join("bundle"), &folder.path().join("models--demo"));
+    for provider in [Provider::Cpu, Provider::Tract] {
+        for target in [runtime::Target::Portable, runtime::Target::Cpu] {
+            let options = Options::default()
+                .with_provider(provider)
+                .with_fallback(false)
+                .with_target(Some(target));
+            if provider.usable(&options).is_err() {
+                continue;
+            }
+            let answer = |bundle: &Path| {
+                let mut engine = Engine::open(bundle, &options).unwrap();
+                let request = Request::default().with_max_tokens(8);
+                let mut answer = engine.describe(&scene(1), QUESTION, &request).unwrap();
+                answer.text().unwrap()
+            };
+            let expected = answer(&folder.path().join("bundle"));
+            assert_eq!(answer(&links), expected, "{provider} {target}");
+        }
+    }
+}
+
+#[test]
+fn weights_are_verified_when_asked() {
+    let folder = bundle();
+    let path = folder.path().join("bundle/onnx/decoder_model_merged.onnx_data");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let engine = engine(&folder);
+    let read = std::sync::atomic::AtomicU64::new(0);
+    let error = engine
+        .model()
+        .verify(&|count| {
+            read.fetch_add(count, Ordering::Relaxed);
+        })
+        .unwrap_err();
+    let files = &engine.bundle().files;
+    assert_eq!(
+        read.into_inner(),
+        files.iter().map(|file| file.bytes).sum::<u64>()
+    );
+    let words = error.to_string();
+    assert!(
+        words.contains("`onnx/decoder_model_merged.onnx_data` has SHA-256") && error.is_about_model(),
+        "{words}"
+    );
+}

@@ -4,10 +4,12 @@ use crate::error::EngineError;
 use crate::generate::{self, Finish, Generation, Limits, NextToken, Piece};
 use crate::image::{ImageId, Picture};
 use crate::model::{Model, ProviderReport};
-use crate::prompt::Message;
+use crate::opening::Parts as _;
+use crate::prompt::{Message, Prompt, Prompter};
 use crate::request::Request;
 use crate::sample::Sampler;
 use crate::sequence::{Geometry, Sequence};
+use crate::shift::{Room, Shift};
 use crate::stats::{Stats, peak_memory};
 use crate::text::TextStream;
 use crate::timeline::Timeline;
@@ -27,6 +29,8 @@ pub struct Conversation {
     ahead: Ahead,
     /// How many of the model's notices were taken.
     told: usize,
+    /// What is left out of it when the context is full.
+    shift: Shift,
 }
 
 /// What is done for an answer before its prompt is built.
@@ -63,6 +67,7 @@ impl Conversation {
             timeline,
             ahead: Ahead::default(),
             told: 0,
+            shift: Shift::default(),
         }
     }
 
@@ -82,6 +87,14 @@ impl Conversation {
         let mut notices = self.model().notices();
         let told = std::mem::replace(&mut self.told, notices.len());
         notices.split_off(told.min(notices.len()))
+    }
+
+    /// Whether [`Conversation::chat`] may leave out the oldest turns of its messages where the prompt would leave no room for
+    /// an answer, instead of failing with [`EngineError::TooLong`]. Instructions before the first turn stay, and so do all
+    /// images, which the oldest turn that stays then shows; a quarter of the context is made free at once. What is left out
+    /// once stays left out, as long as the messages begin alike; [`Stats::left_out`] says how much it is. Off at first.
+    pub fn set_context_shift(&mut self, allowed: bool) {
+        self.shift.allowed = allowed;
     }
 
     /// Prepares an image, so that messages can name it. The same image is the same id.
@@ -104,6 +117,7 @@ impl Conversation {
     /// Forgets what was said and all images, and frees the KV cache.
     pub fn reset(&mut self) {
         self.ahead = Ahead::default();
+        self.shift.reset();
         self.sequence.reset();
     }
 
@@ -172,6 +186,26 @@ impl Conversation {
         }
     }
 
+    /// The prompt of the messages, and how many turns it leaves out.
+    fn build(
+        &mut self,
+        prompter: &Prompter,
+        messages: &[Message],
+        request: &Request,
+    ) -> Result<(Prompt, usize), EngineError> {
+        if !self.shift.allowed {
+            return Ok((prompter.build(messages)?, 0));
+        }
+        let room = Room {
+            context: self.sequence.parts().context()?,
+            answer: request.max_tokens,
+        };
+        let image_token = self.sequence.parts().bundle().prompt.image_token.clone();
+        self.shift.fit(messages, &image_token, room, &|messages| {
+            Ok(prompter.build(messages)?)
+        })
+    }
+
     /// Reads the prompt.
     fn prepare(&mut self, messages: &[Message], request: &Request) -> Result<Prepared, EngineError> {
         #[cfg(feature = "ort")]
@@ -189,7 +223,7 @@ impl Conversation {
         let model = self.model().clone();
         let prompter = model.prompter()?;
         let sampler = Sampler::new(request.sampling, prompter.tokenizer().vocabulary())?;
-        let prompt = prompter.build(messages)?;
+        let (prompt, left_out) = self.build(&prompter, messages, request)?;
         request.check()?;
         // Before anything is fed: waiting for the parts may replace the decoder.
         let provider = model.provider()?;
@@ -202,6 +236,7 @@ impl Conversation {
             encode: (ahead.encode + prefill.encode).as_secs_f64(),
             prompt_positions: prompt.len(),
             reused_positions: prefill.reused,
+            left_out,
             prefill: prefill.prefill.as_secs_f64(),
             timeline: Timeline::take_all(&[model.timeline(), &self.timeline]),
             ..Stats::default()

@@ -58,6 +58,9 @@ pub enum BackendError {
     /// This program was built without any engine.
     #[error("this program was built without any engine: neither feature `ort` nor feature `tract`")]
     NoBackend,
+    /// A graph or a package is not the one that was exported.
+    #[error(transparent)]
+    Altered(#[from] BundleError),
     /// A graph file cannot be used.
     #[error("cannot use graph `{}` on {provider}: {reason}", path.display())]
     Graph {
@@ -135,6 +138,12 @@ impl BackendError {
         )
     }
 
+    /// Whether another provider may be tried where this one could not open a model: it is missing, or refuses a graph
+    /// that another may take.
+    pub fn is_of_engine(&self) -> bool {
+        self.is_unavailable() || matches!(self, BackendError::Graph { .. })
+    }
+
     /// What the error is about, if it is a file.
     pub fn subject(&self) -> Option<&Path> {
         match self {
@@ -144,6 +153,7 @@ impl BackendError {
             | BackendError::Inputs { path, .. }
             | BackendError::Full { path, .. }
             | BackendError::Run { path, .. } => Some(path),
+            BackendError::Altered(error) => Some(error.subject()),
             BackendError::Unavailable { .. }
             | BackendError::NotCompiled { .. }
             | BackendError::NoGraphs { .. }

@@ -14,6 +14,7 @@ mod opening;
 mod request;
 pub mod sample;
 mod sequence;
+mod shift;
 pub mod splice;
 pub mod stats;
 pub mod timeline;

@@ -108,7 +108,8 @@ struct Inner {
 impl Model {
     /// Opens the bundle in `directory` on an engine that works here.
     ///
-    /// This returns as soon as the contract is read. Everything else is opened on threads of its own and waited for where
+    /// This returns as soon as the contract is read and compared with the bundle's small files, which are hashed. Graphs and
+    /// the tokenizer are hashed before they are used, weights by [`Model::verify`] alone. Everything else is opened on threads of its own and waited for where
     /// it is first needed: an image can be decoded, prepared and encoded while the decoder still loads. What cannot be
     /// opened is the error of whoever needs it; [`Model::ready`] waits for all of it.
     ///
@@ -137,13 +138,16 @@ impl Model {
             bundle = at_image_size(&bundle, side)?;
         }
         backend::check_forms(&bundle, options)?;
+        let unknown = bundle.unknown.iter();
+        let notices = unknown.map(|form| format!("a form of the bundle is left out: {form}"));
+        let notices = notices.collect();
         let source = Arc::new(Source {
             directory: directory.to_owned(),
             bundle,
             options: options.clone(),
             timeline: timeline.clone(),
             choose: backend::choose_for,
-            notices: Mutex::default(),
+            notices: Mutex::new(notices),
         });
         let opening = Opening::begin(&source);
         let words = Arc::clone(&source);
@@ -154,8 +158,9 @@ impl Model {
                 timeline,
                 ..
             } = &*words;
-            let prompter = timeline.measure("load tokenizer", || {
-                Prompter::open(directory, &bundle.prompt, bundle.image.tokens)
+            let prompter = timeline.measure("load tokenizer", || -> Result<Prompter, EngineError> {
+                bundle.verify_files(directory, [bundle.prompt.tokenizer.as_str()])?;
+                Ok(Prompter::open(directory, &bundle.prompt, bundle.image.tokens)?)
             })?;
             Ok(Arc::new(prompter))
         });
@@ -177,6 +182,21 @@ impl Model {
         self.0.opening.ready()?;
         self.0.prompter.get()?;
         Ok(())
+    }
+
+    /// Reads every file of the bundle, weights too, and compares its SHA-256 with the contract: at the speed of the disk, on
+    /// all processors. `progress` is told of bytes read, from several threads; [`Bundle::files`] says how many there are.
+    ///
+    /// Weights are not hashed otherwise, since that takes longer than to open them; a byte of them that changed is then a
+    /// silently other answer. Whoever can write to the bundle while it is open can still change it.
+    ///
+    /// # Errors
+    /// All files whose contents are not those of the contract, or that cannot be read.
+    pub fn verify(&self, progress: &(dyn Fn(u64) + Sync)) -> Result<(), EngineError> {
+        let Source {
+            directory, bundle, ..
+        } = &*self.0.source;
+        Ok(bundle.verify(directory, progress)?)
     }
 
     /// The bundle's contract; where an image size was asked for, as if there were no other

@@ -179,13 +179,19 @@ impl Opening {
         Arc::clone(&self.roles.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Waits for a part. If its engine turns out not to work, the next one opens all of them.
+    /// Whether another engine may be tried after this error. One that refuses a graph is replaced where another may be:
+    /// without that leave its own words are the better ones.
+    fn may_replace(&self, error: &BackendError) -> bool {
+        error.is_unavailable() || (error.is_of_engine() && self.source.options.fallback)
+    }
+
+    /// Waits for a part. If its engine turns out not to work, or refuses it, the next one opens all of them.
     fn part<T>(&self, get: impl Fn(&Roles) -> Result<T, EngineError>) -> Result<T, EngineError> {
         loop {
             let current = self.current();
             let roles = current.get()?;
             match get(&roles) {
-                Err(EngineError::Backend(error)) if error.is_unavailable() => {
+                Err(EngineError::Backend(error)) if self.may_replace(&error) => {
                     let mut place = self.roles.lock().unwrap_or_else(PoisonError::into_inner);
                     // Another conversation may have been first.
                     if Arc::ptr_eq(&place, &current) {

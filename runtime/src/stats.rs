@@ -19,6 +19,9 @@ pub struct Stats {
     pub prompt_positions: usize,
     /// Positions of the prompt that were in the KV cache already.
     pub reused_positions: usize,
+    /// Turns of the conversation that the prompt leaves out, because the context was full
+    /// ([`Conversation::set_context_shift`](crate::Conversation::set_context_shift)).
+    pub left_out: usize,
     /// The embedding and the decoder, over the rest of the prompt.
     pub prefill: f64,
     /// From the decoded image and the question to the first token; while something still loads, that too.
@@ -66,6 +69,9 @@ impl Stats {
                 self.reused_positions
             ),
         ]);
+        if self.left_out > 0 {
+            lines.push(format!("left out    {} turns, the oldest", self.left_out));
+        }
         lines.extend(
             self.time_to_first_token
                 .map(|seconds| format!("first token {}", time(seconds))),

@@ -422,7 +422,7 @@ fn images_that_are_none() {
 #[test]
 fn bundles_that_are_broken() {
     type Break = fn(&Folder);
-    let cases: [(&str, Break, &[&str]); 8] = [
+    let cases: [(&str, Break, &[&str]); 15] = [
         (
             "a graph is missing",
             |f| remove(f, "onnx/embed_tokens.onnx"),
@@ -436,12 +436,56 @@ fn bundles_that_are_broken() {
         (
             "a graph is noise",
             |f| noise(f, "onnx/vision_encoder.onnx"),
-            &["vision_encoder.onnx"],
+            &["vision_encoder.onnx", "has SHA-256", "fvlm-export --verify"],
+        ),
+        (
+            "a graph is noise, and the contract vouches for it",
+            |f| {
+                noise(f, "onnx/vision_encoder.onnx");
+                vouch(f, "onnx/vision_encoder.onnx");
+            },
+            &["vision_encoder.onnx", "cannot use graph"],
+        ),
+        (
+            "a graph is cut, and the contract vouches for it",
+            |f| {
+                cut(f, "onnx/decoder_model_merged.onnx");
+                vouch(f, "onnx/decoder_model_merged.onnx");
+            },
+            &["decoder_model_merged.onnx", "cannot use graph"],
         ),
         (
             "the tokenizer is noise",
             |f| noise(f, "tokenizer.json"),
-            &["tokenizer.json"],
+            &["tokenizer.json", "has SHA-256", "fvlm-export --verify"],
+        ),
+        (
+            "the tokenizer is noise, and the contract vouches for it",
+            |f| {
+                noise(f, "tokenizer.json");
+                vouch(f, "tokenizer.json");
+            },
+            &["tokenizer.json", "cannot use tokenizer"],
+        ),
+        (
+            "another template",
+            |f| f.edit("chat_template.jinja", |text| text.replacen('m', "n", 1)),
+            &["chat_template.jinja", "has SHA-256", "fvlm-export --verify"],
+        ),
+        (
+            "another name in a graph",
+            |f| swap(f, "onnx/embed_tokens.onnx", b"inputs_embeds", b"inputs_emberz"),
+            &["embed_tokens.onnx", "has SHA-256"],
+        ),
+        (
+            "a bit of a graph",
+            |f| flip(f, "onnx/decoder_model_merged.onnx", 40),
+            &["decoder_model_merged.onnx", "has SHA-256"],
+        ),
+        (
+            "a form with another word",
+            |f| f.edit("bundle.json", |text| text.replace("fp32", "fp33")),
+            &["fp33"],
         ),
         (
             "another schema",
@@ -464,7 +508,10 @@ fn bundles_that_are_broken() {
         ),
         (
             "a graph that does not keep the contract",
-            |f| swap(f, "onnx/embed_tokens.onnx", b"inputs_embeds", b"inputs_emberz"),
+            |f| {
+                swap(f, "onnx/embed_tokens.onnx", b"inputs_embeds", b"inputs_emberz");
+                vouch(f, "onnx/embed_tokens.onnx");
+            },
             &["embed_tokens.onnx", "`inputs_embeds` is missing"],
         ),
     ];
@@ -501,11 +548,31 @@ fn cut(folder: &Folder, name: &str) {
     std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
 }
 
+/// Writes a file's length and hash as they are now into the contract, so that somebody has to read the contents.
+fn vouch(folder: &Folder, name: &str) {
+    let directory = folder.path("fastvlm-bundle");
+    let path = directory.join("bundle.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let mut contract: models::bundle::Bundle = serde_json::from_str(&text).unwrap();
+    let file = contract.files.iter_mut().find(|file| file.path == name).unwrap();
+    *file = models::bundle::FileEntry::of(&directory, name).unwrap();
+    std::fs::write(&path, contract.to_json()).unwrap();
+}
+
 /// The length stays right, so that only the contents can tell.
 fn noise(folder: &Folder, name: &str) {
     let path = folder.path("fastvlm-bundle").join(name);
     let length = std::fs::read(&path).unwrap().len();
     std::fs::write(&path, vec![0xA5; length]).unwrap();
+}
+
+/// Another bit at a place that is a part of the whole, in percent.
+fn flip(folder: &Folder, name: &str, percent: usize) {
+    let path = folder.path("fastvlm-bundle").join(name);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let place = bytes.len() * percent / 100;
+    bytes[place] ^= 4;
+    std::fs::write(&path, bytes).unwrap();
 }
 
 fn swap(folder: &Folder, name: &str, from: &[u8], to: &[u8]) {
@@ -735,4 +802,111 @@ fn manual_and_completions_come_from_the_flags() {
             assert!(text.contains(flag), "`{flag}` in {kind}");
         }
     }
+}
+
+/// Weights are read where somebody asks, and only then; small files always are.
+#[test]
+fn a_bundle_is_verified_when_asked() {
+    let folder = Folder::new();
+    let run = folder.run(&["--verify", "red.png"]).success("R.\n");
+    assert!(
+        run.stderr.contains("every SHA-256 is as `bundle.json` states"),
+        "{}",
+        run.stderr
+    );
+    let run = folder.run(&["--verify", "--quiet"]).success("");
+    assert_eq!(run.stderr, "");
+    let run = folder.run(&["--verify", "--json", "--quiet"]);
+    let records = run.records();
+    assert_eq!((run.code, records.len()), (Some(0), 1));
+    assert_eq!(records[0]["verified"], "fastvlm-bundle");
+    // A file that nobody opens to answer.
+    let name = "onnx/vision_encoder_8.onnx";
+    flip(&folder, name, 50);
+    folder.run(&["red.png"]).success("R.\n");
+    for arguments in [&["--verify"][..], &["--verify", "red.png"]] {
+        let run = folder.run(arguments).failure(&[name, "has SHA-256"]);
+        assert_eq!(run.stdout, "");
+    }
+    folder
+        .run(&["--image-size", "8", "red.png"])
+        .failure(&[name, "has SHA-256"]);
+}
+
+/// A chat that gets longer than the 64 positions of the context.
+#[test]
+fn a_chat_whose_context_is_full() {
+    let folder = Folder::new();
+    let turn = "???\n";
+    let chat = |flags: &[&str], lines: &str| {
+        let arguments = [&["-i", "--json", "red.png"], flags].concat();
+        folder.run_with(&arguments, lines.as_bytes())
+    };
+    let run = chat(&[], &format!("{}/reset\n{turn}", turn.repeat(10))).failure(&[
+        "71 positions",
+        "/reset forgets what was said",
+        "--context-shift",
+    ]);
+    let records = run.records();
+    let answered: Vec<bool> = records.iter().map(|record| record["text"] == "R.").collect();
+    let expected = [[true; 7].as_slice(), &[false; 3], &[true]].concat();
+    assert_eq!(answered, expected, "{records:?}");
+    for record in &records[7..10] {
+        let error = record["error"].as_str().unwrap();
+        assert!(error.contains("71 positions"), "{record}");
+        assert_eq!(record["images"], serde_json::json!([]));
+    }
+    // The image stays, or the answer would be another.
+    let run = chat(&["--context-shift"], &turn.repeat(12));
+    let records = run.records();
+    assert_eq!((run.code, records.len()), (Some(0), 12), "{}", run.stderr);
+    assert!(records.iter().all(|record| record["text"] == "R."), "{records:?}");
+    let stat = |name: &str| -> Vec<u64> {
+        let records = records.iter();
+        records
+            .map(|record| record["stats"][name].as_u64().unwrap())
+            .collect()
+    };
+    let left_out = stat("left_out");
+    assert_eq!(left_out[..5], [0; 5]);
+    assert!(left_out.is_sorted() && left_out[11] > 5, "{left_out:?}");
+    // Not every turn leaves out another, and what is computed stays useful then.
+    let same = left_out.windows(2).filter(|two| two[0] == two[1]).count();
+    assert!(same >= 5, "{left_out:?}");
+    assert!(stat("prompt_positions").iter().all(|&positions| positions < 64));
+    let reused = stat("reused_positions");
+    assert!(
+        (1..12).all(|turn| left_out[turn] > left_out[turn - 1] || reused[turn] >= 10),
+        "{reused:?}"
+    );
+    assert!(run.stderr.contains("are left out"), "{}", run.stderr);
+    let run = folder.run_with(&["-i", "--json", "red.png"], b"?\n\xff\n");
+    assert_eq!(run.records().len(), 2, "{}", run.stdout);
+    folder
+        .run(&["--context-shift", "red.png"])
+        .failure(&["--interactive"]);
+}
+
+/// The Hugging Face cache: every file is a link into `blobs`.
+#[test]
+#[cfg(unix)]
+fn a_bundle_of_links_is_opened() {
+    let folder = Folder::new();
+    let bundle = folder.path("fastvlm-bundle");
+    let blobs = folder.path("blobs");
+    std::fs::create_dir(&blobs).unwrap();
+    let link = |directory: &Path| {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_file() {
+                let blob = blobs.join(path.file_name().unwrap());
+                std::fs::rename(&path, &blob).unwrap();
+                std::os::unix::fs::symlink(&blob, &path).unwrap();
+            }
+        }
+    };
+    link(&bundle);
+    link(&bundle.join("onnx"));
+    folder.run(&["red.png"]).success("R.\n");
+    folder.run(&["--verify", "--quiet"]).success("");
 }

@@ -3,19 +3,17 @@
 #![deny(clippy::as_conversions)]
 
 use super::{
-    BLOCK, Bundle, CoreMlPackages, EmbeddingRows, FixedDecoder, ImageSpec, Io, IoDim, KvSpec, MAX_LAYERS,
-    MAX_SIDE, SizedEncoder, Variant,
+    Bundle, CoreMlPackages, EmbeddingRows, FixedDecoder, ImageSpec, Io, IoDim, KvSpec, MAX_LAYERS, MAX_SIDE,
+    SizedEncoder, Variant,
 };
 use crate::bundle::BundleError;
 use crate::dtype::DType;
-use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{ErrorKind, Read};
 use std::path::{Component, Path, PathBuf};
 
 impl Bundle {
     /// Whether the contract is sound and the files in `directory` have the lengths that it states. Contents
-    /// are not hashed: [`Bundle::verify_hashes`] does that.
+    /// are not hashed: [`Bundle::open`] and [`Bundle::verify`] do that.
     ///
     /// # Errors
     /// Everything that is wrong, in one error.
@@ -26,49 +24,6 @@ impl Bundle {
         if problems.is_empty() {
             for variant in &self.variants {
                 self.check_variant(variant, &mut problems);
-            }
-        }
-        if problems.is_empty() {
-            Ok(())
-        } else {
-            Err(BundleError::Broken {
-                path: directory.to_owned(),
-                problems,
-            })
-        }
-    }
-
-    /// Reads every file of the bundle and compares its SHA-256 with the contract. `progress` is told of bytes
-    /// read.
-    ///
-    /// # Errors
-    /// A file that cannot be read, or all files whose contents are not those of the contract.
-    pub fn verify_hashes(&self, directory: &Path, progress: &mut dyn FnMut(u64)) -> Result<(), BundleError> {
-        let mut problems = Vec::new();
-        let mut block = vec![0; BLOCK];
-        for entry in &self.files {
-            let path = directory.join(&entry.path);
-            let io = |source| BundleError::Io {
-                path: path.clone(),
-                source,
-            };
-            let mut file = crate::regular::open(&path).map_err(io)?;
-            let mut hash = Sha256::new();
-            loop {
-                let count = match file.read(&mut block) {
-                    Ok(0) => break,
-                    Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                    count => count.map_err(io)?,
-                };
-                hash.update(block.get(..count).unwrap_or_default());
-                progress(u64::try_from(count).unwrap_or(0));
-            }
-            let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-            if found != entry.sha256 {
-                problems.push(format!(
-                    "`{}` has SHA-256 {found}, expected {}",
-                    entry.path, entry.sha256
-                ));
             }
         }
         if problems.is_empty() {
@@ -278,15 +233,8 @@ impl Bundle {
                 Err(error) => problems.push(format!("`{}`: {error}", entry.path)),
             }
         }
-        let graphs = self.variants.iter().flat_map(|variant| {
-            let further = variant.further_encoders.iter().map(|encoder| &encoder.graph);
-            let prefill = variant.fixed.iter().flat_map(|fixed| &fixed.prefill);
-            [&variant.vision_encoder, &variant.embed_tokens, &variant.decoder]
-                .into_iter()
-                .chain(further)
-                .chain(prefill.map(|prefill| &prefill.graph))
-                .flat_map(|graph| std::iter::once(&graph.path).chain(&graph.data))
-        });
+        let graphs = self.variants.iter().flat_map(Variant::graphs);
+        let graphs = graphs.flat_map(|graph| std::iter::once(&graph.path).chain(&graph.data));
         let used: BTreeSet<&str> = graphs
             .chain([&self.prompt.tokenizer, &self.prompt.chat_template])
             .map(String::as_str)

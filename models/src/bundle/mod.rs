@@ -6,9 +6,11 @@
 
 #![deny(clippy::as_conversions)]
 
+mod agree;
 mod check;
 mod error;
 mod form;
+mod verify;
 
 pub use error::BundleError;
 pub use form::{Precision, Target, UnknownForm, UnknownWord};
@@ -34,8 +36,6 @@ const MAX_BYTES: u64 = 64 << 20;
 const MAX_LAYERS: usize = 4096;
 /// Longest side of an image.
 const MAX_SIDE: u32 = 1 << 14;
-/// Bytes hashed at a time.
-const BLOCK: usize = 1 << 20;
 
 /// The contents of `bundle.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -399,6 +399,9 @@ impl Bundle {
     /// build does not know is set aside, see [`Bundle::unknown`]: a bundle of a newer program opens with the
     /// forms that are known.
     ///
+    /// Small files are hashed, and compared with the contract, which has no hash itself; graphs, packages and the
+    /// tokenizer are hashed by whoever opens them, weights by [`Bundle::verify`].
+    ///
     /// # Errors
     /// No bundle there, another schema, no form with known words, or a contract that the files do not keep.
     pub fn open(directory: &Path) -> Result<Bundle, BundleError> {
@@ -449,6 +452,7 @@ impl Bundle {
         let mut bundle: Bundle = bundle.map_err(|error| malformed(error.to_string()))?;
         bundle.unknown = unknown;
         bundle.check(directory)?;
+        bundle.verify_small(directory)?;
         Ok(bundle)
     }
 

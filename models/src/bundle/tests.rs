@@ -387,15 +387,15 @@ fn what_is_written_is_read() {
     let directory = on_disk(&bundle());
     let read = Bundle::open(directory.path()).unwrap();
     assert_eq!(read, bundle());
-    let mut bytes = 0;
-    read.verify_hashes(directory.path(), &mut |count| bytes += count)
-        .unwrap();
-    assert_eq!(bytes, read.files.iter().map(|file| file.bytes).sum::<u64>());
+    let bytes = std::sync::atomic::AtomicU64::new(0);
+    read.verify(directory.path(), &|count| {
+        bytes.fetch_add(count, std::sync::atomic::Ordering::Relaxed);
+    })
+    .unwrap();
+    let expected = read.files.iter().map(|file| file.bytes).sum::<u64>();
+    assert_eq!(bytes.into_inner(), expected);
     std::fs::write(directory.path().join("onnx/v.onnx"), "onnx/V.onnx").unwrap();
-    let error = read
-        .verify_hashes(directory.path(), &mut |_| {})
-        .unwrap_err()
-        .to_string();
+    let error = read.verify(directory.path(), &|_| ()).unwrap_err().to_string();
     assert!(error.contains("`onnx/v.onnx` has SHA-256"), "{error}");
 }
 
@@ -534,4 +534,116 @@ fn the_contract_as_text() {
         std::fs::read_to_string(&path).unwrap(),
         "BLESS=1 writes it anew"
     );
+}
+
+/// A bundle with the files that the ecosystem's clients read, as an export has them.
+fn with_clients() -> (Bundle, tempfile::TempDir) {
+    let mut bundle = bundle();
+    bundle.prompt.special_tokens = [("eos_token".to_owned(), "<|im_end|>".to_owned())].into();
+    let directory = on_disk(&bundle);
+    for (path, text) in [
+        (
+            "config.json",
+            r#"{"max_position_embeddings": 100, "num_hidden_layers": 1, "num_key_value_heads": 2, "head_dim": 8,
+                "image_token_id": null, "vocab_size": 50, "hidden_size": 16}"#,
+        ),
+        ("generation_config.json", r#"{"eos_token_id": [49]}"#),
+        (
+            "preprocessor_config.json",
+            r#"{"crop_size": {"height": 64, "width": 64}, "size": {"shortest_edge": 64}, "resample": 3,
+                "rescale_factor": 0.00392156862745098, "image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0]}"#,
+        ),
+        ("processor_config.json", r#"{"image_token": "<image>"}"#),
+        (
+            "tokenizer_config.json",
+            r#"{"eos_token": {"content": "<|im_end|>"}, "pad_token": null, "unk_token": 7}"#,
+        ),
+    ] {
+        std::fs::write(directory.path().join(path), text).unwrap();
+        let file = FileEntry::of(directory.path(), path).unwrap();
+        bundle.files.push(file);
+    }
+    bundle.files.sort();
+    std::fs::write(directory.path().join(FILE_NAME), bundle.to_json()).unwrap();
+    (bundle, directory)
+}
+
+#[test]
+fn a_contract_that_contradicts_the_small_files_is_refused() {
+    let (bundle, directory) = with_clients();
+    assert_eq!(Bundle::open(directory.path()).unwrap(), bundle);
+    type Change = fn(&mut Bundle);
+    let cases: [(Change, &str); 11] = [
+        (
+            |b| b.kv.max_context = 101,
+            "`kv.max_context` is 101 in `bundle.json`, and `max_position_embeddings` is 100 in `config.json`",
+        ),
+        (|b| b.image.shortest_edge = 65, "`image.shortest_edge` is 65"),
+        (|b| b.image.resample = Resample::Lanczos, "`image.resample` is 1"),
+        (|b| b.image.rescale = 1.0 / 254.0, "`image.rescale` is 0.0039"),
+        (|b| b.image.mean[1] = 0.5, "`image.mean` is [0.0,0.5,0.0]"),
+        (|b| b.image.std[2] = 0.5, "`image_std` is [1.0,1.0,1.0]"),
+        (
+            |b| b.image.aspect = Aspect::Pad { color: [0, 1, 0] },
+            "`image.aspect.color` is [0, 1, 0]",
+        ),
+        (
+            |b| b.prompt.stop_ids = vec![48],
+            "`prompt.stop_ids` is [48] in `bundle.json`, and `eos_token_id` is [49] in `generation_config.json`",
+        ),
+        (
+            |b| b.prompt.image_token = "<imag>".to_owned(),
+            "`prompt.image_token`",
+        ),
+        (
+            |b| b.prompt.image_token_id = Some(1),
+            "`image_token_id` is null in `config.json`",
+        ),
+        (
+            |b| drop(b.prompt.special_tokens.remove("eos_token")),
+            "`prompt.special_tokens.eos_token` is null",
+        ),
+    ];
+    for (change, expected) in cases {
+        let mut changed = bundle.clone();
+        change(&mut changed);
+        std::fs::write(directory.path().join(FILE_NAME), changed.to_json()).unwrap();
+        let message = Bundle::open(directory.path()).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message}, expected {expected}");
+    }
+}
+
+#[test]
+fn small_files_are_hashed_when_a_bundle_is_opened_and_weights_when_asked() {
+    let mut bundle = bundle();
+    bundle.variants[0].decoder.data = vec!["onnx/e.onnx".to_owned()];
+    let directory = on_disk(&bundle);
+    let weights: Vec<&str> = bundle.weights().map(|file| file.path.as_str()).collect();
+    assert_eq!(weights, ["onnx/e.onnx"]);
+    for (path, at_once) in [
+        ("chat_template.jinja", true),
+        ("onnx/d.onnx", false),
+        ("onnx/e.onnx", false),
+        ("tokenizer.json", false),
+    ] {
+        let path_on_disk = directory.path().join(path);
+        std::fs::write(&path_on_disk, path.to_uppercase()).unwrap();
+        let opened = Bundle::open(directory.path()).map_err(|error| error.to_string());
+        let expected = format!("`{path}` has SHA-256 ");
+        match &opened {
+            Ok(_) => assert!(!at_once, "{path}"),
+            Err(message) => assert!(at_once && message.contains(&expected), "{message}"),
+        }
+        let verified = bundle.verify_files(directory.path(), [path]).unwrap_err();
+        assert!(verified.to_string().contains(&expected), "{verified}");
+        let verified = bundle.verify(directory.path(), &|_| ()).unwrap_err();
+        assert!(verified.to_string().contains(&expected), "{verified}");
+        std::fs::write(&path_on_disk, path).unwrap();
+    }
+    bundle.verify(directory.path(), &|_| ()).unwrap();
+    let unlisted = bundle
+        .verify_files(directory.path(), ["absent"])
+        .unwrap_err()
+        .to_string();
+    assert!(unlisted.contains("`absent` is not listed"), "{unlisted}");
 }

@@ -5,6 +5,9 @@ use super::{Encoding, Fused, Kind, Norm, TableEncoding};
 /// The largest size that is read.
 pub const LARGEST: u64 = 1 << 24;
 
+/// The largest side of a kernel; a step is no longer than its kernel, so that every input is looked at.
+pub const LARGEST_KERNEL: u64 = 64;
+
 /// The value of an attribute. Flags are 0 and 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Attribute {
@@ -112,21 +115,27 @@ impl Fused {
     ///
     /// # Errors
     /// An attribute that is not there or out of range, by its name, with what was found and expected. Sizes
-    /// are 1 to [`LARGEST`].
+    /// are 1 to [`LARGEST`], sides of kernels 1 to [`LARGEST_KERNEL`], steps 1 to the side of their kernel, flags
+    /// 0 or 1, and `epsilon` is from 0 to 1. So nothing that a node says alone makes a kernel allocate much.
     pub fn read(kind: Kind, attributes: &dyn Attributes) -> Result<Fused, String> {
         let read = Read(attributes);
         Ok(match kind {
-            Kind::Stem => Fused::Stem {
-                kernel: read.size("kernel")?,
-                stride: read.size("stride")?,
-                depthwise_kernel: read.size("depthwise_kernel")?,
-                depthwise_stride: read.size("depthwise_stride")?,
-            },
-            Kind::DepthwiseConv => Fused::DepthwiseConv {
-                kernel: read.size("kernel")?,
-                stride: read.size("stride")?,
-                gelu: read.flag("gelu")?,
-            },
+            Kind::Stem => {
+                let (kernel, stride) = read.window("kernel", "stride")?;
+                let (depthwise_kernel, depthwise_stride) =
+                    read.window("depthwise_kernel", "depthwise_stride")?;
+                Fused::Stem {
+                    kernel,
+                    stride,
+                    depthwise_kernel,
+                    depthwise_stride,
+                }
+            }
+            Kind::DepthwiseConv => {
+                let (kernel, stride) = read.window("kernel", "stride")?;
+                let gelu = read.flag("gelu")?;
+                Fused::DepthwiseConv { kernel, stride, gelu }
+            }
             Kind::Linear => Fused::Linear {
                 inputs: read.size("inputs")?,
                 outputs: read.size("outputs")?,
@@ -207,8 +216,24 @@ impl Read<'_> {
         size.ok_or_else(|| format!("attribute `{name}` is {value}, expected 1 to 2^24"))
     }
 
+    /// The side of a kernel, and its step.
+    fn window(&self, kernel: &str, stride: &str) -> Result<(u64, u64), String> {
+        let within = |name: &str, most: u64| {
+            let value = self.int(name)?;
+            let size = u64::try_from(value).ok();
+            size.filter(|size| (1..=most).contains(size))
+                .ok_or_else(|| format!("attribute `{name}` is {value}, expected 1 to {most}"))
+        };
+        let side = within(kernel, LARGEST_KERNEL)?;
+        Ok((side, within(stride, side)?))
+    }
+
     fn flag(&self, name: &str) -> Result<bool, String> {
-        Ok(self.int(name)? != 0)
+        match self.int(name)? {
+            0 => Ok(false),
+            1 => Ok(true),
+            other => Err(format!("attribute `{name}` is {other}, expected 0 or 1")),
+        }
     }
 
     fn encoding(&self) -> Result<Encoding, String> {
@@ -233,6 +258,9 @@ impl Read<'_> {
     fn norm(&self) -> Result<Norm, String> {
         let missing = || "a fused operator has no attribute `epsilon`".to_owned();
         let epsilon = self.0.float("epsilon").ok_or_else(missing)?;
+        if !(0.0..=1.0).contains(&epsilon) {
+            return Err(format!("attribute `epsilon` is {epsilon}, expected 0 to 1"));
+        }
         match self.int("norm")? {
             0 => Ok(Norm::None),
             1 => Ok(Norm::Rms { epsilon }),
@@ -371,6 +399,104 @@ mod tests {
             }
             let error = Fused::read(fused.kind(), &Written(attributes)).unwrap_err();
             assert!(error.contains(words), "{words}: {error}");
+        }
+    }
+
+    /// Every attribute of every operator, with every value that an attacker would try: an error that names it, or an
+    /// operator whose numbers are all in range.
+    #[test]
+    fn every_attribute_is_in_range_or_named() {
+        let ints = [
+            0,
+            1,
+            2,
+            -1,
+            65,
+            1 << 23,
+            i64::from(i32::MAX),
+            1 << 62,
+            i64::MAX,
+            i64::MIN,
+        ];
+        let floats = [
+            0.0,
+            1.0,
+            -1.0,
+            1.5,
+            f32::MIN_POSITIVE,
+            f32::MAX,
+            f32::NAN,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+        ];
+        let (mut refused, mut read) = (0, 0);
+        for fused in examples() {
+            for (index, (name, value)) in fused.attributes().into_iter().enumerate() {
+                let changes = match value {
+                    Attribute::Int(_) => ints.map(Changed::Int).to_vec(),
+                    Attribute::Float(_) => floats.map(Changed::Float).to_vec(),
+                };
+                for change in changes {
+                    let attributes = Hostile(fused.attributes(), index, change);
+                    match Fused::read(fused.kind(), &attributes) {
+                        Err(error) => {
+                            refused += 1;
+                            let of_norm = name == "norm" && error.starts_with("norm is");
+                            let of_bits = ["bits", "planes"].contains(&name) && error.contains(" bits");
+                            // A kernel that shrinks is smaller than its step.
+                            let of_step = name.ends_with("kernel") && error.contains("stride");
+                            assert!(
+                                error.contains(&format!("`{name}`")) || of_norm || of_bits || of_step,
+                                "{name} {change:?}: {error}"
+                            );
+                        }
+                        Ok(found) => {
+                            read += 1;
+                            for (name, value) in found.attributes() {
+                                let side = name.ends_with("kernel") || name.ends_with("stride");
+                                let fits = match value {
+                                    Attribute::Int(value) if side => value <= LARGEST_KERNEL,
+                                    Attribute::Int(value) => value <= LARGEST,
+                                    Attribute::Float(value) => (0.0..=1.0).contains(&value),
+                                };
+                                assert!(fits, "{name} of {found:?}");
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        assert!(refused > 1000 && read > 100, "{refused} refused, {read} read");
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Changed {
+        Int(i64),
+        Float(f32),
+    }
+
+    /// Attributes of which one has another value, which no writer could have written.
+    struct Hostile(Vec<(&'static str, Attribute)>, usize, Changed);
+
+    impl Hostile {
+        fn is_changed(&self, name: &str) -> bool {
+            self.0.get(self.1).is_some_and(|(changed, _)| *changed == name)
+        }
+    }
+
+    impl Attributes for Hostile {
+        fn int(&self, name: &str) -> Option<i64> {
+            match self.2 {
+                Changed::Int(value) if self.is_changed(name) => Some(value),
+                _ => Written(self.0.clone()).int(name),
+            }
+        }
+
+        fn float(&self, name: &str) -> Option<f32> {
+            match self.2 {
+                Changed::Float(value) if self.is_changed(name) => Some(value),
+                _ => Written(self.0.clone()).float(name),
+            }
         }
     }
 }

@@ -11,7 +11,7 @@ mod attributes;
 mod encoding;
 mod shape;
 
-pub use attributes::{Attribute, Attributes, LARGEST};
+pub use attributes::{Attribute, Attributes, LARGEST, LARGEST_KERNEL};
 pub use encoding::{BLOCK, Encoding, GROUP, PANEL, PLANE_BLOCK, TableEncoding};
 #[cfg(feature = "describe")]
 pub(crate) use shape::show;

@@ -131,7 +131,8 @@ impl Fused {
             } => {
                 let x = rest.float(4)?;
                 let taps = rest.float(2)?;
-                let number = x[1].known().unwrap_or(0) * kernel * kernel;
+                let planes = x[1].known().unwrap_or(0);
+                let number = planes.saturating_mul(kernel * kernel);
                 if taps[0] != D::number(number) {
                     return Err(format!("wants {number} taps, found {}", taps[0]));
                 }

@@ -293,6 +293,15 @@ enum fvlm_status fvlm_model_open(const char *bundle,
 // `model` came from `fvlm_model_open` and is not freed, here and below.
 enum fvlm_status fvlm_model_ready(const struct fvlm_model *model, char **error);
 
+// Reads every file of the bundle, weights too, and compares its SHA-256 with the bundle's contract, on all
+// processors. Graphs and small files are compared whenever a bundle is opened; weights only here. The status is
+// `FVLM_STATUS_BUNDLE` where a file is not as it was exported; the text names all of them.
+//
+// # Safety
+// As `fvlm_model_ready`.
+enum fvlm_status fvlm_model_verify(const struct fvlm_model *model,
+                                   char **error);
+
 // Who computes, and with which graphs, as JSON; waits for them. Free the text with `fvlm_string_free`.
 //
 // # Safety
@@ -314,6 +323,15 @@ enum fvlm_status fvlm_conversation_new(const struct fvlm_model *model,
 // # Safety
 // `conversation` came from `fvlm_conversation_new` or `fvlm_open` and is not closed, or is null.
 size_t fvlm_conversation_cache_bytes(fvlm_conversation *conversation);
+
+// Whether `fvlm_chat` may leave out the oldest turns of its messages where they leave no room for an answer, instead
+// of failing with `FVLM_STATUS_PROMPT`. Messages of the system before the first turn stay, and so do all images. Off
+// at first; null does nothing.
+//
+// # Safety
+// As `fvlm_conversation_cache_bytes`.
+void fvlm_conversation_context_shift(fvlm_conversation *conversation,
+                                     bool allowed);
 
 // Frees a model; null does nothing. Conversations with it go on; what of it is still being opened is waited for when
 // the last of them is closed.

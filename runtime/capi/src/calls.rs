@@ -192,6 +192,13 @@ pub unsafe extern "C" fn fvlm_add_image_rgb(
                 "a frame of {found}: expected at least one pixel and rows of 3 bytes a pixel"
             )));
         }
+        let pixels_of = u64::from(width).saturating_mul(u64::from(height));
+        let most = Limits::default().max_pixels;
+        if pixels_of > most {
+            return Err(Failure::argument(format!(
+                "a frame of {width} x {height} pixels, expected at most {most} pixels"
+            )));
+        }
         // The last row need not be padded.
         let length = stride
             .checked_mul(size(height) - 1)
@@ -485,9 +492,19 @@ unsafe fn slice<'a, T>(values: *const T, count: usize, name: &str) -> Result<&'a
         (true, _) => Err(Failure::argument(format!(
             "`{name}` is null, expected {count} of them"
         ))),
+        // No program has so many, whatever it promises.
+        (false, _) if !fits::<T>(count) => Err(Failure::argument(format!(
+            "{count} of `{name}` are larger than the address space"
+        ))),
         // SAFETY: it is not null; the rest the caller promises.
         (false, _) => Ok(unsafe { std::slice::from_raw_parts(values, count) }),
     }
+}
+
+/// Whether so many values may lie one after another.
+fn fits<T>(count: usize) -> bool {
+    let bytes = count.checked_mul(size_of::<T>());
+    bytes.is_some_and(|bytes| isize::try_from(bytes).is_ok())
 }
 
 /// The options that C means.

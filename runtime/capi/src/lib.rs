@@ -13,8 +13,8 @@ pub use calls::{
     fvlm_provider, fvlm_ready, fvlm_reset, fvlm_string_free, fvlm_version,
 };
 pub use models::{
-    fvlm_conversation_cache_bytes, fvlm_conversation_new, fvlm_model_free, fvlm_model_open,
-    fvlm_model_provider, fvlm_model_ready,
+    fvlm_conversation_cache_bytes, fvlm_conversation_context_shift, fvlm_conversation_new, fvlm_model_free,
+    fvlm_model_open, fvlm_model_provider, fvlm_model_ready, fvlm_model_verify,
 };
 pub use types::{
     ABI, Answer, Cancel, Conversation, Engine, Finish, ImageId, Message, Model, OnText, Options, Request,

@@ -52,6 +52,23 @@ pub unsafe extern "C" fn fvlm_model_ready(model: *const Model, error: *mut *mut 
     })
 }
 
+/// Reads every file of the bundle, weights too, and compares its SHA-256 with the bundle's contract, on all
+/// processors. Graphs and small files are compared whenever a bundle is opened; weights only here. The status is
+/// `FVLM_STATUS_BUNDLE` where a file is not as it was exported; the text names all of them.
+///
+/// # Safety
+/// As `fvlm_model_ready`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fvlm_model_verify(model: *const Model, error: *mut *mut c_char) -> Status {
+    // SAFETY: `error` is null or a place to write to, as the caller promises.
+    let error = unsafe { optional_place(error) };
+    guarded(error, || {
+        // SAFETY: `model` is null or open, as the caller promises.
+        let model = unsafe { shared(model) }?;
+        Ok(model.0.verify(&|_| ())?)
+    })
+}
+
 /// Who computes, and with which graphs, as JSON; waits for them. Free the text with `fvlm_string_free`.
 ///
 /// # Safety
@@ -110,6 +127,20 @@ pub unsafe extern "C" fn fvlm_conversation_cache_bytes(conversation: *mut Conver
     // SAFETY: it is null or open, and nobody else uses it, as the caller promises.
     let conversation = unsafe { conversation.as_mut() };
     conversation.map_or(0, |engine| engine.0.conversation().cache_bytes())
+}
+
+/// Whether `fvlm_chat` may leave out the oldest turns of its messages where they leave no room for an answer, instead
+/// of failing with `FVLM_STATUS_PROMPT`. Messages of the system before the first turn stay, and so do all images. Off
+/// at first; null does nothing.
+///
+/// # Safety
+/// As `fvlm_conversation_cache_bytes`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fvlm_conversation_context_shift(conversation: *mut Conversation, allowed: bool) {
+    // SAFETY: it is null or open, and nobody else uses it, as the caller promises.
+    if let Some(engine) = unsafe { conversation.as_mut() } {
+        engine.0.conversation().set_context_shift(allowed);
+    }
 }
 
 /// Frees a model; null does nothing. Conversations with it go on; what of it is still being opened is waited for when

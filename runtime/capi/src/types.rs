@@ -189,7 +189,10 @@ impl From<EngineError> for Failure {
             | EngineError::NoVariant { .. }
             | EngineError::NoImageSize { .. }
             | EngineError::Backend(
-                BackendError::Graph { .. } | BackendError::NotWhole { .. } | BackendError::Contract { .. },
+                BackendError::Altered(_)
+                | BackendError::Graph { .. }
+                | BackendError::NotWhole { .. }
+                | BackendError::Contract { .. },
             )
             | EngineError::Prompt(
                 PromptError::Read { .. } | PromptError::Tokenizer { .. } | PromptError::Spec { .. },

@@ -123,9 +123,23 @@ static void conversations(const char *bundle, const char *image) {
         fvlm_answer_free(&alone[i].answer);
         fvlm_answer_free(&beside[i].answer);
     }
+    EXPECT(fvlm_model_verify(model, NULL) == FVLM_STATUS_OK);
+    REFUSED(fvlm_model_verify(NULL, &error), FVLM_STATUS_ARGUMENT, "`model` is null");
     // A conversation keeps its model.
     fvlm_conversation *last = NULL;
     EXPECT(fvlm_conversation_new(model, &last, NULL) == FVLM_STATUS_OK);
+    // One that is longer than the context.
+    static char much[1200];
+    for (size_t i = 0; i + 1 < sizeof much; i += 1) much[i] = i % 5 == 4 ? ' ' : (char)('a' + i % 26);
+    fvlm_message turns[21];
+    for (int i = 0; i < 21; i += 1) turns[i] = (fvlm_message){.role = i % 2 == 0 ? FVLM_ROLE_USER : FVLM_ROLE_ASSISTANT, .text = much};
+    fvlm_request few = {.max_tokens = 2};
+    REFUSED(fvlm_chat(last, turns, 21, &few, NULL, NULL, NULL, &error), FVLM_STATUS_PROMPT, "positions");
+    fvlm_conversation_context_shift(last, true);
+    EXPECT(fvlm_chat(last, turns, 21, &few, NULL, NULL, NULL, NULL) == FVLM_STATUS_OK);
+    fvlm_conversation_context_shift(last, false);
+    REFUSED(fvlm_chat(last, turns, 21, &few, NULL, NULL, NULL, &error), FVLM_STATUS_PROMPT, "positions");
+    fvlm_conversation_context_shift(NULL, true);
     fvlm_model_free(model);
     fvlm_model_free(NULL);
     EXPECT(fvlm_ready(last, NULL) == FVLM_STATUS_OK);
@@ -211,6 +225,12 @@ int main(int count, char **arguments) {
         EXPECT(same == image);
         REFUSED(fvlm_add_image_rgb(engine, pixels, width, height, 5, &same, &error), FVLM_STATUS_ARGUMENT, "a frame of");
         REFUSED(fvlm_add_image_rgb(engine, pixels, 0, height, stride, &same, &error), FVLM_STATUS_ARGUMENT, "a frame of 0 x");
+        // Sizes that no memory has are refused before anything is read.
+        const uint32_t most = 0xffffffff;
+        REFUSED(fvlm_add_image_rgb(engine, pixels, most, most, (size_t)most * 3, &same, &error), FVLM_STATUS_ARGUMENT, "a frame of");
+        REFUSED(fvlm_add_image_rgb(engine, pixels, 1, most, 3, &same, &error), FVLM_STATUS_ARGUMENT, "expected at most");
+        REFUSED(fvlm_add_image_rgb(engine, pixels, width, height, SIZE_MAX, &same, &error), FVLM_STATUS_ARGUMENT, "address space");
+        REFUSED(fvlm_add_image_bytes(engine, pixels, SIZE_MAX, &same, &error), FVLM_STATUS_ARGUMENT, "address space");
         free(pixels);
     }
 
@@ -270,6 +290,15 @@ int main(int count, char **arguments) {
     odd = (fvlm_message){.role = FVLM_ROLE_USER};
     REFUSED(fvlm_chat(engine, &odd, 1, NULL, NULL, NULL, NULL, &error), FVLM_STATUS_ARGUMENT, "`text` is null");
     REFUSED(fvlm_chat(engine, NULL, 1, NULL, NULL, NULL, NULL, &error), FVLM_STATUS_ARGUMENT, "`messages` is null");
+    for (int bits = 59; bits < 64; bits += 1) {
+        size_t many = (size_t)1 << bits;
+        REFUSED(fvlm_chat(engine, turns, many, NULL, NULL, NULL, NULL, &error), FVLM_STATUS_ARGUMENT, "of `messages` are larger");
+        if (bits < 60) continue;
+        odd = (fvlm_message){.role = FVLM_ROLE_USER, .text = QUESTION, .images = &image, .image_count = many};
+        REFUSED(fvlm_chat(engine, &odd, 1, NULL, NULL, NULL, NULL, &error), FVLM_STATUS_ARGUMENT, "of `images` are larger");
+        request = (fvlm_request){.stops = stops, .stop_count = many};
+        REFUSED(fvlm_chat(engine, turns, 1, &request, NULL, NULL, NULL, &error), FVLM_STATUS_ARGUMENT, "of `stops` are larger");
+    }
     // What is computed needs no image; a new conversation does.
     EXPECT(fvlm_forget_images(engine, NULL) == FVLM_STATUS_OK);
     EXPECT(fvlm_chat(engine, turns, 1, NULL, NULL, NULL, NULL, NULL) == FVLM_STATUS_OK);

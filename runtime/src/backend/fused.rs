@@ -13,6 +13,7 @@ use kernels::planes::Planes;
 use kernels::self_attention::{SelfAttention, self_attention};
 use kernels::stem::{Depthwise, StemConv, stem};
 use kernels::{Isa, layout};
+use models::dtype::DType;
 use models::fused::{self, Encoding, Fused, TableEncoding};
 
 // The kernels know nothing of bundles; that they read weights as a bundle stores them is said here.
@@ -38,6 +39,22 @@ pub(super) enum Data<'a> {
     F16(&'a [u16]),
     U8(&'a [u8]),
     I64(&'a [i64]),
+}
+
+impl Input<'_> {
+    /// As the contract of the operators looks at it.
+    fn as_declared(&self) -> fused::Input<'_, usize> {
+        fused::Input {
+            name: self.data.name(),
+            dtype: match self.data {
+                Data::F32(_) => DType::Float32,
+                Data::F16(_) => DType::Float16,
+                Data::U8(_) => DType::UInt8,
+                Data::I64(_) => DType::Int64,
+            },
+            shape: &self.shape,
+        }
+    }
 }
 
 impl Data<'_> {
@@ -321,10 +338,14 @@ struct Made<'c, 'd> {
 }
 
 impl<'c> Made<'c, '_> {
-    /// All outputs, of the shapes that the operator's rule gives.
+    /// All outputs, of the shapes that the operator's rule gives, for inputs that fit together: attributes are held
+    /// against all shapes before anything is allocated by them.
     fn all<const N: usize>(self) -> Result<[&'c mut [f32]; N], String> {
-        let inputs: Vec<&[usize]> = self.inputs.iter().map(|input| &input.shape[..]).collect();
-        let shapes = self.fused.output_shapes(&inputs)?;
+        let fused = self.fused;
+        let inputs: Vec<fused::Input<'_, usize>> = self.inputs.iter().map(Input::as_declared).collect();
+        let shapes = fused
+            .infer(&inputs)
+            .map_err(|words| format!("the inputs of {fused:?} do not fit together: {words}"))?;
         let shapes: Vec<&[usize]> = shapes.iter().map(|shape| &shape[..]).collect();
         let made = self.outputs.make(&shapes)?;
         let count = made.len();

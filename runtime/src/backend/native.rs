@@ -69,6 +69,7 @@ impl Backend for CoreMlNative {
     }
 
     fn vision_encoder(&self, model: &Model<'_>) -> Result<Arc<dyn VisionEncoder>, BackendError> {
+        verify(model, |packages| &packages.vision_encoder)?;
         coreml::vision_encoder(model)
     }
 
@@ -80,8 +81,15 @@ impl Backend for CoreMlNative {
     }
 
     fn decoder(&self, model: &Model<'_>) -> Result<Arc<dyn Decoder>, BackendError> {
+        verify(model, |packages| &packages.decoder)?;
         coreml::decoder(model)
     }
+}
+
+/// Hashes a package but its weights, before Core ML reads it.
+fn verify(model: &Model<'_>, package: impl Fn(&CoreMlPackages) -> &String) -> Result<(), BackendError> {
+    let package = package(packages(model)?);
+    Ok(model.bundle.verify_package(model.directory, package)?)
 }
 
 fn unavailable(reason: &str) -> BackendError {

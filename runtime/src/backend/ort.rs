@@ -3,9 +3,12 @@
 //! The shared library is found at run time. It is loaded once per process, whoever asks first.
 
 mod ending;
+mod links;
 mod operators;
+mod version;
 
 pub(crate) use ending::watch_thread;
+use links::Linked;
 
 use super::session::{
     Description, EngineSession, Input, Placement, Port, Positions, Session, Tensor, gather_positions,
@@ -53,15 +56,16 @@ impl Backend for OnnxRuntime {
         };
         let loaded = load(options).map_err(unavailable)?;
         let _inside = ending::enter().map_err(|reason| unavailable(reason.to_owned()))?;
-        if self.provider == Provider::OrtCoreMl
-            && !<CoreML as ExecutionProvider>::is_available().map_err(|error| unavailable(line(&error)))?
-        {
+        if self.provider != Provider::OrtCoreMl {
+            return Ok(());
+        }
+        if !<CoreML as ExecutionProvider>::is_available().map_err(|error| unavailable(line(&error)))? {
             let path = loaded.display();
             return Err(unavailable(format!(
                 "the ONNX Runtime at {path} has no CoreML execution provider"
             )));
         }
-        Ok(())
+        version::takes_external_weights(version::of(&loaded).as_deref(), &loaded).map_err(unavailable)
     }
 
     fn open_session(&self, path: &Path, options: &Options) -> Result<Box<dyn Session>, BackendError> {
@@ -75,6 +79,7 @@ impl Backend for OnnxRuntime {
             path,
             &[],
             manner,
+            &[],
             options,
         )?))
     }
@@ -137,7 +142,19 @@ impl OnnxRuntime {
             fused: variant.target == Target::Cpu,
             whole: variant.fixed.is_some(),
         };
-        OrtSession::open(self.provider, path, fixed, manner, model.options)
+        let open =
+            |linked: &[Linked]| OrtSession::open(self.provider, path, fixed, manner, linked, model.options);
+        match open(&[]) {
+            Err(refused @ BackendError::Graph { .. }) => {
+                let linked = links::linked(model.directory, variant, path);
+                if linked.is_empty() {
+                    Err(refused)
+                } else {
+                    open(&linked)
+                }
+            }
+            opened => opened,
+        }
     }
 }
 
@@ -272,12 +289,13 @@ impl Drop for OrtSession {
 }
 
 impl OrtSession {
-    /// `fixed`: dimension symbols whose length is known.
+    /// `fixed`: dimension symbols whose length is known. `linked`: data files that are read here and given in memory.
     fn open(
         provider: Provider,
         path: &Path,
         fixed: &[(&str, usize)],
         manner: Manner,
+        linked: &[Linked],
         options: &Options,
     ) -> Result<OrtSession, BackendError> {
         let refuse = |reason: String| BackendError::Graph {
@@ -330,6 +348,13 @@ impl OrtSession {
             let length = i64::try_from(*length).unwrap_or(i64::MAX);
             builder = builder
                 .with_dimension_override(name, length)
+                .map_err(|error| refuse(line(&error)))?;
+        }
+        for Linked { name, path } in linked {
+            let bytes =
+                std::fs::read(path).map_err(|error| refuse(format!("{}: {error}", path.display())))?;
+            builder = builder
+                .with_external_initializer_file_in_memory(name, bytes.into())
                 .map_err(|error| refuse(line(&error)))?;
         }
         let placed: Arc<Mutex<Option<Placement>>> = Arc::default();

@@ -68,6 +68,10 @@ fn session<S: EngineSession>(
     fixed: &[(&str, usize)],
     open: &OpenGraph<'_, S>,
 ) -> Result<S, BackendError> {
+    // Before an engine reads it: what is not the graph that was exported may be anything.
+    model
+        .bundle
+        .verify_files(model.directory, [entry.path.as_str()])?;
     let session = open(&model.directory.join(&entry.path), fixed)?;
     check_contract(session.description(), entry)?;
     Ok(session)

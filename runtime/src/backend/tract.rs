@@ -1,5 +1,6 @@
 //! tract: pure Rust, no shared library. Only this file and those below it name it.
 
+mod links;
 mod operators;
 
 use super::session::{
@@ -123,12 +124,12 @@ impl TractSession {
             .with_ignore_output_shapes(true);
         let mut proto = framework.proto_model_for_path(path)?;
         let weights = operators::prepare(&mut framework, &mut proto, path)?;
-        let directory = path.parent().and_then(Path::to_str);
+        let directory = links::resolve(&mut proto, path)?;
         let ParseResult {
             mut model,
             unresolved_inputs,
             ..
-        } = framework.parse(&proto, directory)?;
+        } = framework.parse(&proto, directory.to_str())?;
         drop(proto);
         if !unresolved_inputs.is_empty() {
             return Err(TractError::msg(format!("nothing computes {unresolved_inputs:?}")));

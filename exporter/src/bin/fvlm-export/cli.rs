@@ -23,10 +23,11 @@ Examples:
   fvlm-export --model FastVLM-0.5B --target coreml -o b  for Apple silicon: ONNX Runtime with Core ML
   fvlm-export --check coreml --onnx FILE                 what Core ML would take of any ONNX model
   fvlm-export --model FastVLM-0.5B --dry-run             what would be read and written
+  fvlm-export --verify bundle                            whether every file is as it was written
 ",
     after_help = "\
 A bundle appears whole or not at all. What exists is replaced only with --overwrite, and only if it is a bundle.
-Exit codes: 0 done, 1 a --check that fails, 2 an error, 130 after Ctrl-C. SIGTERM and SIGHUP clean up and end it too."
+Exit codes: 0 done, 1 a --check or --verify that fails, 2 an error, 130 after Ctrl-C. SIGTERM and SIGHUP clean up and end it too."
 )]
 pub(crate) struct Cli {
     /// A checkpoint directory, `demo`, or a model of the Hugging Face hub: ORG/NAME, also ORG/NAME@REVISION. What the local
@@ -85,6 +86,19 @@ pub(crate) struct Cli {
     /// Check this ONNX file, of whatever origin, instead of the model's graphs; can be given several times
     #[arg(long, value_name = "FILE", requires = "check", conflicts_with_all = ["target", "precision", "image_size"])]
     pub(crate) onnx: Vec<PathBuf>,
+
+    /// Read every file of this bundle and compare its SHA-256 with bundle.json, and do nothing else; exit code 1 unless all
+    /// are as they were written
+    #[arg(
+        long,
+        value_name = "BUNDLE",
+        conflicts_with_all = [
+            "model", "to", "ios16_encoder", "neural_engine", "target", "precision", "calibration", "image_size",
+            "self_contained", "max_context", "prefill", "check", "onnx", "card", "output", "overwrite", "layout",
+            "dry_run", "dump",
+        ]
+    )]
+    pub(crate) verify: Option<PathBuf>,
 
     /// Check as the provider does without RequireStaticInputShapes: lengths may vary where its builders allow it
     #[arg(long, requires = "check")]

@@ -4,6 +4,7 @@ mod cli;
 mod interrupt;
 mod output;
 mod plan;
+mod verify;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
@@ -42,14 +43,23 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether the answer is yes: only a check can say no.
+/// Whether the answer is yes: only a check and a verification can say no.
 fn run(cli: &Cli, plan: &ExportPlan) -> Result<bool, ExportError> {
-    if cli.json || cli.dry_run || cli.dump || cli.check.is_some() || cli.generate.is_some() {
+    if cli.json
+        || cli.dry_run
+        || cli.dump
+        || cli.check.is_some()
+        || cli.verify.is_some()
+        || cli.generate.is_some()
+    {
         // Before the work whose account has no place to go.
         programs::stdout::check().map_err(output::lost)?;
     }
     if let Some(kind) = cli.generate {
         return output::write(&kind.text(Cli::command())).map(|()| true);
+    }
+    if let Some(directory) = &cli.verify {
+        return verify::verify(directory, cli.json, cli.quiet);
     }
     if let Some(Check::OrtCoreMl) = cli.check {
         return check(cli, plan);

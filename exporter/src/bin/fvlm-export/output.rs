@@ -329,6 +329,11 @@ impl Progress {
         Arc::clone(&self.interrupted)
     }
 
+    /// Of a file that is read; from any thread.
+    pub(crate) fn read(&self, bytes: u64) {
+        self.bar.inc(bytes);
+    }
+
     pub(crate) fn clear(&self) {
         self.bar.finish_and_clear();
     }

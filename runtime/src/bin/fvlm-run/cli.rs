@@ -35,6 +35,11 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "BUNDLE", default_value = "fastvlm-bundle")]
     pub(crate) model: PathBuf,
 
+    /// Compare the SHA-256 of every file of the bundle, weights too, with bundle.json before it answers; without an image
+    /// and a question do nothing else
+    #[arg(long)]
+    pub(crate) verify: bool,
+
     /// Who computes: coreml, cpu (ONNX Runtime), tract, or the first of them that works here
     #[arg(long, value_name = "PROVIDER", default_value = "auto")]
     pub(crate) provider: Provider,
@@ -131,6 +136,10 @@ pub(crate) struct Cli {
     /// A chat about the images, a line a question; follow-ups reuse what is computed
     #[arg(long, short)]
     pub(crate) interactive: bool,
+
+    /// When the context of a chat is full, leave out its oldest turns; the system message and images stay
+    #[arg(long, requires = "interactive")]
+    pub(crate) context_shift: bool,
 
     /// Say on stderr what an answer took, and when what happened
     #[arg(long)]

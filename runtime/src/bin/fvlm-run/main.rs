@@ -5,6 +5,7 @@ mod lines;
 mod output;
 mod plan;
 mod run;
+mod verify;
 
 use clap::{CommandFactory as _, Parser as _};
 use cli::Cli;

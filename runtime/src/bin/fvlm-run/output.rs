@@ -98,6 +98,17 @@ pub(crate) struct FailureRecord<'a> {
     pub(crate) error: String,
 }
 
+/// A bundle that was verified, for programs.
+#[derive(Debug, Serialize)]
+pub(crate) struct VerifiedRecord {
+    /// The bundle.
+    pub(crate) verified: String,
+    /// Its files.
+    pub(crate) files: usize,
+    /// Their bytes.
+    pub(crate) bytes: u64,
+}
+
 /// Names as text; what is no Unicode in them is shown as U+FFFD.
 fn texts<S: Serializer>(names: &[Name], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(names.iter().map(Name::text))
@@ -185,6 +196,42 @@ impl Drop for Spinner {
     }
 }
 
+/// Shows on a terminal how many bytes of so many are done, until dropped. Any thread may advance it.
+pub(crate) struct Bar(Option<ProgressBar>);
+
+impl Bar {
+    pub(crate) fn new(quiet: bool, message: &str, bytes: u64) -> Bar {
+        if quiet || !io::stderr().is_terminal() {
+            return Bar(None);
+        }
+        let bar = ProgressBar::new(bytes);
+        let template = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.set_message(message.to_owned());
+        Bar(Some(bar))
+    }
+
+    pub(crate) fn advance(&self, bytes: u64) {
+        if let Some(bar) = &self.0 {
+            bar.inc(bytes);
+        }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// What to do where a prompt is too long.
+const ROOM: &str = "fewer images, or a shorter question; in a chat /reset forgets what was said, --context-shift leaves out \
+                    the oldest turns";
+
 /// What a user of this program could do about an error of the library, which knows no flags.
 pub(crate) fn hint(error: &EngineError, model: &std::path::Path) -> Option<String> {
     use runtime::BackendError;
@@ -196,6 +243,11 @@ pub(crate) fn hint(error: &EngineError, model: &std::path::Path) -> Option<Strin
         EngineError::Bundle(models::bundle::BundleError::Schema { .. }) => {
             Some("export it again with the fvlm-export of this version".to_owned())
         }
+        EngineError::Bundle(models::bundle::BundleError::Broken { .. })
+        | EngineError::Backend(BackendError::Altered(_)) => Some(
+            "`fvlm-export --verify` names every file that is not as it was written; copy the bundle, or export it, again"
+                .to_owned(),
+        ),
         EngineError::Backend(BackendError::Unavailable { provider, .. }) if *provider != Provider::Tract => {
             Some(
                 "without --no-fallback another provider is used; --onnxruntime PATH names the library"
@@ -220,9 +272,9 @@ pub(crate) fn hint(error: &EngineError, model: &std::path::Path) -> Option<Strin
             Some("--coreml-partial allows the rest on the CPU".to_owned())
         }
         EngineError::Backend(BackendError::Full { .. }) => {
-            Some("fewer images, or a shorter question; `fvlm-export --max-context ...` makes room".to_owned())
+            Some(format!("{ROOM}; `fvlm-export --max-context ...` makes room"))
         }
-        EngineError::TooLong { .. } => Some("fewer images, or a shorter question".to_owned()),
+        EngineError::TooLong { .. } => Some(ROOM.to_owned()),
         EngineError::Image(runtime::image::ImageError::TooManyPixels { .. }) => {
             Some("--max-pixels raises the limit, in megapixels".to_owned())
         }

@@ -52,18 +52,24 @@ pub(crate) enum Task {
     Once(Vec<Source>),
     /// A chat, which may begin with images and a question.
     Chat(Vec<Source>, Option<String>),
+    /// Nothing: the bundle is verified.
+    Verify,
 }
 
 /// Everything that a run needs to know.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) model: PathBuf,
+    /// Whether every file is hashed before anything is answered.
+    pub(crate) verify: bool,
     pub(crate) options: Options,
     pub(crate) request: Request,
     pub(crate) limits: Limits,
     pub(crate) task: Task,
     /// How many images are described at once, where somebody says so.
     pub(crate) batch: Option<usize>,
+    /// Whether the oldest turns of a chat may be left out.
+    pub(crate) context_shift: bool,
     pub(crate) prompt: String,
     pub(crate) system: Option<String>,
     pub(crate) stats: bool,
@@ -153,14 +159,17 @@ impl Plan {
         if cli.together && images.is_empty() {
             problems.push("--together needs images".to_owned());
         }
-        if images.is_empty() && cli.prompt.is_none() && !cli.interactive && problems.is_empty() {
+        let nothing = images.is_empty() && cli.prompt.is_none() && !cli.interactive;
+        if nothing && !cli.verify && problems.is_empty() {
             problems.push("no image and no question".to_owned());
             hint = Some("fvlm-run IMAGE, or --prompt TEXT for a question without an image".to_owned());
         }
         if !problems.is_empty() {
             return Err(PlanError { problems, hint });
         }
-        let task = if cli.interactive {
+        let task = if nothing {
+            Task::Verify
+        } else if cli.interactive {
             Task::Chat(images, cli.prompt.clone())
         } else if cli.together || images.is_empty() {
             Task::Once(images)
@@ -179,6 +188,7 @@ impl Plan {
         } = cli;
         Ok(Plan {
             model: cli.model,
+            verify: cli.verify,
             options: Options::default()
                 .with_provider(provider)
                 .with_fallback(fallback)
@@ -197,6 +207,7 @@ impl Plan {
             },
             task,
             batch: cli.batch,
+            context_shift: cli.context_shift,
             prompt: cli.prompt.unwrap_or_else(|| QUESTION.to_owned()),
             system: cli.system,
             stats: cli.stats,
@@ -224,7 +235,7 @@ mod tests {
     #[test]
     fn what_is_asked() {
         let file = |name: &str| Source::File(PathBuf::from(name));
-        let cases: [(&[&str], Task); 6] = [
+        let cases: [(&[&str], Task); 8] = [
             (
                 &["a.png", "b.png"],
                 Task::Each(vec![file("a.png"), file("b.png")]),
@@ -233,6 +244,8 @@ mod tests {
             (&["--together", "a.png"], Task::Once(vec![file("a.png")])),
             (&["--prompt", "hello"], Task::Once(Vec::new())),
             (&["--interactive"], Task::Chat(Vec::new(), None)),
+            (&["--verify"], Task::Verify),
+            (&["--verify", "a.png"], Task::Each(vec![file("a.png")])),
             (
                 &["-i", "-p", "hello", "a.png"],
                 Task::Chat(vec![file("a.png")], Some("hello".to_owned())),

@@ -3,6 +3,7 @@
 use crate::lines::{Lines, MAX_LINE, Problem};
 use crate::output::{self, FailureRecord, Record, Spinner};
 use crate::plan::{Name, Plan, Source, Task};
+use crate::verify;
 use programs::signals::{self, Signal};
 use programs::stdout;
 use runtime::image::{self, ImageId, Picture};
@@ -110,6 +111,8 @@ struct Run<'a> {
     /// Whether there was an answer.
     answered: bool,
     failed: bool,
+    /// Turns of the chat that were left out, as far as somebody was told.
+    left_out: usize,
 }
 
 /// Does what the plan says; the exit code.
@@ -124,13 +127,29 @@ pub(crate) fn run(plan: Plan, timeline: &Timeline) -> u8 {
             "--threads: {threads} threads are used, four for each processor"
         ));
     }
+    let complain = |error: EngineError| {
+        output::complain(&error.to_string(), output::hint(&error, &plan.model).as_deref());
+        FAILED
+    };
+    if plan.task == Task::Verify {
+        return match verify::alone(&plan) {
+            Ok(Err(error)) if !stdout::is_had_enough(&error) => {
+                output::complain(&format!("cannot write to stdout: {error}"), None);
+                FAILED
+            }
+            Ok(_written_or_had_enough) => DONE,
+            Err(error) => complain(error),
+        };
+    }
     let engine = match Engine::open_timed(&plan.model, &plan.options, timeline) {
         Ok(engine) => engine,
-        Err(error) => {
-            output::complain(&error.to_string(), output::hint(&error, &plan.model).as_deref());
-            return FAILED;
-        }
+        Err(error) => return complain(error),
     };
+    if plan.verify
+        && let Err(error) = verify::before_answers(&plan, engine.model())
+    {
+        return complain(error);
+    }
     let request = plan.request.clone().with_cancel(Arc::clone(&interrupt.cancel));
     let mut run = Run {
         plan: &plan,
@@ -141,11 +160,14 @@ pub(crate) fn run(plan: Plan, timeline: &Timeline) -> u8 {
         title: None,
         answered: false,
         failed: false,
+        left_out: 0,
     };
+    run.engine.conversation().set_context_shift(plan.context_shift);
     let result = match &plan.task {
         Task::Each(images) => run.each(images),
         Task::Once(images) => run.once(images),
         Task::Chat(images, question) => run.chat(images, question.as_deref()),
+        Task::Verify => Ok(Finish::Stop),
     };
     let code = match result {
         // Whoever read our output has had enough: success.
@@ -185,7 +207,7 @@ impl Run<'_> {
                     self.complain(&error);
                     self.failed = true;
                     if self.plan.json {
-                        write_failure(&[source.name()], &error)?;
+                        write_failure(&[source.name()], error.to_string())?;
                     }
                 }
                 Err(fatal) => return Err(fatal),
@@ -357,7 +379,7 @@ impl Run<'_> {
                 self.complain(&error);
                 self.failed = true;
                 if self.plan.json {
-                    write_failure(&[name], &error)?;
+                    write_failure(&[name], error.to_string())?;
                 }
                 Ok((Finish::Stop, None))
             }
@@ -399,7 +421,9 @@ impl Run<'_> {
             let line = match line {
                 Ok(line) => line,
                 Err(Problem::NotText) => {
-                    self.report("a line of the chat is not UTF-8");
+                    let problem = "a line of the chat is not UTF-8";
+                    self.report(problem);
+                    self.note_failure(&[], problem)?;
                     continue;
                 }
                 Err(Problem::TooLong) => {
@@ -461,10 +485,18 @@ impl Run<'_> {
                 messages.pop();
                 self.complain(&error);
                 self.failed = true;
-                Ok(())
+                self.note_failure(&names, &error.to_string())
             }
             Err(fatal) => Err(fatal),
         }
+    }
+
+    /// For programs, what became of a question that has no answer.
+    fn note_failure(&self, names: &[Name], error: &str) -> Result<(), Failure> {
+        if self.plan.json {
+            write_failure(names, error.to_owned())?;
+        }
+        Ok(())
     }
 
     /// What stands before the first question.
@@ -553,6 +585,13 @@ impl Run<'_> {
             return Err(error.into());
         }
         let finish = answer.finish();
+        let left_out = answer.stats().left_out;
+        if left_out > self.left_out && !self.plan.quiet {
+            output::tell(&format!(
+                "the context is full: of this chat the oldest turns, {left_out}, are left out"
+            ));
+        }
+        self.left_out = left_out;
         write_record(self.plan, &answer, names, prompt, &text)?;
         Ok((text, finish.unwrap_or(Finish::Stop)))
     }
@@ -571,11 +610,11 @@ impl Run<'_> {
 }
 
 /// A failure that ends only the answer about some images, for programs.
-fn write_failure(names: &[Name], error: &EngineError) -> io::Result<()> {
+fn write_failure(names: &[Name], error: String) -> io::Result<()> {
     output::write_json(&FailureRecord {
         images: names,
         images_hex: output::images_hex(names),
-        error: error.to_string(),
+        error,
     })
 }
 

@@ -1,0 +1,115 @@
+//! Which version is the loaded library? Its CoreML provider crashes on weights outside the graph in versions before 1.26.
+
+use std::path::Path;
+
+/// The first version that was branched off after the fix of microsoft/onnxruntime#28005, which was merged in April 2026.
+const WITH_THE_FIX: [u64; 2] = [1, 26];
+
+/// Whether the CoreML provider of a library of this version takes weights that lie outside the graph, as those of every
+/// bundle of target `coreml` do.
+///
+/// # Errors
+/// It ends the process: what was found and what is expected.
+pub(super) fn takes_external_weights(version: Option<&str>, path: &Path) -> Result<(), String> {
+    let [major, minor] = WITH_THE_FIX;
+    let found = match version {
+        Some(version) if numbers(version) >= Some(WITH_THE_FIX) => return Ok(()),
+        Some(version) => format!("is version {version}"),
+        None => "does not say its version".to_owned(),
+    };
+    Err(format!(
+        "the ONNX Runtime at {} {found}, expected {major}.{minor} or later: before, its CoreML provider crashes on weights \
+         that lie outside the graph (microsoft/onnxruntime#28005)",
+        path.display()
+    ))
+}
+
+/// Major and minor number.
+fn numbers(version: &str) -> Option<[u64; 2]> {
+    let mut parts = version.split('.').map(str::parse);
+    match (parts.next(), parts.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Some([major, minor]),
+        _ => None,
+    }
+}
+
+/// What the library at `path`, which is loaded, says that it is. `None` where it cannot be asked.
+#[cfg(unix)]
+pub(super) fn of(path: &Path) -> Option<String> {
+    use std::ffi::{CStr, CString};
+    use std::os::unix::ffi::OsStrExt as _;
+    let path = CString::new(path.as_os_str().as_bytes()).ok()?;
+    #[expect(unsafe_code, reason = "the `ort` crate keeps the version to itself")]
+    // SAFETY: the text ends with a zero. The library is loaded already: nothing of it runs now.
+    let library = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD) };
+    if library.is_null() {
+        return None;
+    }
+    #[expect(unsafe_code, reason = "as above")]
+    // SAFETY: the handle is one of `dlopen`; it is never closed, so that what is found stays.
+    let symbol = unsafe { libc::dlsym(library, c"OrtGetApiBase".as_ptr()) };
+    if symbol.is_null() {
+        return None;
+    }
+    type Base = unsafe extern "C" fn() -> *const ort::sys::OrtApiBase;
+    #[expect(unsafe_code, reason = "as above")]
+    // SAFETY: ONNX Runtime's header declares a function of this name and type, and the `ort` crate has called it. It gives
+    // a table that lives as long as the library; its version is a text that does so too.
+    let version = unsafe {
+        let base = std::mem::transmute::<*mut libc::c_void, Base>(symbol)();
+        CStr::from_ptr(((*base).GetVersionString)())
+    };
+    Some(version.to_string_lossy().into_owned())
+}
+
+/// What the library at `path`, which is loaded, says that it is: nobody needs to know where there is no Core ML.
+#[cfg(not(unix))]
+pub(super) fn of(_path: &Path) -> Option<String> {
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn older_libraries_are_refused_by_their_version() {
+        let path = Path::new("libonnxruntime.1.24.2.dylib");
+        for (version, works) in [
+            (Some("1.26.0"), true),
+            (Some("1.32.0"), true),
+            (Some("2.0.0"), true),
+            (Some("1.26.0-dev"), true),
+            (Some("1.25.1"), false),
+            (Some("1.9.0"), false),
+            (Some("nonsense"), false),
+            (None, false),
+        ] {
+            match takes_external_weights(version, path) {
+                Ok(()) => assert!(works, "{version:?}"),
+                Err(reason) => {
+                    assert!(!works, "{version:?}");
+                    let found = version.unwrap_or("does not say its version");
+                    assert!(
+                        reason.contains(found) && reason.contains("expected 1.26 or later"),
+                        "{reason}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_loaded_library_says_its_version() {
+        let options = crate::backend::Options::default();
+        // Where there is none, other tests say so.
+        if let Ok(path) = super::super::load(&options) {
+            let version = of(&path).unwrap();
+            assert!(
+                numbers(&version).is_some_and(|found| found >= [1, 24]),
+                "{version}"
+            );
+        }
+        assert_eq!(of(Path::new("/nowhere/libonnxruntime.so")), None);
+    }
+}
