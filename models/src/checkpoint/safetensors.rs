@@ -225,7 +225,10 @@ fn validate(bytes: &[u8]) -> Result<Vec<StoredTensor>, String> {
             "declares a header of {header_length} bytes, the file has {file_length}: truncated?"
         ));
     };
-    let Header(entries) = serde_json::from_slice(header)
+    // All of it: of what it passes over, the parser does not look at bytes.
+    let header =
+        std::str::from_utf8(header).map_err(|error| format!("the header is not text in UTF-8: {error}"))?;
+    let Header(entries) = serde_json::from_str(header)
         .map_err(|error| format!("the header is not a JSON object of tensors: {error}"))?;
 
     let data_length = u64::try_from(data.len()).unwrap_or(u64::MAX);
@@ -354,6 +357,11 @@ mod tests {
             ),
             ("not JSON", file("{", 0), "not a JSON object"),
             ("not an object", file("[]", 0), "not a JSON object"),
+            (
+                "bytes that are no text where nobody reads",
+                [&[20, 0, 0, 0, 0, 0, 0, 0][..], b"{\"__metadata__\":\"\x8c\"}"].concat(),
+                "not text in UTF-8",
+            ),
             (
                 "deep JSON",
                 file(&format!(r#"{{"a":{}}}"#, "[".repeat(100_000)), 0),
