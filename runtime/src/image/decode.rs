@@ -173,8 +173,11 @@ fn decode_other(
     format: ImageFormat,
 ) -> Result<(DynamicImage, Orientation), Problem> {
     // The decoders would only say that such an image takes too much memory.
+    let mut own = *limits;
     if let Some((width, height)) = declared_size(bytes, format) {
         limits.allow(width, height)?;
+        // What stands beside the pixels of a small image is no larger than beside those of a large one.
+        own.max_pixels = limits.max_pixels.min(width.saturating_mul(height));
     }
     if format == ImageFormat::WebP {
         // What is missing at the end may be the orientation.
@@ -187,17 +190,20 @@ fn decode_other(
         }
     }
     let mut bounds = image::Limits::default();
-    bounds.max_alloc = Some(limits.max_memory());
+    bounds.max_alloc = Some(own.max_memory());
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     reader.limits(bounds);
     let mut decoder = reader.into_decoder()?;
     let (width, height) = decoder.dimensions();
     limits.allow(width, height)?;
     let mut exif = decoder.exif_metadata().ok().flatten();
-    if exif.is_none() && format == ImageFormat::Png {
-        exif = super::orientation::raw_profile(bytes);
-    }
-    let xmp = decoder.xmp_metadata().ok().flatten();
+    let xmp = if format == ImageFormat::Png {
+        exif = exif.or_else(|| super::orientation::raw_profile(bytes));
+        // The decoder would inflate it whatever its length.
+        super::orientation::xmp_of_png(bytes)
+    } else {
+        decoder.xmp_metadata().ok().flatten()
+    };
     let orientation = super::orientation::of(exif.as_deref(), xmp.as_deref());
     let frame = if format == ImageFormat::WebP {
         Frame::find(bytes)?
@@ -207,7 +213,7 @@ fn decode_other(
     if let Some(frame) = frame {
         // Its file has no animation, so this ends here.
         let (picture, _) = decode_other(&frame.still, limits, format)?;
-        let image = frame.paint(&picture.into_rgb8())?;
+        let image = frame.paint(picture.into_rgb8())?;
         return Ok((DynamicImage::ImageRgb8(image), orientation));
     }
     let image = DynamicImage::from_decoder(decoder)?;

@@ -34,30 +34,68 @@ fn from_xmp(xmp: &[u8]) -> Option<Orientation> {
     }
 }
 
+/// The XMP packet of a PNG.
+pub(super) fn xmp_of_png(png: &[u8]) -> Option<Vec<u8>> {
+    let text = chunk(png, |kind, data| {
+        (kind == b"iTXt")
+            .then(|| data.strip_prefix(b"XML:com.adobe.xmp\0"))
+            .flatten()
+    })?;
+    let (&[compressed, _], text) = text.split_first_chunk()?;
+    // A language and a translated keyword, each up to a zero.
+    let mut parts = text.splitn(3, |&byte| byte == 0);
+    let text = parts.nth(2)?;
+    if compressed == 0 {
+        Some(text.to_vec())
+    } else {
+        inflate(text)
+    }
+}
+
 /// The EXIF segment that ImageMagick writes into a PNG: as text, in hexadecimal digits.
 pub(super) fn raw_profile(png: &[u8]) -> Option<Vec<u8>> {
+    let text = chunk(png, |kind, data| {
+        let text = data.strip_prefix(b"Raw profile type exif\0")?;
+        match (kind, text) {
+            (b"tEXt", text) => Some(Text::Plain(text)),
+            (b"zTXt", [0, text @ ..]) => Some(Text::Deflated(text)),
+            _ => None,
+        }
+    })?;
+    let text = match text {
+        Text::Plain(text) => text.to_vec(),
+        Text::Deflated(text) => inflate(text)?,
+    };
+    // An empty line, the name and the length, then the digits.
+    let lines = text.split(|&byte| byte == b'\n').skip(3);
+    let digits: Vec<u8> = lines.flatten().copied().filter(u8::is_ascii_hexdigit).collect();
+    let pair = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    digits.chunks_exact(2).map(pair).collect()
+}
+
+enum Text<'a> {
+    Plain(&'a [u8]),
+    Deflated(&'a [u8]),
+}
+
+/// What `wanted` finds in the chunks of a PNG, kind and contents, first.
+fn chunk<'a, T>(png: &'a [u8], wanted: impl Fn(&'a [u8], &'a [u8]) -> Option<T>) -> Option<T> {
     let mut rest = png.get(8..)?;
     loop {
-        let length = usize::try_from(u32::from_be_bytes(rest.get(..4)?.try_into().ok()?)).ok()?;
+        let length = usize::try_from(u32::from_be_bytes(*rest.first_chunk()?)).ok()?;
         let (kind, data) = (rest.get(4..8)?, rest.get(8..)?.get(..length)?);
-        if let Some(text) = data.strip_prefix(b"Raw profile type exif\0") {
-            let text = match (kind, text) {
-                (b"tEXt", text) => text.to_vec(),
-                (b"zTXt", [0, text @ ..]) => {
-                    let mut out = Vec::new();
-                    ZlibDecoder::new(text).take(MAX_TEXT).read_to_end(&mut out).ok()?;
-                    out
-                }
-                _ => return None,
-            };
-            // An empty line, the name and the length, then the digits.
-            let lines = text.split(|&byte| byte == b'\n').skip(3);
-            let digits: Vec<u8> = lines.flatten().copied().filter(u8::is_ascii_hexdigit).collect();
-            let pair = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-            return digits.chunks_exact(2).map(pair).collect();
+        if let Some(found) = wanted(kind, data) {
+            return Some(found);
         }
         rest = rest.get(12 + length..)?;
     }
+}
+
+/// At most [`MAX_TEXT`] bytes of a deflated text.
+fn inflate(text: &[u8]) -> Option<Vec<u8>> {
+    let mut out = Vec::new();
+    ZlibDecoder::new(text).take(MAX_TEXT).read_to_end(&mut out).ok()?;
+    Some(out)
 }
 
 #[cfg(test)]

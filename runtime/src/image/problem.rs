@@ -92,8 +92,16 @@ pub(super) fn in_words(message: &str) -> String {
     if message.contains("CRC") || message.contains("checksum") {
         return "a checksum is wrong: bytes were changed".to_owned();
     }
+    if message.contains("InsufficientInput") {
+        return "its compressed data end too early".to_owned();
+    }
     let of_types = ["{", "}", "[", "]", "::", "Some(", "None", "Err(", "Ok(", "\""];
-    if message.is_empty() || of_types.iter().any(|part| message.contains(part)) {
+    let camel = |name: &[char]| name[0].is_lowercase() && name[1].is_uppercase() && name[2].is_lowercase();
+    let letters: Vec<char> = message.chars().collect();
+    if message.is_empty()
+        || of_types.iter().any(|part| message.contains(part))
+        || letters.windows(3).any(camel)
+    {
         return "its contents contradict themselves".to_owned();
     }
     message.to_owned()
@@ -111,5 +119,10 @@ mod tests {
         let debug = "Unexpected state Some(Header { bits: 3 })";
         assert_eq!(in_words(debug), "its contents contradict themselves");
         assert_eq!(in_words("corrupt deflate stream"), "corrupt deflate stream");
+        assert_eq!(
+            in_words("Corrupt deflate stream. InsufficientInput"),
+            "its compressed data end too early"
+        );
+        assert_eq!(in_words("wrong: BadMagic"), "its contents contradict themselves");
     }
 }

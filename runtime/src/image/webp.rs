@@ -57,17 +57,17 @@ impl Frame {
     }
 
     /// The canvas with `picture`, which `still` was decoded to.
-    pub(super) fn paint(&self, picture: &RgbImage) -> Result<RgbImage, Problem> {
+    pub(super) fn paint(&self, picture: RgbImage) -> Result<RgbImage, Problem> {
         let (width, height) = self.canvas;
         let fits = self.left + self.width <= width && self.top + self.height <= height;
         if !fits || picture.dimensions() != (self.width, self.height) {
             return Problem::damaged("its first frame has another size than it says");
         }
         if self.canvas == picture.dimensions() {
-            return Ok(picture.clone());
+            return Ok(picture);
         }
         let mut canvas = RgbImage::new(width, height);
-        image::imageops::replace(&mut canvas, picture, self.left.into(), self.top.into());
+        image::imageops::replace(&mut canvas, &picture, self.left.into(), self.top.into());
         Ok(canvas)
     }
 }

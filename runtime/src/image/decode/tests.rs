@@ -27,19 +27,24 @@ fn files() -> Vec<(String, Vec<u8>)> {
     files
 }
 
+/// CRC-32.
+fn checksum(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |checksum, &byte| {
+        (0..8).fold(checksum ^ u32::from(byte), |value, _| {
+            (value >> 1) ^ if value & 1 == 1 { 0xedb8_8320 } else { 0 }
+        })
+    })
+}
+
 fn png_header(width: u32, height: u32) -> Vec<u8> {
     let mut header = b"IHDR".to_vec();
     header.extend(width.to_be_bytes());
     header.extend(height.to_be_bytes());
     header.extend([8, 2, 0, 0, 0]);
-    let checksum = header.iter().fold(u32::MAX, |checksum, &byte| {
-        (0..8).fold(checksum ^ u32::from(byte), |value, _| {
-            (value >> 1) ^ if value & 1 == 1 { 0xedb8_8320 } else { 0 }
-        })
-    });
+    let checksum = checksum(&header);
     let mut png = b"\x89PNG\r\n\x1a\n\0\0\0\x0d".to_vec();
     png.extend(header);
-    png.extend((!checksum).to_be_bytes());
+    png.extend(checksum.to_be_bytes());
     png.extend(b"\0\0\0\x10IDAT");
     png
 }
@@ -332,6 +337,47 @@ fn hostile_tiffs_are_refused_at_once() {
     for (size, rest, part) in cases {
         let error = refuse(&tiff(&[size, rest].concat())).to_string();
         assert!(error.contains(part), "{error}");
+    }
+}
+
+/// A PNG of one pixel with texts that would be a gigabyte: they are looked at, and not inflated.
+#[test]
+fn long_texts_cost_nothing() {
+    use std::io::Read;
+    let endless = std::io::repeat(b'0').take(1 << 28);
+    let mut text = Vec::new();
+    flate2::read::ZlibEncoder::new(endless, flate2::Compression::fast())
+        .read_to_end(&mut text)
+        .unwrap();
+    let image = files()
+        .into_iter()
+        .find(|(name, _)| name == "png_rgb.png")
+        .unwrap()
+        .1;
+    let expected = decode(&image, "a.png", &Limits::default()).unwrap();
+    for head in [
+        &b"iTXtXML:com.adobe.xmp\0\x01\0\0\0"[..],
+        b"zTXtRaw profile type exif\0\0",
+    ] {
+        let chunk = [head, &text].concat();
+        let mut png = image[..33].to_vec();
+        png.extend(u32::try_from(chunk.len() - 4).unwrap().to_be_bytes());
+        png.extend(&chunk);
+        png.extend(checksum(&chunk).to_be_bytes());
+        png.extend(&image[33..]);
+        let found = decode(&png, "a.png", &Limits::default()).unwrap();
+        assert!(found == expected, "another picture");
+    }
+    // A colour profile is inflated, up to what an image of that size may take.
+    let chunk = [&b"iCCPx\0\0"[..], &text].concat();
+    let mut png = image[..33].to_vec();
+    png.extend(u32::try_from(chunk.len() - 4).unwrap().to_be_bytes());
+    png.extend(&chunk);
+    png.extend(checksum(&chunk).to_be_bytes());
+    png.extend(&image[33..]);
+    match decode(&png, "a.png", &Limits::default()) {
+        Ok(found) => assert!(found == expected, "another picture"),
+        Err(error) => assert!(matches!(error, ImageError::TooMuchMemory { .. }), "{error}"),
     }
 }
 

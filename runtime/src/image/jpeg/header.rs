@@ -395,6 +395,12 @@ impl Frame {
         Ok(scan)
     }
 
+    /// Blocks of all components that are part of the image.
+    pub(super) fn blocks(&self) -> usize {
+        let blocks = |component: &Component| component.blocks().0 * component.blocks().1;
+        self.components.iter().map(blocks).sum()
+    }
+
     /// Refuses an image of which something is missing that libjpeg would make up.
     pub(super) fn check_complete(&self) -> Result<(), Problem> {
         for component in &self.components {

@@ -57,6 +57,11 @@ impl<'a> Jpeg<'a> {
             Next::Frame(_) => return two_frames(),
             Next::End => return Problem::damaged("it has no scan"),
         };
+        // Each block has a bit at least: a short file that asks for much gets nothing.
+        let bits = header.bytes.len().saturating_sub(header.at).saturating_mul(8);
+        if frame.blocks() > bits {
+            return Err(Problem::Truncated);
+        }
         // What stands behind the first scan says nothing about colours any more.
         let space = space.unwrap_or_else(|| header.color_space(&frame));
         if frame.components.len() != space.components() {
