@@ -439,6 +439,14 @@ fn what_breaks_the_contract_is_named() {
             expected: "beyond its vocabulary of 50",
         },
         Case {
+            change: |b| b.prompt.image_token_id = Some(49),
+            expected: "`image_token_id` is 49, which is a stop id too: [49]",
+        },
+        Case {
+            change: |b| b.prompt.stop_ids.clear(),
+            expected: "`stop_ids` is empty",
+        },
+        Case {
             change: |b| b.prompt.image_token_id = Some(-1),
             expected: "beyond its vocabulary of 50",
         },

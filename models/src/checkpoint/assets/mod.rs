@@ -99,6 +99,10 @@ pub(super) fn assets(
     let ids = Ids::of(&tokenizer);
     let generation = files.json("generation_config.json")?.unwrap_or_else(|| json!({}));
     let stop_ids = stop_ids(&files, &generation, declared, &ids)?;
+    if let Some(id) = image_token_id.filter(|id| stop_ids.contains(id)) {
+        let problem = format!("{id} is the id of `{IMAGE_TOKEN}` and a stop id: {stop_ids:?}");
+        return Err(files.config("generation_config.json", problem));
+    }
     let (template, template_origin) = template(&files, &tokenizer_config, layout)?;
     let special_tokens = special_tokens(&tokenizer_config, &special.named, &template);
     let prompt = PromptSpec {
@@ -435,7 +439,11 @@ mod tests {
         };
         let (other, same) = (decoder("7"), decoder("4"));
         assert!(checkpoint(&[("tokenizer_config.json", &same)]).is_ok());
-        let cases: [(&[(&str, &str)], &str); 8] = [
+        let cases: [(&[(&str, &str)], &str); 9] = [
+            (
+                &[("generation_config.json", r#"{"eos_token_id": [4, 5]}"#)],
+                "5 is the id of `<image>` and a stop id: [4, 5]",
+            ),
             (
                 &[("tokenizer_config.json", &other)],
                 "tokenizer_config.json: states id 7 for `<|im_end|>`, the tokenizer gives it 4",
