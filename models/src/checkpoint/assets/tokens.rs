@@ -195,6 +195,9 @@ impl<'a> Table<'a> {
             tokens: BTreeMap::new(),
             added: Vec::new(),
         };
+        // Those of the file are added all at once: only new ones count.
+        let length = u64::try_from(table.vocabulary.len()).unwrap_or(u64::MAX);
+        let mut fresh = 0;
         let tokens = tokenizer.get("added_tokens").and_then(Value::as_array);
         for (index, token) in tokens.into_iter().flatten().enumerate() {
             let content = token.get("content").and_then(Value::as_str);
@@ -204,7 +207,8 @@ impl<'a> Table<'a> {
                     "`added_tokens[{index}]` is {token}, expected an object with `id` and `content`"
                 )));
             };
-            let given = table.id(content).unwrap_or_else(|| table.next());
+            let given = table.id(content).unwrap_or(length.saturating_add(fresh));
+            fresh += u64::from(table.id(content).is_none());
             if given != id {
                 return Err(wrong(format!(
                     "`added_tokens[{index}]` states id {id} for `{content}`, the tokenizer gives it {given}"
@@ -220,7 +224,8 @@ impl<'a> Table<'a> {
         id.copied()
     }
 
-    /// The next free id: behind the vocabulary's length, or behind the last added token.
+    /// The next free id, as for a token that is added by itself: behind the vocabulary's length, or behind the
+    /// last added token.
     fn next(&self) -> u64 {
         let length = u64::try_from(self.vocabulary.len()).unwrap_or(u64::MAX);
         let last = self.tokens.values().copied().max();
@@ -256,7 +261,9 @@ impl<'a> Table<'a> {
     }
 }
 
-/// Puts entries behind those of `tokenizer.json`.
+/// Puts entries behind those of `tokenizer.json`. Who reads the file adds all of them at once, and gives those
+/// that are not in the vocabulary the ids behind its length: where an entry states another one, they are put
+/// into the vocabulary, too.
 fn extend(tokenizer: &mut Value, added: Vec<Value>) {
     if added.is_empty() {
         return;
@@ -264,6 +271,23 @@ fn extend(tokenizer: &mut Value, added: Vec<Value>) {
     match tokenizer.get_mut("added_tokens").and_then(Value::as_array_mut) {
         Some(tokens) => tokens.extend(added),
         None => tokenizer["added_tokens"] = Value::Array(added),
+    }
+    let tokens = tokenizer.get("added_tokens").and_then(Value::as_array);
+    let all = tokens.into_iter().flatten();
+    let all: Vec<(String, u64)> = all
+        .filter_map(|token| Some((content(token)?.to_owned(), token.get("id")?.as_u64()?)))
+        .collect();
+    let Some(vocabulary) = tokenizer
+        .pointer_mut("/model/vocab")
+        .and_then(Value::as_object_mut)
+    else {
+        return;
+    };
+    let length = u64::try_from(vocabulary.len()).unwrap_or(u64::MAX);
+    let mut fresh = all;
+    fresh.retain(|(content, _)| !vocabulary.contains_key(content));
+    if fresh.iter().zip(length..).any(|((_, id), given)| *id != given) {
+        vocabulary.extend(fresh.into_iter().map(|(content, id)| (content, json!(id))));
     }
 }
 
@@ -367,4 +391,30 @@ fn of_added_tokens(
         });
     }
     Ok(wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_gives_every_token_the_id_that_its_entry_states() {
+        let entries = |tokens: &[(&str, u64)]| -> Vec<Value> {
+            let entry = |(content, id): &(&str, u64)| entry(content, *id, &flags(true));
+            tokens.iter().map(entry).collect()
+        };
+        // A vocabulary without gaps stays as it is.
+        let mut dense = json!({"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": entries(&[("<e>", 2)])});
+        extend(&mut dense, entries(&[("<image>", 3)]));
+        assert_eq!(dense["model"]["vocab"], json!({"a": 0, "b": 1}));
+        assert_eq!(dense["added_tokens"][1]["id"], 3);
+        // Special tokens far behind the others: the next one would be the third of all.
+        let mut sparse =
+            json!({"model": {"vocab": {"a": 0, "<e>": 100}}, "added_tokens": entries(&[("<e>", 100)])});
+        extend(&mut sparse, entries(&[("<image>", 101)]));
+        assert_eq!(
+            sparse["model"]["vocab"],
+            json!({"a": 0, "<e>": 100, "<image>": 101})
+        );
+    }
 }
