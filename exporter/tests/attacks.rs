@@ -331,6 +331,29 @@ fn pipes_and_devices_are_not_waited_for() {
 }
 
 #[test]
+fn pipes_in_the_hubs_cache_are_not_waited_for() {
+    let world = World::new();
+    let model = world.path("hub/hub/models--org--name");
+    fs::create_dir_all(model.join("refs")).unwrap();
+    fs::create_dir_all(model.join("snapshots/main")).unwrap();
+    fs::write(model.join("snapshots/main/config.json"), "{}").unwrap();
+    for name in ["refs/main", "snapshots/main/model.safetensors.index.json"] {
+        pipe(&model.join(name));
+    }
+    pipe(&world.path("hub/token"));
+    let mut export = world.command(&["--model", "org/name", "-o", "b"]);
+    let export = export
+        .env("HF_HOME", world.path("hub"))
+        .env("HF_HUB_OFFLINE", "1");
+    let start = Instant::now();
+    let output = export.output().unwrap();
+    let said = said(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("is not in the local Hugging Face cache"), "{said}");
+    assert!(start.elapsed() < Duration::from_secs(20));
+}
+
+#[test]
 fn a_source_that_shrinks_is_an_error() {
     for attempt in 0..4 {
         let world = World::new();

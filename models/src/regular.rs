@@ -1,8 +1,8 @@
 //! How is a file opened that must be one? Without waiting: a pipe would wait for whoever writes it, a device
 //! for whatever it is attached to.
 
-use std::fs::{File, FileType, Metadata};
-use std::io;
+use std::fs::{File, FileType, Metadata, OpenOptions};
+use std::io::{self, Read as _};
 use std::path::Path;
 
 /// Opens a file to read. Links are followed.
@@ -15,16 +15,51 @@ pub fn open(path: &Path) -> io::Result<File> {
     check(&std::fs::metadata(path)?)?;
     let mut options = File::options();
     options.read(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        // It may have become a pipe meanwhile. For a regular file the flag means nothing.
-        options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-    }
+    // It may have become a pipe meanwhile.
+    without_waiting(&mut options);
     let file = options.open(path)?;
     check(&file.metadata()?)?;
     Ok(file)
 }
+
+/// The text of a file of at most `most` bytes.
+///
+/// # Errors
+/// As [`open`], and what is longer, cannot be read or is not UTF-8.
+pub fn text(path: &Path, most: u64) -> io::Result<String> {
+    let mut text = String::new();
+    open(path)?
+        .take(most.saturating_add(1))
+        .read_to_string(&mut text)?;
+    if u64::try_from(text.len()).unwrap_or(u64::MAX) > most {
+        let what = format!("it has more than {most} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    }
+    Ok(text)
+}
+
+/// Opens a file to write, and makes it if it is not there. What stands in it stays.
+///
+/// # Errors
+/// What may not be written, and whatever is there and no regular file, without waiting.
+pub fn open_or_create(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(false);
+    without_waiting(&mut options);
+    let file = options.open(path)?;
+    check(&file.metadata()?)?;
+    Ok(file)
+}
+
+/// A pipe without anybody at its other end is then an error, or open at once. For a regular file it means nothing.
+#[cfg(unix)]
+fn without_waiting(options: &mut OpenOptions) {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+}
+
+#[cfg(not(unix))]
+fn without_waiting(_options: &mut OpenOptions) {}
 
 fn check(found: &Metadata) -> io::Result<()> {
     if found.is_file() {
@@ -70,12 +105,23 @@ mod tests {
         assert_eq!(missing.kind(), io::ErrorKind::NotFound);
         let says = |path: &Path| open(path).unwrap_err().to_string();
         assert!(says(folder.path()).contains("a directory"));
+        assert_eq!(text(&file, 1).unwrap(), "x");
+        assert!(
+            text(&file, 0)
+                .unwrap_err()
+                .to_string()
+                .contains("more than 0 bytes")
+        );
+        open_or_create(&file).unwrap();
+        assert_eq!(text(&file, 9).unwrap(), "x");
+        open_or_create(&folder.path().join("made")).unwrap();
         #[cfg(unix)]
         {
             let pipe = folder.path().join("pipe");
             let made = std::process::Command::new("mkfifo").arg(&pipe).status();
             assert!(made.unwrap().success());
             assert!(says(&pipe).contains("a pipe, expected a regular file"));
+            assert!(open_or_create(&pipe).is_err());
             assert!(says(Path::new("/dev/null")).contains("a device"));
             let link = folder.path().join("link");
             std::os::unix::fs::symlink(&file, &link).unwrap();

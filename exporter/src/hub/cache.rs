@@ -4,6 +4,7 @@
 
 use crate::error::HubProblem;
 use hf_hub::Repo;
+use models::regular;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,6 +23,9 @@ pub(crate) struct Settings {
     /// How long the hub may be silent.
     pub(crate) patience: Duration,
 }
+
+/// Longest token, and longest name of a commit, with what is around it.
+const MOST_BYTES: u64 = 1 << 16;
 
 /// How long the hub may be silent unless `HF_HUB_DOWNLOAD_TIMEOUT` says otherwise.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -50,7 +54,7 @@ impl Settings {
         };
         let token = text("HF_TOKEN")
             .or_else(|| text("HUGGING_FACE_HUB_TOKEN"))
-            .or_else(|| std::fs::read_to_string(token_file).ok())
+            .or_else(|| regular::text(&token_file, MOST_BYTES).ok())
             .filter(|_| !yes("HF_HUB_DISABLE_IMPLICIT_TOKEN"));
         let token = token.map(|token| token.trim().to_owned());
         let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
@@ -93,7 +97,7 @@ impl Settings {
     /// The directory of a revision: a branch or tag by its entry in `refs`, or a commit.
     pub(crate) fn snapshot(&self, id: &str, revision: &str) -> PathBuf {
         let model = self.cache.join(Repo::model(id.to_owned()).folder_name());
-        let commit = match std::fs::read_to_string(model.join("refs").join(revision)) {
+        let commit = match regular::text(&model.join("refs").join(revision), MOST_BYTES) {
             Ok(commit) if !commit.trim().is_empty() => commit.trim().to_owned(),
             _none => revision.to_owned(),
         };

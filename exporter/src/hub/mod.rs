@@ -355,7 +355,7 @@ impl Connection<'_> {
     ) -> Result<File, ExportError> {
         let path = place.locks.join(format!("{etag}.lock"));
         fs::create_dir_all(&place.locks).map_err(ExportError::io("create", &place.locks))?;
-        let file = File::create(&path).map_err(ExportError::io("create", &path))?;
+        let file = models::regular::open_or_create(&path).map_err(ExportError::io("create", &path))?;
         // Ours, and that of `huggingface_hub`, which takes the same lock.
         let here = || (length(part), length(&part.with_extension("incomplete")));
         let mut last = (here(), Instant::now());

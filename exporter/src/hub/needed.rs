@@ -1,7 +1,8 @@
 //! What of a repository is needed? Not the other formats of the weights, nor the pictures.
 
 use super::Sibling;
-use models::checkpoint;
+use models::checkpoint::{self, MAX_INDEX};
+use models::regular;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -40,7 +41,7 @@ pub(crate) fn weights<'a>(siblings: &'a [Sibling], directory: &Path) -> Result<V
     if !has(siblings, INDEX) {
         return Ok(Vec::new());
     }
-    let Ok(text) = std::fs::read_to_string(directory.join(INDEX)) else {
+    let Ok(text) = regular::text(&directory.join(INDEX), MAX_INDEX) else {
         let shard =
             |sibling: &&Sibling| sibling.name.ends_with(".safetensors") && !sibling.name.contains('/');
         return Ok(siblings.iter().filter(shard).collect());
@@ -59,8 +60,8 @@ pub(crate) fn weights<'a>(siblings: &'a [Sibling], directory: &Path) -> Result<V
 pub(crate) fn is_whole(directory: &Path) -> bool {
     let there = |name: &str| directory.join(name).is_file();
     let shards = || {
-        let text = std::fs::read(directory.join(INDEX)).ok()?;
-        let index: Index = serde_json::from_slice(&text).ok()?;
+        let text = regular::text(&directory.join(INDEX), MAX_INDEX).ok()?;
+        let index: Index = serde_json::from_str(&text).ok()?;
         Some(!index.weight_map.is_empty() && index.weight_map.values().all(|name| there(name)))
     };
     there("config.json") && (there(SINGLE) || shards().unwrap_or(false))
