@@ -63,8 +63,7 @@ pub(super) struct Huffman {
     /// longer.
     codes: Box<[(u8, u8); 1 << LOOK]>,
     /// For AC, the same with the coefficient behind the code: bits in all, zeros before it, the coefficient.
-    /// 0 bits
-    /// where they are more than [`LOOK`], or where no coefficient follows.
+    /// 0 bits where they are more than [`LOOK`], or where no coefficient follows.
     coefficients: Box<[(u8, u8, i16); 1 << LOOK]>,
     /// For each length: the first 16 bits that no code of that length starts with.
     limits: [u32; 17],

@@ -1,8 +1,7 @@
 //! JPEG's inverse DCT: coefficients become samples, to the bit as libjpeg's accurate integer method has them.
 //!
 //! The method is that of Loeffler, Ligtenberg and Moschytz (ICASSP 1989) with constants of 13 bits: 11
-//! products for
-//! eight values. Columns first, which keep 2 bits more, then rows.
+//! products for eight values. Columns first, which keep 2 bits more, then rows.
 
 use super::header::Component;
 use super::scan::Block;
@@ -15,8 +14,7 @@ const BITS: usize = 13;
 const KEPT: usize = 2;
 
 /// The samples of some rows of MCUs of a component: room for three, because a row at full size may need the
-/// one
-/// above and the one below.
+/// one above and the one below.
 #[derive(Debug)]
 pub(super) struct Plane {
     stride: usize,

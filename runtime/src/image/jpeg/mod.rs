@@ -3,15 +3,12 @@
 //! A decoder of ITU-T T.81, because the libraries are not right on all of it: of the 957 files of
 //! `conformance`'s matrix, zune-jpeg 0.5.15 decodes 256 wrongly without a word, jpeg-decoder 0.3.2 123 and
 //! libjpeg-turbo-rs 0.8.0 38 (it refuses 141 more). This one decodes to the bit what Pillow's libjpeg-turbo
-//! does:
-//! its inverse DCT (`idct`), its upsampling and its colour conversion (`rows`).
+//! does: its inverse DCT (`idct`), its upsampling and its colour conversion (`rows`).
 //!
 //! Decoded are Huffman-coded files with 8 bits a channel: sequential and progressive, in any order of scans,
-//! one,
-//! three or four components with any sampling factors that divide the largest, restart intervals, 16-bit
+//! one, three or four components with any sampling factors that divide the largest, restart intervals, 16-bit
 //! quantisation tables, no Huffman tables (as webcams send them). Everything else is refused, and so is
-//! damage:
-//! where libjpeg goes on with a warning and a gray area, this is an error.
+//! damage: where libjpeg goes on with a warning and a gray area, this is an error.
 
 mod bits;
 mod header;
@@ -45,8 +42,8 @@ impl<'a> Jpeg<'a> {
         (self.frame.width, self.frame.height)
     }
 
-    /// `[height, width, 3]`: the RGB pixels, and what stands beside them. `space`
-    /// says what the components are; otherwise the file does.
+    /// `[height, width, 3]`: the RGB pixels, and what stands beside them. `space` says what the components
+    /// are; otherwise the file does.
     pub(super) fn decode(self, space: Option<ColorSpace>) -> Result<(Vec<u8>, Metadata<'a>), Problem> {
         let Jpeg {
             mut header,

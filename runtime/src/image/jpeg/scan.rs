@@ -19,8 +19,7 @@ pub(super) fn stores(frame: &Frame) -> Vec<Vec<Block>> {
 }
 
 /// Decodes the one scan of a sequential image: `[height, width, 3]`. A thread makes pixels of each row of
-/// MCUs while
-/// the next ones are decoded.
+/// MCUs while the next ones are decoded.
 pub(super) fn whole(
     header: &mut Header<'_>,
     frame: &Frame,
