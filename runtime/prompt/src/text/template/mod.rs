@@ -9,7 +9,7 @@
 //! its length and that of its expressions before it is parsed (`source`), its steps by minijinja's fuel,
 //! and what a step may cost in time and memory by a budget (`weigh`, `metered`, `filters`). It is
 //! parsed and rendered on a thread whose stack is large enough for what these bounds let through, whatever
-//! the stack of the caller.
+//! the stack of the caller; where there is no room for such a thread, what is plain is rendered without.
 
 mod filters;
 mod json;
@@ -19,13 +19,14 @@ mod strftime;
 mod weigh;
 
 use crate::PromptError;
+use crate::catch::catch;
 use minijinja::machinery::{CodeGenerator, Instructions, Vm, make_string_output, parse};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use weigh::{MAX_TEXT, Spent};
 
@@ -143,7 +144,7 @@ impl ChatTemplate {
             reason,
         };
         let source = source::prepare(source).map_err(wrong)?;
-        on_own_stack(|| compile(&source).map(|_| ()))
+        on_own_stack(&source, || compile(&source).map(|_| ()))
             .map_err(wrong)?
             .map_err(|error| wrong(explain(&error)))?;
         Ok(ChatTemplate {
@@ -163,7 +164,7 @@ impl ChatTemplate {
         messages: &[TemplateMessage],
         add_generation_prompt: bool,
     ) -> Result<String, PromptError> {
-        let rendered = on_own_stack(|| {
+        let rendered = on_own_stack(&self.source, || {
             let count = u64::try_from(messages.len()).unwrap_or(u64::MAX);
             weigh::begin(count, messages.iter().map(TemplateMessage::bytes).sum());
             let text = self.run(messages, count, add_generation_prompt);
@@ -251,17 +252,32 @@ fn compile(source: &str) -> Result<(Instructions<'_>, Blocks<'_>), Error> {
     Ok((metered::meter(&instructions), blocks))
 }
 
-/// Does `work` where the stack is as large as the bounds of templates need.
-fn on_own_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
+/// Does `work` on a template's `source` where the stack is as large as the bounds of templates need. Where no
+/// such thread can be had, a plain template is content with the caller's.
+fn on_own_stack<T: Send>(source: &str, work: impl FnOnce() -> T + Send) -> Result<T, String> {
+    on_stack(STACK, source, work)
+}
+
+fn on_stack<T: Send>(stack: usize, source: &str, work: impl FnOnce() -> T + Send) -> Result<T, String> {
+    // A thread that cannot be started drops what it would have done.
+    let work = Mutex::new(Some(work));
+    let run = || {
+        let work = work.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // It is taken once: by the thread, or without one.
+        let missing = || "its work was done before".to_owned();
+        let work = work.ok_or_else(missing)?;
+        catch(work).map_err(|_| "the template engine failed on it".to_owned())
+    };
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new()
-            .name("template".to_owned())
-            .stack_size(STACK)
-            .spawn_scoped(scope, work)
-            .map_err(|error| format!("no thread to render it on: {error}"))?;
-        thread
-            .join()
-            .map_err(|_| "the template engine failed on it".to_owned())
+        let builder = std::thread::Builder::new().name("template".to_owned());
+        match builder.stack_size(stack).spawn_scoped(scope, run) {
+            Ok(thread) => {
+                let failed = |_| Err("the template engine failed on it".to_owned());
+                thread.join().unwrap_or_else(failed)
+            }
+            Err(_) if source::is_plain(source) => run(),
+            Err(error) => Err(format!("no thread to render it on: {error}")),
+        }
     })
 }
 
@@ -285,6 +301,16 @@ fn explain(error: &Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_plain_template_is_rendered_where_no_thread_can_be_had() {
+        // No system has such a stack.
+        let none = usize::MAX / 2;
+        assert_eq!(on_stack(none, "{{ 1 }}", || 7), Ok(7));
+        let error = on_stack(none, "{% macro a() %}{{ a() }}{% endmacro %}", || 7);
+        assert!(error.is_err_and(|error| error.starts_with("no thread to render it on")));
+        assert_eq!(on_stack(STACK, "{{ 1 }}", || 7), Ok(7));
+    }
 
     fn render(source: &str, messages: &[TemplateMessage]) -> Result<String, PromptError> {
         let special = BTreeMap::from([("eos_token".to_owned(), "<|im_end|>".to_owned())]);

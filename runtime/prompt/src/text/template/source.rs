@@ -6,9 +6,8 @@ use minijinja::syntax::SyntaxConfig;
 
 /// Longest source in bytes: ten times the longest template that is published.
 const MAX_BYTES: usize = 1 << 18;
-/// Most tokens of one tag. A chain of operators is parsed, compiled and dropped with a frame of the stack
-/// for each of its members, and the parser counts only brackets. Published templates have at most some
-/// hundred.
+/// Most tokens of one tag. A chain of operators is parsed, compiled and dropped with a frame of the stack for
+/// each of its members, and the parser counts only brackets. Published templates have at most some hundred.
 pub(super) const MAX_TOKENS: usize = 2048;
 /// Most `elif` in all: each nests in the one before it.
 pub(super) const MAX_ELIF: usize = 512;
@@ -27,8 +26,7 @@ pub(super) const WHITESPACE: WhitespaceConfig = WhitespaceConfig {
 ///
 /// - line ends are line feeds, as Jinja makes them;
 /// - `{% generation %}`, which transformers uses to find what an assistant says, is `{% with %}`: it has a
-///   scope of its
-///   own and writes what stands inside;
+///   scope of its own and writes what stands inside;
 /// - a product has a factor of [`ONE`], so that none is computed while the template is compiled, where
 ///   nothing bounds it.
 ///
@@ -123,6 +121,27 @@ fn edits(source: &str) -> Result<Vec<Edit>, String> {
     Ok(edits)
 }
 
+/// Whether a prepared source needs no more of the stack than any thread has: few tags, none of them long, and
+/// nothing that calls itself. Published templates are so, or nearly so.
+pub(super) fn is_plain(source: &str) -> bool {
+    const MOST: usize = 64;
+    let (mut tokens, mut blocks) = (0_usize, 0_usize);
+    for token in tokenize(source, false, SyntaxConfig, WHITESPACE) {
+        match token {
+            Ok((Token::VariableStart | Token::BlockStart, _)) => {
+                tokens = 0;
+                blocks += 1;
+            }
+            Ok((Token::Ident("macro" | "call" | "recursive"), _)) | Err(_) => return false,
+            Ok(_) => tokens += 1,
+        }
+        if tokens > MOST || blocks > MOST {
+            return false;
+        }
+    }
+    true
+}
+
 fn edit(span: Span, text: &'static str) -> Option<Edit> {
     let (from, to) = place(span)?;
     Some(Edit { from, to, text })
@@ -151,6 +170,20 @@ mod tests {
         ];
         for (template, expected) in cases {
             assert_eq!(prepare(template).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn what_any_stack_can_hold() {
+        let demo = include_str!("../../../../../models/demo/checkpoint/chat_template.jinja");
+        assert!(is_plain(&prepare(demo).unwrap()));
+        for long in [
+            &"{% if 1 %}".repeat(65),
+            &format!("{{{{ {}1 }}}}", "-".repeat(65)),
+            "{% macro a() %}{{ a() }}{% endmacro %}",
+            "{% for a in b recursive %}{{ loop(b) }}{% endfor %}",
+        ] {
+            assert!(!is_plain(long), "{long}");
         }
     }
 
