@@ -89,7 +89,9 @@ def cut(world, trial):
             command = [world.bin / "fvlm-run", "--model", bundle, "--provider", provider, "-q", "-i", SCENE]
             command = [str(part) for part in command]
             shutil.copytree(world.target, bundle)
-            whole = subprocess.run(command, input="".join(questions), capture_output=True, text=True, timeout=180)
+            whole = subprocess.run(
+                command, input="".join(questions), capture_output=True, text=True, timeout=180
+            )
             pipe = subprocess.PIPE
             process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
             process.stdin.write(questions[0])
