@@ -19,7 +19,7 @@ use crate::onnx::proto::{GraphProto, ModelProto};
 use models::plain;
 use prost::Message as _;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 use view::{View, operator};
@@ -125,8 +125,15 @@ pub fn check(model: &ModelProto, name: &str, fixed: bool) -> Verdict {
         .map(|node| rules::refuses(&view, node, fixed))
         .collect();
     let claimed: Vec<bool> = refusals.iter().map(Option::is_none).collect();
+    let groups = partition::groups(&view.nodes, &claimed);
+    let reached: BTreeSet<usize> = groups.iter().flatten().copied().collect();
+    for (index, refusal) in refusals.iter_mut().enumerate() {
+        if refusal.is_none() && !reached.contains(&index) {
+            *refusal = Some("waits for its own output: the graph has a circle".to_owned());
+        }
+    }
     let mut partitions = 0;
-    for group in partition::groups(&view.nodes, &claimed) {
+    for group in groups {
         let trivial = |index: &usize| {
             let node = view.nodes.get(*index);
             node.is_some_and(|node| rules::TRIVIAL.contains(&operator(node)))

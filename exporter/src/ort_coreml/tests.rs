@@ -762,3 +762,37 @@ fn partitions_that_compute_nothing_are_dropped() {
         "{verdict}"
     );
 }
+
+#[test]
+fn a_circle_is_not_claimed() {
+    let node = |from: &str, to: &str| NodeProto {
+        op_type: Some("Relu".to_owned()),
+        name: Some(format!("/{to}")),
+        input: vec![from.to_owned()],
+        output: vec![to.to_owned()],
+        ..NodeProto::default()
+    };
+    let value = |name: &str| info(name, F32, &[1, 2]);
+    let model = ModelProto {
+        ir_version: Some(9),
+        opset_import: vec![OperatorSetIdProto {
+            domain: None,
+            version: Some(20),
+        }],
+        graph: Some(GraphProto {
+            node: vec![node("b", "a"), node("a", "b"), node("x", "y")],
+            input: vec![value("x")],
+            value_info: vec![value("a"), value("b")],
+            output: vec![value("y")],
+            ..GraphProto::default()
+        }),
+        ..ModelProto::default()
+    };
+    let verdict = check(&model, "circle", false);
+    assert_eq!((verdict.nodes, verdict.claimed, verdict.partitions), (3, 1, 1));
+    assert!(verdict.left[0].reason.contains("circle"), "{verdict}");
+    assert_eq!(
+        (verdict.left[0].count, &verdict.left[0].first[..]),
+        (2, &["/a".to_owned(), "/b".to_owned()][..])
+    );
+}
