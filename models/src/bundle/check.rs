@@ -52,8 +52,8 @@ impl Bundle {
         expect(
             kv,
             format!(
-                "`kv` is {:?}, expected numbers above 0 and at most {MAX_LAYERS} layers",
-                self.kv
+                "`kv` has {layers} layers, {kv_heads} heads of length {head_dim} and {max_context} positions, expected \
+                 numbers above 0 and at most {MAX_LAYERS} layers"
             ),
         );
         let image = &self.image;

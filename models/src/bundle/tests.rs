@@ -412,7 +412,7 @@ fn what_breaks_the_contract_is_named() {
         },
         Case {
             change: |b| b.kv.layers = 0,
-            expected: "`kv` is KvSpec",
+            expected: "`kv` has 0 layers",
         },
         Case {
             change: |b| b.kv.layers = usize::MAX,

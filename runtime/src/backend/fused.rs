@@ -130,8 +130,12 @@ pub(super) fn run(
         },
     };
     // Kernels assert what they are given.
-    super::catch(|| call.run(fused))
-        .unwrap_or_else(|words| Err(format!("the inputs of {fused:?} do not fit together: {words}")))
+    super::catch(|| call.run(fused)).unwrap_or_else(|words| {
+        Err(format!(
+            "the inputs of a {} do not fit together: {words}",
+            fused.name()
+        ))
+    })
 }
 
 /// A node that is computed.
@@ -345,7 +349,7 @@ impl<'c> Made<'c, '_> {
         let inputs: Vec<fused::Input<'_, usize>> = self.inputs.iter().map(Input::as_declared).collect();
         let shapes = fused
             .infer(&inputs)
-            .map_err(|words| format!("the inputs of {fused:?} do not fit together: {words}"))?;
+            .map_err(|words| format!("the inputs of a {} do not fit together: {words}", fused.name()))?;
         let shapes: Vec<&[usize]> = shapes.iter().map(|shape| &shape[..]).collect();
         let made = self.outputs.make(&shapes)?;
         let count = made.len();
