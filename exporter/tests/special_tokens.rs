@@ -1,5 +1,5 @@
 //! Special tokens: whatever file of a checkpoint has them, they get the ids that transformers gives them
-//! (`conformance/golden/special-tokens.json`), or the checkpoint is refused.
+//! (`data/special-tokens.json`), or the checkpoint is refused.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -70,7 +70,7 @@ fn read(folder: &Path, text: &str, tokens: &Value) -> Result<Value, String> {
 
 #[test]
 fn tokens_have_the_ids_that_transformers_gives_them() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../conformance/golden/special-tokens.json");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/special-tokens.json");
     let recorded: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
     let text = recorded["text"].as_str().unwrap();
     let cases = recorded["cases"].as_array().unwrap();

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Records which ids transformers gives to special tokens, whatever file of a checkpoint has them.
 
-    python -m fvlm_conformance.reference.special_tokens          # writes conformance/golden/special-tokens.json
+    python -m fvlm_conformance.reference.special_tokens          # writes exporter/tests/data/special-tokens.json
 
 Each case is the demo checkpoint with some small files replaced. `added` says which tokens stay in `tokenizer.json`;
 without it there is none, but `vocab.json` and `merges.txt` made of it. exporter/tests/special_tokens.rs makes the
@@ -89,7 +89,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    golden = ROOT / "conformance" / "golden" / "special-tokens.json"
+    golden = ROOT / "exporter" / "tests" / "data" / "special-tokens.json"
     parser.add_argument("-o", "--output", type=Path, default=golden, help="file to write")
     options = parser.parse_args()
     import transformers
