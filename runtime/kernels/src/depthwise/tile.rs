@@ -155,7 +155,8 @@ pub(super) struct Tile {
 /// Computes the tile in one output row, for output channels `part` and `part + 1` of each input channel.
 ///
 /// # Safety
-/// As [`rows`]: the ring has the input rows under the output row, and no other task writes these pixels.
+/// As [`rows`](super::rows): the ring has the input rows under the output row, and no other task writes these
+/// pixels.
 #[inline(always)]
 pub(super) unsafe fn both_parts<V: Lanes, const S: usize, const P: usize>(
     conv: &DepthwiseConv<'_>,
