@@ -809,7 +809,15 @@ fn ctrl_c_leaves_nothing_behind() {
     use std::time::{Duration, Instant};
     let folder = tempfile::tempdir().unwrap();
     let begin = |arguments: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_fvlm-conform"));
+        // With what Ctrl-C does by default, also where these tests were started without.
+        let program = env!("CARGO_BIN_EXE_fvlm-conform");
+        let mut command = if cfg!(target_os = "linux") {
+            let mut command = Command::new("env");
+            command.args(["--default-signal=INT", program]);
+            command
+        } else {
+            Command::new(program)
+        };
         command
             .current_dir(folder.path())
             .env("TMPDIR", folder.path())

@@ -121,11 +121,30 @@ fn signal(child: &Child, name: &str) {
     assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
 }
 
+/// The command with what signals do by default, also where these tests were started without, as by `nohup`.
+fn hearing(command: &Command) -> Command {
+    let mut heard = Command::new("env");
+    if cfg!(target_os = "linux") {
+        heard.arg("--default-signal=HUP,INT,TERM");
+    }
+    heard.arg(command.get_program()).args(command.get_args());
+    if let Some(folder) = command.get_current_dir() {
+        heard.current_dir(folder);
+    }
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => heard.env(name, value),
+            None => heard.env_remove(name),
+        };
+    }
+    heard
+}
+
 #[test]
 fn signals_end_an_export_as_they_end_others_and_leave_nothing() {
     for (name, number) in [("-TERM", 15), ("-HUP", 1)] {
         let world = World::new();
-        let child = world.begun(&mut world.command(&LONG));
+        let child = world.begun(&mut hearing(&world.command(&LONG)));
         signal(&child, name);
         let output = child.wait_with_output().unwrap();
         let ended = (output.status.signal(), output.status.code());

@@ -277,6 +277,25 @@ fn pipes_and_devices_are_not_waited_for() {
     assert_eq!(stdout(&output), "R.\nR.\n", "{}", said(&output));
 }
 
+/// The command with what signals do by default, also where these tests were started without, as by `nohup`.
+fn hearing(command: &Command) -> Command {
+    let mut heard = Command::new("env");
+    if cfg!(target_os = "linux") {
+        heard.arg("--default-signal=HUP,INT,TERM");
+    }
+    heard.arg(command.get_program()).args(command.get_args());
+    if let Some(folder) = command.get_current_dir() {
+        heard.current_dir(folder);
+    }
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => heard.env(name, value),
+            None => heard.env_remove(name),
+        };
+    }
+    heard
+}
+
 #[test]
 fn signals_end_a_chat_as_they_end_others() {
     let folder = Folder::new();
@@ -285,7 +304,7 @@ fn signals_end_a_chat_as_they_end_others() {
         ("-HUP", (Some(1), None)),
         ("-INT", (None, Some(130))),
     ] {
-        let mut child = folder.begin(&mut folder.command(&["-i", "red.png"]));
+        let mut child = folder.begin(&mut hearing(&folder.command(&["-i", "red.png"])));
         let mut stdin = child.stdin.take().unwrap();
         stdin.write_all(b"what?\n").unwrap();
         let mut answer = [0; 3];
@@ -298,6 +317,8 @@ fn signals_end_a_chat_as_they_end_others() {
             assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
             std::thread::sleep(Duration::from_millis(20));
         }
+        // One that goes on is not waited for.
+        let _ = child.kill();
         let output = child.wait_with_output().unwrap();
         assert_eq!((output.status.signal(), output.status.code()), ended, "{name}");
         drop(stdin);

@@ -54,7 +54,15 @@ impl World {
 
     /// A command that knows this hub, this home and no other.
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_fvlm-export"));
+        // With what Ctrl-C does by default, also where these tests were started without.
+        let program = env!("CARGO_BIN_EXE_fvlm-export");
+        let mut command = if cfg!(target_os = "linux") {
+            let mut command = Command::new("env");
+            command.args(["--default-signal=INT", program]);
+            command
+        } else {
+            Command::new(program)
+        };
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy().to_ascii_uppercase();
             if text.starts_with("HF_") || text.starts_with("HUGGING") || text.ends_with("_PROXY") {
