@@ -8,6 +8,7 @@
 //!
 //! Python is never run to find out: its well-known folders are looked into.
 
+#[cfg(feature = "ort")]
 mod trust;
 
 #[cfg(feature = "ort")]
