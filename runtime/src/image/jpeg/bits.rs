@@ -319,29 +319,35 @@ impl<'a> Bits<'a> {
     /// Goes on behind the restart marker that must come next; `number` counts them.
     pub(super) fn restart(&mut self, number: usize) -> Result<(), Problem> {
         self.check()?;
-        loop {
-            let rest = self.bytes.get(self.at..).unwrap_or_default();
-            let start = rest
-                .iter()
-                .position(|&byte| byte == 0xff)
-                .ok_or(Problem::Truncated)?;
-            let fill = rest[start..]
-                .iter()
-                .position(|&byte| byte != 0xff)
-                .ok_or(Problem::Truncated)?;
-            let marker = rest[start + fill];
-            self.at += start + fill + 1;
-            if marker == 0 {
-                continue;
-            }
-            if usize::from(marker) != 0xd0 + number % 8 {
-                return Problem::damaged(format!(
-                    "marker {marker:02x} stands in a scan, expected {:02x}",
-                    0xd0 + number % 8
-                ));
-            }
-            *self = Bits::new(self.bytes, self.at);
-            return Ok(());
+        let marker = next_marker(self.bytes, &mut self.at)?;
+        if usize::from(marker) != 0xd0 + number % 8 {
+            return Problem::damaged(format!(
+                "marker {marker:02x} stands in a scan, expected {:02x}",
+                0xd0 + number % 8
+            ));
+        }
+        *self = Bits::new(self.bytes, self.at);
+        Ok(())
+    }
+}
+
+/// The next marker from `at` on, which then stands behind it. Other bytes and stuffed zeros are skipped, as
+/// libjpeg does.
+pub(super) fn next_marker(bytes: &[u8], at: &mut usize) -> Result<u8, Problem> {
+    loop {
+        let rest = bytes.get(*at..).unwrap_or_default();
+        let start = rest
+            .iter()
+            .position(|&byte| byte == 0xff)
+            .ok_or(Problem::Truncated)?;
+        let fill = rest[start..]
+            .iter()
+            .position(|&byte| byte != 0xff)
+            .ok_or(Problem::Truncated)?;
+        let marker = rest[start + fill];
+        *at += start + fill + 1;
+        if marker != 0 {
+            return Ok(marker);
         }
     }
 }

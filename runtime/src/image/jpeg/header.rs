@@ -1,7 +1,7 @@
 //! JPEG's markers: frame and scan headers, tables, and what Adobe's and JFIF's segments say about colours.
 
 use super::super::problem::Problem;
-use super::bits::Huffman;
+use super::bits::{Huffman, next_marker};
 use super::rows::ColorSpace;
 
 /// Natural position of the coefficient at each place of the zigzag (T.81, figure A.6).
@@ -154,22 +154,12 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// The next marker that has a segment, or EOI. Bytes before it are skipped, as libjpeg does.
+    /// The next marker that has a segment, or EOI.
     fn marker(&mut self) -> Result<u8, Problem> {
         loop {
-            let rest = self.bytes.get(self.at..).unwrap_or_default();
-            let start = rest
-                .iter()
-                .position(|&byte| byte == 0xff)
-                .ok_or(Problem::Truncated)?;
-            let fill = rest[start..]
-                .iter()
-                .position(|&byte| byte != 0xff)
-                .ok_or(Problem::Truncated)?;
-            let marker = rest[start + fill];
-            self.at += start + fill + 1;
-            // 0: no marker. Others have no segment: TEM, and restart markers at the end of a scan.
-            if !matches!(marker, 0x00 | 0x01 | 0xd0..=0xd7) {
+            let marker = next_marker(self.bytes, &mut self.at)?;
+            // These have no segment: TEM, and restart markers at the end of a scan.
+            if !matches!(marker, 0x01 | 0xd0..=0xd7) {
                 return Ok(marker);
             }
         }
