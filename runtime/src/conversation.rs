@@ -1,5 +1,6 @@
 //! A conversation: what belongs to one dialogue with a model: images, KV cache, answers.
 
+use crate::constrain::{ConstraintError, Follower};
 use crate::error::EngineError;
 use crate::generate::{self, Finish, Generation, Limits, NextToken, Piece};
 use crate::image::{ImageId, Picture};
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 /// beside each other; each has its own KV cache, which is freed with it.
 #[derive(Debug)]
 pub struct Conversation {
-    sequence: Sequence<Model>,
+    pub(crate) sequence: Sequence<Model>,
     timeline: Timeline,
     /// What was done for the next answer before it was asked for.
     ahead: Ahead,
@@ -138,7 +139,7 @@ impl Conversation {
         request: &Request,
     ) -> Result<Answer<'_>, EngineError> {
         let begun = Instant::now();
-        request.sampling.check()?;
+        request.check_values()?;
         request.check()?;
         self.forget_images();
         let before = self.ahead.waited;
@@ -207,11 +208,15 @@ impl Conversation {
     }
 
     /// Reads the prompt.
-    fn prepare(&mut self, messages: &[Message], request: &Request) -> Result<Prepared, EngineError> {
+    pub(crate) fn prepare(
+        &mut self,
+        messages: &[Message],
+        request: &Request,
+    ) -> Result<Prepared, EngineError> {
         #[cfg(feature = "ort")]
         crate::backend::watch_thread();
         let begun = Instant::now();
-        request.sampling.check()?;
+        request.check_values()?;
         request.check()?;
         // What to encode is known before the tokenizer is, and while the decoder loads.
         if !self.model().is_ready() {
@@ -223,6 +228,11 @@ impl Conversation {
         let model = self.model().clone();
         let prompter = model.prompter()?;
         let sampler = Sampler::new(request.sampling, prompter.tokenizer().vocabulary())?;
+        let follower = match &request.constraint {
+            Some(_) if request.past_end => return Err(ConstraintError::PastEnd.into()),
+            Some(constraint) => Some(model.follow(constraint)?),
+            None => None,
+        };
         let (prompt, left_out) = self.build(&prompter, messages, request)?;
         request.check()?;
         // Before anything is fed: waiting for the parts may replace the decoder.
@@ -255,6 +265,8 @@ impl Conversation {
             sampler,
             stream: prompter.stream(&request.stops),
             limits,
+            logprobs: request.logprobs,
+            follower,
             provider,
             notices: self.take_notices(),
             begun,
@@ -265,17 +277,19 @@ impl Conversation {
 }
 
 /// What an answer begins with.
-struct Prepared {
-    logits: Array1<f32>,
+pub(crate) struct Prepared {
+    pub(crate) logits: Array1<f32>,
     context: Vec<i64>,
-    sampler: Sampler,
+    pub(crate) sampler: Sampler,
     stream: TextStream,
     limits: Limits,
-    provider: ProviderReport,
-    notices: Vec<String>,
+    logprobs: Option<usize>,
+    follower: Option<Follower>,
+    pub(crate) provider: ProviderReport,
+    pub(crate) notices: Vec<String>,
     begun: Instant,
     waited: Duration,
-    stats: Stats,
+    pub(crate) stats: Stats,
 }
 
 /// The conversation of an answer.
@@ -344,6 +358,8 @@ impl<'a> Answer<'a> {
             sampler,
             stream,
             limits,
+            logprobs,
+            follower,
             provider,
             notices,
             begun,
@@ -351,7 +367,9 @@ impl<'a> Answer<'a> {
             stats,
         } = prepared;
         Answer {
-            generation: Generation::new(held, logits, context, sampler, stream, limits),
+            generation: Generation::new(held, logits, context, sampler, stream, limits)
+                .with_logprobs(logprobs)
+                .with_follower(follower),
             timeline,
             provider,
             notices,

@@ -1,6 +1,7 @@
 //! The engine: the short way to a bundle that answers, a model and one conversation with it.
 
 use crate::backend::Options;
+use crate::choose::Choices;
 use crate::conversation::{Answer, Conversation};
 use crate::error::EngineError;
 use crate::image::{ImageId, Picture};
@@ -141,6 +142,19 @@ impl Engine {
         request: &Request,
     ) -> Result<Answer<'_>, EngineError> {
         self.conversation.describe(picture, question, request)
+    }
+
+    /// How likely each of several answers to `messages` is: [`Conversation::choose`].
+    ///
+    /// # Errors
+    /// As [`Conversation::choose`].
+    pub fn choose<T: AsRef<str>>(
+        &mut self,
+        messages: &[Message],
+        choices: &[T],
+        request: &Request,
+    ) -> Result<Choices, EngineError> {
+        self.conversation.choose(messages, choices, request)
     }
 
     /// The answer to `messages`, the whole conversation: [`Conversation::chat`].

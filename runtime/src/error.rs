@@ -1,6 +1,8 @@
 //! What can go wrong between a bundle and an answer?
 
 use crate::backend::provider::Provider;
+use crate::choose::ChoicesError;
+use crate::constrain::ConstraintError;
 use crate::image::ImageError;
 use crate::prompt::PromptError;
 use crate::sample::SampleError;
@@ -182,7 +184,8 @@ fn held(variants: &[(Target, Precision)], packages: &[Precision], unknown: &[Str
 }
 
 impl EngineError {
-    /// Whether it is about the model, not about one question or image: no other will fare better.
+    /// Whether it is about the model or about what all answers are to be, not about one question or image: no other will fare
+    /// better.
     pub fn is_about_model(&self) -> bool {
         match self {
             EngineError::Bundle(_)
@@ -193,6 +196,8 @@ impl EngineError {
                 error,
                 BackendError::Run { .. } | BackendError::Inputs { .. } | BackendError::Full { .. }
             ),
+            EngineError::Constraint(error) => !error.is_about_answer(),
+            EngineError::Choices(_) => true,
             EngineError::Prompt(error) => matches!(
                 error,
                 PromptError::Read { .. } | PromptError::Tokenizer { .. } | PromptError::Spec { .. }
@@ -224,6 +229,12 @@ pub enum EngineError {
     /// Logits that give no token, or sampling parameters that make no sense.
     #[error("cannot choose a token: {0}")]
     Sample(#[from] SampleError),
+    /// A constraint that cannot be kept, or an answer that cannot go on within it.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
+    /// Choices that cannot be compared.
+    #[error(transparent)]
+    Choices(#[from] ChoicesError),
     /// The bundle has no graphs of what was asked for that the provider, or one that may replace it, can run.
     #[error(
         "the bundle has no graphs{asked} for provider `{provider}`, it has {}",

@@ -1,7 +1,9 @@
 //! The loop: how do logits become an answer, one token at a time, and when does it end?
 
+use crate::constrain::Follower;
 use crate::error::EngineError;
-use crate::sample::Sampler;
+use crate::logprobs::{TokenLogprob, log_probabilities};
+use crate::sample::{Context, Sampler};
 use crate::text::TextStream;
 use ndarray::Array1;
 use std::sync::Arc;
@@ -71,12 +73,15 @@ pub struct Limits {
 }
 
 /// A token of an answer and the text that is certain with it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Piece {
     /// The token; `None` for text that was held back until the end.
     pub id: Option<i64>,
     /// Whole characters, often none.
     pub text: String,
+    /// How likely the model found the token, where that was asked for ([`Request::logprobs`](crate::Request::logprobs)) and
+    /// there is one.
+    pub logprob: Option<TokenLogprob>,
 }
 
 /// An answer as it comes: an iterator of its tokens. `M` is the sequence that it continues, or a reference to it.
@@ -86,7 +91,11 @@ pub struct Generation<M> {
     sampler: Sampler,
     stream: TextStream,
     limits: Limits,
-    /// Ids of the prompt and of the answer so far, for the repetition penalty.
+    /// How many alternatives of each token come with it.
+    logprobs: Option<usize>,
+    /// What the answer keeps to.
+    follower: Option<Follower>,
+    /// Ids of the prompt and of the answer so far, for the penalties.
     context: Vec<i64>,
     prompt: usize,
     /// What follows the last token; `None` if that was not fed yet.
@@ -121,12 +130,28 @@ impl<M: NextToken> Generation<M> {
             sampler,
             stream,
             limits,
+            logprobs: None,
+            follower: None,
             context,
             prompt,
             logits: Some(logits),
             finish: None,
             failed: false,
         }
+    }
+
+    /// With the log-probabilities of each token and of so many of the likeliest ones in its place, if any.
+    #[must_use]
+    pub fn with_logprobs(mut self, alternatives: Option<usize>) -> Generation<M> {
+        self.logprobs = alternatives;
+        self
+    }
+
+    /// With something that it keeps to, if any.
+    #[must_use]
+    pub(crate) fn with_follower(mut self, follower: Option<Follower>) -> Generation<M> {
+        self.follower = follower;
+        self
     }
 
     /// Why it ended; `None` while it has not, or if it failed.
@@ -139,16 +164,21 @@ impl<M: NextToken> Generation<M> {
         &self.context[self.prompt..]
     }
 
-    /// Ends the answer with the text that was held back.
-    fn end(
-        &mut self,
-        finish: Finish,
-        id: Option<i64>,
-        mut text: String,
-    ) -> Result<Option<Piece>, EngineError> {
+    /// Ends the answer after its last piece with the text that was held back.
+    fn end_with(&mut self, finish: Finish, mut piece: Piece) -> Result<Option<Piece>, EngineError> {
         self.finish = Some(finish);
-        text.push_str(&self.stream.finish()?);
-        Ok((id.is_some() || !text.is_empty()).then_some(Piece { id, text }))
+        piece.text.push_str(&self.stream.finish()?);
+        Ok((piece.id.is_some() || !piece.text.is_empty()).then_some(piece))
+    }
+
+    /// Ends the answer without another token.
+    fn end(&mut self, finish: Finish) -> Result<Option<Piece>, EngineError> {
+        let piece = Piece {
+            id: None,
+            text: String::new(),
+            logprob: None,
+        };
+        self.end_with(finish, piece)
     }
 
     /// The sequence that it continues.
@@ -173,16 +203,14 @@ impl<M: NextToken> Generation<M> {
             .as_ref()
             .is_some_and(|flag| flag.load(Ordering::Relaxed));
         if cancelled {
-            return self.end(Finish::Cancelled, None, String::new()).map(Next::End);
+            return self.end(Finish::Cancelled).map(Next::End);
         }
         if self.tokens().len() >= self.limits.max_tokens {
-            return self.end(Finish::MaxTokens, None, String::new()).map(Next::End);
+            return self.end(Finish::MaxTokens).map(Next::End);
         }
         match (self.logits.take(), self.context.last()) {
             (Some(logits), _) => Ok(Next::Pick(logits)),
-            (None, Some(_)) if !self.model.has_room() => {
-                self.end(Finish::MaxContext, None, String::new()).map(Next::End)
-            }
+            (None, Some(_)) if !self.model.has_room() => self.end(Finish::MaxContext).map(Next::End),
             (None, Some(&last)) => Ok(Next::Feed(last)),
             (None, None) => Err(EngineError::EmptyPrompt),
         }
@@ -191,19 +219,45 @@ impl<M: NextToken> Generation<M> {
     fn pick(&mut self, logits: &Array1<f32>) -> Result<Option<Piece>, EngineError> {
         // One row without gaps, whoever made it; otherwise the sampler says that there are none.
         let row = logits.as_slice().unwrap_or_default();
-        let id = self.sampler.pick(row, &self.context)?;
+        let (prompt, answer) = self.context.split_at(self.prompt);
+        let allowed = match &mut self.follower {
+            Some(follower) => Some(follower.allowed()?),
+            None => None,
+        };
+        let context = Context {
+            prompt,
+            answer,
+            allowed,
+        };
+        let id = self.sampler.pick(row, context)?;
         if self.limits.stop_ids.contains(&id) {
-            return self.end(Finish::Stop, None, String::new());
+            return self.end(Finish::Stop);
         }
+        let complete = match &mut self.follower {
+            Some(follower) => follower.take(id)?,
+            None => false,
+        };
+        let logprob = match self.logprobs {
+            Some(count) => Some(log_probabilities(self.sampler.checked(row)?, id, count)),
+            None => None,
+        };
         self.context.push(id);
         let text = self.stream.push(id)?;
+        let piece = Piece {
+            id: Some(id),
+            text,
+            logprob,
+        };
         if self.stream.stopped() {
-            return self.end(Finish::StopString, Some(id), text);
+            return self.end_with(Finish::StopString, piece);
+        }
+        if complete {
+            return self.end_with(Finish::Stop, piece);
         }
         if self.tokens().len() >= self.limits.max_tokens {
-            return self.end(Finish::MaxTokens, Some(id), text);
+            return self.end_with(Finish::MaxTokens, piece);
         }
-        Ok(Some(Piece { id: Some(id), text }))
+        Ok(Some(piece))
     }
 
     /// What an iterator gives of a result.

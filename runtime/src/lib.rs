@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
 pub mod backend;
+mod choose;
+pub mod constrain;
 mod conversation;
 mod engine;
 mod error;
@@ -9,6 +11,7 @@ pub mod generate;
 pub mod image;
 mod lazy;
 pub mod library;
+mod logprobs;
 mod model;
 mod opening;
 mod request;
@@ -22,13 +25,16 @@ pub mod timeline;
 pub use ::prompt;
 pub use ::prompt::{Message, Role, text};
 pub use backend::{KernelReport, Options, Provider};
+pub use choose::{Choice, Choices, ChoicesError, MAX_CHOICES};
+pub use constrain::{Constraint, ConstraintError};
 pub use conversation::{Answer, Conversation};
 pub use engine::Engine;
 pub use error::{BackendError, EngineError};
 pub use generate::{Finish, Piece};
+pub use logprobs::TokenLogprob;
 pub use model::{ImageSize, Model, ProviderReport, at_image_size};
 pub use models::bundle::{Precision, Target, UnknownWord};
-pub use request::{DEFAULT_MAX_TOKENS, DEFAULT_PROMPT, Request};
+pub use request::{DEFAULT_MAX_TOKENS, DEFAULT_PROMPT, MAX_LOGPROBS, Request};
 pub use sample::Sampling;
 pub use stats::Stats;
 pub use timeline::Timeline;

@@ -2,6 +2,7 @@
 
 use crate::backend::session::Placement;
 use crate::backend::{self, Decoder, KernelReport, Options, Provider, TokenEmbedder, VisionEncoder};
+use crate::constrain::{Constraint, ConstraintError, Follower, Vocabulary};
 use crate::error::EngineError;
 use crate::features::Features;
 use crate::image::{Picture, PixelValues, preprocess};
@@ -11,7 +12,7 @@ use crate::prompt::Prompter;
 use crate::timeline::Timeline;
 use models::bundle::{Bundle, Precision, Target};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 /// Who computes, and with which graphs.
@@ -102,6 +103,8 @@ struct Inner {
     features: Features,
     /// Held by who has pixels of an image, from preparing it until it is encoded.
     image: Mutex<()>,
+    /// What constraints share; there from the first on.
+    vocabulary: OnceLock<Result<Vocabulary, ConstraintError>>,
     begun: Instant,
 }
 
@@ -170,6 +173,7 @@ impl Model {
             prompter,
             features: Features::default(),
             image: Mutex::default(),
+            vocabulary: OnceLock::new(),
             begun,
         })))
     }
@@ -241,6 +245,31 @@ impl Model {
     /// A tokenizer or a template that cannot be used.
     pub fn prompter(&self) -> Result<Arc<Prompter>, EngineError> {
         self.0.prompter.get()
+    }
+
+    /// Whether answers can keep to a constraint: what is wrong with it is said here as [`Conversation::chat`] would say it, but
+    /// before anything is computed. Waits for the tokenizer. The first constraint of a model takes tens of milliseconds more
+    /// than others.
+    ///
+    /// [`Conversation::chat`]: crate::Conversation::chat
+    ///
+    /// # Errors
+    /// [`ConstraintError`], or a tokenizer that cannot be used.
+    pub fn check_constraint(&self, constraint: &Constraint) -> Result<(), EngineError> {
+        self.follow(constraint).map(drop)
+    }
+
+    /// The beginning of an answer that keeps to a constraint.
+    pub(crate) fn follow(&self, constraint: &Constraint) -> Result<Follower, EngineError> {
+        let prompter = self.prompter()?;
+        let stop_ids = &self.bundle().prompt.stop_ids;
+        let vocabulary = self.0.vocabulary.get_or_init(|| {
+            self.timeline().measure("index vocabulary", || {
+                Vocabulary::new(prompter.tokenizer(), stop_ids)
+            })
+        });
+        let vocabulary = vocabulary.as_ref().map_err(ConstraintError::clone)?;
+        Ok(vocabulary.follow(constraint)?)
     }
 
     /// An image as the encoder takes it.

@@ -1,12 +1,16 @@
 //! A request: how is an answer to be made, and when does it end?
 
+use crate::constrain::Constraint;
 use crate::error::EngineError;
-use crate::sample::Sampling;
+use crate::sample::{SampleError, Sampling};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Tokens of an answer where nobody says how many.
 pub const DEFAULT_MAX_TOKENS: usize = 256;
+
+/// Most alternatives of a token whose log-probabilities can be asked for.
+pub const MAX_LOGPROBS: usize = 20;
 
 /// The question where nobody asks one.
 pub const DEFAULT_PROMPT: &str = "Describe the image.";
@@ -33,6 +37,12 @@ pub struct Request {
     /// Ends the answer as soon as somebody sets this, from whatever thread: between two tokens, or before the prompt is
     /// read; the encoding of an image and the reading of a prompt are not broken off.
     pub cancel: Option<Arc<AtomicBool>>,
+    /// Whether each token comes with its log-probability, and with those of how many of the likeliest tokens in its place, 0 to
+    /// [`MAX_LOGPROBS`]: [`Piece::logprob`](crate::Piece::logprob).
+    pub logprobs: Option<usize>,
+    /// What the answer keeps to, whatever the model would say: tokens that cannot continue such an answer are never chosen.
+    /// Where [`Request::max_tokens`] or the context ends it before, it is not complete: [`Finish`](crate::Finish) says so.
+    pub constraint: Option<Constraint>,
 }
 
 impl Request {
@@ -71,6 +81,33 @@ impl Request {
         self
     }
 
+    /// With the log-probability of each token, and of so many of the likeliest ones in its place.
+    #[must_use]
+    pub fn with_logprobs(mut self, alternatives: usize) -> Request {
+        self.logprobs = Some(alternatives);
+        self
+    }
+
+    /// With something that the answer keeps to.
+    #[must_use]
+    pub fn with_constraint(mut self, constraint: Constraint) -> Request {
+        self.constraint = Some(constraint);
+        self
+    }
+
+    /// Refuses values outside their range.
+    pub(crate) fn check_values(&self) -> Result<(), EngineError> {
+        self.sampling.check()?;
+        match self.logprobs {
+            Some(found) if found > MAX_LOGPROBS => {
+                let problem = format!("logprobs is {found}, expected 0 to {MAX_LOGPROBS}");
+                let problems = vec![problem];
+                Err(SampleError::Parameters { problems }.into())
+            }
+            _in_range => Ok(()),
+        }
+    }
+
     /// Whether somebody has ended it.
     pub(crate) fn check(&self) -> Result<(), EngineError> {
         match &self.cancel {
@@ -88,6 +125,8 @@ impl Default for Request {
             stops: Vec::new(),
             past_end: false,
             cancel: None,
+            logprobs: None,
+            constraint: None,
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Which token comes next?
 //!
-//! The filters of transformers, in its order: repetition penalty, temperature, top-k, top-p. Random numbers come from
-//! SplitMix64 (Steele, Lea and Flood, 2014), so that a seed gives the same tokens on every platform and in every
-//! version, as long as the logits are the same.
+//! The filters of transformers, in its order: repetition penalty, temperature, top-k, top-p. The presence and the frequency
+//! penalty of OpenAI's interface come after the repetition penalty, as in vLLM; then what a constraint does not allow is
+//! taken out. Random numbers come from SplitMix64 (Steele, Lea and Flood, 2014), so that a seed gives the same tokens on every
+//! platform and in every version, as long as the logits are the same.
 
 use thiserror::Error;
 
@@ -32,6 +33,9 @@ pub enum SampleError {
         /// NaN or infinity.
         value: f32,
     },
+    /// No token that may come has a finite logit.
+    #[error("none of the tokens that may come here has a finite logit")]
+    NothingAllowed,
 }
 
 /// How a token is chosen. [`Sampling::default`] is greedy.
@@ -47,6 +51,10 @@ pub struct Sampling {
     /// Makes tokens of the prompt and the answer less likely (above 1) or more (below 1): positive logits are divided
     /// by it, negative ones multiplied.
     pub repetition_penalty: f32,
+    /// Subtracted from the logits of tokens that the answer has already; from -2 to 2, 0 changes nothing.
+    pub presence_penalty: f32,
+    /// Subtracted from the logits of the answer's tokens, as often as the answer has them; from -2 to 2, 0 changes nothing.
+    pub frequency_penalty: f32,
     /// Seed of the random numbers.
     pub seed: u64,
 }
@@ -58,9 +66,23 @@ impl Default for Sampling {
             top_k: 0,
             top_p: 1.0,
             repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
             seed: 0,
         }
     }
+}
+
+/// What the sampler looks at beside the logits.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Context<'a> {
+    /// Ids of the prompt.
+    pub prompt: &'a [i64],
+    /// Ids of the answer so far.
+    pub answer: &'a [i64],
+    /// Which tokens may come: a bit a token, the lowest of a word first, 1 is yes; those beyond the last word may not. `None`
+    /// is all.
+    pub allowed: Option<&'a [u32]>,
 }
 
 impl Sampling {
@@ -70,6 +92,8 @@ impl Sampling {
             temperature,
             top_p,
             repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
             ..
         } = *self;
         let mut problems = Vec::new();
@@ -87,6 +111,13 @@ impl Sampling {
             problems.push(format!(
                 "repetition penalty is {repetition_penalty}, expected a number above 0"
             ));
+        }
+        for (name, penalty) in [("presence", presence_penalty), ("frequency", frequency_penalty)] {
+            if !(-2.0..=2.0).contains(&penalty) {
+                problems.push(format!(
+                    "{name} penalty is {penalty}, expected a number from -2 to 2"
+                ));
+            }
         }
         if problems.is_empty() {
             Ok(())
@@ -117,10 +148,10 @@ impl Sampler {
         })
     }
 
-    /// The next token. `logits`: `[vocab]` of the last position; `context`: the ids of the prompt and of the answer so
-    /// far, which the repetition penalty looks at (each id once; those outside the vocabulary are ignored).
-    pub fn pick(&mut self, logits: &[f32], context: &[i64]) -> Result<i64, SampleError> {
-        let logits = self.penalized(logits, context)?;
+    /// The next token. `logits`: `[vocab]` of the last position. Ids of the context outside the vocabulary are ignored; the
+    /// repetition penalty looks at each once.
+    pub fn pick(&mut self, logits: &[f32], context: Context<'_>) -> Result<i64, SampleError> {
+        let logits = self.prepared(logits, context)?;
         let chosen = if self.sampling.temperature == 0.0 {
             first_maximum(&logits)
         } else {
@@ -135,8 +166,8 @@ impl Sampler {
 
     /// The probabilities from which [`pick`](Sampler::pick) draws, `[vocabulary]`; with temperature 0, all of it is on
     /// one token.
-    pub fn probabilities(&self, logits: &[f32], context: &[i64]) -> Result<Vec<f64>, SampleError> {
-        let logits = self.penalized(logits, context)?;
+    pub fn probabilities(&self, logits: &[f32], context: Context<'_>) -> Result<Vec<f64>, SampleError> {
+        let logits = self.prepared(logits, context)?;
         if self.sampling.temperature == 0.0 {
             let mut probabilities = vec![0.0; logits.len()];
             probabilities[first_maximum(&logits)] = 1.0;
@@ -145,8 +176,21 @@ impl Sampler {
         Ok(self.filtered(logits))
     }
 
-    /// The logits of the vocabulary, checked, after the repetition penalty. Never empty, and not all are -inf.
-    fn penalized(&self, logits: &[f32], context: &[i64]) -> Result<Vec<f32>, SampleError> {
+    /// The logits of the vocabulary, checked, after the penalties and without what may not come. Never empty, and not all are
+    /// -inf.
+    fn prepared(&self, logits: &[f32], context: Context<'_>) -> Result<Vec<f32>, SampleError> {
+        let mut logits = self.penalized(logits, context)?;
+        if let Some(allowed) = context.allowed {
+            keep_allowed(&mut logits, allowed);
+            if logits.iter().all(|&logit| logit == f32::NEG_INFINITY) {
+                return Err(SampleError::NothingAllowed);
+            }
+        }
+        Ok(logits)
+    }
+
+    /// The logits of the vocabulary, checked: not empty, none is NaN or +inf, and not all are -inf.
+    pub(crate) fn checked<'a>(&self, logits: &'a [f32]) -> Result<&'a [f32], SampleError> {
         let length = SampleError::Length {
             found: logits.len(),
             expected: self.vocabulary.max(1),
@@ -168,10 +212,17 @@ impl Sampler {
                 value: f32::NEG_INFINITY,
             });
         }
+        Ok(logits)
+    }
+
+    /// The logits of the vocabulary, checked, after the penalties. Never empty, and not all are -inf.
+    fn penalized(&self, logits: &[f32], context: Context<'_>) -> Result<Vec<f32>, SampleError> {
+        let logits = self.checked(logits)?;
         let mut penalized = logits.to_vec();
         let penalty = self.sampling.repetition_penalty;
         if penalty != 1.0 {
-            for id in context.iter().filter_map(|&id| usize::try_from(id).ok()) {
+            let said = context.prompt.iter().chain(context.answer);
+            for id in said.filter_map(|&id| usize::try_from(id).ok()) {
                 // From the original logit, so that an id that comes twice is penalized once.
                 if let (Some(&logit), Some(value)) = (logits.get(id), penalized.get_mut(id)) {
                     // Kept finite: a tiny penalty must not make an infinity of it.
@@ -188,7 +239,29 @@ impl Sampler {
                 }
             }
         }
+        self.subtract(&mut penalized, context.answer);
         Ok(penalized)
+    }
+
+    /// The presence and the frequency penalty of what the answer has.
+    fn subtract(&self, logits: &mut [f32], answer: &[i64]) {
+        let Sampling {
+            presence_penalty,
+            frequency_penalty,
+            ..
+        } = self.sampling;
+        if presence_penalty == 0.0 && frequency_penalty == 0.0 {
+            return;
+        }
+        let mut ids: Vec<usize> = answer.iter().filter_map(|&id| usize::try_from(id).ok()).collect();
+        ids.sort_unstable();
+        for same in ids.chunk_by(|a, b| a == b) {
+            let logit = same.first().and_then(|&id| logits.get_mut(id));
+            if let Some(logit) = logit.filter(|logit| logit.is_finite()) {
+                let count: f32 = same.iter().map(|_| 1.0).sum();
+                *logit = (*logit - frequency_penalty * count - presence_penalty).clamp(f32::MIN, f32::MAX);
+            }
+        }
     }
 
     /// Temperature, top-k and top-p.
@@ -231,6 +304,20 @@ impl Sampler {
             probabilities = softmax(&logits);
         }
         probabilities
+    }
+}
+
+/// Makes the logits of all other tokens -inf.
+fn keep_allowed(logits: &mut [f32], allowed: &[u32]) {
+    for (place, logits) in logits.chunks_mut(32).enumerate() {
+        let bits = allowed.get(place).copied().unwrap_or(0);
+        if bits != u32::MAX {
+            for (bit, logit) in logits.iter_mut().enumerate() {
+                if bits >> bit & 1 == 0 {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
     }
 }
 
@@ -304,6 +391,13 @@ mod tests {
         Sampler::new(sampling, vocabulary).unwrap()
     }
 
+    fn prompt(ids: &[i64]) -> Context<'_> {
+        Context {
+            prompt: ids,
+            ..Context::default()
+        }
+    }
+
     #[test]
     fn greedy_takes_the_first_maximum_of_the_vocabulary() {
         let cases: [(&[f32], usize, i64); 5] = [
@@ -322,7 +416,11 @@ mod tests {
                 },
                 vocabulary,
             );
-            assert_eq!(sampler.pick(logits, &[]), Ok(expected), "{logits:?}");
+            assert_eq!(
+                sampler.pick(logits, Context::default()),
+                Ok(expected),
+                "{logits:?}"
+            );
         }
     }
 
@@ -343,7 +441,7 @@ mod tests {
                     },
                     2,
                 );
-                let error = sampler.pick(logits, &[]).unwrap_err();
+                let error = sampler.pick(logits, Context::default()).unwrap_err();
                 assert!(
                     matches!(error, SampleError::NotFinite { .. }),
                     "{logits:?}: {error}"
@@ -357,7 +455,7 @@ mod tests {
                 2,
             );
             assert_eq!(
-                sampler.pick(&[0.0], &[]),
+                sampler.pick(&[0.0], Context::default()),
                 Err(SampleError::Length {
                     found: 1,
                     expected: 2
@@ -366,7 +464,7 @@ mod tests {
         }
         let mut sampler = sampler(Sampling::default(), 0);
         assert_eq!(
-            sampler.pick(&[], &[]),
+            sampler.pick(&[], Context::default()),
             Err(SampleError::Length {
                 found: 0,
                 expected: 1
@@ -407,6 +505,14 @@ mod tests {
                 repetition_penalty: 0.0,
                 ..Sampling::default()
             },
+            Sampling {
+                presence_penalty: 2.1,
+                ..Sampling::default()
+            },
+            Sampling {
+                frequency_penalty: f32::NAN,
+                ..Sampling::default()
+            },
         ];
         for sampling in each {
             assert!(Sampler::new(sampling, 4).is_err(), "{sampling:?}");
@@ -437,10 +543,10 @@ mod tests {
                 top_k: case.top_k,
                 top_p: case.top_p,
                 repetition_penalty: case.repetition_penalty,
-                seed: 0,
+                ..Sampling::default()
             };
             let found = sampler(sampling, case.logits.len())
-                .probabilities(&case.logits, &case.context)
+                .probabilities(&case.logits, prompt(&case.context))
                 .unwrap();
             for (id, (found, expected)) in found.iter().zip(&case.probabilities).enumerate() {
                 let both_zero = (*found == 0.0) == (*expected == 0.0);
@@ -465,7 +571,7 @@ mod tests {
                         ..Sampling::default()
                     };
                     let probabilities = sampler(sampling, 5)
-                        .probabilities(&logits, &[0, 1, 3, 4, 77, -200])
+                        .probabilities(&logits, prompt(&[0, 1, 3, 4, 77, -200]))
                         .unwrap();
                     let sum: f64 = probabilities.iter().sum();
                     assert!((sum - 1.0).abs() < 1e-9, "{sampling:?}: {probabilities:?}");
@@ -492,7 +598,7 @@ mod tests {
                 8,
             );
             (0..12)
-                .map(|_| sampler.pick(&[0.0; 10], &[]).unwrap())
+                .map(|_| sampler.pick(&[0.0; 10], Context::default()).unwrap())
                 .collect::<Vec<_>>()
         };
         assert_eq!(pick(7), pick(7));
@@ -509,10 +615,10 @@ mod tests {
             ..Sampling::default()
         };
         let mut sampler = sampler(sampling, 4);
-        let expected = sampler.probabilities(&logits, &[]).unwrap();
+        let expected = sampler.probabilities(&logits, Context::default()).unwrap();
         let mut counts = [0_u32; 4];
         for _ in 0..20_000 {
-            counts[usize::try_from(sampler.pick(&logits, &[]).unwrap()).unwrap()] += 1;
+            counts[usize::try_from(sampler.pick(&logits, Context::default()).unwrap()).unwrap()] += 1;
         }
         assert_eq!(counts[3], 0);
         for (count, expected) in counts.into_iter().zip(expected) {
@@ -520,6 +626,58 @@ mod tests {
                 (f64::from(count) / 20_000.0 - expected).abs() < 0.02,
                 "{counts:?}"
             );
+        }
+    }
+
+    /// As OpenAI's documentation and vLLM define them: `logit - frequency * count - presence * (count > 0)`, of the answer.
+    #[test]
+    fn presence_and_frequency_are_of_the_answer_only() {
+        let logits = [1.0_f32, 2.0, 3.0, f32::NEG_INFINITY];
+        let context = Context {
+            prompt: &[2, 2, 2],
+            answer: &[0, 1, 0, 3, 99, -5],
+            allowed: None,
+        };
+        let penalized = |presence_penalty, frequency_penalty| {
+            let sampling = Sampling {
+                presence_penalty,
+                frequency_penalty,
+                ..Sampling::default()
+            };
+            sampler(sampling, 4).penalized(&logits, context).unwrap()
+        };
+        assert_eq!(penalized(0.0, 0.0), logits);
+        assert_eq!(penalized(0.5, 0.0), [0.5, 1.5, 3.0, f32::NEG_INFINITY]);
+        assert_eq!(penalized(0.0, 0.25), [0.5, 1.75, 3.0, f32::NEG_INFINITY]);
+        assert_eq!(penalized(-2.0, 1.0), [1.0, 3.0, 3.0, f32::NEG_INFINITY]);
+    }
+
+    #[test]
+    fn what_may_not_come_is_never_chosen() {
+        let logits: Vec<f32> = (0..70_u8).map(f32::from).collect();
+        for temperature in [0.0, 5.0] {
+            let sampling = Sampling {
+                temperature,
+                top_k: 4,
+                ..Sampling::default()
+            };
+            let mut sampler = sampler(sampling, 70);
+            let mut picked = |allowed: &[u32]| {
+                let context = Context {
+                    allowed: Some(allowed),
+                    ..Context::default()
+                };
+                sampler.pick(&logits, context)
+            };
+            assert_eq!(picked(&[0, 1, 0]), Ok(32));
+            assert_eq!(picked(&[1]), Ok(0));
+            for _ in 0..20 {
+                let id = picked(&[6, 0, 1 << 5]).unwrap();
+                assert!([1, 2, 69].contains(&id), "{id}");
+            }
+            assert_eq!(picked(&[]), Err(SampleError::NothingAllowed));
+            // Only rows that stand for no text.
+            assert_eq!(picked(&[0, 0, 1 << 6]), Err(SampleError::NothingAllowed));
         }
     }
 }

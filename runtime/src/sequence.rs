@@ -197,6 +197,26 @@ impl<P: Parts> Sequence<P> {
         })
     }
 
+    /// How many positions were fed.
+    pub(crate) fn fed(&self) -> usize {
+        self.fed.len()
+    }
+
+    /// How many positions fit.
+    pub(crate) fn room(&self) -> usize {
+        let context = self.running.as_ref().map_or(0, |running| running.context);
+        context.saturating_sub(self.fed.len())
+    }
+
+    /// Forgets what was fed after the first `len` positions.
+    pub(crate) fn rewind(&mut self, len: usize) -> Result<(), EngineError> {
+        if let Some(running) = &mut self.running {
+            running.state.truncate(len)?;
+            self.fed.truncate(len);
+        }
+        Ok(())
+    }
+
     /// Gets the features of those of `images` that have none yet; says how many were encoded, and how long that took.
     pub(crate) fn encode(
         &mut self,

@@ -568,6 +568,7 @@ unsafe fn engine_request(request: &Request) -> Result<runtime::Request, Failure>
             top_p: or_one(request.top_p),
             repetition_penalty: or_one(request.repetition_penalty),
             seed: request.seed,
+            ..Sampling::default()
         })
         .with_stops(stops.collect::<Result<Vec<String>, _>>()?);
     if request.max_tokens > 0 {

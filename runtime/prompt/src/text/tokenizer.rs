@@ -9,10 +9,10 @@ use std::sync::Arc;
 /// A bundle's tokenizer. Cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
-    inner: Arc<tokenizers::Tokenizer>,
+    pub(super) inner: Arc<tokenizers::Tokenizer>,
     vocabulary: usize,
     /// For messages.
-    file: Arc<Path>,
+    pub(super) file: Arc<Path>,
 }
 
 /// What of a `tokenizer.json` is looked at before the tokenizers library reads it: that asserts that these

@@ -116,6 +116,14 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true)]
     pub(crate) repetition_penalty: f32,
 
+    /// Makes tokens less likely that the answer has already, from -2 to 2
+    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub(crate) presence_penalty: f32,
+
+    /// As --presence-penalty, for each time that the answer has them
+    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub(crate) frequency_penalty: f32,
+
     /// Seed of the draws [default: 0]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) seed: Option<u64>,
@@ -123,6 +131,23 @@ pub(crate) struct Cli {
     /// Ends an answer where this text would come; can be given several times
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) stop: Vec<String>,
+
+    /// Answer with the likeliest of these, separated by commas (one inside is written `\\,`), or given several times; with
+    /// --json the probability of each
+    #[arg(long, value_name = "A,B,...", allow_hyphen_values = true, conflicts_with_all = ["json_schema", "regex", "batch"])]
+    pub(crate) choices: Vec<String>,
+
+    /// Answer with JSON that is valid against the JSON schema in this file
+    #[arg(long, value_name = "FILE", conflicts_with = "regex")]
+    pub(crate) json_schema: Option<PathBuf>,
+
+    /// Answer with a text that as a whole matches this regular expression
+    #[arg(long, value_name = "PATTERN", allow_hyphen_values = true)]
+    pub(crate) regex: Option<String>,
+
+    /// With --json, how likely the model found each token, and so many others in its place, up to 20
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "0", require_equals = true, requires = "json")]
+    pub(crate) logprobs: Option<usize>,
 
     /// All images in one prompt
     #[arg(long, conflicts_with = "interactive")]

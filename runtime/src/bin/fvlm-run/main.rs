@@ -5,6 +5,7 @@ mod lines;
 mod output;
 mod plan;
 mod run;
+mod structure;
 mod verify;
 
 use clap::{CommandFactory as _, Parser as _};

@@ -5,8 +5,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use models::plain;
 use programs::stdout;
 use runtime::backend::session::Placement;
+use runtime::text::Tokenizer;
 use runtime::timeline::Step;
-use runtime::{EngineError, Finish, ImageSize, KernelReport, Precision, Provider, ProviderReport, Stats};
+use runtime::{
+    Choice, ConstraintError, EngineError, Finish, ImageSize, KernelReport, Precision, Provider,
+    ProviderReport, Stats, TokenLogprob,
+};
 use serde::{Serialize, Serializer};
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -44,6 +48,9 @@ pub(crate) struct Record<'a> {
     pub(crate) text: &'a str,
     /// Its token ids.
     pub(crate) tokens: &'a [i64],
+    /// How likely the model found each of them, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) logprobs: Option<Vec<LogprobRecord>>,
     /// Why it ended.
     pub(crate) finish: Option<Finish>,
     /// Who computed.
@@ -61,6 +68,66 @@ pub(crate) struct Record<'a> {
     /// What happened when, in seconds since the program began.
     pub(crate) timeline: &'a [Step],
     /// Most memory that was resident so far; null where the system does not say.
+    pub(crate) peak_rss_bytes: Option<u64>,
+}
+
+/// How likely a token is, for programs: the fields of OpenAI's interface, and the id.
+#[derive(Debug, Serialize)]
+pub(crate) struct LogprobRecord {
+    /// Its text; half a character is U+FFFD.
+    token: String,
+    /// The bytes of its text.
+    bytes: Vec<u8>,
+    id: i64,
+    logprob: f64,
+    /// The likeliest in its place, as many as were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top_logprobs: Option<Vec<LogprobRecord>>,
+}
+
+impl LogprobRecord {
+    /// What a tokenizer makes of it.
+    pub(crate) fn new(found: &TokenLogprob, tokenizer: &Tokenizer) -> LogprobRecord {
+        let one = |id: i64, logprob: f64, top_logprobs| {
+            let bytes = tokenizer.bytes(id).unwrap_or_default();
+            LogprobRecord {
+                token: String::from_utf8_lossy(&bytes).into_owned(),
+                bytes,
+                id,
+                logprob,
+                top_logprobs,
+            }
+        };
+        let top = found.top.iter().map(|&(id, logprob)| one(id, logprob, None));
+        one(found.id, found.logprob, Some(top.collect()))
+    }
+}
+
+/// The likeliest of several answers, for programs.
+#[derive(Debug, Serialize)]
+pub(crate) struct ChoicesRecord<'a> {
+    /// The images of the prompt.
+    #[serde(serialize_with = "texts")]
+    pub(crate) images: &'a [Name],
+    /// As in [`Record`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) images_hex: Option<Vec<String>>,
+    /// The question.
+    pub(crate) prompt: &'a str,
+    /// The likeliest.
+    pub(crate) text: &'a str,
+    /// All of them, with their probabilities, in the order in which they were given.
+    pub(crate) choices: &'a [Choice],
+    /// Whether the end of the answer counts too: one is the beginning of another.
+    pub(crate) end_counts: bool,
+    /// From here on as in [`Record`].
+    pub(crate) provider: ProviderRecord,
+    pub(crate) precision: Precision,
+    pub(crate) target: &'a str,
+    pub(crate) kernels: Option<KernelReport>,
+    pub(crate) image_size: ImageSize,
+    pub(crate) stats: &'a Stats,
+    pub(crate) timeline: &'a [Step],
     pub(crate) peak_rss_bytes: Option<u64>,
 }
 
@@ -275,6 +342,12 @@ pub(crate) fn hint(error: &EngineError, model: &std::path::Path) -> Option<Strin
             Some(format!("{ROOM}; `fvlm-export --max-context ...` makes room"))
         }
         EngineError::TooLong { .. } => Some(ROOM.to_owned()),
+        EngineError::Constraint(ConstraintError::Schema { .. }) => {
+            Some("--json-schema names the file; runtime/README.md says which schemas can be kept to".to_owned())
+        }
+        EngineError::Constraint(ConstraintError::Regex { .. }) => {
+            Some("--regex takes the syntax of Rust's crate regex, without anchors and look-around".to_owned())
+        }
         EngineError::Image(runtime::image::ImageError::TooManyPixels { .. }) => {
             Some("--max-pixels raises the limit, in megapixels".to_owned())
         }

@@ -1,6 +1,7 @@
 //! What is to be done? The flags, checked against each other; nothing is left open.
 
 use crate::cli::{Cli, QUESTION};
+use crate::structure;
 use runtime::image::Limits;
 use runtime::{Options, Provider, Request, Sampling};
 use std::borrow::Cow;
@@ -70,6 +71,8 @@ pub(crate) struct Plan {
     pub(crate) batch: Option<usize>,
     /// Whether the oldest turns of a chat may be left out.
     pub(crate) context_shift: bool,
+    /// Answers of which the likeliest is given; empty where the model says what it likes.
+    pub(crate) choices: Vec<String>,
     pub(crate) prompt: String,
     pub(crate) system: Option<String>,
     pub(crate) stats: bool,
@@ -113,6 +116,8 @@ impl Plan {
             top_k: cli.top_k,
             top_p: cli.top_p,
             repetition_penalty: cli.repetition_penalty,
+            presence_penalty: cli.presence_penalty,
+            frequency_penalty: cli.frequency_penalty,
             seed: cli.seed.unwrap_or_default(),
         };
         if let Err(error) = sampling.check() {
@@ -128,6 +133,8 @@ impl Plan {
                 hint = Some("add --temperature, for example 0.7".to_owned());
             }
         }
+        structure::check(&cli, &mut problems);
+        let constraint = structure::constraint(&cli, &mut problems);
         if cli.stop.iter().any(String::is_empty) {
             problems.push("--stop is empty, expected a text".to_owned());
         }
@@ -177,6 +184,12 @@ impl Plan {
             Task::Each(images)
         };
         let fallback = !cli.no_fallback;
+        let mut request = Request::default()
+            .with_sampling(sampling)
+            .with_max_tokens(cli.max_tokens)
+            .with_stops(cli.stop);
+        request.logprobs = cli.logprobs;
+        request.constraint = constraint;
         let Cli {
             provider,
             precision,
@@ -198,16 +211,14 @@ impl Plan {
                 .with_onnxruntime(onnxruntime)
                 .with_threads(threads)
                 .with_coreml(coreml),
-            request: Request::default()
-                .with_sampling(sampling)
-                .with_max_tokens(cli.max_tokens)
-                .with_stops(cli.stop),
+            request,
             limits: Limits {
                 max_pixels: max_pixels.unwrap_or(u64::MAX),
             },
             task,
             batch: cli.batch,
             context_shift: cli.context_shift,
+            choices: structure::choices(&cli.choices),
             prompt: cli.prompt.unwrap_or_else(|| QUESTION.to_owned()),
             system: cli.system,
             stats: cli.stats,
@@ -258,7 +269,7 @@ mod tests {
 
     #[test]
     fn commands_that_make_no_sense() {
-        let cases: [(&[&str], &str); 18] = [
+        let cases: [(&[&str], &str); 31] = [
             (&[], "no image and no question"),
             (&["--max-tokens", "0", "a"], "--max-tokens is 0"),
             (&["--threads", "0", "a"], "--threads is 0"),
@@ -277,6 +288,40 @@ mod tests {
             (&["--stop", "", "a"], "--stop is empty"),
             (&["-", "-"], "stdin is given"),
             (&["--prompt", " "], "--prompt is empty"),
+            (&["--presence-penalty", "3", "a"], "presence penalty is 3"),
+            (&["--frequency-penalty", "NaN", "a"], "frequency penalty is NaN"),
+            (
+                &["--logprobs=21", "--json", "a"],
+                "--logprobs is 21, expected 0 to 20",
+            ),
+            (&["--choices", "yes,", "a"], "--choices has an empty choice"),
+            (&["--choices", "yes", "a"], "--choices has only `yes`"),
+            (
+                &["--choices", "a,b", "--temperature", "1", "a"],
+                "--temperature has no effect with --choices",
+            ),
+            (
+                &["--choices", "a,b", "--stop", "x", "a"],
+                "--stop has no effect with --choices",
+            ),
+            (
+                &["--choices", "a,b", "--logprobs", "--json", "a"],
+                "--logprobs has no effect with --choices",
+            ),
+            (
+                &["--choices", "a,b", "--repetition-penalty", "2", "a"],
+                "--repetition-penalty has no effect",
+            ),
+            (
+                &["--choices", "a,b", "--presence-penalty", "1", "a"],
+                "--presence-penalty has no effect",
+            ),
+            (&["--regex", "", "a"], "--regex is empty"),
+            (
+                &["--json-schema", "no/such.json", "a"],
+                "--json-schema `no/such.json`: cannot read it",
+            ),
+            (&["--json-schema", "src", "a"], "--json-schema `src`: "),
         ];
         for (arguments, expected) in cases {
             let error = plan(arguments).unwrap_err();
@@ -296,6 +341,11 @@ mod tests {
             &["fvlm-run", "-q", "--stats", "a"],
             &["fvlm-run", "--together", "--batch", "2", "a"],
             &["fvlm-run", "-i", "--batch", "2", "a"],
+            &["fvlm-run", "--choices", "a,b", "--regex", "x", "a"],
+            &["fvlm-run", "--choices", "a,b", "--json-schema", "x", "a"],
+            &["fvlm-run", "--regex", "x", "--json-schema", "x", "a"],
+            &["fvlm-run", "--choices", "a,b", "--batch", "2", "a"],
+            &["fvlm-run", "--logprobs", "a"],
         ] {
             assert!(Cli::try_parse_from(arguments).is_err(), "{arguments:?}");
         }

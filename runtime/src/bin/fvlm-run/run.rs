@@ -1,13 +1,16 @@
 //! The work of `fvlm-run`: opens the bundle, asks, writes answers.
 
 use crate::lines::{Lines, MAX_LINE, Problem};
-use crate::output::{self, FailureRecord, Record, Spinner};
+use crate::output::{self, ChoicesRecord, FailureRecord, LogprobRecord, Record, Spinner};
 use crate::plan::{Name, Plan, Source, Task};
 use crate::verify;
 use programs::signals::{self, Signal};
 use programs::stdout;
 use runtime::image::{self, ImageId, Picture};
-use runtime::{Answer, Conversation, Engine, EngineError, Finish, Message, Request, Role, Timeline};
+use runtime::{
+    Answer, Choices, Conversation, Engine, EngineError, Finish, Message, Model, Request, Role, Timeline,
+    TokenLogprob,
+};
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal};
 use std::sync::Arc;
@@ -72,6 +75,7 @@ struct Description {
     /// How much of the text is written.
     written: usize,
     text: String,
+    logprobs: Vec<TokenLogprob>,
     /// Whether its title is written.
     titled: bool,
 }
@@ -192,7 +196,10 @@ pub(crate) fn run(plan: Plan, timeline: &Timeline) -> u8 {
 impl Run<'_> {
     /// The question about each image; one that fails does not stop the others.
     fn each(&mut self, images: &[Source]) -> Result<Finish, Failure> {
-        let batch = self.batch().min(images.len());
+        let batch = match self.plan.choices.as_slice() {
+            [] => self.batch().min(images.len()),
+            _choices => 1,
+        };
         if batch > 1 {
             return self.each_beside(images, batch);
         }
@@ -265,6 +272,7 @@ impl Run<'_> {
                     state,
                     written: 0,
                     text: String::new(),
+                    logprobs: Vec::new(),
                     titled: false,
                 });
                 if fatal {
@@ -287,7 +295,10 @@ impl Run<'_> {
                     continue;
                 };
                 match piece {
-                    Some(Ok(piece)) => description.text.push_str(&piece.text),
+                    Some(Ok(piece)) => {
+                        description.text.push_str(&piece.text);
+                        description.logprobs.extend(piece.logprob);
+                    }
                     Some(Err(error)) => description.state = State::Failed(error.into()),
                     None => {}
                 }
@@ -359,7 +370,11 @@ impl Run<'_> {
         description: Description,
     ) -> Result<(Finish, Option<Conversation>), Failure> {
         let Description {
-            name, state, text, ..
+            name,
+            state,
+            text,
+            logprobs,
+            ..
         } = description;
         if !self.plan.json
             && !text.ends_with('\n')
@@ -369,7 +384,8 @@ impl Run<'_> {
         }
         match state {
             State::Answering(answer) => {
-                write_record(self.plan, &answer, &[name], &self.plan.prompt, &text)?;
+                let logprobs = logprob_records(self.plan, self.engine.model(), &logprobs)?;
+                write_record(self.plan, &answer, &[name], &self.plan.prompt, &text, logprobs)?;
                 Ok((
                     answer.finish().unwrap_or(Finish::Stop),
                     answer.into_conversation(),
@@ -544,7 +560,11 @@ impl Run<'_> {
         names: &[Name],
         prompt: &str,
     ) -> Result<(String, Finish), Failure> {
+        if !self.plan.choices.is_empty() {
+            return self.write_choice(messages, names, prompt);
+        }
         let spinner = Spinner::new(self.plan.quiet, "reading the question");
+        let model = self.engine.model().clone();
         let mut answer = match self.engine.chat(messages, &self.request) {
             Ok(answer) => answer,
             Err(error) => {
@@ -566,6 +586,7 @@ impl Run<'_> {
         }
         self.answered = true;
         let mut text = String::new();
+        let mut logprobs = Vec::new();
         let mut failure = None;
         for piece in answer.by_ref() {
             match piece {
@@ -574,6 +595,7 @@ impl Run<'_> {
                         output::write_text(&piece.text)?;
                     }
                     text.push_str(&piece.text);
+                    logprobs.extend(piece.logprob);
                 }
                 Err(error) => failure = Some(error),
             }
@@ -592,8 +614,50 @@ impl Run<'_> {
             ));
         }
         self.left_out = left_out;
-        write_record(self.plan, &answer, names, prompt, &text)?;
+        let logprobs = logprob_records(self.plan, &model, &logprobs)?;
+        write_record(self.plan, &answer, names, prompt, &text, logprobs)?;
         Ok((text, finish.unwrap_or(Finish::Stop)))
+    }
+
+    /// Asks which of the choices is the likeliest, and writes it.
+    fn write_choice(
+        &mut self,
+        messages: &[Message],
+        names: &[Name],
+        prompt: &str,
+    ) -> Result<(String, Finish), Failure> {
+        let spinner = Spinner::new(self.plan.quiet, "comparing the choices");
+        let result = self.engine.choose(messages, &self.plan.choices, &self.request);
+        drop(spinner);
+        let notices = match &result {
+            Ok(chosen) => chosen.notices.clone(),
+            Err(_) => self.engine.take_notices(),
+        };
+        if !self.plan.quiet {
+            notices.iter().for_each(|notice| output::tell(notice));
+        }
+        let chosen = match result {
+            Ok(chosen) => chosen,
+            // Nothing of an answer is there to keep.
+            Err(EngineError::Cancelled) if matches!(self.plan.task, Task::Chat(..)) => {
+                return Err(EngineError::Cancelled.into());
+            }
+            Err(EngineError::Cancelled) => return Ok((String::new(), Finish::Cancelled)),
+            Err(error) => return Err(error.into()),
+        };
+        if let Some(title) = self.title.take() {
+            output::write_text(&title)?;
+        }
+        self.answered = true;
+        let text = chosen
+            .best()
+            .map(|choice| choice.text.clone())
+            .unwrap_or_default();
+        if !self.plan.json {
+            output::write_text(&format!("{text}\n"))?;
+        }
+        write_choices(self.plan, &chosen, names, prompt, &text)?;
+        Ok((text, Finish::Stop))
     }
 
     fn complain(&self, error: &EngineError) {
@@ -625,6 +689,7 @@ fn write_record(
     names: &[Name],
     prompt: &str,
     text: &str,
+    logprobs: Option<Vec<LogprobRecord>>,
 ) -> io::Result<()> {
     let stats = answer.stats();
     if plan.json {
@@ -634,6 +699,7 @@ fn write_record(
             prompt,
             text,
             tokens: answer.tokens(),
+            logprobs,
             finish: answer.finish(),
             provider: answer.provider().into(),
             precision: answer.provider().precision,
@@ -647,6 +713,53 @@ fn write_record(
     }
     if plan.stats {
         output::tell_stats(&stats, answer.provider());
+    }
+    Ok(())
+}
+
+/// How likely the tokens of an answer are, where that was asked for.
+fn logprob_records(
+    plan: &Plan,
+    model: &Model,
+    logprobs: &[TokenLogprob],
+) -> Result<Option<Vec<LogprobRecord>>, EngineError> {
+    if plan.request.logprobs.is_none() {
+        return Ok(None);
+    }
+    let prompter = model.prompter()?;
+    let record = |logprob| LogprobRecord::new(logprob, prompter.tokenizer());
+    Ok(Some(logprobs.iter().map(record).collect()))
+}
+
+/// The likeliest choice and how likely all are, for programs, and what that took.
+fn write_choices(plan: &Plan, chosen: &Choices, names: &[Name], prompt: &str, text: &str) -> io::Result<()> {
+    let Choices {
+        choices,
+        end_counts,
+        provider,
+        stats,
+        ..
+    } = chosen;
+    if plan.json {
+        output::write_json(&ChoicesRecord {
+            images: names,
+            images_hex: output::images_hex(names),
+            prompt,
+            text,
+            choices,
+            end_counts: *end_counts,
+            provider: provider.into(),
+            precision: provider.precision,
+            target: provider.target_name(),
+            kernels: provider.kernels,
+            image_size: provider.image,
+            stats,
+            timeline: &stats.timeline,
+            peak_rss_bytes: stats.peak_memory,
+        })?;
+    }
+    if plan.stats {
+        output::tell_stats(stats, provider);
     }
     Ok(())
 }

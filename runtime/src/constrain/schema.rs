@@ -1,0 +1,199 @@
+//! JSON schemas before they are compiled: which are refused?
+//!
+//! The grammar library leaves some things open that would make an answer invalid, or take all of the stack.
+
+use super::ConstraintError;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
+
+/// Levels of a schema.
+const MAX_DEPTH: usize = 100;
+
+/// Values of a schema, of all kinds.
+const MAX_VALUES: usize = 50_000;
+
+/// Bytes of all its texts.
+const MAX_TEXT: usize = 1 << 20;
+
+/// How deep references may lead: their number times the levels of the schema.
+const MAX_WAY: usize = 4_000;
+
+/// What may stand between the parts of JSON: small models would else write nothing but white space.
+const WHITE_SPACE: &str = " |\\n {0,16}";
+
+/// The largest of the whole numbers that float64 has all of.
+const MAX_WHOLE: f64 = 9_007_199_254_740_992.0;
+
+/// Keywords whose numbers are compared with float64.
+const NUMBERS: [&str; 7] = [
+    "const",
+    "enum",
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "multipleOf",
+];
+
+/// Keywords whose values are no schemas, and have none inside.
+const LEAVES: [&str; 4] = ["const", "enum", "default", "examples"];
+
+/// What is counted of a schema.
+#[derive(Default)]
+struct Counts<'a> {
+    values: usize,
+    text: usize,
+    depth: usize,
+    references: BTreeSet<&'a str>,
+}
+
+/// What a value of a schema is.
+#[derive(Clone, Copy)]
+enum Place {
+    /// A schema; the first is the whole one.
+    Schema { root: bool },
+    /// Schemas by names of any kind.
+    Names,
+    /// The value of a keyword that compares numbers.
+    Numbers,
+    /// Anything else.
+    Other,
+}
+
+/// A schema as it is given to the grammar library.
+///
+/// # Errors
+/// One that is too large, or that the library would not keep exactly.
+pub(super) fn prepared(schema: &Value) -> Result<Value, ConstraintError> {
+    check(schema)?;
+    let mut prepared = match schema {
+        Value::Object(keywords) => keywords.clone(),
+        Value::Bool(true) => Map::new(),
+        Value::Bool(false) => return Err(refused("it is `false`, which nothing is valid against")),
+        other => {
+            let found = kind(other);
+            return Err(refused(&format!(
+                "it is {found}, expected an object or a boolean"
+            )));
+        }
+    };
+    // A keyword of the library, which would change what is valid.
+    prepared.insert(
+        "x-guidance".to_owned(),
+        json!({"whitespace_pattern": WHITE_SPACE}),
+    );
+    Ok(Value::Object(prepared))
+}
+
+fn check(schema: &Value) -> Result<(), ConstraintError> {
+    let mut counts = Counts::default();
+    let mut open = vec![(schema, 1, Place::Schema { root: true })];
+    while let Some((value, depth, place)) = open.pop() {
+        counts.values += 1;
+        counts.depth = counts.depth.max(depth);
+        within(counts.depth, "levels", MAX_DEPTH)?;
+        within(counts.values, "values", MAX_VALUES)?;
+        within(counts.text, "bytes of text", MAX_TEXT)?;
+        match value {
+            Value::String(text) => counts.text += text.len(),
+            Value::Number(number) => {
+                let number = number.as_f64().unwrap_or(f64::INFINITY);
+                if matches!(place, Place::Numbers) && number.abs() > MAX_WHOLE {
+                    let way = "expected at most 2^53, as far as float64 has all whole numbers";
+                    return Err(refused(&format!("the number {number} is too large: {way}")));
+                }
+            }
+            Value::Array(items) => {
+                let inner = match place {
+                    Place::Schema { .. } | Place::Names => Place::Schema { root: false },
+                    same => same,
+                };
+                open.extend(items.iter().map(|item| (item, depth + 1, inner)));
+            }
+            Value::Object(members) => {
+                if let Place::Schema { root } = place {
+                    check_keywords(members, root, &mut counts)?;
+                }
+                for (name, member) in members {
+                    counts.text += name.len();
+                    open.push((member, depth + 1, inner(place, name)));
+                }
+            }
+            Value::Null | Value::Bool(_) => {}
+        }
+    }
+    // Definitions are compiled where they are first referred to, one inside the other.
+    let way = counts.references.len().saturating_mul(counts.depth);
+    within(way, "references times levels", MAX_WAY)
+}
+
+/// What the member `name` of an object at `place` is.
+fn inner(place: Place, name: &str) -> Place {
+    match place {
+        Place::Schema { .. } if NUMBERS.contains(&name) => Place::Numbers,
+        Place::Schema { .. } if LEAVES.contains(&name) => Place::Other,
+        Place::Schema { .. } => match name {
+            "properties" | "patternProperties" | "$defs" | "definitions" => Place::Names,
+            _keyword => Place::Schema { root: false },
+        },
+        Place::Names => Place::Schema { root: false },
+        same => same,
+    }
+}
+
+/// What of a schema's own keywords the library would not keep.
+fn check_keywords<'a>(
+    keywords: &'a Map<String, Value>,
+    root: bool,
+    counts: &mut Counts<'a>,
+) -> Result<(), ConstraintError> {
+    if let Some(Value::String(reference)) = keywords.get("$ref") {
+        counts.references.insert(reference);
+    }
+    let other_base = |name: &&str| matches!(keywords.get(*name), Some(Value::String(_)));
+    if !root && let Some(name) = ["$id", "id"].iter().find(|name| other_base(name)) {
+        let problem = format!("`{name}` inside of it: references are from its beginning only");
+        return Err(refused(&problem));
+    }
+    // Keys that have no name in the schema may come twice, and are then one.
+    let named = match keywords.get("required") {
+        Some(Value::Array(names)) => names.len(),
+        _none => 0,
+    };
+    let least = keywords.get("minProperties").and_then(Value::as_f64);
+    let kept = u32::try_from(named.max(1)).map_or(f64::INFINITY, f64::from);
+    if let Some(least) = least.filter(|least| *least > kept) {
+        let problem = format!("`minProperties` is {least}, expected at most as many as are `required`");
+        return Err(refused(&problem));
+    }
+    Ok(())
+}
+
+fn within(found: usize, unit: &'static str, most: usize) -> Result<(), ConstraintError> {
+    if found > most {
+        return Err(ConstraintError::TooLarge {
+            what: "JSON schema",
+            found,
+            unit,
+            most,
+        });
+    }
+    Ok(())
+}
+
+fn refused(problem: &str) -> ConstraintError {
+    ConstraintError::Schema {
+        reason: problem.to_owned(),
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
