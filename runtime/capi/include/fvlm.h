@@ -150,6 +150,16 @@ typedef struct fvlm_answer {
 // A conversation with a model. Every function that takes an engine takes it: an engine is a model and one conversation.
 typedef struct fvlm_engine fvlm_conversation;
 
+// What an answer keeps to, and what is told of its tokens. `{0}` is nothing.
+typedef struct fvlm_structure {
+  // A JSON schema, as JSON: the answer is JSON that is valid against it; null is none.
+  const char *json_schema;
+  // A regular expression, which the answer matches as a whole; null is none.
+  const char *regex;
+  // How many of the likeliest tokens in the place of each of the answer's are told, at most 20.
+  uint32_t top_logprobs;
+} fvlm_structure;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -339,6 +349,38 @@ void fvlm_conversation_context_shift(fvlm_conversation *conversation,
 // # Safety
 // `model` came from `fvlm_model_open`, is freed once and not used afterwards.
 void fvlm_model_free(struct fvlm_model *model);
+
+// As `fvlm_chat`, for an answer that keeps to a `structure` (null is none), and whose tokens come with their log-probabilities where
+// `logprobs` is not null: then it becomes JSON, an array with an object for each token: `token` (its text), `bytes`, `id`, `logprob`,
+// and `top_logprobs` with as many of the likeliest tokens in its place as the structure asks for. Free that text with `fvlm_string_free`.
+//
+// # Safety
+// As `fvlm_chat`; `structure` is null, or its texts are texts or null; `logprobs` is null or a place to write to.
+enum fvlm_status fvlm_chat_structured(struct fvlm_engine *engine,
+                                      const struct fvlm_message *messages,
+                                      size_t message_count,
+                                      const struct fvlm_request *request,
+                                      const struct fvlm_structure *structure,
+                                      fvlm_on_text on_text,
+                                      void *user,
+                                      struct fvlm_answer *answer,
+                                      char **logprobs,
+                                      char **error);
+
+// How likely each of `choices` is as the answer to `messages`: the natural logarithms of their probabilities, and their shares of the
+// probability of all of them, which add up to 1. The prompt is read once. Of `request` only `cancel` is looked at.
+//
+// # Safety
+// As `fvlm_chat`; `choices` points to `choice_count` texts; `logprobs` and `probabilities` are null or places for as many numbers.
+enum fvlm_status fvlm_choose(struct fvlm_engine *engine,
+                             const struct fvlm_message *messages,
+                             size_t message_count,
+                             const char *const *choices,
+                             size_t choice_count,
+                             const struct fvlm_request *request,
+                             double *logprobs,
+                             double *probabilities,
+                             char **error);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -276,54 +276,65 @@ pub unsafe extern "C" fn fvlm_chat(
     guarded(error, || {
         // SAFETY: `engine` is null or open, and nobody else uses it, as the caller promises.
         let engine = unsafe { open(engine) }?;
-        // SAFETY: `messages` is null or points to so many, as the caller promises.
-        let turns = unsafe { slice(messages, message_count, "messages") }?;
-        let turns = turns
-            .iter()
-            // SAFETY: their texts are texts and their images are so many, as the caller promises.
-            .map(|turn| unsafe { message(turn) })
-            .collect::<Result<Vec<_>, _>>()?;
-        // SAFETY: `request` is null or points to a request, as the caller promises.
-        let request = match unsafe { request.as_ref() } {
-            None => runtime::Request::default(),
-            // SAFETY: its pointers are null or what its fields say, as the caller promises.
-            Some(request) => unsafe { engine_request(request) }?,
-        };
+        // SAFETY: they are null or so many, with texts and images, as the caller promises.
+        let turns = unsafe { conversation(messages, message_count) }?;
+        // SAFETY: it is null or a request, whose pointers are null or what its fields say, as the caller promises.
+        let request = unsafe { optional_request(request) }?;
         let mut found = engine.0.chat(&turns, &request)?;
-        let mut text = String::new();
-        let mut unwanted = false;
-        while !unwanted {
-            let Some(piece) = found.next().transpose()? else {
-                break;
-            };
-            text.push_str(&piece.text);
-            if let Some(on_text) = on_text
-                && !piece.text.is_empty()
-            {
-                let words = CString::new(without_zeros(piece.text)).unwrap_or_default();
-                // SAFETY: `on_text` is a function of this type, which leaves the engine alone and returns, as
-                // the caller promises; the words live until it has returned.
-                unwanted = unsafe { !on_text(words.as_ptr(), words.as_bytes().len(), user) };
-            }
-        }
+        // SAFETY: `on_text` is null or a function as its type says, as the caller promises.
+        let text = unsafe { tell(&mut found, on_text, user, |_piece| ()) }?;
         // SAFETY: `answer` is null or a place to write to, as the caller promises.
-        let Some(place) = (unsafe { optional_place(answer) }) else {
-            return Ok(());
-        };
-        let stats = found.stats();
-        let tokens: Box<[i64]> = found.tokens().into();
-        place.write(Answer {
-            text: owned(text),
-            token_count: tokens.len(),
-            tokens: Box::into_raw(tokens).cast(),
-            finish: found.finish().map_or(Finish::Cancelled, Finish::from),
-            prompt_positions: stats.prompt_positions,
-            reused_positions: stats.reused_positions,
-            time_to_first_token: stats.time_to_first_token.unwrap_or(0.0),
-            tokens_per_second: stats.tokens_per_second.unwrap_or(0.0),
-        });
+        if let Some(place) = unsafe { optional_place(answer) } {
+            place.write(written(&found, text));
+        }
         Ok(())
     })
+}
+
+/// Says an answer as it comes, and all of it at the end.
+///
+/// # Safety
+/// `on_text` is null, or a function that leaves the engine alone and returns.
+pub(crate) unsafe fn tell(
+    found: &mut runtime::Answer<'_>,
+    on_text: OnText,
+    user: *mut c_void,
+    mut each: impl FnMut(&runtime::Piece),
+) -> Result<String, Failure> {
+    let mut text = String::new();
+    let mut unwanted = false;
+    while !unwanted {
+        let Some(piece) = found.next().transpose()? else {
+            break;
+        };
+        each(&piece);
+        text.push_str(&piece.text);
+        if let Some(on_text) = on_text
+            && !piece.text.is_empty()
+        {
+            let words = CString::new(without_zeros(piece.text)).unwrap_or_default();
+            // SAFETY: `on_text` is a function of this type, which leaves the engine alone and returns, as
+            // the caller promises; the words live until it has returned.
+            unwanted = unsafe { !on_text(words.as_ptr(), words.as_bytes().len(), user) };
+        }
+    }
+    Ok(text)
+}
+
+/// An answer for C.
+pub(crate) fn written(found: &runtime::Answer<'_>, text: String) -> Answer {
+    let stats = found.stats();
+    let tokens: Box<[i64]> = found.tokens().into();
+    Answer {
+        text: owned(text),
+        token_count: tokens.len(),
+        tokens: Box::into_raw(tokens).cast(),
+        finish: found.finish().map_or(Finish::Cancelled, Finish::from),
+        prompt_positions: stats.prompt_positions,
+        reused_positions: stats.reused_positions,
+        time_to_first_token: stats.time_to_first_token.unwrap_or(0.0),
+        tokens_per_second: stats.tokens_per_second.unwrap_or(0.0),
+    }
 }
 
 /// Frees what an answer points to; null does nothing.
@@ -417,7 +428,7 @@ pub(crate) fn internal(what: &str) -> Failure {
 ///
 /// # Safety
 /// It is null, or came from `fvlm_open`, is not closed, and nobody else uses it during `'a`.
-unsafe fn open<'a>(engine: *mut Engine) -> Result<&'a mut Engine, Failure> {
+pub(crate) unsafe fn open<'a>(engine: *mut Engine) -> Result<&'a mut Engine, Failure> {
     // SAFETY: as the caller promises.
     unsafe { engine.as_mut() }.ok_or_else(|| Failure::argument("`engine` is null"))
 }
@@ -463,7 +474,7 @@ fn without_zeros(text: String) -> String {
 ///
 /// # Safety
 /// It is null, or ends with a zero and stays as it is during `'a`.
-unsafe fn optional<'a>(text: *const c_char, name: &str) -> Result<Option<&'a str>, Failure> {
+pub(crate) unsafe fn optional<'a>(text: *const c_char, name: &str) -> Result<Option<&'a str>, Failure> {
     if text.is_null() {
         return Ok(None);
     }
@@ -486,7 +497,7 @@ pub(crate) unsafe fn required<'a>(text: *const c_char, name: &str) -> Result<&'a
 ///
 /// # Safety
 /// `values` is null, or points to `count` values that stay as they are during `'a`.
-unsafe fn slice<'a, T>(values: *const T, count: usize, name: &str) -> Result<&'a [T], Failure> {
+pub(crate) unsafe fn slice<'a, T>(values: *const T, count: usize, name: &str) -> Result<&'a [T], Failure> {
     match (values.is_null(), count) {
         (_, 0) => Ok(&[]),
         (true, _) => Err(Failure::argument(format!(
@@ -545,6 +556,36 @@ pub(crate) unsafe fn engine_options(options: &Options) -> Result<runtime::Option
         )));
     }
     Ok(found)
+}
+
+/// The messages that C means.
+///
+/// # Safety
+/// `messages` is null or points to so many, whose texts are texts and whose images are so many.
+pub(crate) unsafe fn conversation(
+    messages: *const Message,
+    message_count: usize,
+) -> Result<Vec<runtime::Message>, Failure> {
+    // SAFETY: `messages` is null or points to so many, as the caller promises.
+    let turns = unsafe { slice(messages, message_count, "messages") }?;
+    turns
+        .iter()
+        // SAFETY: their texts are texts and their images are so many, as the caller promises.
+        .map(|turn| unsafe { message(turn) })
+        .collect()
+}
+
+/// The request that C means; null is the usual one.
+///
+/// # Safety
+/// It is null or points to a request, whose pointers are null or what its fields say.
+pub(crate) unsafe fn optional_request(request: *const Request) -> Result<runtime::Request, Failure> {
+    // SAFETY: `request` is null or points to a request, as the caller promises.
+    match unsafe { request.as_ref() } {
+        None => Ok(runtime::Request::default()),
+        // SAFETY: its pointers are null or what its fields say, as the caller promises.
+        Some(request) => unsafe { engine_request(request) },
+    }
 }
 
 /// The request that C means.

@@ -5,6 +5,7 @@
 
 mod calls;
 mod models;
+mod structured;
 mod types;
 
 pub use calls::{
@@ -16,7 +17,8 @@ pub use models::{
     fvlm_conversation_cache_bytes, fvlm_conversation_context_shift, fvlm_conversation_new, fvlm_model_free,
     fvlm_model_open, fvlm_model_provider, fvlm_model_ready, fvlm_model_verify,
 };
+pub use structured::{fvlm_chat_structured, fvlm_choose};
 pub use types::{
     ABI, Answer, Cancel, Conversation, Engine, Finish, ImageId, Message, Model, OnText, Options, Request,
-    Role, Status,
+    Role, Status, Structure,
 };

@@ -2,7 +2,7 @@
 
 use runtime::prompt::PromptError;
 use runtime::sample::SampleError;
-use runtime::{BackendError, EngineError};
+use runtime::{BackendError, ConstraintError, EngineError};
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -130,6 +130,18 @@ pub struct Request {
     pub cancel: *const Cancel,
 }
 
+/// What an answer keeps to, and what is told of its tokens. `{0}` is nothing.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Structure {
+    /// A JSON schema, as JSON: the answer is JSON that is valid against it; null is none.
+    pub json_schema: *const c_char,
+    /// A regular expression, which the answer matches as a whole; null is none.
+    pub regex: *const c_char,
+    /// How many of the likeliest tokens in the place of each of the answer's are told, at most 20.
+    pub top_logprobs: u32,
+}
+
 /// One turn of a conversation.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -200,16 +212,18 @@ impl From<EngineError> for Failure {
             EngineError::Backend(
                 BackendError::Run { .. } | BackendError::Inputs { .. } | BackendError::Full { .. },
             )
-            | EngineError::Sample(SampleError::Length { .. } | SampleError::NotFinite { .. }) => {
-                Status::Failed
-            }
+            | EngineError::Sample(
+                SampleError::Length { .. } | SampleError::NotFinite { .. } | SampleError::NothingAllowed,
+            ) => Status::Failed,
             EngineError::Backend(_) => Status::Provider,
             EngineError::Image(_) => Status::Image,
             EngineError::Prompt(_)
             | EngineError::TooLong { .. }
             | EngineError::EmptyPrompt
             | EngineError::UnknownImage => Status::Prompt,
-            EngineError::Sample(_) => Status::Argument,
+            EngineError::Constraint(ConstraintError::Stuck { .. }) => Status::Failed,
+            EngineError::Constraint(ConstraintError::Tokenizer { .. }) => Status::Bundle,
+            EngineError::Sample(_) | EngineError::Constraint(_) | EngineError::Choices(_) => Status::Argument,
             EngineError::Cancelled => Status::Cancelled,
             EngineError::Thread { .. } => Status::Internal,
             _other => Status::Failed,

@@ -147,6 +147,65 @@ static void conversations(const char *bundle, const char *image) {
     EXPECT(fvlm_conversation_cache_bytes(NULL) == 0);
 }
 
+// Answers that programs read.
+static void structured(const char *bundle, const char *image) {
+    fvlm_engine *engine = NULL;
+    EXPECT(fvlm_open(bundle, NULL, &engine, NULL) == FVLM_STATUS_OK);
+    if (engine == NULL) return;
+    fvlm_image shown = 0;
+    EXPECT(fvlm_add_image_file(engine, image, &shown, NULL) == FVLM_STATUS_OK);
+    fvlm_message turn = {.role = FVLM_ROLE_USER, .text = QUESTION, .images = &shown, .image_count = 1};
+
+    // As without a structure, and how likely each token is.
+    fvlm_answer plain = {0}, answer = {0};
+    char *json = NULL;
+    EXPECT(fvlm_chat(engine, &turn, 1, NULL, NULL, NULL, &plain, NULL) == FVLM_STATUS_OK);
+    EXPECT(fvlm_chat_structured(engine, &turn, 1, NULL, NULL, NULL, NULL, &answer, &json, NULL) == FVLM_STATUS_OK);
+    EXPECT(plain.text != NULL && answer.text != NULL && strcmp(plain.text, answer.text) == 0);
+    EXPECT(json != NULL && strncmp(json, "[{\"token\":", 10) == 0 && strstr(json, "\"top_logprobs\":[]") != NULL);
+    fvlm_string_free(json);
+    fvlm_answer_free(&answer);
+    fvlm_structure structure = {.regex = "(red|green) [0-9]", .top_logprobs = 2};
+    EXPECT(fvlm_chat_structured(engine, &turn, 1, NULL, &structure, NULL, NULL, &answer, &json, NULL) == FVLM_STATUS_OK);
+    EXPECT(answer.finish == FVLM_FINISH_STOP && (strncmp(answer.text, "red ", 4) == 0 || strncmp(answer.text, "green ", 6) == 0));
+    EXPECT(json != NULL && strstr(json, "\"top_logprobs\":[{") != NULL);
+    fvlm_string_free(json);
+    fvlm_answer_free(&answer);
+    structure = (fvlm_structure){.json_schema = "{\"enum\": [\"a\", 7]}"};
+    EXPECT(fvlm_chat_structured(engine, &turn, 1, NULL, &structure, NULL, NULL, &answer, NULL, NULL) == FVLM_STATUS_OK);
+    EXPECT(strcmp(answer.text, "\"a\"") == 0 || strcmp(answer.text, "7") == 0);
+    fvlm_answer_free(&answer);
+    structure = (fvlm_structure){.json_schema = "{"};
+    REFUSED(fvlm_chat_structured(engine, &turn, 1, NULL, &structure, NULL, NULL, &answer, NULL, &error), FVLM_STATUS_ARGUMENT, "`json_schema` is no JSON");
+    structure = (fvlm_structure){.json_schema = "{\"not\": {}}"};
+    REFUSED(fvlm_chat_structured(engine, &turn, 1, NULL, &structure, NULL, NULL, &answer, NULL, &error), FVLM_STATUS_ARGUMENT, "not");
+    structure = (fvlm_structure){.json_schema = "{}", .regex = "a"};
+    REFUSED(fvlm_chat_structured(engine, &turn, 1, NULL, &structure, NULL, NULL, &answer, NULL, &error), FVLM_STATUS_ARGUMENT, "expected one");
+    structure = (fvlm_structure){.regex = "("};
+    REFUSED(fvlm_chat_structured(engine, &turn, 1, NULL, &structure, NULL, NULL, &answer, NULL, &error), FVLM_STATUS_ARGUMENT, "regular expression");
+    structure = (fvlm_structure){.top_logprobs = 1};
+    REFUSED(fvlm_chat_structured(engine, &turn, 1, NULL, &structure, NULL, NULL, &answer, NULL, &error), FVLM_STATUS_ARGUMENT, "`logprobs` is null");
+    structure = (fvlm_structure){.top_logprobs = 21};
+    REFUSED(fvlm_chat_structured(engine, &turn, 1, NULL, &structure, NULL, NULL, &answer, &json, &error), FVLM_STATUS_ARGUMENT, "expected 0 to 20");
+
+    // The likeliest of several.
+    const char *choices[] = {plain.text, "Nothing.", "No"};
+    double logprobs[3] = {1, 1, 1}, probabilities[3] = {0};
+    EXPECT(fvlm_choose(engine, &turn, 1, choices, 3, NULL, logprobs, probabilities, NULL) == FVLM_STATUS_OK);
+    double sum = probabilities[0] + probabilities[1] + probabilities[2];
+    EXPECT(sum > 0.999999 && sum < 1.000001 && probabilities[0] > 0.9);
+    EXPECT(logprobs[0] <= 0 && logprobs[1] < logprobs[0] && logprobs[2] < logprobs[0]);
+    EXPECT(fvlm_choose(engine, &turn, 1, choices, 3, NULL, NULL, NULL, NULL) == FVLM_STATUS_OK);
+    REFUSED(fvlm_choose(engine, &turn, 1, choices, 0, NULL, NULL, NULL, &error), FVLM_STATUS_ARGUMENT, "0 choices");
+    REFUSED(fvlm_choose(engine, &turn, 1, NULL, 2, NULL, NULL, NULL, &error), FVLM_STATUS_ARGUMENT, "`choices` is null");
+    choices[1] = plain.text;
+    REFUSED(fvlm_choose(engine, &turn, 1, choices, 3, NULL, NULL, NULL, &error), FVLM_STATUS_ARGUMENT, "there twice");
+    choices[1] = NULL;
+    REFUSED(fvlm_choose(engine, &turn, 1, choices, 3, NULL, NULL, NULL, &error), FVLM_STATUS_ARGUMENT, "`choices` is null");
+    fvlm_answer_free(&plain);
+    fvlm_close(engine);
+}
+
 // Rows of `P6 width height 255`, with `padding` bytes after each.
 static unsigned char *read_ppm(const char *path, unsigned padding, uint32_t *width, uint32_t *height) {
     FILE *file = fopen(path, "rb");
@@ -307,6 +366,7 @@ int main(int count, char **arguments) {
     REFUSED(fvlm_ready(NULL, &error), FVLM_STATUS_ARGUMENT, "`engine` is null");
 
     conversations(bundle, arguments[2]);
+    structured(bundle, arguments[2]);
 
     // The process ends with an engine that is being opened.
     EXPECT(fvlm_open(bundle, NULL, &other, NULL) == FVLM_STATUS_OK);

@@ -7,7 +7,12 @@ fn the_header_is_that_of_the_sources() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR"));
     let config = cbindgen::Config::from_file(directory.join("cbindgen.toml")).unwrap();
     let mut builder = cbindgen::Builder::new().with_config(config);
-    for name in ["src/types.rs", "src/calls.rs", "src/models.rs"] {
+    for name in [
+        "src/types.rs",
+        "src/calls.rs",
+        "src/models.rs",
+        "src/structured.rs",
+    ] {
         builder = builder.with_src(directory.join(name));
     }
     let mut made = Vec::new();
