@@ -31,7 +31,7 @@ pub use conversation::{Answer, Conversation};
 pub use engine::Engine;
 pub use error::{BackendError, EngineError};
 pub use generate::{Finish, Piece};
-pub use logprobs::TokenLogprob;
+pub use logprobs::{LogprobRecord, TokenLogprob};
 pub use model::{ImageSize, Model, ProviderReport, at_image_size};
 pub use models::bundle::{Precision, Target, UnknownWord};
 pub use request::{DEFAULT_MAX_TOKENS, DEFAULT_PROMPT, MAX_LOGPROBS, Request};

@@ -4,6 +4,8 @@
 //! penalties, temperature, filters and constraints. Rows of the table beyond the vocabulary stand for no text and have no part
 //! in it.
 
+use crate::text::Tokenizer;
+
 /// How likely the model found a token that was chosen, and others in its place.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct TokenLogprob {
@@ -13,6 +15,40 @@ pub struct TokenLogprob {
     pub logprob: f64,
     /// The likeliest tokens and theirs, as many as were asked for, the likeliest first, of equals the one with the smaller id.
     pub top: Vec<(i64, f64)>,
+}
+
+/// A [`TokenLogprob`] with its texts, for programs: as JSON the fields of OpenAI's interface, and the ids.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct LogprobRecord {
+    /// The token's text; half a character in it is U+FFFD.
+    pub token: String,
+    /// The bytes of its text; of a special token, those of its name.
+    pub bytes: Vec<u8>,
+    /// The token.
+    pub id: i64,
+    /// As [`TokenLogprob::logprob`].
+    pub logprob: f64,
+    /// As [`TokenLogprob::top`]; `None` for those in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_logprobs: Option<Vec<LogprobRecord>>,
+}
+
+impl TokenLogprob {
+    /// With the texts that its ids have.
+    pub fn record(&self, tokenizer: &Tokenizer) -> LogprobRecord {
+        let one = |id: i64, logprob: f64, top_logprobs| {
+            let bytes = tokenizer.bytes(id).unwrap_or_default();
+            LogprobRecord {
+                token: String::from_utf8_lossy(&bytes).into_owned(),
+                bytes,
+                id,
+                logprob,
+                top_logprobs,
+            }
+        };
+        let top = self.top.iter().map(|&(id, logprob)| one(id, logprob, None));
+        one(self.id, self.logprob, Some(top.collect()))
+    }
 }
 
 /// What is subtracted from a logit to get the logarithm of its probability: the logarithm of the sum of all exponentials.

@@ -9,6 +9,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+#[path = "cli/structured.rs"]
+mod structured;
+
 /// A folder with a red, a green and a blue image and a copy of the bundle.
 struct Folder(tempfile::TempDir);
 

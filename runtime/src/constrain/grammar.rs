@@ -3,6 +3,7 @@
 use super::schema;
 use super::{Constraint, ConstraintError};
 use crate::text::{TokenBytes, Tokenizer};
+use ::prompt::catch::catch;
 use llguidance::api::{StopReason, TopLevelGrammar};
 use llguidance::derivre::RegexBuilder;
 use llguidance::earley::SlicedBiasComputer;
@@ -11,7 +12,6 @@ use llguidance::toktrie::{
 };
 use llguidance::{Matcher, ParserFactory};
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 
@@ -23,6 +23,9 @@ const MAX_TEXT: usize = 64 << 10;
 
 /// States of the automaton that one answer may make, a kilobyte or two each.
 const MAX_STATES: usize = 50_000;
+
+/// Items of the parser in one place: four for each optional property of an object.
+const MAX_ROW: usize = 8_000;
 
 /// Characters of the words of the grammar library that are passed on.
 const MAX_REASON: usize = 300;
@@ -106,6 +109,7 @@ impl Vocabulary {
         factory.quiet();
         let limits = factory.limits_mut();
         limits.max_lexer_states = MAX_STATES;
+        limits.max_items_in_row = MAX_ROW;
         limits.verbose_errors = false;
         Ok(Vocabulary { factory })
     }
@@ -230,20 +234,19 @@ fn literal(text: &str) -> String {
 
 /// Runs code of the library; the words of its panic.
 fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(value) => Ok(value),
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()));
-            Err(brief(&text.unwrap_or_default()))
-        }
-    }
+    catch(work).map_err(|words| brief(&words))
 }
 
 /// What the library says, without its traces and dumps.
 fn brief(words: &str) -> String {
     let words = words.split("\n<").next().unwrap_or_default().trim();
+    if let Some(assertion) = words.strip_prefix("panic: ") {
+        return brief(&format!(
+            "it is more than the grammar library takes ({assertion})"
+        ));
+    }
     let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
+    let words = words.replace("Unimplemented keys:", "it has keywords that cannot be kept to:");
     match words.char_indices().nth(MAX_REASON) {
         Some((end, _)) => format!("{}...", words.get(..end).unwrap_or_default()),
         None => words,

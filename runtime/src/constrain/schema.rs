@@ -21,8 +21,14 @@ const MAX_WAY: usize = 4_000;
 /// What may stand between the parts of JSON: small models would else write nothing but white space.
 const WHITE_SPACE: &str = " |\\n {0,16}";
 
-/// The largest of the whole numbers that float64 has all of.
-const MAX_WHOLE: f64 = 9_007_199_254_740_992.0;
+/// The largest number up to which float64 has all whole ones, and tells each from the next.
+const MAX_WHOLE: f64 = 9_007_199_254_740_991.0;
+
+/// Properties of one object, and items of one array that are counted: each is written out.
+const MAX_PARTS: u64 = 1_000;
+
+/// Parts of a schema where alternatives that stand beside others are written out: each with each.
+const MAX_WRITTEN: f64 = 100_000.0;
 
 /// Keywords whose numbers are compared with float64.
 const NUMBERS: [&str; 7] = [
@@ -99,7 +105,7 @@ fn check(schema: &Value) -> Result<(), ConstraintError> {
             Value::Number(number) => {
                 let number = number.as_f64().unwrap_or(f64::INFINITY);
                 if matches!(place, Place::Numbers) && number.abs() > MAX_WHOLE {
-                    let way = "expected at most 2^53, as far as float64 has all whole numbers";
+                    let way = "expected less than 2^53, as far as float64 has all whole numbers";
                     return Err(refused(&format!("the number {number} is too large: {way}")));
                 }
             }
@@ -124,7 +130,78 @@ fn check(schema: &Value) -> Result<(), ConstraintError> {
     }
     // Definitions are compiled where they are first referred to, one inside the other.
     let way = counts.references.len().saturating_mul(counts.depth);
-    within(way, "references times levels", MAX_WAY)
+    within(way, "references times levels", MAX_WAY)?;
+    if written(schema, counts.values).size > MAX_WRITTEN {
+        let problem = "alternatives beside others (`anyOf` beside `anyOf`, in `allOf`, beside `properties`) make it too large";
+        return Err(refused(problem));
+    }
+    Ok(())
+}
+
+/// What a schema becomes where its alternatives are written out.
+struct Written {
+    /// Alternatives.
+    ways: f64,
+    /// Parts of all of them.
+    size: f64,
+}
+
+/// An estimate. `values`: those of the whole schema, which a reference may stand for.
+fn written(schema: &Value, values: usize) -> Written {
+    let Value::Object(keywords) = schema else {
+        return Written { ways: 1.0, size: 1.0 };
+    };
+    let number = |count: usize| u32::try_from(count).map_or(f64::INFINITY, f64::from);
+    let all = |schemas: &mut dyn Iterator<Item = &Value>| -> Vec<Written> {
+        schemas.map(|schema| written(schema, values)).collect()
+    };
+    let sizes = |parts: &[Written]| parts.iter().map(|part| part.size).sum::<f64>();
+    let mut own = 1.0;
+    // Definitions are written once, wherever they are.
+    let mut apart = 0.0;
+    let mut parts = Vec::new();
+    for (name, value) in keywords {
+        match (name.as_str(), value) {
+            ("anyOf" | "oneOf", Value::Array(options)) => {
+                let options = all(&mut options.iter());
+                let ways = options.iter().map(|option| option.ways).sum();
+                let size = sizes(&options);
+                parts.push(Written { ways, size });
+            }
+            ("allOf", Value::Array(members)) => parts.extend(all(&mut members.iter())),
+            ("enum", Value::Array(values)) => {
+                let ways = number(values.len());
+                parts.push(Written { ways, size: ways });
+            }
+            ("$ref", _) if keywords.len() > 1 => {
+                let size = number(values);
+                parts.push(Written { ways: 1.0, size });
+            }
+            ("$defs" | "definitions", Value::Object(members)) => apart += sizes(&all(&mut members.values())),
+            ("properties" | "patternProperties", Value::Object(members)) => {
+                own += sizes(&all(&mut members.values()));
+            }
+            ("minItems" | "maxItems" | "minProperties" | "maxProperties", count) => {
+                own += count.as_f64().unwrap_or_default();
+            }
+            (name, _) if LEAVES.contains(&name) => {}
+            (_, Value::Array(members)) => own += sizes(&all(&mut members.iter())),
+            (_, member) => own += written(member, values).size,
+        }
+    }
+    if own > 1.0 || parts.is_empty() {
+        parts.push(Written { ways: 1.0, size: own });
+    }
+    // Each alternative of one with each of the others, and all that it has in it.
+    let ways: f64 = parts.iter().map(|part| part.ways.max(1.0)).product();
+    let size = parts
+        .iter()
+        .map(|part| part.size / part.ways.max(1.0))
+        .sum::<f64>();
+    Written {
+        ways,
+        size: ways * size + apart,
+    }
 }
 
 /// What the member `name` of an object at `place` is.
@@ -154,6 +231,17 @@ fn check_keywords<'a>(
     if !root && let Some(name) = ["$id", "id"].iter().find(|name| other_base(name)) {
         let problem = format!("`{name}` inside of it: references are from its beginning only");
         return Err(refused(&problem));
+    }
+    for name in ["minItems", "maxItems", "minProperties", "maxProperties"] {
+        let found = keywords.get(name).and_then(Value::as_u64);
+        if let Some(found) = found.filter(|found| *found > MAX_PARTS) {
+            let problem = format!("`{name}` is {found}, expected at most {MAX_PARTS}");
+            return Err(refused(&problem));
+        }
+    }
+    if let Some(Value::Object(properties)) = keywords.get("properties") {
+        let most = usize::try_from(MAX_PARTS).unwrap_or(usize::MAX);
+        within(properties.len(), "properties in one object", most)?;
     }
     // Keys that have no name in the schema may come twice, and are then one.
     let named = match keywords.get("required") {

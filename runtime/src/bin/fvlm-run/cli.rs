@@ -132,7 +132,7 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) stop: Vec<String>,
 
-    /// Answer with the likeliest of these, separated by commas (one inside is written `\\,`), or given several times; with
+    /// Answer with the likeliest of these, separated by commas (one inside is written `\,`), or given several times; with
     /// --json the probability of each
     #[arg(long, value_name = "A,B,...", allow_hyphen_values = true, conflicts_with_all = ["json_schema", "regex", "batch"])]
     pub(crate) choices: Vec<String>,

@@ -5,11 +5,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use models::plain;
 use programs::stdout;
 use runtime::backend::session::Placement;
-use runtime::text::Tokenizer;
 use runtime::timeline::Step;
 use runtime::{
-    Choice, ConstraintError, EngineError, Finish, ImageSize, KernelReport, Precision, Provider,
-    ProviderReport, Stats, TokenLogprob,
+    Choice, ConstraintError, EngineError, Finish, ImageSize, KernelReport, LogprobRecord, Precision,
+    Provider, ProviderReport, Stats,
 };
 use serde::{Serialize, Serializer};
 use std::io::{self, IsTerminal, Write};
@@ -69,38 +68,6 @@ pub(crate) struct Record<'a> {
     pub(crate) timeline: &'a [Step],
     /// Most memory that was resident so far; null where the system does not say.
     pub(crate) peak_rss_bytes: Option<u64>,
-}
-
-/// How likely a token is, for programs: the fields of OpenAI's interface, and the id.
-#[derive(Debug, Serialize)]
-pub(crate) struct LogprobRecord {
-    /// Its text; half a character is U+FFFD.
-    token: String,
-    /// The bytes of its text.
-    bytes: Vec<u8>,
-    id: i64,
-    logprob: f64,
-    /// The likeliest in its place, as many as were asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    top_logprobs: Option<Vec<LogprobRecord>>,
-}
-
-impl LogprobRecord {
-    /// What a tokenizer makes of it.
-    pub(crate) fn new(found: &TokenLogprob, tokenizer: &Tokenizer) -> LogprobRecord {
-        let one = |id: i64, logprob: f64, top_logprobs| {
-            let bytes = tokenizer.bytes(id).unwrap_or_default();
-            LogprobRecord {
-                token: String::from_utf8_lossy(&bytes).into_owned(),
-                bytes,
-                id,
-                logprob,
-                top_logprobs,
-            }
-        };
-        let top = found.top.iter().map(|&(id, logprob)| one(id, logprob, None));
-        one(found.id, found.logprob, Some(top.collect()))
-    }
 }
 
 /// The likeliest of several answers, for programs.

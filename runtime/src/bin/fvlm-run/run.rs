@@ -1,15 +1,15 @@
 //! The work of `fvlm-run`: opens the bundle, asks, writes answers.
 
 use crate::lines::{Lines, MAX_LINE, Problem};
-use crate::output::{self, ChoicesRecord, FailureRecord, LogprobRecord, Record, Spinner};
+use crate::output::{self, ChoicesRecord, FailureRecord, Record, Spinner};
 use crate::plan::{Name, Plan, Source, Task};
 use crate::verify;
 use programs::signals::{self, Signal};
 use programs::stdout;
 use runtime::image::{self, ImageId, Picture};
 use runtime::{
-    Answer, Choices, Conversation, Engine, EngineError, Finish, Message, Model, Request, Role, Timeline,
-    TokenLogprob,
+    Answer, Choices, Conversation, Engine, EngineError, Finish, LogprobRecord, Message, Model, Request, Role,
+    Timeline, TokenLogprob,
 };
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal};
@@ -727,7 +727,7 @@ fn logprob_records(
         return Ok(None);
     }
     let prompter = model.prompter()?;
-    let record = |logprob| LogprobRecord::new(logprob, prompter.tokenizer());
+    let record = |logprob: &TokenLogprob| logprob.record(prompter.tokenizer());
     Ok(Some(logprobs.iter().map(record).collect()))
 }
 

@@ -61,12 +61,17 @@ fn vocabulary() -> Vocabulary {
 }
 
 /// An answer of tokens drawn from those that may come; `None` where it has no end after so many.
-fn walk(vocabulary: &Vocabulary, follower: &mut Follower, seed: u64, most: usize) -> Option<String> {
+fn walk(
+    vocabulary: &Vocabulary,
+    follower: &mut Follower,
+    seed: u64,
+    most: usize,
+) -> Result<Option<String>, ConstraintError> {
     let trie = vocabulary.factory.tok_env().tok_trie();
     let mut random = seed.wrapping_mul(2) + 1;
     let mut bytes = Vec::new();
     for _ in 0..most {
-        let allowed = follower.allowed().unwrap();
+        let allowed = follower.allowed()?;
         let may: Vec<u32> = (0..u32::try_from(trie.vocab_size()).unwrap())
             .filter(|&id| allowed[usize::try_from(id / 32).unwrap()] >> (id % 32) & 1 == 1)
             .collect();
@@ -76,22 +81,31 @@ fn walk(vocabulary: &Vocabulary, follower: &mut Follower, seed: u64, most: usize
         let place = usize::try_from(random >> 33).unwrap() % may.len();
         let id = may[place];
         if ENDS.contains(&i64::from(id)) {
-            return Some(String::from_utf8(bytes).unwrap());
+            return Ok(Some(String::from_utf8(bytes).unwrap()));
         }
         assert!(!trie.is_special_token(id), "{id} is no text");
         bytes.extend_from_slice(trie.token(id));
-        if follower.take(i64::from(id)).unwrap() {
-            return Some(String::from_utf8(bytes).unwrap());
+        if follower.take(i64::from(id))? {
+            return Ok(Some(String::from_utf8(bytes).unwrap()));
         }
     }
-    None
+    Ok(None)
 }
 
 fn walks(vocabulary: &Vocabulary, constraint: &Constraint) -> Vec<String> {
-    let walk = |seed| walk(vocabulary, &mut vocabulary.follow(constraint).unwrap(), seed, 400);
+    let walk = |seed| walk(vocabulary, &mut vocabulary.follow(constraint).unwrap(), seed, 400).unwrap();
     let found: Vec<String> = (0..20).filter_map(walk).collect();
     assert!(!found.is_empty(), "{constraint:?}");
     found
+}
+
+/// JSON, unless it has a number beyond float64, which is JSON too.
+fn parsed(answer: &str) -> Option<Value> {
+    match serde_json::from_str(answer) {
+        Ok(value) => Some(value),
+        Err(error) if error.to_string().contains("number out of range") => None,
+        Err(error) => panic!("{answer}: {error}"),
+    }
 }
 
 fn schema_error(vocabulary: &Vocabulary, schema: Value) -> String {
@@ -219,10 +233,7 @@ fn objects_of_a_schema() {
         assert_eq!(value.as_object().unwrap().len(), most, "{answer}");
     }
     for answer in walks(&vocabulary, &Constraint::JsonObject) {
-        assert!(
-            serde_json::from_str::<Value>(&answer).unwrap().is_object(),
-            "{answer}"
-        );
+        assert!(parsed(&answer).is_none_or(|value| value.is_object()), "{answer}");
     }
 }
 
@@ -244,6 +255,10 @@ fn schemas_that_would_not_be_kept_are_refused() {
         (json!({"$ref": "#/$defs/none"}), "none"),
         (json!({"properties": {"a": {"$id": "x"}}}), "`$id` inside"),
         (json!({"enum": [9_007_199_254_740_993_u64]}), "too large"),
+        (
+            json!({"type": "array", "maxItems": 1001}),
+            "`maxItems` is 1001, expected at most 1000",
+        ),
         (json!({"type": "integer", "minimum": 1e300}), "too large"),
         (
             json!({"type": "object", "minProperties": 2}),
@@ -341,7 +356,11 @@ fn hostile_schemas_come_to_an_end() {
     for schema in schemas {
         let words: String = schema.to_string().chars().take(80).collect();
         match vocabulary.follow(&Constraint::JsonSchema(schema)) {
-            Ok(mut follower) => drop(walk(&vocabulary, &mut follower, 3, 40)),
+            // In the middle of an answer it may be too much, and is said.
+            Ok(mut follower) => match walk(&vocabulary, &mut follower, 3, 40) {
+                Ok(_) | Err(ConstraintError::Stuck { .. }) => {}
+                Err(other) => panic!("{other:?}"),
+            },
             Err(ConstraintError::Schema { reason }) => {
                 assert!(reason.len() <= MAX_REASON + 3, "{words}: {reason}")
             }
@@ -369,7 +388,11 @@ fn hostile_expressions_come_to_an_end() {
     ];
     for pattern in patterns {
         match vocabulary.follow(&Constraint::Regex(pattern.clone())) {
-            Ok(mut follower) => drop(walk(&vocabulary, &mut follower, 3, 40)),
+            // In the middle of an answer it may be too much, and is said.
+            Ok(mut follower) => match walk(&vocabulary, &mut follower, 3, 40) {
+                Ok(_) | Err(ConstraintError::Stuck { .. }) => {}
+                Err(other) => panic!("{other:?}"),
+            },
             Err(ConstraintError::Regex { .. } | ConstraintError::TooLarge { .. }) => {}
             Err(other) => panic!("{pattern:.40}: {other:?}"),
         }
@@ -386,4 +409,123 @@ fn a_tokenizer_that_is_not_byte_level_is_said() {
         matches!(&error, ConstraintError::Tokenizer { reason } if reason.contains("words.json")),
         "{error}"
     );
+}
+
+/// Schemas from a seed: objects, arrays, enumerations, bounds, lengths, alternatives, each in the other.
+struct Maker(u64);
+
+impl Maker {
+    fn below(&mut self, most: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % most
+    }
+
+    fn schema(&mut self, depth: u32) -> Value {
+        let kind = self.below(if depth == 0 { 6 } else { 10 });
+        match kind {
+            0 => {
+                let least = self.below(5);
+                json!({"type": "string", "minLength": least, "maxLength": least + self.below(9)})
+            }
+            1 => {
+                let least = i64::try_from(self.below(200)).unwrap() - 100;
+                let most = least + i64::try_from(self.below(1000)).unwrap();
+                json!({"type": "integer", "minimum": least, "maximum": most})
+            }
+            2 => json!({"type": "number", "exclusiveMinimum": -2.5, "maximum": self.below(90)}),
+            3 => json!({"enum": ["red", "a \"word\"", self.below(9), null, true, "\u{fc}"]}),
+            4 => json!({"const": [self.below(3), {"x": "\n"}]}),
+            5 => json!({"type": ["boolean", "null"]}),
+            6 => json!({"anyOf": [self.schema(depth - 1), self.schema(depth - 1)]}),
+            7 => {
+                let least = self.below(3);
+                json!({"type": "array", "items": self.schema(depth - 1), "minItems": least, "maxItems": least + self.below(3)})
+            }
+            _ => {
+                let names = ["a", "count", "color name", "\u{e9}"];
+                let count = usize::try_from(1 + self.below(4)).unwrap();
+                let names = &names[..count];
+                let properties: serde_json::Map<String, Value> = names
+                    .iter()
+                    .map(|&name| (name.to_owned(), self.schema(depth - 1)))
+                    .collect();
+                let required: Vec<&str> = names.iter().copied().filter(|_| self.below(2) == 0).collect();
+                json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false})
+            }
+        }
+    }
+}
+
+/// Whether a value is valid against a schema of [`Maker`], which says all that there is to check.
+fn valid(schema: &Value, value: &Value) -> bool {
+    let bound = |name: &str| schema.get(name).and_then(Value::as_f64);
+    if let Some(options) = schema.get("anyOf") {
+        return options
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|option| valid(option, value));
+    }
+    if let Some(values) = schema.get("enum") {
+        return values.as_array().unwrap().contains(value);
+    }
+    if let Some(expected) = schema.get("const") {
+        return expected == value;
+    }
+    match (schema["type"].as_str(), value) {
+        (Some("string"), Value::String(text)) => {
+            let length = text.chars().count().to_string().parse().unwrap();
+            bound("minLength").unwrap() <= length && length <= bound("maxLength").unwrap()
+        }
+        (Some("integer"), Value::Number(number)) => {
+            number.is_i64()
+                && bound("minimum").unwrap() <= number.as_f64().unwrap()
+                && number.as_f64().unwrap() <= bound("maximum").unwrap()
+        }
+        (Some("number"), Value::Number(number)) => {
+            let number = number.as_f64().unwrap();
+            bound("exclusiveMinimum").unwrap() < number && number <= bound("maximum").unwrap()
+        }
+        (Some("array"), Value::Array(items)) => {
+            let length: f64 = items.len().to_string().parse().unwrap();
+            let counts = bound("minItems").unwrap() <= length && length <= bound("maxItems").unwrap();
+            counts && items.iter().all(|item| valid(&schema["items"], item))
+        }
+        (Some("object"), Value::Object(members)) => {
+            let required = schema["required"].as_array().unwrap();
+            required
+                .iter()
+                .all(|name| members.contains_key(name.as_str().unwrap()))
+                && members.iter().all(|(name, member)| {
+                    schema["properties"]
+                        .get(name)
+                        .is_some_and(|schema| valid(schema, member))
+                })
+        }
+        (None, Value::Bool(_) | Value::Null) => true,
+        _other => false,
+    }
+}
+
+#[test]
+fn finished_answers_are_valid_against_random_schemas() {
+    let vocabulary = vocabulary();
+    let mut finished = 0;
+    for seed in 0..100 {
+        let schema = Maker(seed).schema(3);
+        let constraint = Constraint::JsonSchema(schema.clone());
+        let mut follower = vocabulary
+            .follow(&constraint)
+            .unwrap_or_else(|error| panic!("{schema}: {error}"));
+        if let Some(answer) = walk(&vocabulary, &mut follower, seed, 600).unwrap()
+            && let Some(value) = parsed(&answer)
+        {
+            assert!(valid(&schema, &value), "{schema}: {answer}");
+            finished += 1;
+        }
+    }
+    assert!(finished > 50, "{finished}");
 }
