@@ -1,20 +1,22 @@
 //! A conversation: what belongs to one dialogue with a model: images, KV cache, answers.
 
+mod reading;
+
 use crate::constrain::{ConstraintError, Follower};
 use crate::error::EngineError;
 use crate::generate::{self, Finish, Generation, Limits, NextToken, Piece};
 use crate::image::{ImageId, Picture};
 use crate::model::{Model, ProviderReport};
-use crate::opening::Parts as _;
 use crate::prompt::{Message, Prompt, Prompter};
 use crate::request::Request;
 use crate::sample::Sampler;
-use crate::sequence::{Geometry, Sequence};
+use crate::sequence::{Feeding, Geometry, Sequence};
 use crate::shift::{Room, Shift};
 use crate::stats::{Stats, peak_memory};
 use crate::text::TextStream;
 use crate::timeline::Timeline;
 use ndarray::Array1;
+pub use reading::{Progress, Reading};
 use std::time::{Duration, Instant};
 
 /// One dialogue with a [`Model`], which it keeps alive. It remembers what was said: what the next prompt has in common with
@@ -213,6 +215,14 @@ impl Conversation {
         messages: &[Message],
         request: &Request,
     ) -> Result<Prepared, EngineError> {
+        let mut plan = self.plan(messages, request)?;
+        let logits = self.sequence.read(&mut plan.feeding, usize::MAX)?;
+        let logits = logits.ok_or(EngineError::EmptyPrompt)?;
+        Ok(self.prepared(plan, request, logits))
+    }
+
+    /// All that is done for an answer before its prompt is read.
+    fn plan(&mut self, messages: &[Message], request: &Request) -> Result<Plan, EngineError> {
         #[cfg(feature = "ort")]
         crate::backend::watch_thread();
         let begun = Instant::now();
@@ -237,17 +247,40 @@ impl Conversation {
         request.check()?;
         // Before anything is fed: waiting for the parts may replace the decoder.
         let provider = model.provider()?;
-        let prefill = self.sequence.prefill(&prompt)?;
-        let ahead = std::mem::take(&mut self.ahead);
+        Ok(Plan {
+            feeding: self.sequence.begin(prompt)?,
+            left_out,
+            sampler,
+            follower,
+            stream: prompter.stream(&request.stops),
+            provider,
+            begun,
+            ahead: std::mem::take(&mut self.ahead),
+        })
+    }
+
+    /// What an answer begins with, when the prompt was read.
+    fn prepared(&mut self, plan: Plan, request: &Request, logits: Array1<f32>) -> Prepared {
+        let Plan {
+            feeding,
+            left_out,
+            sampler,
+            follower,
+            stream,
+            provider,
+            begun,
+            ahead,
+        } = plan;
+        let model = self.model().clone();
         let stats = Stats {
             load: model.load_seconds(),
             preprocess: ahead.preprocess.as_secs_f64(),
-            images_encoded: ahead.encoded + prefill.encoded,
-            encode: (ahead.encode + prefill.encode).as_secs_f64(),
-            prompt_positions: prompt.len(),
-            reused_positions: prefill.reused,
+            images_encoded: ahead.encoded + feeding.encoded,
+            encode: (ahead.encode + feeding.encode).as_secs_f64(),
+            prompt_positions: feeding.prompt().len(),
+            reused_positions: feeding.reused,
             left_out,
-            prefill: prefill.prefill.as_secs_f64(),
+            prefill: feeding.prefill.as_secs_f64(),
             timeline: Timeline::take_all(&[model.timeline(), &self.timeline]),
             ..Stats::default()
         };
@@ -259,11 +292,11 @@ impl Conversation {
             max_tokens: request.max_tokens,
             cancel: request.cancel.clone(),
         };
-        Ok(Prepared {
-            logits: prefill.logits,
-            context: prompt.token_ids(),
+        Prepared {
+            logits,
+            context: feeding.prompt().token_ids(),
             sampler,
-            stream: prompter.stream(&request.stops),
+            stream,
             limits,
             logprobs: request.logprobs,
             follower,
@@ -272,8 +305,20 @@ impl Conversation {
             begun,
             waited: ahead.waited,
             stats,
-        })
+        }
     }
+}
+
+/// What is known of an answer while its prompt is read.
+struct Plan {
+    feeding: Feeding,
+    left_out: usize,
+    sampler: Sampler,
+    follower: Option<Follower>,
+    stream: TextStream,
+    provider: ProviderReport,
+    begun: Instant,
+    ahead: Ahead,
 }
 
 /// What an answer begins with.
@@ -464,6 +509,11 @@ impl<'a> Answer<'a> {
     /// Its ids so far, without the one that stopped it.
     pub fn tokens(&self) -> &[i64] {
         self.generation.tokens()
+    }
+
+    /// Bytes of its conversation's KV cache.
+    pub fn cache_bytes(&self) -> usize {
+        self.generation.model().sequence().cache_bytes()
     }
 
     /// Who computes, and with which graphs.

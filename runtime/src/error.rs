@@ -289,6 +289,14 @@ pub enum EngineError {
         /// The shape of the contract.
         expected: Vec<usize>,
     },
+    /// The engine panicked while it computed. The conversation is as it was before.
+    #[error("the {network} panicked: {reason}; this is a bug")]
+    Panic {
+        /// Which network.
+        network: &'static str,
+        /// The words of the panic.
+        reason: String,
+    },
     /// A thread that opens a part of the model ended without an answer.
     #[error("opening the {network} ended without an answer; this is a bug")]
     Thread {

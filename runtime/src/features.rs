@@ -82,6 +82,11 @@ impl Features {
         }
     }
 
+    /// Whether an image's are there.
+    pub(crate) fn has(&self, id: ImageId) -> bool {
+        self.kept().slots.get(&id).is_some_and(|slot| slot.bytes > 0)
+    }
+
     /// Forgets all of them.
     pub(crate) fn clear(&self) {
         *self.kept() = Kept::default();
@@ -144,6 +149,10 @@ mod tests {
         assert!([1, 2, 3].iter().all(|id| ask(&features, *id)));
         assert!(!ask(&features, 1));
         assert!(ask(&features, 4));
+        assert_eq!(
+            [1, 2, 3, 4].map(|id| features.has(ImageId(id))),
+            [true, false, true, true]
+        );
         // 2 was asked for longest ago.
         assert!(![1, 3, 4].iter().any(|id| ask(&features, *id)));
         assert!(ask(&features, 2));

@@ -27,7 +27,7 @@ pub use ::prompt::{Message, Role, text};
 pub use backend::{KernelReport, Options, Provider};
 pub use choose::{Choice, Choices, ChoicesError, MAX_CHOICES};
 pub use constrain::{Constraint, ConstraintError};
-pub use conversation::{Answer, Conversation};
+pub use conversation::{Answer, Conversation, Progress, Reading};
 pub use engine::Engine;
 pub use error::{BackendError, EngineError};
 pub use generate::{Finish, Piece};

@@ -5,7 +5,7 @@ use crate::backend::{self, Decoder, KernelReport, Options, Provider, TokenEmbedd
 use crate::constrain::{Constraint, ConstraintError, Follower, Vocabulary};
 use crate::error::EngineError;
 use crate::features::Features;
-use crate::image::{Picture, PixelValues, preprocess};
+use crate::image::{ImageId, Picture, PixelValues, preprocess};
 use crate::lazy::Lazy;
 use crate::opening::{Opening, Parts, Source};
 use crate::prompt::Prompter;
@@ -239,6 +239,14 @@ impl Model {
         self.0.opening.notices()
     }
 
+    /// Positions of the longest sequence, prompt and answer; waits for the choice of the engine.
+    ///
+    /// # Errors
+    /// What cannot be opened.
+    pub fn context(&self) -> Result<usize, EngineError> {
+        self.0.opening.context()
+    }
+
     /// From messages to token ids; waits for the tokenizer.
     ///
     /// # Errors
@@ -278,6 +286,11 @@ impl Model {
     /// An image that cannot be prepared as the bundle says.
     pub fn preprocess(&self, picture: &Picture) -> Result<PixelValues, EngineError> {
         Ok(preprocess(picture, &self.bundle().image)?)
+    }
+
+    /// Whether the features of an image are kept, so that it need not be encoded.
+    pub fn knows_image(&self, image: ImageId) -> bool {
+        self.0.features.has(image)
     }
 
     /// Forgets the image features that are kept for conversations to come. Those that are going on keep theirs.

@@ -1,14 +1,17 @@
 //! What does the model remember? One sequence, its KV cache, and the features of images.
 
+mod feeding;
+
 use crate::backend::{Decoder, DecoderState, TokenEmbedder};
 use crate::error::EngineError;
 use crate::features::Shared;
 use crate::generate::NextToken;
 use crate::image::{ImageId, PixelValues};
 use crate::opening::Parts;
-use crate::prompt::{Position, Prompt, Span, common_prefix, token_ids};
-use crate::splice::splice;
+use crate::prompt::catch::catch;
+use crate::prompt::{Position, Prompt, common_prefix};
 use crate::timeline::Timeline;
+pub(crate) use feeding::Feeding;
 use ndarray::Array1;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,21 +34,6 @@ pub(crate) struct Geometry {
     pub(crate) image_tokens: usize,
 }
 
-/// What it took to read a prompt.
-#[derive(Debug)]
-pub(crate) struct Prefill {
-    /// Logits `[vocab]` of the last position.
-    pub(crate) logits: Array1<f32>,
-    /// Positions that were in the KV cache already.
-    pub(crate) reused: usize,
-    /// Images that were encoded.
-    pub(crate) encoded: usize,
-    /// Time in the vision encoder.
-    pub(crate) encode: Duration,
-    /// Time in the embedding and the decoder.
-    pub(crate) prefill: Duration,
-}
-
 /// A sequence in the decoder that it began with, whatever becomes of the model's engine meanwhile.
 struct Running {
     embedder: Arc<dyn TokenEmbedder>,
@@ -55,6 +43,16 @@ struct Running {
     context: usize,
 }
 
+impl Running {
+    /// Appends a token; the logits `[vocab]` that follow.
+    fn step(&mut self, token: i64) -> Result<Array1<f32>, EngineError> {
+        guarded("decoder", || {
+            let embeds = self.embedder.embed(&[token])?;
+            Ok(self.state.feed(embeds.view())?)
+        })?
+    }
+}
+
 impl fmt::Debug for Running {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Running")
@@ -62,6 +60,12 @@ impl fmt::Debug for Running {
             .field("context", &self.context)
             .finish_non_exhaustive()
     }
+}
+
+/// What an engine computes. Its panic is an error: it must not be the end of what others ask for, and states are as before
+/// it, for they change when a computation is done.
+fn guarded<T>(network: &'static str, work: impl FnOnce() -> T) -> Result<T, EngineError> {
+    catch(work).map_err(|reason| EngineError::Panic { network, reason })
 }
 
 /// One sequence, and the images that it may name.
@@ -106,6 +110,11 @@ impl<P: Parts> Sequence<P> {
         self.running.as_ref().map_or(1, |running| running.state.beside())
     }
 
+    /// Positions at the start that it has in common with a prompt.
+    pub(crate) fn in_common(&self, prompt: &Prompt) -> usize {
+        common_prefix(&self.fed, &prompt.positions())
+    }
+
     /// Makes an image known. One that is known already stays as it is, with its features.
     pub(crate) fn add(&mut self, pixels: PixelValues) -> ImageId {
         let id = pixels.id;
@@ -141,60 +150,6 @@ impl<P: Parts> Sequence<P> {
             }
         };
         Ok(self.running.insert(running))
-    }
-
-    /// Makes the sequence equal to `prompt`; what both have in common at the start is not computed again.
-    pub(crate) fn prefill(&mut self, prompt: &Prompt) -> Result<Prefill, EngineError> {
-        let positions = prompt.positions();
-        if positions.is_empty() {
-            return Err(EngineError::EmptyPrompt);
-        }
-        let expected = match &self.running {
-            Some(running) => running.context,
-            None => self.parts.context()?,
-        };
-        if positions.len() >= expected {
-            let found = positions.len();
-            return Err(EngineError::TooLong { found, expected });
-        }
-        // The last position is always fed: its logits are what we are after.
-        let reused = common_prefix(&self.fed, &positions).min(positions.len() - 1);
-        if let Some(running) = &mut self.running {
-            running.state.truncate(reused)?;
-            self.fed.truncate(reused);
-        }
-        let spans = prompt.spans(reused);
-
-        let images = spans.iter().filter_map(|span| match span {
-            Span::Image { id, .. } => Some(*id),
-            Span::Tokens(_) => None,
-        });
-        let (encoded, encode) = self.encode(images)?;
-
-        let embedder = Arc::clone(&self.running()?.embedder);
-        let begun = Instant::now();
-        let text = embedder.embed(&token_ids(&spans))?;
-        let mut features = Vec::new();
-        for span in &spans {
-            if let Span::Image { id, .. } = span {
-                match self.images.get(id) {
-                    Some(Image::Features(values)) => features.push(values.view()),
-                    _ => return Err(EngineError::UnknownImage),
-                }
-            }
-        }
-        let embeds = splice(&spans, text.view(), &features, self.geometry.hidden)?;
-        let logits = self.running()?.state.feed(embeds.view())?;
-        let end = Instant::now();
-        self.timeline.record("prefill", begun, end);
-        self.fed = positions;
-        Ok(Prefill {
-            logits,
-            reused,
-            encoded,
-            encode,
-            prefill: end.duration_since(begun),
-        })
     }
 
     /// How many positions were fed.
@@ -233,7 +188,7 @@ impl<P: Parts> Sequence<P> {
                 let (features, now) = parts.features().get_or_encode(id, || {
                     let encoder = parts.encoder()?;
                     let begun = Instant::now();
-                    let values = encoder.encode(pixels.values.view())?;
+                    let values = guarded("vision encoder", || encoder.encode(pixels.values.view()))??;
                     let end = Instant::now();
                     timeline.record("encode", begun, end);
                     time += end.duration_since(begun);
@@ -261,9 +216,7 @@ impl<P: Parts> NextToken for Sequence<P> {
     }
 
     fn step(&mut self, token: i64) -> Result<Array1<f32>, EngineError> {
-        let running = self.running()?;
-        let embeds = running.embedder.embed(&[token])?;
-        let logits = running.state.feed(embeds.view())?;
+        let logits = self.running()?.step(token)?;
         self.fed.push(Position::Token(token));
         Ok(logits)
     }
@@ -288,22 +241,26 @@ impl<P: Parts> NextToken for Sequence<P> {
                 .partition(|(_, _, running)| Arc::ptr_eq(&running.decoder, &decoder));
             rest = others;
             let ids: Vec<i64> = same.iter().map(|(_, token, _)| *token).collect();
-            let steps: Vec<Result<Array1<f32>, EngineError>> = match embedder.embed(&ids) {
-                Ok(embeds) => {
-                    let mut states: Vec<_> = same
-                        .iter_mut()
-                        .map(|(_, _, running)| &mut *running.state)
-                        .collect();
-                    let fed = Arc::clone(&decoder).feed_each(&mut states, embeds.view());
-                    fed.into_iter()
-                        .map(|logits| logits.map_err(EngineError::from))
-                        .collect()
+            let mut states: Vec<_> = same
+                .iter_mut()
+                .map(|(_, _, running)| &mut *running.state)
+                .collect();
+            let lengths: Vec<usize> = states.iter().map(|state| state.len()).collect();
+            let fed = guarded("decoder", || {
+                let embeds = embedder.embed(&ids)?;
+                Ok::<_, EngineError>(Arc::clone(&decoder).feed_each(&mut states, embeds.view()))
+            });
+            let steps: Vec<Result<Array1<f32>, EngineError>> = match fed {
+                Ok(Ok(fed)) => {
+                    let fed = fed.into_iter();
+                    fed.map(|logits| logits.map_err(EngineError::from)).collect()
                 }
-                // Whose token it is has the error.
-                Err(_) => {
-                    let alone = same.iter_mut().map(|(_, token, running)| {
-                        let embeds = embedder.embed(&[*token])?;
-                        Ok(running.state.feed(embeds.view())?)
+                // Whose token it is has the error. A panic may have come when some had their position already.
+                Ok(Err(_)) | Err(_) => {
+                    let alone = same.iter_mut().zip(lengths);
+                    let alone = alone.map(|((_, token, running), length)| {
+                        running.state.truncate(length)?;
+                        running.step(*token)
                     });
                     alone.collect()
                 }

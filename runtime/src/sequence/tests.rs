@@ -4,12 +4,15 @@ use super::*;
 use crate::backend::{Decoder, VisionEncoder};
 use crate::error::BackendError;
 use crate::features::Features;
-use crate::prompt::Piece;
+use crate::prompt::{Piece, Prompt};
 use ndarray::{Array2, Array4, ArrayView2, ArrayView4, array};
 use std::sync::Mutex;
 
 /// What the fakes were asked to do.
 type Log = Arc<Mutex<Vec<String>>>;
+
+/// A token that the decoder panics at.
+const PANICS: i64 = 77;
 
 struct FakeEncoder(Log);
 struct FakeEmbedder;
@@ -44,6 +47,7 @@ impl Decoder for FakeDecoder {
 impl DecoderState for FakeState {
     fn feed(&mut self, embeds: ArrayView2<'_, f32>) -> Result<Array1<f32>, BackendError> {
         let embeds: Vec<f32> = embeds.iter().copied().collect();
+        assert!(!embeds.contains(&77.0), "a bad token");
         self.0.lock().unwrap().push(format!("feed {embeds:?}"));
         self.1.extend(embeds);
         Ok(array![self.1.iter().sum()])
@@ -132,6 +136,26 @@ fn prompt(before: &[i64], after: &[i64]) -> Prompt {
         image,
         Piece::Tokens(after.to_vec()),
     ])
+}
+
+/// What it took to read a whole prompt.
+struct Prefill {
+    logits: Array1<f32>,
+    reused: usize,
+    encoded: usize,
+}
+
+impl Sequence<&Fakes> {
+    /// Reads all of a prompt at once.
+    fn prefill(&mut self, prompt: &Prompt) -> Result<Prefill, EngineError> {
+        let mut feeding = self.begin(prompt.clone())?;
+        let logits = self.read(&mut feeding, usize::MAX)?;
+        Ok(Prefill {
+            logits: logits.unwrap(),
+            reused: feeding.reused,
+            encoded: feeding.encoded,
+        })
+    }
 }
 
 #[test]
@@ -268,4 +292,78 @@ fn sequences_that_are_stepped_together() {
     assert_eq!(fine, [true, true, false, true]);
     assert_eq!(all[0].fed.len(), 3);
     assert_eq!(all[2].fed.len(), 2);
+}
+
+#[test]
+fn a_prompt_that_is_read_in_pieces() {
+    let (fakes, log) = fakes();
+    let mut sequence = sequence(&fakes);
+    sequence.add(pixels(7));
+    // Seven positions, the image from the third to the fifth.
+    let prompt = prompt(&[1, 2], &[3, 4]);
+    let mut feeding = sequence.begin(prompt.clone()).unwrap();
+    assert_eq!(*log.lock().unwrap(), ["encode"]);
+    for (most, left) in [(3, 4), (1, 3), (0, 2), (1, 1)] {
+        assert!(sequence.read(&mut feeding, most).unwrap().is_none());
+        assert_eq!(sequence.left(&feeding), left);
+    }
+    assert_eq!(sequence.in_common(&prompt), 6);
+    let logits = sequence.read(&mut feeding, 5).unwrap();
+    assert_eq!(logits, Some(array![1.0 + 2.0 + 1.5 + 3.0 + 4.0]));
+    assert_eq!(
+        log.lock().unwrap()[1..],
+        [
+            "feed [1.0, 2.0, 0.5]",
+            "feed [0.5]",
+            "feed [0.5]",
+            "feed [3.0]",
+            "feed [4.0]"
+        ]
+    );
+    assert_eq!(sequence.fed(), 7);
+    // One that is given up stays useful.
+    let longer = Prompt::new(vec![Piece::Tokens(vec![1, 2, 5, 6, 7])]);
+    let mut feeding = sequence.begin(longer.clone()).unwrap();
+    assert!(sequence.read(&mut feeding, 2).unwrap().is_none());
+    assert_eq!(sequence.prefill(&longer).unwrap().reused, 4);
+}
+
+#[test]
+fn a_panic_of_the_engine_is_the_error_of_one() {
+    crate::backend::silence_caught_panics();
+    let (fakes, _) = fakes();
+    let mut all = [sequence(&fakes), sequence(&fakes), sequence(&fakes)];
+    for sequence in &mut all {
+        sequence
+            .prefill(&Prompt::new(vec![Piece::Tokens(vec![1])]))
+            .unwrap();
+    }
+    let mut sequences: Vec<_> = all.iter_mut().collect();
+    let steps = NextToken::step_each(&mut sequences, &[2, PANICS, 3]);
+    let logits: Vec<Option<f32>> = steps
+        .iter()
+        .map(|step| step.as_ref().ok().map(|row| row[0]))
+        .collect();
+    assert_eq!(logits, [Some(3.0), None, Some(4.0)]);
+    let error = steps[1].as_ref().unwrap_err();
+    assert!(matches!(error, EngineError::Panic { network: "decoder", reason } if reason == "a bad token"));
+    // All of them go on.
+    assert_eq!(all.each_ref().map(Sequence::fed), [2, 1, 2]);
+    assert_eq!(all[1].step(4).unwrap(), array![5.0]);
+    assert!(matches!(
+        all[1].step(PANICS),
+        Err(EngineError::Panic {
+            network: "decoder",
+            ..
+        })
+    ));
+    let prompt = Prompt::new(vec![Piece::Tokens(vec![1, 4, PANICS])]);
+    let error = all[1].prefill(&prompt).err().unwrap();
+    assert!(matches!(
+        error,
+        EngineError::Panic {
+            network: "decoder",
+            ..
+        }
+    ));
 }
