@@ -87,6 +87,13 @@ impl Features {
         self.kept().slots.get(&id).is_some_and(|slot| slot.bytes > 0)
     }
 
+    /// An image's, where they are there.
+    pub(crate) fn get(&self, id: ImageId) -> Option<Shared> {
+        let place = self.has(id).then(|| self.place(id))?;
+        let found = place.lock().unwrap_or_else(PoisonError::into_inner);
+        found.clone()
+    }
+
     /// Forgets all of them.
     pub(crate) fn clear(&self) {
         *self.kept() = Kept::default();
@@ -147,7 +154,8 @@ mod tests {
     fn the_oldest_go_where_there_are_too_many() {
         let features = Features::up_to(3 * 40);
         assert!([1, 2, 3].iter().all(|id| ask(&features, *id)));
-        assert!(!ask(&features, 1));
+        assert!(features.get(ImageId(1)).is_some());
+        assert!(features.get(ImageId(9)).is_none());
         assert!(ask(&features, 4));
         assert_eq!(
             [1, 2, 3, 4].map(|id| features.has(ImageId(id))),

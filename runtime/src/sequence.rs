@@ -122,6 +122,14 @@ impl<P: Parts> Sequence<P> {
         id
     }
 
+    /// Makes an image known whose features the model keeps; whether it does.
+    pub(crate) fn recall(&mut self, id: ImageId) -> bool {
+        if let Some(features) = self.parts.features().get(id) {
+            self.images.insert(id, Image::Features(features));
+        }
+        matches!(self.images.get(&id), Some(Image::Features(_)))
+    }
+
     /// Forgets sequence and images, and frees the KV cache.
     pub(crate) fn reset(&mut self) {
         self.running = None;

@@ -6,7 +6,8 @@
 
 use runtime::image::Picture;
 use runtime::{
-    Answer, Conversation, Engine, Finish, Message, Model, Options, Provider, Request, Role, Sampling,
+    Answer, Conversation, Engine, Finish, Message, Model, Options, Progress, Provider, Request, Role,
+    Sampling,
 };
 use std::path::PathBuf;
 use std::process::Command;
@@ -299,5 +300,69 @@ fn a_process_may_end_with_models_open() {
             "after {delay} ms: {:?} {words}",
             done.status
         );
+    }
+}
+
+/// A prompt that is read in pieces of any length is answered as one that is read at once, and may be given up between two.
+#[test]
+fn prompts_are_read_in_pieces() {
+    for model in models() {
+        let messages = |conversation: &mut Conversation| {
+            let image = conversation.add_image(&picture(4)).unwrap();
+            [Message::user([image], "What is it? ".repeat(3))]
+        };
+        let (_, request) = question(7);
+        let request = request.with_logprobs(3);
+        let collect = |answer: &mut Answer<'_>| {
+            let pieces: Vec<_> = answer.by_ref().map(Result::unwrap).collect();
+            (pieces, answer.finish())
+        };
+        let mut whole = model.conversation();
+        let said = messages(&mut whole);
+        let expected = collect(&mut whole.chat(&said, &request).unwrap());
+        let mut kept = model.conversation();
+        for most in [1, 2, 3, 5, 1000] {
+            kept.reset();
+            let said = messages(&mut kept);
+            let mut reading = kept.begin(&said, &request).unwrap();
+            let prompt = reading.prompt_positions();
+            assert_eq!((reading.reused_positions(), reading.left()), (0, prompt));
+            let mut pieces = 0;
+            let mut answer = loop {
+                let left = reading.left();
+                pieces += 1;
+                match reading.advance(most).unwrap() {
+                    Progress::Reading(more) => {
+                        assert_eq!(more.left(), left - most);
+                        reading = *more;
+                    }
+                    Progress::Answer(answer) => break answer,
+                }
+            };
+            assert_eq!(pieces, prompt.div_ceil(most));
+            assert_eq!(collect(&mut answer), expected, "pieces of {most}");
+            assert_eq!(answer.stats().prompt_positions, prompt);
+            kept = answer.into_conversation().unwrap();
+            assert!(kept.positions() > prompt && kept.cache_bytes() > 0);
+        }
+        // What was read of one that is given up stays useful.
+        let flag = std::sync::Arc::default();
+        let cancelled = request.clone().with_cancel(std::sync::Arc::clone(&flag));
+        kept.reset();
+        let said = messages(&mut kept);
+        let reading = kept.begin(&said, &cancelled).unwrap();
+        let Progress::Reading(reading) = reading.advance(6).unwrap() else {
+            panic!("the prompt is shorter than six positions");
+        };
+        flag.store(true, std::sync::atomic::Ordering::Relaxed);
+        let (conversation, error) = *reading.advance(6).unwrap_err();
+        assert!(matches!(error, runtime::EngineError::Cancelled));
+        assert_eq!(conversation.positions(), 6);
+        let reading = conversation.begin(&said, &request).unwrap();
+        assert_eq!(reading.reused_positions(), 6);
+        let Progress::Answer(mut answer) = reading.advance(1000).unwrap() else {
+            panic!("not all was read");
+        };
+        assert_eq!(collect(&mut answer), expected);
     }
 }

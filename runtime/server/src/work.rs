@@ -132,6 +132,14 @@ impl Events {
     pub async fn next(&mut self) -> Option<Event> {
         self.receiver.recv().await
     }
+
+    /// As [`Events::next`], for a thread that is not one of an async runtime's.
+    ///
+    /// # Panics
+    /// On a thread that an async runtime runs tasks on.
+    pub fn next_blocking(&mut self) -> Option<Event> {
+        self.receiver.blocking_recv()
+    }
 }
 
 impl Drop for Events {

@@ -62,6 +62,12 @@ impl Conversation {
         self.sequence.add(pixels)
     }
 
+    /// Makes an image known whose features the model keeps ([`Model::knows_image`](crate::Model::knows_image)), without its
+    /// pixels. Says whether it does.
+    pub fn recall_image(&mut self, image: ImageId) -> bool {
+        self.sequence.recall(image)
+    }
+
     /// Encodes an image that was added now, and not only when a prompt shows it; its pixels are freed. Says whether its
     /// features were not there yet ([`Model::knows_image`](crate::Model::knows_image)).
     ///
