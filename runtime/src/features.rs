@@ -1,10 +1,13 @@
 //! Features of images, kept by content: an image that several conversations show is encoded once.
+//!
+//! `tests/interleavings.rs` compiles this file too, with loom's locks in place of `crate::sync`.
 
 use crate::error::EngineError;
 use crate::image::ImageId;
+use crate::sync::{Mutex, MutexGuard};
 use ndarray::Array2;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 /// Bytes of features that are kept: 35 images of the 0.5B model.
 const LIMIT: usize = 32 << 20;
@@ -23,11 +26,13 @@ pub(crate) struct Features {
     kept: Mutex<Kept>,
 }
 
+/// What is kept.
 #[derive(Debug, Default)]
-struct Kept {
+pub(crate) struct Kept {
     /// Counts what was asked for.
     clock: u64,
-    bytes: usize,
+    /// Of all features.
+    pub(crate) bytes: usize,
     slots: BTreeMap<ImageId, Slot>,
 }
 
@@ -43,6 +48,20 @@ struct Slot {
 impl Default for Features {
     fn default() -> Features {
         Features::up_to(LIMIT)
+    }
+}
+
+impl Kept {
+    /// How many images have a place, encoded or not.
+    #[cfg(test)]
+    pub(crate) fn places(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// How many images are kept.
+    #[cfg(test)]
+    pub(crate) fn filled(&self) -> usize {
+        self.slots.values().filter(|slot| slot.bytes > 0).count()
     }
 }
 
@@ -89,7 +108,13 @@ impl Features {
 
     /// An image's, where they are there.
     pub(crate) fn get(&self, id: ImageId) -> Option<Shared> {
-        let place = self.has(id).then(|| self.place(id))?;
+        let mut kept = self.kept();
+        kept.clock += 1;
+        let used = kept.clock;
+        let slot = kept.slots.get_mut(&id).filter(|slot| slot.bytes > 0)?;
+        slot.used = used;
+        let place = Arc::clone(&slot.place);
+        drop(kept);
         let found = place.lock().unwrap_or_else(PoisonError::into_inner);
         found.clone()
     }
@@ -99,7 +124,8 @@ impl Features {
         *self.kept() = Kept::default();
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+    /// What is kept now.
+    pub(crate) fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -136,66 +162,5 @@ impl Features {
                 kept.bytes -= slot.bytes;
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    /// Asks for an image whose features are ten numbers; whether it was encoded.
-    fn ask(features: &Features, id: u64) -> bool {
-        let made = || Ok(Array2::from_elem((2, 5), 0.5));
-        features.get_or_encode(ImageId(id), made).unwrap().1
-    }
-
-    #[test]
-    fn the_oldest_go_where_there_are_too_many() {
-        let features = Features::up_to(3 * 40);
-        assert!([1, 2, 3].iter().all(|id| ask(&features, *id)));
-        assert!(features.get(ImageId(1)).is_some());
-        assert!(features.get(ImageId(9)).is_none());
-        assert!(ask(&features, 4));
-        assert_eq!(
-            [1, 2, 3, 4].map(|id| features.has(ImageId(id))),
-            [true, false, true, true]
-        );
-        // 2 was asked for longest ago.
-        assert!(![1, 3, 4].iter().any(|id| ask(&features, *id)));
-        assert!(ask(&features, 2));
-        assert_eq!(features.kept().bytes, 3 * 40);
-        features.clear();
-        assert!(ask(&features, 1));
-        assert_eq!(features.kept().bytes, 40);
-        // One that does not fit is not kept, and harms nobody.
-        let none = Features::up_to(39);
-        assert!(ask(&none, 1) && ask(&none, 1));
-        assert_eq!(none.kept().bytes, 0);
-    }
-
-    #[test]
-    fn an_image_is_encoded_once_for_all_who_ask_at_once() {
-        let (features, calls) = (Features::default(), AtomicUsize::new(0));
-        let encode = || {
-            std::thread::sleep(std::time::Duration::from_millis(20));
-            calls.fetch_add(1, Ordering::Relaxed);
-            Ok(Array2::zeros((1, 1)))
-        };
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| features.get_or_encode(ImageId(1), encode).unwrap());
-            }
-        });
-        assert_eq!(calls.load(Ordering::Relaxed), 1);
-    }
-
-    #[test]
-    fn an_error_is_not_kept() {
-        let features = Features::default();
-        let failed = features.get_or_encode(ImageId(1), || Err(EngineError::UnknownImage));
-        assert!(failed.is_err());
-        assert!(features.kept().slots.is_empty());
-        assert!(ask(&features, 1));
     }
 }

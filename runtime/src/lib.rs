@@ -7,19 +7,25 @@ mod conversation;
 mod engine;
 mod error;
 mod features;
+#[cfg(test)]
+mod features_tests;
 pub mod generate;
 pub mod image;
 mod lazy;
+#[cfg(test)]
+mod lazy_tests;
 pub mod library;
 mod logprobs;
 mod model;
 mod opening;
+mod replaceable;
 mod request;
 pub mod sample;
 mod sequence;
 mod shift;
 pub mod splice;
 pub mod stats;
+mod sync;
 pub mod timeline;
 
 pub use ::prompt;

@@ -6,6 +6,7 @@ use crate::backend::{KernelReport, Provider, session::Placement};
 use crate::error::{BackendError, EngineError};
 use crate::features::Features;
 use crate::lazy::Lazy;
+use crate::replaceable::Replaceable;
 use crate::timeline::Timeline;
 use models::bundle::Bundle;
 use std::path::PathBuf;
@@ -128,8 +129,8 @@ impl Open {
 #[derive(Debug)]
 pub(crate) struct Opening {
     source: Arc<Source>,
-    /// Another one where an engine turned out not to work. Who has parts of the old one keeps them.
-    roles: Mutex<Arc<Lazy<Arc<Roles>>>>,
+    /// Others where an engine turned out not to work.
+    roles: Replaceable<Roles>,
 }
 
 impl Opening {
@@ -138,9 +139,7 @@ impl Opening {
         let inner = Arc::clone(source);
         Opening {
             source: Arc::clone(source),
-            roles: Mutex::new(Arc::new(Lazy::begin("opening", move || {
-                Roles::begin(&inner, None)
-            }))),
+            roles: Replaceable::new(Lazy::begin("opening", move || Roles::begin(&inner, None))),
         }
     }
 
@@ -151,7 +150,7 @@ impl Opening {
 
     /// Who computes, and with which graphs; waits for the choice, not for the parts.
     pub(crate) fn chosen(&self) -> Result<Arc<Roles>, EngineError> {
-        self.current().get()
+        self.roles.current().get()
     }
 
     /// Waits until every part is there; says how many nodes an accelerator took, where all parts say so.
@@ -175,34 +174,34 @@ impl Opening {
         parts.into_iter().max()
     }
 
-    fn current(&self) -> Arc<Lazy<Arc<Roles>>> {
-        Arc::clone(&self.roles.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
     /// Whether another engine may be tried after this error. One that refuses a graph is replaced where another may be:
     /// without that leave its own words are the better ones.
-    fn may_replace(&self, error: &BackendError) -> bool {
-        error.is_unavailable() || (error.is_of_engine() && self.source.options.fallback)
+    fn may_replace(&self, error: &EngineError) -> bool {
+        match error {
+            EngineError::Backend(error) => {
+                error.is_unavailable() || (error.is_of_engine() && self.source.options.fallback)
+            }
+            _ => false,
+        }
+    }
+
+    /// The parts on the engine that comes after the one of `roles`, of which one had this error.
+    fn replace(&self, roles: &Roles, error: EngineError) -> Result<Lazy<Arc<Roles>>, EngineError> {
+        let EngineError::Backend(error) = error else {
+            return Err(error);
+        };
+        let begun = Roles::begin(&self.source, Some((roles.provider, error)))?;
+        let again = Arc::clone(&self.source);
+        Ok(Lazy::ready("opening", begun, move || Roles::begin(&again, None)))
     }
 
     /// Waits for a part. If its engine turns out not to work, or refuses it, the next one opens all of them.
     fn part<T>(&self, get: impl Fn(&Roles) -> Result<T, EngineError>) -> Result<T, EngineError> {
-        loop {
-            let current = self.current();
-            let roles = current.get()?;
-            match get(&roles) {
-                Err(EngineError::Backend(error)) if self.may_replace(&error) => {
-                    let mut place = self.roles.lock().unwrap_or_else(PoisonError::into_inner);
-                    // Another conversation may have been first.
-                    if Arc::ptr_eq(&place, &current) {
-                        let begun = Roles::begin(&self.source, Some((roles.provider, error)))?;
-                        let again = Arc::clone(&self.source);
-                        *place = Arc::new(Lazy::ready("opening", begun, move || Roles::begin(&again, None)));
-                    }
-                }
-                outcome => return outcome,
-            }
-        }
+        self.roles.part(
+            get,
+            |error| self.may_replace(error),
+            |roles, error| self.replace(roles, error),
+        )
     }
 }
 

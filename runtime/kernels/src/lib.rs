@@ -18,10 +18,13 @@ pub mod norm;
 pub mod parallel;
 pub mod planes;
 pub mod pool;
+#[cfg(test)]
+mod pool_tests;
 mod quantise;
 pub mod self_attention;
 mod sizes;
 pub mod stem;
+mod sync;
 #[cfg(test)]
 mod testing;
 mod unroll;

@@ -1,19 +1,15 @@
 //! Thread pool: who computes the tasks? Threads of the process's own, which stay awake for a moment after
 //! each kernel: one token is a hundred kernels of a few microseconds, and to wake a thread takes as long.
+//!
+//! `tests/interleavings.rs` compiles this file too, with loom's threads and atomics for `crate::sync`.
 
-use super::parallel::Parallel;
+use crate::parallel::Parallel;
+use crate::sync::{self, Mutex};
+use crate::sync::{AtomicUsize, Builder, Idle, JoinHandle, LOOKS, Thread, UnsafeCell, spin_loop};
 use std::any::Any;
-use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
-use std::thread::{JoinHandle, Thread};
-use std::time::{Duration, Instant};
-
-/// How long a thread without work stays awake.
-const AWAKE: Duration = Duration::from_micros(200);
-/// How often it looks for work before it looks at the clock.
-const LOOKS: usize = 64;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, TryLockError, Weak};
 
 /// A number of threads that compute together, the caller's among them.
 #[derive(Debug)]
@@ -68,7 +64,7 @@ impl Pool {
     /// The pool of this many threads that others in this process use already, or a new one, of as many
     /// threads as the system grants.
     pub fn shared(threads: usize) -> Arc<Pool> {
-        static POOLS: Mutex<Vec<(usize, Weak<Pool>)>> = Mutex::new(Vec::new());
+        static POOLS: std::sync::Mutex<Vec<(usize, Weak<Pool>)>> = std::sync::Mutex::new(Vec::new());
         let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
         pools.retain(|(_, pool)| pool.strong_count() > 0);
         let found = pools.iter().find(|(count, _)| *count == threads);
@@ -80,7 +76,8 @@ impl Pool {
         pool
     }
 
-    fn new(threads: usize) -> Pool {
+    /// A pool of this many threads, or of as many as the system grants.
+    pub(crate) fn new(threads: usize) -> Pool {
         let board = Arc::new(Board {
             state: AtomicUsize::new(0),
             next: AtomicUsize::new(0),
@@ -94,10 +91,7 @@ impl Pool {
         let worker = |number| {
             let board = Arc::clone(&board);
             let name = format!("kernels {number}");
-            std::thread::Builder::new()
-                .name(name)
-                .spawn(move || work(&board))
-                .ok()
+            Builder::new().name(name).spawn(move || work(&board)).ok()
         };
         // Where a thread cannot be had, there are fewer.
         let workers = (1..threads.min(JOINED)).map_while(worker).collect();
@@ -133,7 +127,7 @@ unsafe impl Parallel for Pool {
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task) };
         let job = Job { task, count };
         // SAFETY: see `Board`; the last job's closing is behind us.
-        unsafe { *board.job.get() = job };
+        board.job.with_mut(|place| unsafe { *place = job });
         board.next.store(0, Ordering::Relaxed);
         board.state.fetch_add(JOB + OPEN, Ordering::SeqCst);
         if board.sleepers.load(Ordering::SeqCst) > 0 {
@@ -145,7 +139,7 @@ unsafe impl Parallel for Pool {
         board.take_tasks(job);
         board.state.fetch_sub(OPEN, Ordering::AcqRel);
         while board.state.load(Ordering::Acquire) & JOINED > 0 {
-            std::hint::spin_loop();
+            spin_loop();
         }
         let panic = board.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(turn);
@@ -181,13 +175,20 @@ impl Board {
         if let Err(panic) = catch_unwind(all) {
             // The rest need not be computed.
             self.next.store(job.count, Ordering::Relaxed);
-            *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+            let mut kept = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
+            if kept.is_none() {
+                *kept = Some(panic);
+            } else {
+                // Dropped, it might panic again, and this thread would never leave the job.
+                std::mem::forget(panic);
+            }
         }
     }
 
     /// Joins a job that is open and not the last one that this thread has seen; keeps the job's number.
     fn join(&self, seen: &mut usize) -> bool {
-        let mut state = self.state.load(Ordering::Acquire);
+        // In one order with `sleepers`: who is about to sleep sees the job, or is seen by who has it.
+        let mut state = self.state.load(Ordering::SeqCst);
         loop {
             if state & OPEN == 0 || state / JOB == *seen {
                 return false;
@@ -210,15 +211,15 @@ impl Board {
 fn work(board: &Board) {
     let mut seen = 0;
     loop {
-        let since = Instant::now();
+        let idle = Idle::begin();
         let mut joined = false;
-        while !joined && since.elapsed() < AWAKE {
+        while !joined && idle.is_short() {
             for _ in 0..LOOKS {
                 joined = board.join(&mut seen);
                 if joined {
                     break;
                 }
-                std::hint::spin_loop();
+                spin_loop();
             }
         }
         if !joined {
@@ -228,7 +229,7 @@ fn work(board: &Board) {
             joined = board.join(&mut seen);
             let end = board.state.load(Ordering::SeqCst) & END > 0;
             if !joined && !end {
-                std::thread::park();
+                sync::park();
             }
             board.sleepers.fetch_sub(1, Ordering::SeqCst);
             if end {
@@ -237,73 +238,9 @@ fn work(board: &Board) {
         }
         if joined {
             // SAFETY: this thread has joined, so the job stays until it leaves.
-            let job = unsafe { *board.job.get() };
+            let job = board.job.with(|place| unsafe { *place });
             board.take_tasks(job);
             board.state.fetch_sub(1, Ordering::AcqRel);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn counts(pool: &Pool, count: usize) -> Vec<usize> {
-        let counts: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
-        pool.run(count, &|task| {
-            counts[task].fetch_add(1, Ordering::Relaxed);
-        });
-        counts.into_iter().map(AtomicUsize::into_inner).collect()
-    }
-
-    #[test]
-    fn every_task_is_computed_once() {
-        for threads in [1, 2, 3, 8] {
-            let pool = Pool::new(threads);
-            assert_eq!(pool.threads(), threads);
-            for count in (0..200).chain([5000]) {
-                assert_eq!(counts(&pool, count), vec![1; count]);
-            }
-            // Long enough that threads sleep.
-            for _ in 0..3 {
-                std::thread::sleep(4 * AWAKE);
-                assert_eq!(counts(&pool, 40), vec![1; 40]);
-            }
-        }
-    }
-
-    /// Callers do not wait for each other, and a task may start tasks.
-    #[test]
-    fn several_callers_and_tasks_of_tasks() {
-        let pool = Pool::shared(3);
-        assert!(Arc::ptr_eq(&pool, &Pool::shared(3)));
-        assert!(!Arc::ptr_eq(&pool, &Pool::shared(2)));
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    for count in 0..300 {
-                        assert_eq!(counts(&pool, count), vec![1; count]);
-                    }
-                });
-            }
-        });
-        let total = AtomicUsize::new(0);
-        pool.run(10, &|_| {
-            total.fetch_add(counts(&pool, 7).into_iter().sum::<usize>(), Ordering::Relaxed);
-        });
-        assert_eq!(total.into_inner(), 70);
-    }
-
-    #[test]
-    fn a_panic_is_the_callers() {
-        let pool = Pool::new(4);
-        for bad in [0, 13, 99] {
-            let result = catch_unwind(AssertUnwindSafe(|| {
-                pool.run(100, &|task| assert!(task != bad, "task {bad}"));
-            }));
-            let message = *result.unwrap_err().downcast::<String>().unwrap();
-            assert_eq!(message, format!("task {bad}"));
-            assert_eq!(counts(&pool, 100), vec![1; 100]);
         }
     }
 }
