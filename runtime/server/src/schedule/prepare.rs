@@ -41,7 +41,9 @@ fn is_engines(error: &EngineError) -> bool {
             | EngineError::Output { .. }
             | EngineError::Panic { .. }
     );
-    computed || error.is_about_model()
+    // What an answer is to keep to is the request's.
+    let asked = matches!(error, EngineError::Constraint(_) | EngineError::Choices(_));
+    computed || (error.is_about_model() && !asked)
 }
 
 /// What a thread does: takes jobs as slots become free, to the end.

@@ -1,0 +1,135 @@
+//! What a request asks for, in nobody's words: what both interfaces read their fields into.
+
+use crate::app::App;
+use crate::error::ApiError;
+use crate::json::Fields;
+use crate::pictures::Draft;
+use hyper::StatusCode;
+use runtime::{Constraint, Request, Sampling};
+use serde_json::Value;
+use std::hash::{BuildHasher as _, RandomState};
+
+/// Most stop texts, as OpenAI has it.
+const STOPS: usize = 4;
+
+/// Most tokens that may be asked for: more than any model holds.
+pub(crate) const MAX_TOKENS: i64 = 10_000_000;
+
+/// A conversation that is to be answered.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) drafts: Vec<Draft>,
+    pub(crate) request: Request,
+    pub(crate) stream: bool,
+    /// Whom the client speaks for, in its own words.
+    pub(crate) user: Option<String>,
+}
+
+/// The model that a request names must be the one that there is; `name` and `name:latest` are the same.
+pub(crate) fn check_model(app: &App, name: &str, param: Option<&str>) -> Result<(), ApiError> {
+    let ours = &app.about.name;
+    if name == ours || name.strip_suffix(":latest") == Some(ours) {
+        return Ok(());
+    }
+    let found = crate::error::clipped(name);
+    let message = format!("there is no model `{found}`, this server has `{ours}`");
+    let error = ApiError::new(StatusCode::NOT_FOUND, message).with_code("model_not_found");
+    Err(match param {
+        Some(param) => error.with_param(param),
+        None => error,
+    })
+}
+
+/// The field `model`, which may be left out: there is one.
+pub(crate) fn model(app: &App, fields: &Fields<'_>) -> Result<(), ApiError> {
+    match fields.text("model")? {
+        Some(name) => check_model(app, name, Some("model")),
+        None => Ok(()),
+    }
+}
+
+/// The field `stop`: a text or several.
+pub(crate) fn stops(fields: &Fields<'_>) -> Result<Vec<String>, ApiError> {
+    let Some(value) = fields.get("stop") else {
+        return Ok(Vec::new());
+    };
+    let expected = "a text, or an array of up to 4 texts, none of them empty";
+    let texts = match value {
+        Value::String(_) => std::slice::from_ref(value),
+        Value::Array(texts) if texts.len() <= STOPS => texts,
+        other => return Err(fields.wrong("stop", other, expected)),
+    };
+    let text = |value: &Value| {
+        let text = value.as_str().filter(|text| !text.is_empty());
+        text.map(str::to_owned)
+            .ok_or_else(|| fields.wrong("stop", value, expected))
+    };
+    texts.iter().map(text).collect()
+}
+
+/// How tokens are chosen: fields that both interfaces have, by the same names but for one.
+pub(crate) fn sampling(fields: &Fields<'_>, repetition: &str, hottest: f64) -> Result<Sampling, ApiError> {
+    let mut sampling = Sampling::default();
+    if let Some(temperature) = fields.number("temperature", 0.0, hottest)? {
+        sampling.temperature = small(temperature);
+    }
+    if let Some(top_p) = fields.number("top_p", 0.0, 1.0)? {
+        // 0 stands for the likeliest token alone.
+        sampling.top_p = small(top_p).max(f32::MIN_POSITIVE);
+    }
+    if let Some(top_k) = fields.whole("top_k", -1, i64::MAX)? {
+        sampling.top_k = usize::try_from(top_k).unwrap_or(0);
+    }
+    if let Some(penalty) = fields.number(repetition, 0.01, 100.0)? {
+        sampling.repetition_penalty = small(penalty);
+    }
+    if let Some(penalty) = fields.number("presence_penalty", -2.0, 2.0)? {
+        sampling.presence_penalty = small(penalty);
+    }
+    if let Some(penalty) = fields.number("frequency_penalty", -2.0, 2.0)? {
+        sampling.frequency_penalty = small(penalty);
+    }
+    let seed = fields.whole("seed", i64::MIN, i64::MAX)?;
+    // Who names no seed wants another answer each time.
+    sampling.seed = seed.map_or_else(
+        || RandomState::new().hash_one(0u8),
+        |seed| u64::from_ne_bytes(seed.to_ne_bytes()),
+    );
+    Ok(sampling)
+}
+
+/// With something that the answer keeps to, if any.
+pub(crate) fn constrained(request: Request, constraint: Option<Constraint>) -> Request {
+    match constraint {
+        Some(constraint) => request.with_constraint(constraint),
+        None => request,
+    }
+}
+
+/// A number that is within the range of the smaller type.
+pub(crate) fn small(number: f64) -> f32 {
+    number as f32
+}
+
+/// A field of others' interfaces that would change the answer, and is not offered here, may only have one of these values.
+pub(crate) fn only(
+    fields: &Fields<'_>,
+    field: &str,
+    allowed: impl Fn(&Value) -> bool,
+    expected: &str,
+) -> Result<(), ApiError> {
+    match fields.get(field) {
+        Some(value) if !allowed(value) => Err(ApiError::unsupported(fields.name(field), expected)),
+        _absent_or_allowed => Ok(()),
+    }
+}
+
+/// Whether a value is an array, an object or a text with nothing in it.
+pub(crate) fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::String(text) => text.is_empty(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
+}

@@ -1,0 +1,189 @@
+//! The bodies of `POST /api/chat` and `/api/generate`.
+
+use crate::app::App;
+use crate::asked::{self, Asked, is_empty, only};
+use crate::error::ApiError;
+use crate::json::Fields;
+use crate::pictures::{self, Draft, Shown};
+use runtime::{Constraint, Request, Role};
+use serde_json::Value;
+
+/// What is asked, if anything: with an empty question clients load a model, or let it go.
+#[derive(Debug)]
+pub(crate) enum Question {
+    Asked(Box<Asked>),
+    /// Nothing, with the reason that the answer has.
+    Nothing(&'static str),
+}
+
+/// The body of `/api/chat`.
+pub(crate) fn chat(app: &App, body: &Value) -> Result<Question, ApiError> {
+    let fields = Fields::root(body)?;
+    asked::model(app, &fields)?;
+    only(
+        &fields,
+        "tools",
+        is_empty,
+        "nothing: this model calls no functions",
+    )?;
+    let list = fields.list("messages")?.unwrap_or_default();
+    let read = |(index, value)| message(&Fields::of(value, format!("messages[{index}]"))?);
+    let drafts: Result<Vec<Draft>, ApiError> = list.iter().enumerate().map(read).collect();
+    let drafts = drafts?;
+    if drafts.last().is_some_and(|draft| draft.role == Role::Assistant) {
+        let message = "the last of `messages` is the assistant's, expected the user's: an answer that has begun is not continued";
+        return Err(ApiError::about("messages", message));
+    }
+    question(app, &fields, drafts)
+}
+
+/// The body of `/api/generate`.
+pub(crate) fn generate(app: &App, body: &Value) -> Result<Question, ApiError> {
+    let fields = Fields::root(body)?;
+    asked::model(app, &fields)?;
+    only(&fields, "suffix", is_empty, "nothing")?;
+    only(
+        &fields,
+        "template",
+        is_empty,
+        "nothing: the template is the model's",
+    )?;
+    only(
+        &fields,
+        "context",
+        is_empty,
+        "nothing: /api/chat has what was said before",
+    )?;
+    let no = |value: &Value| *value == Value::Bool(false);
+    only(&fields, "raw", no, "false: the template is the model's")?;
+    let text = fields.text("prompt")?.unwrap_or_default();
+    let images = images(&fields)?;
+    let mut drafts = Vec::new();
+    if !text.is_empty() || !images.is_empty() {
+        let system = fields.text("system")?.filter(|text| !text.is_empty());
+        drafts.extend(system.map(|text| Draft {
+            role: Role::System,
+            images: Vec::new(),
+            text: text.to_owned(),
+        }));
+        drafts.push(Draft {
+            role: Role::User,
+            images,
+            text: text.to_owned(),
+        });
+    }
+    question(app, &fields, drafts)
+}
+
+/// What both have.
+fn question(app: &App, fields: &Fields<'_>, drafts: Vec<Draft>) -> Result<Question, ApiError> {
+    let stream = fields.flag("stream")?.unwrap_or(true);
+    let no = |value: &Value| *value == Value::Bool(false);
+    only(fields, "think", no, "false: this model does not think aloud")?;
+    keep_alive(fields)?;
+    let request = request(app, fields)?;
+    if drafts.is_empty() {
+        let leave = fields.get("keep_alive").is_some_and(|value| *value == 0);
+        return Ok(Question::Nothing(if leave { "unload" } else { "load" }));
+    }
+    Ok(Question::Asked(Box::new(Asked {
+        drafts,
+        request,
+        stream,
+        user: None,
+    })))
+}
+
+/// The model stays loaded, whatever is asked; that it is a time is checked.
+fn keep_alive(fields: &Fields<'_>) -> Result<(), ApiError> {
+    match fields.get("keep_alive") {
+        None | Some(Value::String(_) | Value::Number(_)) => Ok(()),
+        Some(other) => Err(fields.wrong("keep_alive", other, "a duration or seconds")),
+    }
+}
+
+/// How to answer.
+fn request(app: &App, fields: &Fields<'_>) -> Result<Request, ApiError> {
+    let constraint = format(fields)?;
+    let empty = serde_json::Map::new();
+    let none = Value::Object(empty);
+    let options = match fields.object("options")? {
+        Some(options) => options,
+        None => Fields::of(&none, "options".to_owned())?,
+    };
+    let zero = |value: &Value| value.as_f64() == Some(0.0);
+    let one = |value: &Value| value.as_f64() == Some(1.0);
+    only(&options, "mirostat", zero, "0")?;
+    only(&options, "min_p", zero, "0")?;
+    only(&options, "tfs_z", one, "1")?;
+    only(&options, "typical_p", one, "1")?;
+    let most = options.whole("num_predict", -2, asked::MAX_TOKENS)?;
+    let most = match most {
+        None => app.settings.max_tokens,
+        // -1 and -2: as long as the context has room. 0 is the same to Ollama.
+        Some(count) if count <= 0 => app.about.context,
+        Some(count) => usize::try_from(count).unwrap_or(app.about.context),
+    };
+    let request = Request::default()
+        .with_sampling(asked::sampling(&options, "repeat_penalty", 100.0)?)
+        .with_max_tokens(most)
+        .with_stops(asked::stops(&options)?);
+    Ok(asked::constrained(request, constraint))
+}
+
+/// Structured answers: any JSON object, or a schema.
+fn format(fields: &Fields<'_>) -> Result<Option<Constraint>, ApiError> {
+    let Some(value) = fields.get("format") else {
+        return Ok(None);
+    };
+    match value {
+        Value::String(text) if text.is_empty() => Ok(None),
+        Value::String(text) if text == "json" => Ok(Some(Constraint::JsonObject)),
+        Value::Object(_) => Ok(Some(Constraint::JsonSchema(value.clone()))),
+        other => Err(fields.wrong("format", other, "\"json\", or a JSON schema")),
+    }
+}
+
+fn message(fields: &Fields<'_>) -> Result<Draft, ApiError> {
+    let expected = "\"system\", \"user\" or \"assistant\"";
+    let value = fields.needed("role", expected)?;
+    let role = match value.as_str() {
+        Some("system") => Role::System,
+        Some("user") => Role::User,
+        Some("assistant") => Role::Assistant,
+        _other => return Err(fields.wrong("role", value, expected)),
+    };
+    only(
+        fields,
+        "tool_calls",
+        is_empty,
+        "nothing: this model calls no functions",
+    )?;
+    let images = images(fields)?;
+    if role != Role::User && !images.is_empty() {
+        let name = fields.name("images");
+        let message = format!(
+            "`{name}` is of {}, expected images in messages of the user",
+            role.name()
+        );
+        return Err(ApiError::about(name, message));
+    }
+    Ok(Draft {
+        role,
+        images,
+        text: fields.text("content")?.unwrap_or_default().to_owned(),
+    })
+}
+
+/// The field `images`: files in base64.
+fn images(fields: &Fields<'_>) -> Result<Vec<Shown>, ApiError> {
+    let list = fields.list("images")?.unwrap_or_default();
+    let read = |(index, value): (usize, &Value)| {
+        let name = format!("{}[{index}]", fields.name("images"));
+        match value.as_str() {
+            Some(data) => pictures::from_base64(data, name),
+            None => Err(ApiError::field(name, value, "an image in base64")),
+        }
+    };
+    list.iter().enumerate().map(read).collect()
+}

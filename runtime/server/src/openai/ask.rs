@@ -1,0 +1,280 @@
+//! The body of `POST /v1/chat/completions`: every field that is known is checked, others are left alone.
+
+use super::say::Form;
+use crate::app::App;
+use crate::asked::{self, Asked, is_empty, only};
+use crate::error::ApiError;
+use crate::json::Fields;
+use crate::pictures::{self, Draft, Shown};
+use runtime::{Constraint, MAX_LOGPROBS, Request, Role};
+use serde_json::Value;
+
+/// A whole body.
+pub(crate) fn chat(app: &App, body: &Value) -> Result<(Asked, Form), ApiError> {
+    let fields = Fields::root(body)?;
+    asked::model(app, &fields)?;
+    refuse_others(&fields)?;
+    let drafts = messages(app, &fields)?;
+    let stream = fields.flag("stream")?.unwrap_or(false);
+    let request = request(app, &fields)?;
+    let form = Form {
+        usage: usage(&fields, stream)?,
+        logprobs: request.logprobs.is_some(),
+    };
+    let asked = Asked {
+        drafts,
+        request,
+        stream,
+        user: fields.text("user")?.map(str::to_owned),
+    };
+    Ok((asked, form))
+}
+
+/// How to answer.
+fn request(app: &App, fields: &Fields<'_>) -> Result<Request, ApiError> {
+    let sampling = asked::sampling(fields, "repetition_penalty", 2.0)?;
+    let request = Request::default()
+        .with_sampling(sampling)
+        .with_max_tokens(max_tokens(app, fields)?)
+        .with_stops(asked::stops(fields)?);
+    let request = asked::constrained(request, constraint(fields)?);
+    Ok(match logprobs(fields)? {
+        Some(count) => request.with_logprobs(count),
+        None => request,
+    })
+}
+
+/// How many alternatives come with each token, where log-probabilities are asked for.
+fn logprobs(fields: &Fields<'_>) -> Result<Option<usize>, ApiError> {
+    let asked = fields.flag("logprobs")?.unwrap_or(false);
+    let most = i64::try_from(MAX_LOGPROBS).unwrap_or(i64::MAX);
+    let count = fields.whole("top_logprobs", 0, most)?;
+    if count.is_some() && !asked {
+        let message = "`top_logprobs` is given, expected it only where `logprobs` is true";
+        return Err(ApiError::about("top_logprobs", message));
+    }
+    let count = count.and_then(|count| usize::try_from(count).ok());
+    Ok(asked.then_some(count.unwrap_or_default()))
+}
+
+/// What the answer keeps to: OpenAI's `response_format`, or `structured_outputs` as vLLM has it.
+fn constraint(fields: &Fields<'_>) -> Result<Option<Constraint>, ApiError> {
+    let format = match fields.object("response_format")? {
+        Some(format) => response_format(&format)?,
+        None => None,
+    };
+    let structured = match fields.object("structured_outputs")? {
+        Some(structured) => structured_outputs(&structured)?,
+        None => None,
+    };
+    if format.is_some() && structured.is_some() {
+        let message = "`response_format` and `structured_outputs` are given, expected one of them";
+        return Err(ApiError::about("structured_outputs", message));
+    }
+    Ok(format.or(structured))
+}
+
+fn response_format(format: &Fields<'_>) -> Result<Option<Constraint>, ApiError> {
+    let expected = "\"text\", \"json_object\" or \"json_schema\"";
+    let value = format.needed("type", expected)?;
+    match value.as_str() {
+        Some("text") => Ok(None),
+        Some("json_object") => Ok(Some(Constraint::JsonObject)),
+        Some("json_schema") => {
+            let expected = "an object with the field `schema`";
+            format.needed("json_schema", expected)?;
+            let Some(described) = format.object("json_schema")? else {
+                return Ok(None);
+            };
+            described.text("name")?;
+            described.flag("strict")?;
+            let schema = described.needed("schema", "a JSON schema")?;
+            Ok(Some(Constraint::JsonSchema(schema.clone())))
+        }
+        _other => Err(format.wrong("type", value, expected)),
+    }
+}
+
+fn structured_outputs(structured: &Fields<'_>) -> Result<Option<Constraint>, ApiError> {
+    let mut found = Vec::new();
+    if let Some(schema) = structured.get("json") {
+        found.push(Constraint::JsonSchema(schema.clone()));
+    }
+    if let Some(true) = structured.flag("json_object")? {
+        found.push(Constraint::JsonObject);
+    }
+    if let Some(regex) = structured.text("regex")? {
+        found.push(Constraint::Regex(regex.to_owned()));
+    }
+    if let Some(list) = structured.list("choice")? {
+        let expected = "an array of texts";
+        let text = |value: &Value| {
+            let text = value.as_str().map(str::to_owned);
+            text.ok_or_else(|| structured.wrong("choice", value, expected))
+        };
+        let texts: Result<Vec<String>, ApiError> = list.iter().map(text).collect();
+        found.push(Constraint::Choices(texts?));
+    }
+    only(structured, "grammar", |_| false, "`json`, `regex` or `choice`")?;
+    if found.len() > 1 {
+        let message =
+            "`structured_outputs` has several of `json`, `json_object`, `regex` and `choice`, expected one";
+        return Err(ApiError::about("structured_outputs", message));
+    }
+    Ok(found.pop())
+}
+
+/// The newer name, or the older.
+fn max_tokens(app: &App, fields: &Fields<'_>) -> Result<usize, ApiError> {
+    let newer = fields.whole("max_completion_tokens", 1, asked::MAX_TOKENS)?;
+    let older = fields.whole("max_tokens", 1, asked::MAX_TOKENS)?;
+    if let (Some(newer), Some(older)) = (newer, older)
+        && newer != older
+    {
+        let message =
+            format!("`max_tokens` is {older} and `max_completion_tokens` {newer}, expected one of them");
+        return Err(ApiError::about("max_tokens", message));
+    }
+    let asked = newer.or(older).and_then(|count| usize::try_from(count).ok());
+    Ok(asked.unwrap_or(app.settings.max_tokens))
+}
+
+/// Whether a stream ends with what it took.
+fn usage(fields: &Fields<'_>, stream: bool) -> Result<bool, ApiError> {
+    let Some(options) = fields.object("stream_options")? else {
+        return Ok(false);
+    };
+    if !stream {
+        let message = "`stream_options` is given, expected it only where `stream` is true";
+        return Err(ApiError::about("stream_options", message));
+    }
+    Ok(options.flag("include_usage")?.unwrap_or(false))
+}
+
+/// What is known, and not offered here: an error, where leaving it alone would give another answer than was asked for.
+fn refuse_others(fields: &Fields<'_>) -> Result<(), ApiError> {
+    if fields.whole("n", 1, 128)?.is_some_and(|count| count != 1) {
+        return Err(ApiError::unsupported("n", "1: ask several times"));
+    }
+    let nothing = "nothing: this model calls no functions";
+    let auto = |value: &Value| matches!(value.as_str(), Some("none" | "auto"));
+    only(fields, "tools", is_empty, nothing)?;
+    only(fields, "functions", is_empty, nothing)?;
+    only(fields, "tool_choice", auto, "\"none\" or \"auto\"")?;
+    only(fields, "function_call", auto, "\"none\" or \"auto\"")?;
+    only(fields, "logit_bias", is_empty, "an empty object")?;
+    only(fields, "audio", |_| false, "nothing: answers are text")?;
+    only(fields, "prediction", |_| false, "nothing")?;
+    only(fields, "web_search_options", |_| false, "nothing")?;
+    let text = |value: &Value| *value == serde_json::json!(["text"]);
+    only(fields, "modalities", text, "[\"text\"]")
+}
+
+fn messages(app: &App, fields: &Fields<'_>) -> Result<Vec<Draft>, ApiError> {
+    let expected = "an array of at least one message";
+    let value = fields.needed("messages", expected)?;
+    let list = fields.list("messages")?.unwrap_or_default();
+    if list.is_empty() {
+        return Err(fields.wrong("messages", value, expected));
+    }
+    let read = |(index, value)| message(app, &Fields::of(value, format!("messages[{index}]"))?);
+    let drafts: Result<Vec<Draft>, ApiError> = list.iter().enumerate().map(read).collect();
+    let drafts = drafts?;
+    if drafts.last().is_some_and(|draft| draft.role == Role::Assistant) {
+        let message = "the last of `messages` is the assistant's, expected the user's: an answer that has begun is not continued";
+        return Err(ApiError::about("messages", message));
+    }
+    Ok(drafts)
+}
+
+fn message(app: &App, fields: &Fields<'_>) -> Result<Draft, ApiError> {
+    let expected = "\"system\", \"developer\", \"user\" or \"assistant\"";
+    let value = fields.needed("role", expected)?;
+    let role = match value.as_str() {
+        Some("system" | "developer") => Role::System,
+        Some("user") => Role::User,
+        Some("assistant") => Role::Assistant,
+        _other => return Err(fields.wrong("role", value, expected)),
+    };
+    only(
+        fields,
+        "tool_calls",
+        is_empty,
+        "nothing: this model calls no functions",
+    )?;
+    only(
+        fields,
+        "function_call",
+        |_| false,
+        "nothing: this model calls no functions",
+    )?;
+    only(
+        fields,
+        "audio",
+        |_| false,
+        "nothing: conversations are text and images",
+    )?;
+    let expected = "a text, or an array of parts";
+    let mut draft = Draft {
+        role,
+        images: Vec::new(),
+        text: String::new(),
+    };
+    match fields.needed("content", expected)? {
+        Value::String(text) => draft.text.clone_from(text),
+        Value::Array(parts) if !parts.is_empty() => {
+            let mut texts = Vec::new();
+            for (index, value) in parts.iter().enumerate() {
+                let part = Fields::of(value, format!("{}[{index}]", fields.name("content")))?;
+                match part_of(app, &part, role)? {
+                    Part::Text(text) => texts.push(text),
+                    Part::Image(image) => draft.images.push(image),
+                }
+            }
+            draft.text = texts.join("\n");
+        }
+        other => return Err(fields.wrong("content", other, expected)),
+    }
+    Ok(draft)
+}
+
+enum Part<'a> {
+    Text(&'a str),
+    Image(Shown),
+}
+
+fn part_of<'a>(app: &App, part: &Fields<'a>, role: Role) -> Result<Part<'a>, ApiError> {
+    let expected = "\"text\" or \"image_url\"";
+    let value = part.needed("type", expected)?;
+    match value.as_str() {
+        Some("text") => {
+            part.needed("text", "a text")?;
+            Ok(Part::Text(part.text("text")?.unwrap_or_default()))
+        }
+        Some("image_url") if role == Role::User => image(app, part).map(Part::Image),
+        Some("image_url") => {
+            let message = format!(
+                "`{}` is an image, expected images in messages of the user",
+                part.name("type")
+            );
+            Err(ApiError::about(part.name("type"), message))
+        }
+        _other => Err(part.wrong("type", value, expected)),
+    }
+}
+
+/// `image_url`: an object with the field `url`, or, as some clients send it, the address itself.
+fn image(app: &App, part: &Fields<'_>) -> Result<Shown, ApiError> {
+    let expected = "an object with the field `url`";
+    let value = part.needed("image_url", expected)?;
+    if let Value::String(address) = value {
+        return pictures::from_address(app, address, part.name("image_url"));
+    }
+    let fields = Fields::of(value, part.name("image_url"))?;
+    // Every image is seen at the model's one size.
+    fields.text("detail")?;
+    let expected = "a data URL of an image in base64";
+    fields.needed("url", expected)?;
+    let address = fields.text("url")?.unwrap_or_default();
+    pictures::from_address(app, address, fields.name("url"))
+}
