@@ -115,12 +115,13 @@ async function choose(action, file = null) {
     return true;
 }
 
-/** The picture that stands where there is no other. */
+/** The picture that stands where there is no other. Whatever is chosen meanwhile is preferred. */
 async function still() {
     const { file, alt } = SAMPLES[0];
+    const turn = sources.wanted;
     try {
-        await sources.file(await sample(file), file, alt);
-        marks(file);
+        await sources.file(await sample(file), file, alt, turn);
+        if (sources.kind === 'file' && turn === sources.wanted) marks(file);
     } catch (error) {
         hint(error.message);
     }
@@ -145,7 +146,8 @@ async function ask({ cut = 0 } = {}) {
     problem(null);
     $('note').textContent = '';
     $('asked').textContent = question;
-    $('caption').classList.add('waiting');
+    // A live view keeps the last answer in sight until the next one begins.
+    $('caption').classList.toggle('waiting', !live);
     if (!live) $('caption').textContent = '…';
     const timer = cut > 0 ? setTimeout(() => stop('cut off'), cut) : 0;
     let first;

@@ -70,7 +70,14 @@ export class Sources {
         this.video.classList.remove('mirrored');
     }
 
-    async use(kind, request, why) {
+    /** Takes what a request brings. Whoever wants a frame meanwhile waits for it. */
+    use(kind, request, why) {
+        const taken = this.take(kind, request, why);
+        this.opening = taken.catch(() => {});
+        return taken;
+    }
+
+    async take(kind, request, why) {
         const turn = ++this.wanted;
         // Some phones give the other camera only when the first one is free.
         if (kind === 'camera' && this.kind === 'camera') this.release();
@@ -82,7 +89,8 @@ export class Sources {
         }
         if (turn !== this.wanted) {
             stream.getTracks().forEach((track) => track.stop());
-            throw new NoSource('Something else was chosen meanwhile.');
+            // Something else was chosen meanwhile: nothing to tell.
+            throw new NoSource('');
         }
         this.release();
         Object.assign(this, { kind, stream });
@@ -97,9 +105,8 @@ export class Sources {
         await this.video.play();
     }
 
-    /** Shows a picture of a file. `name` is for messages, `alt` for those who do not see it. */
-    async file(blob, name, alt = name) {
-        const turn = ++this.wanted;
+    /** Shows a picture of a file. `name` is for messages, `alt` for those who do not see it. With a `turn` of before, only if nothing was chosen since. */
+    async file(blob, name, alt = name, turn = ++this.wanted) {
         const url = URL.createObjectURL(blob);
         const image = new Image();
         image.src = url;
@@ -132,6 +139,7 @@ export class Sources {
 
     /** What is seen now: the picture to send, and a small one to remember it by. */
     async frame() {
+        await this.opening;
         if (this.picture) {
             const { image, sent } = this.picture;
             return { image: sent, thumbnail: thumbnail(image, image.naturalWidth, image.naturalHeight) };

@@ -168,6 +168,12 @@ async function answer({ id, image, question, maxTokens }) {
     return { text: text.trimEnd(), finish, tokens: tokens.length - Number(ended), timings };
 }
 
+// What the library leaves to nobody would otherwise be waited for without end: a file that is missing, for one.
+onunhandledrejection = (event) => {
+    event.preventDefault();
+    postMessage({ kind: 'failed', id: present || undefined, message: event.reason?.message ?? String(event.reason) });
+};
+
 onmessage = async ({ data }) => {
     const { kind, id } = data;
     try {

@@ -61,6 +61,7 @@ pub(crate) const FILES: &[File] = &[
     sample!("astronaut.jpg", "image/jpeg"),
     sample!("chelsea.jpg", "image/jpeg"),
     sample!("coffee.jpg", "image/jpeg"),
+    sample!("README.md", "text/markdown; charset=utf-8"),
 ];
 
 /// What a browser may do with the page: load from here alone, be in nobody's frame, use camera and screen.
