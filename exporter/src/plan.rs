@@ -36,6 +36,9 @@ pub struct ExportPlan {
     pub neural_engine: bool,
     /// Whether the bundle gets a model card, its README.md.
     pub card: bool,
+    /// Whether the bundle gets a page, `index.html`, that runs it in a browser. A browser opens graphs that are self-contained, of
+    /// target `portable` or of int8 and q4.
+    pub page: bool,
     /// The checkpoint's layout, where it must not be detected.
     pub layout: Option<Layout>,
     /// A file of statistics of the checkpoint's activations, by which int8 and q4 graphs are rounded.
@@ -115,6 +118,7 @@ impl ExportPlan {
             older_encoder: false,
             neural_engine: false,
             card: false,
+            page: false,
             layout: None,
             calibration: None,
             overwrite: false,

@@ -87,12 +87,9 @@ impl Staging {
     /// # Errors
     /// A rename that is refused; the target is then as it was.
     pub(crate) fn publish(self) -> Result<(), ExportError> {
-        for directory in [
-            self.path(),
-            &self.path().join("onnx"),
-            &self.path().join("coreml"),
-        ] {
-            sync_directory(directory);
+        sync_directory(self.path());
+        for directory in ["onnx", "coreml", "page", "page/samples"] {
+            sync_directory(&self.path().join(directory));
         }
         let mut attempt = 0;
         loop {

@@ -1,6 +1,6 @@
 //! Writing: a bundle beside its target, read back and compared, then published in one step.
 
-use crate::clients::{card, genai};
+use crate::clients::{card, genai, page};
 use crate::contract::{self, contract};
 use crate::error::ExportError;
 use crate::files;
@@ -122,6 +122,9 @@ fn write_files(
             path: mlpackage::in_bundle(&file.path),
             ..file
         }));
+    }
+    if opened.plan.page {
+        files.extend(page::write(staging.path())?);
     }
     files.sort();
     Ok(files)

@@ -866,3 +866,81 @@ fn manual_and_completions_come_from_the_flags() {
     assert_eq!(ran.code, Some(2));
     assert!(ran.stderr.contains("complete-zsh"), "{}", ran.stderr);
 }
+
+#[test]
+fn a_page_beside_the_graphs() {
+    let world = World::new();
+    let ran = world.run(&["--model", "model", "-o", "plain", "--self-contained"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let ran = world.run(&["--model", "model", "-o", "bundle", "--self-contained", "--page"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    // It adds files, and changes none but the contract, which lists them.
+    let files = |name: &str| -> BTreeMap<String, Vec<u8>> {
+        let root = world.path(name);
+        let all = relative(tree(&root), &root).into_iter();
+        let files = all.filter(|(path, _)| root.join(path).is_file());
+        files
+            .map(|(path, contents)| (path.to_string_lossy().into_owned(), contents))
+            .collect()
+    };
+    let (plain, paged) = (files("plain"), files("bundle"));
+    for (path, contents) in &plain {
+        assert!(
+            path == "bundle.json" || paged.get(path) == Some(contents),
+            "{path}"
+        );
+    }
+    let contract = models::bundle::Bundle::open(&world.path("bundle")).unwrap();
+    contract.verify(&world.path("bundle"), &|_| ()).unwrap();
+    let listed = |path: &String| contract.files.iter().any(|file| file.path == *path);
+    let added: Vec<&String> = paged.keys().filter(|path| !plain.contains_key(*path)).collect();
+    assert!(added.len() > 20, "{added:?}");
+    for path in added {
+        assert!(
+            listed(path) && (path == "index.html" || path.starts_with("page/")),
+            "{path}"
+        );
+    }
+    let index = fs::read_to_string(world.path("bundle/index.html")).unwrap();
+    assert!(index.contains(r#"content="bundle.js""#));
+    // It goes with the bundle that it is part of; what a reader put beside it is not ours to remove.
+    let overwrite = ["--model", "model", "-o", "bundle", "--overwrite"];
+    fs::create_dir(world.path("bundle/vendor")).unwrap();
+    fs::write(world.path("bundle/vendor/transformers.min.js"), "x").unwrap();
+    world.refused(&overwrite, &["files that are not part of it: vendor/"]);
+    fs::remove_dir_all(world.path("bundle/vendor")).unwrap();
+    let ran = world.run(&overwrite);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(!world.path("bundle/index.html").exists() && !world.path("bundle/page").exists());
+}
+
+#[test]
+fn what_a_page_wants() {
+    let world = World::new();
+    let alone = ["-o", "c", "--page", "--self-contained"];
+    for (flags, says) in [
+        (&["-o", "c", "--page"][..], "--page wants --self-contained"),
+        (
+            &["-o", "c", "--page", "--to", "coreml"],
+            "--page is about --to onnx",
+        ),
+        (&["-o", "c", "--page", "--verify", "model"], "--verify"),
+        (
+            &[&alone[..], &["--target", "coreml"]].concat(),
+            "found coreml fp16 alone",
+        ),
+        (
+            &[&alone[..], &["--target", "coreml", "--target", "cpu"]].concat(),
+            "found coreml fp16 and cpu fp32 alone",
+        ),
+    ] {
+        world.refused(flags, &[says]);
+    }
+    for flags in [
+        &["--precision", "q4"][..],
+        &["--target", "cpu", "--target", "portable"],
+    ] {
+        let ran = world.run(&[&alone[..], flags, &["--dry-run"]].concat());
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    }
+}

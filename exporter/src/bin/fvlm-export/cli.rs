@@ -21,6 +21,7 @@ Examples:
   fvlm-export --model FastVLM-0.5B --precision q4 -o b   for the fastest first token on a CPU
   fvlm-export --model FastVLM-0.5B --image-size 512 -o b also for smaller images, a quarter of the work
   fvlm-export --model FastVLM-0.5B --target coreml -o b  for Apple silicon: ONNX Runtime with Core ML
+  fvlm-export --self-contained --page -o site            a page that runs the model in a browser
   fvlm-export --check coreml --onnx FILE                 what Core ML would take of any ONNX model
   fvlm-export --model FastVLM-0.5B --dry-run             what would be read and written
   fvlm-export --verify bundle                            whether every file is as it was written
@@ -94,7 +95,7 @@ pub(crate) struct Cli {
         value_name = "BUNDLE",
         conflicts_with_all = [
             "model", "to", "ios16_encoder", "neural_engine", "target", "precision", "calibration", "image_size",
-            "self_contained", "max_context", "prefill", "check", "onnx", "card", "output", "overwrite", "layout",
+            "self_contained", "max_context", "prefill", "check", "onnx", "card", "page", "output", "overwrite", "layout",
             "dry_run", "dump",
         ]
     )]
@@ -107,6 +108,11 @@ pub(crate) struct Cli {
     /// A model card in the bundle, README.md: what, from where with hashes, precisions, how to run it, license
     #[arg(long)]
     pub(crate) card: bool,
+
+    /// A page in the bundle, index.html, that runs it in a browser: with it the folder is a demo on any web host. Wants
+    /// --self-contained
+    #[arg(long)]
+    pub(crate) page: bool,
 
     /// The bundle's directory
     #[arg(long, short, value_name = "BUNDLE", default_value = "fastvlm-bundle")]

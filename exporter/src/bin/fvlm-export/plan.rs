@@ -30,6 +30,7 @@ pub(crate) fn plan(cli: &Cli) -> Result<ExportPlan, String> {
     for (given, flag) in [
         (!cli.target.is_empty(), "--target"),
         (cli.self_contained, "--self-contained"),
+        (cli.page, "--page"),
         (cli.check.is_some(), "--check"),
         (cli.dump, "--dump"),
     ] {
@@ -45,6 +46,7 @@ pub(crate) fn plan(cli: &Cli) -> Result<ExportPlan, String> {
         older_encoder: cli.ios16_encoder,
         neural_engine: cli.neural_engine,
         card: cli.card,
+        page: cli.page,
         image_sizes: cli.image_size.clone(),
         self_contained: cli.self_contained,
         max_context: cli.max_context.unwrap_or(ExportPlan::MAX_CONTEXT),
@@ -62,6 +64,9 @@ pub(crate) fn plan(cli: &Cli) -> Result<ExportPlan, String> {
         overwrite: cli.overwrite,
         dry_run: cli.dry_run,
     };
+    if cli.page {
+        page(&plan)?;
+    }
     let rounded = |variant: &Variant| matches!(variant.precision(), Precision::Int8 | Precision::Q4);
     if cli.calibration.is_some() && !plan.variants.iter().any(rounded) {
         return Err("--calibration is about --precision int8 and q4 of --to onnx, found neither".to_owned());
@@ -77,6 +82,32 @@ pub(crate) fn plan(cli: &Cli) -> Result<ExportPlan, String> {
         }
     }
     Ok(plan)
+}
+
+/// Whether a browser opens what the page is to run.
+///
+/// # Errors
+/// Graphs that share data files, or none of a form that transformers.js opens.
+fn page(plan: &ExportPlan) -> Result<(), String> {
+    if !plan.self_contained {
+        return Err(
+            "--page wants --self-contained: a browser gives each graph its own data file and no other"
+                .to_owned(),
+        );
+    }
+    let opens = |variant: &Variant| match variant.target() {
+        Target::Portable => true,
+        Target::Cpu => variant.precision() != Precision::Fp32,
+        Target::OrtCoreMl => false,
+    };
+    if plan.variants.iter().any(opens) {
+        return Ok(());
+    }
+    let found: Vec<String> = plan.variants.iter().map(Variant::to_string).collect();
+    Err(format!(
+        "--page runs target portable, int8 or q4, found {} alone",
+        found.join(" and ")
+    ))
 }
 
 /// Precisions of Core ML packages, each once.
