@@ -63,8 +63,7 @@ impl TokenizerEnv for Words {
     }
 }
 
-/// What all constraints of a model share: the tokens' bytes as a trie, which takes some tenths of a
-/// second to make for 150,000 tokens.
+/// What all constraints of a model share: the tokens' bytes as a trie. It takes tens of milliseconds to make.
 pub(crate) struct Vocabulary {
     factory: ParserFactory,
 }

@@ -1,0 +1,140 @@
+// The page without a server: what `fvlm-export --self-contained --page` writes, on a host of files, by transformers.js in the browser.
+import assert from 'node:assert/strict';
+import { cpSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { basename, dirname, join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { NODE, PATIENCE, TOLD, accessible, browser, finish, host, run, scratch, state, text, until, visit } from './browser.mjs';
+
+/** The files of the packages, where npm has put them: nothing of it is fetched from elsewhere. */
+const LIBRARY = join(NODE, 'node_modules/@huggingface/transformers/dist/transformers.min.js');
+const ENGINE = ['', '.asyncify'].flatMap((build) =>
+    ['mjs', 'wasm'].map((end) => join(NODE, `node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded${build}.${end}`)),
+);
+const PACKAGES = [LIBRARY, ...ENGINE];
+
+/** transformers.js asks for lengths, and for files that it then reads from its cache: those requests end early by intention. */
+const EXPECTED = [/Failed to load resource.*404/];
+
+let site;
+let started;
+
+before(async () => {
+    site = scratch('site');
+    await run('fvlm-export', '--quiet', '--self-contained', '--page', '--precision', 'fp32', '--precision', 'q4', '--output', site);
+    mkdirSync(join(site, 'vendor'));
+    for (const file of PACKAGES) cpSync(file, join(site, 'vendor', basename(file)));
+    started = await browser();
+});
+after(finish);
+
+const sample = (page, scene) => page.click(`#samples button[data-file="${scene}"]`);
+async function answers(page, scenes) {
+    for (const scene of scenes) {
+        await sample(page, scene);
+        await until(page, TOLD.get(scene), '#caption');
+        await state(page, 'idle');
+    }
+}
+
+test('WebAssembly: scenes are described, times are shown, an answer is stopped', async () => {
+    const page = await visit(started, `${await host(site)}?device=wasm`);
+    await state(page, 'idle');
+    assert.equal(await text(page, '#model'), 'demo · fp32, in this browser by WebAssembly');
+    await answers(page, ['scene_1.png', 'scene_4.png', 'scene_5.png', 'scene_7.png']);
+    const times = await text(page, '.timings');
+    assert.match(times, /First token\s+[\d.]+ m?s\s+engine: [\d.]+ m?s\s+Encode\s+[\d.]+ m?s\s+the image\s+Prefill\s+[\d.]+ m?s/);
+    assert.equal(await page.locator('#history li').count(), 4);
+    await accessible(page, 'the static page');
+    // Stopped where it is processed: no answer, and the next one is whole.
+    await page.evaluate(() => {
+        document.querySelector('#once').click();
+        document.querySelector('#stop').click();
+    });
+    await state(page, 'idle');
+    assert.equal(await text(page, '#note'), 'stopped');
+    assert.equal(await page.locator('#history li').count(), 4);
+    await answers(page, ['scene_2.png']);
+    // Loaded again, the model comes from the browser's own cache.
+    const fetched = [];
+    page.on('request', (request) => fetched.push(new URL(request.url()).pathname));
+    await page.reload();
+    await state(page, 'idle');
+    assert.ok(!fetched.some((path) => path.endsWith('_data')), fetched.join(' '));
+    await answers(page, ['scene_1.png']);
+    await page.check();
+});
+
+test('WebAssembly, q4, by the address', async () => {
+    const page = await visit(started, `${await host(site)}?dtype=q4&device=wasm`);
+    await state(page, 'idle');
+    assert.match(await text(page, '#model'), /q4/);
+    await answers(page, ['scene_1.png']);
+    await page.check();
+    const none = await visit(started, `${await host(site)}?dtype=fp16`);
+    await until(none, 'no form of this bundle in fp16. It has: portable fp32, cpu q4', '#problem');
+    await none.check();
+});
+
+// Shaders of software take a minute on two cores: only on request, and with patience.
+test('WebGPU, played by the processor', { skip: !process.env.FVLM_WEBGPU && 'asked for by scripts/check_page --webgpu' }, async (t) => {
+    const flags = ['--enable-unsafe-webgpu', '--enable-unsafe-swiftshader', '--use-webgpu-adapter=swiftshader'];
+    const page = await visit(await browser(...flags), `${await host(site)}?device=webgpu`);
+    page.setDefaultTimeout(10 * PATIENCE);
+    await page.locator('#state[data-state="idle"], #state[data-state="problem"]').waitFor();
+    if (!(await page.evaluate(async () => Boolean(await navigator.gpu?.requestAdapter())))) {
+        assert.match(await text(page, '#problem'), /no WebGPU/);
+        t.diagnostic('SwiftShader offers no WebGPU here: the page said so; nothing was computed on WebGPU');
+        return page.check();
+    }
+    assert.match(await text(page, '#model'), /by WebGPU/);
+    await answers(page, ['scene_5.png']);
+    return page.check();
+});
+
+test('without vendor/: the published files, by their hashes; others are refused', async () => {
+    const bare = scratch('bare');
+    cpSync(site, bare, { recursive: true, filter: (path) => basename(path) !== 'vendor' });
+    const files = new Map(PACKAGES.map((path) => [basename(path), path]));
+    // The address has the version that is installed here.
+    const version = (path) => JSON.parse(readFileSync(join(dirname(dirname(path)), 'package.json'), 'utf8')).version;
+    const places = [
+        `/npm/@huggingface/transformers@${version(LIBRARY)}/dist/`,
+        `/npm/onnxruntime-web@${version(ENGINE[0])}/dist/`,
+    ];
+    const asked = [];
+    /** The network of packages, played: Chromium reaches nothing but loopback. */
+    const played = (change) => (context) =>
+        context.route(/^https:/, (route) => {
+            const { pathname } = new URL(route.request().url());
+            asked.push(pathname);
+            const name = places.map((place) => pathname.startsWith(place) && pathname.slice(place.length)).find(Boolean);
+            if (!files.has(name)) return route.abort();
+            const headers = { 'access-control-allow-origin': '*' };
+            return route.fulfill({ status: 200, headers, body: change(readFileSync(files.get(name))) });
+        });
+    const page = await visit(started, `${await host(bare)}?device=wasm`, { expected: EXPECTED, route: played((bytes) => bytes) });
+    await state(page, 'idle');
+    await answers(page, ['scene_1.png']);
+    await page.check();
+    assert.equal(asked.length, 3, asked.join(' '));
+
+    const changed = played((bytes) => Buffer.concat([bytes, Buffer.from('\n')]));
+    const wrong = await visit(started, `${await host(bare)}?device=wasm`, { expected: [...EXPECTED, /integrity/], route: changed });
+    await state(wrong, 'problem');
+    await until(wrong, 'is neither in vendor/ nor can it be fetched as published', '#problem');
+    await wrong.check();
+});
+
+test('what is not beside the page is told', async () => {
+    const alone = scratch('alone');
+    cpSync(site, alone, { recursive: true, filter: (path) => basename(path) !== 'onnx' });
+    const page = await visit(started, `${await host(alone)}?device=wasm`, { expected: EXPECTED });
+    await state(page, 'problem');
+    assert.match(await text(page, '#problem'), /The model cannot be loaded.*onnx/);
+    await page.check();
+    writeFileSync(join(alone, 'bundle.json'), '');
+    const broken = await visit(started, await host(alone), { expected: EXPECTED });
+    await state(broken, 'problem');
+    assert.match(await text(broken, '#problem'), /bundle\.json|JSON/);
+    await broken.check();
+});
