@@ -4,6 +4,7 @@
 use super::header::{Component, Frame};
 use super::idct::{self, Plane};
 use super::scan::Block;
+use std::sync::{Mutex, PoisonError};
 
 /// Rows of the result that are worth a thread.
 const ROWS_PER_THREAD: usize = 128;
@@ -57,16 +58,22 @@ pub(super) fn rgb(frame: &Frame, stores: &[Vec<Block>], space: ColorSpace) -> Ve
         }
         painter.finish(end);
     };
+    let bytes = pixels.len() / usize::try_from(frame.height).unwrap_or(usize::MAX).max(1);
+    let shares = pixels.chunks_mut(share * 8 * frame.most.1 * bytes).enumerate();
+    let helpers = shares.len().saturating_sub(1);
+    let shares = Mutex::new(shares);
+    let next = || shares.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        while let Some((index, pixels)) = next() {
+            run(index * share, pixels);
+        }
+    };
     std::thread::scope(|scope| {
-        let bytes = pixels.len() / usize::try_from(frame.height).unwrap_or(usize::MAX).max(1);
-        let mut shares = pixels.chunks_mut(share * 8 * frame.most.1 * bytes).enumerate();
-        let own = shares.next();
-        for (index, pixels) in shares {
-            scope.spawn(move || run(index * share, pixels));
+        for _ in 0..helpers {
+            // Where a thread cannot be had, the others do its share.
+            drop(std::thread::Builder::new().spawn_scoped(scope, work));
         }
-        if let Some((_, pixels)) = own {
-            run(0, pixels);
-        }
+        work();
     });
     pixels
 }

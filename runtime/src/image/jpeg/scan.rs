@@ -4,7 +4,7 @@ use super::super::problem::Problem;
 use super::bits::{Bits, Fault, Huffman, natural};
 use super::header::{Component, Frame, Header, Scan};
 use super::rows::{ColorSpace, Painter, Rows};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 
 /// Rows of MCUs that may wait to become pixels.
 const QUEUE: usize = 4;
@@ -31,7 +31,7 @@ pub(super) fn whole(
     // Where one component is alone, a row of its scan is a row of blocks, whatever its factors.
     let blocks = if scan.components.len() == 1 { Some(1) } else { None };
     let mut pixels = Rows::pixels(frame);
-    let mut painter = Painter::new(frame, space, blocks, &mut pixels);
+    let painter = Painter::new(frame, space, blocks, &mut pixels);
     let empty = || -> Vec<Vec<Block>> {
         let blocks = |component: &Component| vec![[0; 64]; component.across * component.vertical];
         frame.components.iter().map(blocks).collect()
@@ -42,34 +42,40 @@ pub(super) fn whole(
         }
         decoder.row(0, stores)
     };
-    if super::rows::threads(frame) == 1 {
-        let mut stores = empty();
-        for row in 0..count {
-            next(&mut stores)?;
-            painter.paint(row, |place| &stores[place]);
-        }
-        painter.finish(count);
-    } else {
-        std::thread::scope(|scope| {
-            let (full, rows) = mpsc::sync_channel::<Vec<Vec<Block>>>(QUEUE);
-            let (used, unused) = mpsc::channel();
-            scope.spawn(move || {
-                for (row, stores) in rows.iter().enumerate() {
-                    painter.paint(row, |place| &stores[place]);
-                    // Nobody takes it where the scan has ended.
-                    let _ = used.send(stores);
-                }
-                painter.finish(count);
-            });
+    let painter = Mutex::new(painter);
+    std::thread::scope(|scope| {
+        let (full, rows) = mpsc::sync_channel::<Vec<Vec<Block>>>(QUEUE);
+        let (used, unused) = mpsc::channel();
+        let painter = &painter;
+        let paint = move || {
+            let mut painter = painter.lock().unwrap_or_else(PoisonError::into_inner);
+            for (row, stores) in rows.iter().enumerate() {
+                painter.paint(row, |place| &stores[place]);
+                // Nobody takes it where the scan has ended.
+                let _ = used.send(stores);
+            }
+            painter.finish(count);
+        };
+        let alone = super::rows::threads(frame) == 1;
+        if !alone && std::thread::Builder::new().spawn_scoped(scope, paint).is_ok() {
             for _ in 0..count {
                 let mut stores = unused.try_recv().unwrap_or_else(|_| empty());
                 next(&mut stores)?;
                 // The thread takes all of them, to the last.
                 let _ = full.send(stores);
             }
-            Ok::<(), Problem>(())
-        })?;
-    }
+        } else {
+            // Also where a thread cannot be had.
+            let mut painter = painter.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut stores = empty();
+            for row in 0..count {
+                next(&mut stores)?;
+                painter.paint(row, |place| &stores[place]);
+            }
+            painter.finish(count);
+        }
+        Ok::<(), Problem>(())
+    })?;
     let at = decoder.bits.at;
     header.at = at;
     Ok(pixels)
