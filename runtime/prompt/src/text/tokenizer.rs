@@ -44,7 +44,8 @@ impl Tokenizer {
     /// # Errors
     /// What the tokenizers library does not take, with line and column where it is no JSON.
     pub fn read(path: &Path, json: &[u8]) -> Result<Tokenizer, PromptError> {
-        let parsed = catch(|| Tokenizer::parse(path, json)).unwrap_or_else(|words| Err(words.into()));
+        let parsed =
+            catch(|| Tokenizer::parse(path, json)).unwrap_or_else(|words| Err(sentence(&words).into()));
         parsed.map_err(|reason| PromptError::Tokenizer {
             path: path.to_owned(),
             reason: reason.to_string(),
@@ -92,7 +93,7 @@ impl Tokenizer {
 
     /// Calls the tokenizers library, which asserts that what its file says fits together.
     fn calling<T>(&self, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, PromptError> {
-        let result = catch(work).unwrap_or_else(|words| Err(words.into()));
+        let result = catch(work).unwrap_or_else(|words| Err(sentence(&words).into()));
         result.map_err(|error| PromptError::Tokenize {
             reason: format!("`{}`: {error}", self.file.display()),
         })
@@ -113,6 +114,20 @@ impl Tokenizer {
     pub fn is_added(&self, id: i64) -> bool {
         let added = self.inner.get_added_tokens_decoder();
         u32::try_from(id).is_ok_and(|id| added.contains_key(&id))
+    }
+}
+
+/// What a panic of the library says to people. Where it expected a value and had an error, the panic has the
+/// error's text of `Debug`, of which this is the sentence; where nothing is a sentence, it says that.
+fn sentence(words: &str) -> String {
+    let (what, error) = words.split_once(": Error(\"").unwrap_or((words, ""));
+    let (error, _) = error.split_once("\", line: ").unwrap_or((error, ""));
+    let named = !what.is_empty() && !what.contains(['`', '(', '{']);
+    match (named, error) {
+        (false, "") => "the tokenizers library failed on it".to_owned(),
+        (true, "") => what.to_owned(),
+        (false, error) => error.replace('\\', ""),
+        (true, error) => format!("`{what}`: {}", error.replace('\\', "")),
     }
 }
 
@@ -204,6 +219,68 @@ mod tests {
             error.contains("tokenizer.json") && error.contains("line 1 column"),
             "{error}"
         );
+    }
+
+    /// The library expects some parts to be readable: its panic has the text of `Debug` of an error.
+    #[test]
+    fn parts_that_the_library_asserts_to_read_are_said_in_a_sentence() {
+        crate::catch::silence_caught_panics();
+        let normalizer = |part: serde_json::Value| {
+            let mut json: serde_json::Value = serde_json::from_str(&json_for_tests()).unwrap();
+            json["normalizer"] = part;
+            let read = Tokenizer::read(Path::new("tokenizer.json"), json.to_string().as_bytes());
+            read.map(|_| ()).unwrap_err().to_string()
+        };
+        let map =
+            |map: serde_json::Value| serde_json::json!({"type": "Precompiled", "precompiled_charsmap": map});
+        for bad in [
+            serde_json::Value::Null,
+            3.into(),
+            "!".into(),
+            "AAAA".into(),
+            serde_json::json!(["\"", "\\"]),
+        ] {
+            for part in [
+                map(bad.clone()),
+                serde_json::json!({"type": "Sequence", "normalizers": [map(bad)]}),
+            ] {
+                let error = normalizer(part);
+                assert!(error.contains("`tokenizer.json`: "), "{error}");
+                assert!(!error.ends_with(": "), "{error}");
+                for debug in ["Error(", "Error {", "Err(", "called `", "line: "] {
+                    assert!(!error.contains(debug), "{error}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn panics_become_sentences() {
+        for (panic, expected) in [
+            (
+                "Precompiled: Error(\"a \\\"b\\\"\", line: 1, column: 28)",
+                "`Precompiled`: a \"b\"",
+            ),
+            (
+                "called `Result::unwrap()` on an `Err` value: Error(\"no\", line: 0, column: 0)",
+                "no",
+            ),
+            (
+                "called `Option::unwrap()` on a `None` value",
+                "the tokenizers library failed on it",
+            ),
+            (
+                "Bad charsmap: Utf8Error { valid_up_to: 0, error_len: Some(1) }",
+                "the tokenizers library failed on it",
+            ),
+            ("", "the tokenizers library failed on it"),
+            (
+                "index out of bounds: the len is 0 but the index is 0",
+                "index out of bounds: the len is 0 but the index is 0",
+            ),
+        ] {
+            assert_eq!(sentence(panic), expected);
+        }
     }
 
     #[test]
