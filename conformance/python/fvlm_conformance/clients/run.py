@@ -8,7 +8,6 @@ A table on stdout: client, version, precision, tokens equal to the reference. Ex
 """
 
 import contextlib
-import filecmp
 import functools
 import http.server
 import importlib.metadata
@@ -22,41 +21,10 @@ import sys
 import tempfile
 import threading
 
-from ..common import ROOT
-
-HERE = ROOT / "conformance" / "clients"
-TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-WORK = TARGET / "clients"
+from .packages import HERE, ROOT, call, node_packages
 
 # Precisions that the WebAssembly engine runs.
 BROWSER = ("fp32", "fp16", "int8", "q4")
-
-
-def call(*command, **options):
-    return subprocess.run([str(part) for part in command], check=True, **options)
-
-
-def node_packages():
-    """A directory of installed npm packages, made anew when package.json changes."""
-    source, directory = HERE / "package.json", WORK / "node"
-    mark = directory / "made-of.json"
-    if not (mark.exists() and filecmp.cmp(source, mark, shallow=False)):
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
-        shutil.copy(source, directory)
-        # Its install script wants another download; the CPU library is in the package.
-        call(
-            "npm",
-            "install",
-            "--silent",
-            "--no-audit",
-            "--no-fund",
-            cwd=directory,
-            env={**os.environ, "ONNXRUNTIME_NODE_INSTALL": "skip"},
-        )
-        # Last: an installation that was cut off is made again.
-        shutil.copy(source, mark)
-    return directory
 
 
 def client(name, python=sys.executable):
