@@ -63,6 +63,15 @@ pub(super) fn detect(bytes: &[u8], name: &str) -> Result<Format, ImageError> {
     })
 }
 
+/// What the first bytes of a file are, in words: `a GIF image`, `text`.
+pub(super) fn what(bytes: &[u8]) -> String {
+    match detect(bytes, "") {
+        Ok(format) => format!("a {} image", format.words().0),
+        Err(ImageError::Empty { .. }) => "empty (0 bytes)".to_owned(),
+        Err(_) => describe(bytes),
+    }
+}
+
 /// What bytes that are none of ours look like.
 fn describe(bytes: &[u8]) -> String {
     let at = |offset: usize, magic: &[u8]| bytes.get(offset..).is_some_and(|rest| rest.starts_with(magic));

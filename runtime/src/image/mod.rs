@@ -8,6 +8,7 @@ mod bmp;
 pub mod decode;
 mod detect;
 mod error;
+pub mod frames;
 mod gif;
 mod jpeg;
 mod orientation;
