@@ -9,6 +9,7 @@ pub mod bundle;
 pub mod config;
 mod edit;
 mod folder;
+pub mod frames;
 pub mod fused;
 pub mod image;
 pub mod onnx;
