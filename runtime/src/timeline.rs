@@ -90,7 +90,7 @@ impl Timeline {
     }
 
     /// Seconds from the beginning to `instant`.
-    fn seconds(&self, instant: Instant) -> f64 {
+    pub fn seconds(&self, instant: Instant) -> f64 {
         instant.saturating_duration_since(self.origin).as_secs_f64()
     }
 }

@@ -1,5 +1,6 @@
 //! Which flags are there? Only the flags: what they mean together is decided in `plan`.
 
+use crate::newest::Every;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
 use programs::manual::Generate;
@@ -19,6 +20,7 @@ Examples:
   fvlm-run --prompt \"How many cats?\" --stats image.png  ask, and say what it took
   cat image.png | fvlm-run --json -                     one JSON object per answer
   fvlm-run --interactive image.png                      a chat about it
+  ffmpeg ... -f image2pipe - | fvlm-run --frames -      what a camera sees, frame by frame
 ",
     after_help = "\
 Answers go to stdout, everything else to stderr. Exit codes: 0 done, 2 an error, 130 after Ctrl-C.
@@ -157,6 +159,24 @@ pub(crate) struct Cli {
     /// remembers of it [default: 8, or as many as that memory stays under 1 GiB]
     #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with_all = ["together", "interactive"])]
     pub(crate) batch: Option<usize>,
+
+    /// The question about frames as they come: JPEGs, PNGs or y4m one behind the other, from a pipe or a file; `-` is stdin.
+    /// The newest frame of a pipe wins, those before it are dropped and counted; a file waits
+    #[arg(long, value_name = "STREAM", conflicts_with_all = ["images", "together", "batch", "interactive"])]
+    pub(crate) frames: Option<PathBuf>,
+
+    /// Ask about each Nth frame, or once in a time: 5, 2s, 500ms
+    #[arg(long, value_name = "N|TIME")]
+    pub(crate) every: Option<Every>,
+
+    /// Ask about a frame only if it differs so much from the last one that was asked about, from 0 (equal) to 1 (black
+    /// against white)
+    #[arg(long, value_name = "DIFFERENCE", allow_negative_numbers = true)]
+    pub(crate) on_change: Option<f32>,
+
+    /// Drop no frame: a pipe waits for answers, too
+    #[arg(long)]
+    pub(crate) no_drop: bool,
 
     /// A chat about the images, a line a question; follow-ups reuse what is computed
     #[arg(long, short)]

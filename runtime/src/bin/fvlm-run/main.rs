@@ -2,6 +2,7 @@
 
 mod cli;
 mod lines;
+mod newest;
 mod output;
 mod plan;
 mod run;

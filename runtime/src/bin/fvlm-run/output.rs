@@ -132,6 +132,35 @@ pub(crate) struct FailureRecord<'a> {
     pub(crate) error: String,
 }
 
+/// The frame of a stream that a record is about, for programs: fields before its own. Times are in seconds since the
+/// program began.
+#[derive(Debug, Serialize)]
+pub(crate) struct FrameRecord {
+    /// Its place in the stream, from 1 on.
+    pub(crate) frame: u64,
+    /// When its last byte was there; null where it is broken.
+    pub(crate) arrived: Option<f64>,
+    /// When the first token of its answer was there; null where there is none.
+    pub(crate) first_token: Option<f64>,
+    /// When the record was written.
+    pub(crate) answered: f64,
+    /// Frames since the last record that a newer one replaced.
+    pub(crate) dropped: u64,
+    /// Frames since the last record that were not to be asked about.
+    pub(crate) passed_over: u64,
+    /// Bytes since the last record that are of no whole frame.
+    pub(crate) skipped_bytes: u64,
+}
+
+/// A record of a frame, or of something else.
+#[derive(Debug, Serialize)]
+pub(crate) struct OfFrame<R> {
+    #[serde(flatten)]
+    pub(crate) frame: Option<FrameRecord>,
+    #[serde(flatten)]
+    pub(crate) record: R,
+}
+
 /// A bundle that was verified, for programs.
 #[derive(Debug, Serialize)]
 pub(crate) struct VerifiedRecord {

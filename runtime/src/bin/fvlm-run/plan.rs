@@ -1,6 +1,7 @@
 //! What is to be done? The flags, checked against each other; nothing is left open.
 
 use crate::cli::{Cli, QUESTION};
+use crate::newest::Every;
 use crate::structure;
 use runtime::image::Limits;
 use runtime::{Options, Provider, Request, Sampling};
@@ -24,6 +25,15 @@ pub(crate) enum Source {
 }
 
 impl Source {
+    /// What a path on the command line means.
+    fn of(path: PathBuf) -> Source {
+        if path.as_os_str() == "-" {
+            Source::Stdin
+        } else {
+            Source::File(path)
+        }
+    }
+
     /// The name in messages and output.
     pub(crate) fn name(&self) -> Name {
         Name(match self {
@@ -44,13 +54,28 @@ impl Name {
     }
 }
 
+/// About which frames is asked.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct FrameTask {
+    /// Where they come from.
+    pub(crate) source: Source,
+    /// How often, at most.
+    pub(crate) every: Every,
+    /// How much a frame must differ from the last one, from 0 to 1.
+    pub(crate) on_change: Option<f32>,
+    /// Whether a pipe waits.
+    pub(crate) no_drop: bool,
+}
+
 /// What is asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Task {
     /// The question about each image in turn.
     Each(Vec<Source>),
     /// The question about all images at once; without images, about nothing.
     Once(Vec<Source>),
+    /// The question about the frames of a stream.
+    Frames(FrameTask),
     /// A chat, which may begin with images and a question.
     Chat(Vec<Source>, Option<String>),
     /// Nothing: the bundle is verified.
@@ -145,18 +170,30 @@ impl Plan {
         {
             problems.push("--prompt is empty, expected a question".to_owned());
         }
+        if let Some(threshold) = cli.on_change
+            && !(0.0..=1.0).contains(&threshold)
+        {
+            problems.push(format!("--on-change is {threshold}, expected 0 to 1"));
+        }
+        if cli.frames.is_none() {
+            // Not clap's `requires`, which is silent where something else is given that conflicts.
+            let given = [
+                ("every", cli.every.is_some()),
+                ("on-change", cli.on_change.is_some()),
+                ("no-drop", cli.no_drop),
+            ];
+            for (flag, _) in given.iter().filter(|(_, given)| *given) {
+                problems.push(format!("--{flag} needs --frames"));
+            }
+        }
         let coreml = cli.coreml();
-        let images: Vec<Source> = cli
-            .images
-            .into_iter()
-            .map(|path| {
-                if path.as_os_str() == "-" {
-                    Source::Stdin
-                } else {
-                    Source::File(path)
-                }
-            })
-            .collect();
+        let images: Vec<Source> = cli.images.into_iter().map(Source::of).collect();
+        let frames = cli.frames.map(|path| FrameTask {
+            source: Source::of(path),
+            every: cli.every.unwrap_or(Every::Frames(1)),
+            on_change: cli.on_change,
+            no_drop: cli.no_drop,
+        });
         match images.iter().filter(|source| **source == Source::Stdin).count() {
             0 => {}
             1 if cli.interactive => problems.push("stdin cannot be an image and the chat".to_owned()),
@@ -166,7 +203,7 @@ impl Plan {
         if cli.together && images.is_empty() {
             problems.push("--together needs images".to_owned());
         }
-        let nothing = images.is_empty() && cli.prompt.is_none() && !cli.interactive;
+        let nothing = images.is_empty() && frames.is_none() && cli.prompt.is_none() && !cli.interactive;
         if nothing && !cli.verify && problems.is_empty() {
             problems.push("no image and no question".to_owned());
             hint = Some("fvlm-run IMAGE, or --prompt TEXT for a question without an image".to_owned());
@@ -176,6 +213,8 @@ impl Plan {
         }
         let task = if nothing {
             Task::Verify
+        } else if let Some(frames) = frames {
+            Task::Frames(frames)
         } else if cli.interactive {
             Task::Chat(images, cli.prompt.clone())
         } else if cli.together || images.is_empty() {
@@ -246,7 +285,15 @@ mod tests {
     #[test]
     fn what_is_asked() {
         let file = |name: &str| Source::File(PathBuf::from(name));
-        let cases: [(&[&str], Task); 8] = [
+        let frames = |source, every, on_change, no_drop| {
+            Task::Frames(FrameTask {
+                source,
+                every,
+                on_change,
+                no_drop,
+            })
+        };
+        let cases: [(&[&str], Task); 11] = [
             (
                 &["a.png", "b.png"],
                 Task::Each(vec![file("a.png"), file("b.png")]),
@@ -256,6 +303,23 @@ mod tests {
             (&["--prompt", "hello"], Task::Once(Vec::new())),
             (&["--interactive"], Task::Chat(Vec::new(), None)),
             (&["--verify"], Task::Verify),
+            (
+                &["--frames", "-"],
+                frames(Source::Stdin, Every::Frames(1), None, false),
+            ),
+            (
+                &["--frames", "a", "--every", "3", "--no-drop", "-p", "x"],
+                frames(file("a"), Every::Frames(3), None, true),
+            ),
+            (
+                &["--frames", "a", "--every", "2s", "--on-change", "0.5"],
+                frames(
+                    file("a"),
+                    Every::Time(std::time::Duration::from_secs(2)),
+                    Some(0.5),
+                    false,
+                ),
+            ),
             (&["--verify", "a.png"], Task::Each(vec![file("a.png")])),
             (
                 &["-i", "-p", "hello", "a.png"],
@@ -269,7 +333,7 @@ mod tests {
 
     #[test]
     fn commands_that_make_no_sense() {
-        let cases: [(&[&str], &str); 31] = [
+        let cases: [(&[&str], &str); 37] = [
             (&[], "no image and no question"),
             (&["--max-tokens", "0", "a"], "--max-tokens is 0"),
             (&["--threads", "0", "a"], "--threads is 0"),
@@ -322,6 +386,15 @@ mod tests {
                 "--json-schema `no/such.json`: cannot read it",
             ),
             (&["--json-schema", "src", "a"], "--json-schema `src`: "),
+            (
+                &["--frames", "-", "--on-change", "1.5"],
+                "--on-change is 1.5, expected 0 to 1",
+            ),
+            (&["--every", "2", "a"], "--every needs --frames"),
+            (&["--on-change", "0.1"], "--on-change needs --frames"),
+            (&["--no-drop", "-i"], "--no-drop needs --frames"),
+            (&["--frames", "-", "--on-change", "-1"], "--on-change is -1"),
+            (&["--frames", "-", "--on-change", "NaN"], "--on-change is NaN"),
         ];
         for (arguments, expected) in cases {
             let error = plan(arguments).unwrap_err();
@@ -346,6 +419,11 @@ mod tests {
             &["fvlm-run", "--regex", "x", "--json-schema", "x", "a"],
             &["fvlm-run", "--choices", "a,b", "--batch", "2", "a"],
             &["fvlm-run", "--logprobs", "a"],
+            &["fvlm-run", "--frames", "-", "a"],
+            &["fvlm-run", "--frames", "-", "-i"],
+            &["fvlm-run", "--frames", "-", "--together"],
+            &["fvlm-run", "--frames", "-", "--batch", "2"],
+            &["fvlm-run", "--frames", "-", "--every", "0"],
         ] {
             assert!(Cli::try_parse_from(arguments).is_err(), "{arguments:?}");
         }

@@ -1,7 +1,9 @@
 //! The work of `fvlm-run`: opens the bundle, asks, writes answers.
 
+mod frames;
+
 use crate::lines::{Lines, MAX_LINE, Problem};
-use crate::output::{self, ChoicesRecord, FailureRecord, Record, Spinner};
+use crate::output::{self, ChoicesRecord, FailureRecord, FrameRecord, OfFrame, Record, Spinner};
 use crate::plan::{Name, Plan, Source, Task};
 use crate::verify;
 use programs::signals::{self, Signal};
@@ -117,6 +119,8 @@ struct Run<'a> {
     failed: bool,
     /// Turns of the chat that were left out, as far as somebody was told.
     left_out: usize,
+    /// The frame of a stream that is asked about.
+    frame: Option<frames::Note>,
 }
 
 /// Does what the plan says; the exit code.
@@ -165,11 +169,13 @@ pub(crate) fn run(plan: Plan, timeline: &Timeline) -> u8 {
         answered: false,
         failed: false,
         left_out: 0,
+        frame: None,
     };
     run.engine.conversation().set_context_shift(plan.context_shift);
     let result = match &plan.task {
         Task::Each(images) => run.each(images),
         Task::Once(images) => run.once(images),
+        Task::Frames(task) => run.frames(task),
         Task::Chat(images, question) => run.chat(images, question.as_deref()),
         Task::Verify => Ok(Finish::Stop),
     };
@@ -213,9 +219,7 @@ impl Run<'_> {
                 Err(Failure::Engine(error)) if !error.is_about_model() => {
                     self.complain(&error);
                     self.failed = true;
-                    if self.plan.json {
-                        write_failure(&[source.name()], error.to_string())?;
-                    }
+                    self.note_failure(&[source.name()], &error.to_string())?;
                 }
                 Err(fatal) => return Err(fatal),
             }
@@ -385,7 +389,16 @@ impl Run<'_> {
         match state {
             State::Answering(answer) => {
                 let logprobs = logprob_records(self.plan, self.engine.model(), &logprobs)?;
-                write_record(self.plan, &answer, &[name], &self.plan.prompt, &text, logprobs)?;
+                let names = [name];
+                write_record(
+                    self.plan,
+                    &answer,
+                    &names,
+                    &self.plan.prompt,
+                    &text,
+                    logprobs,
+                    None,
+                )?;
                 Ok((
                     answer.finish().unwrap_or(Finish::Stop),
                     answer.into_conversation(),
@@ -394,9 +407,7 @@ impl Run<'_> {
             State::Failed(Failure::Engine(error)) if !error.is_about_model() => {
                 self.complain(&error);
                 self.failed = true;
-                if self.plan.json {
-                    write_failure(&[name], error.to_string())?;
-                }
+                self.note_failure(&[name], &error.to_string())?;
                 Ok((Finish::Stop, None))
             }
             State::Failed(fatal) => Err(fatal),
@@ -510,7 +521,14 @@ impl Run<'_> {
     /// For programs, what became of a question that has no answer.
     fn note_failure(&self, names: &[Name], error: &str) -> Result<(), Failure> {
         if self.plan.json {
-            write_failure(names, error.to_owned())?;
+            output::write_json(&OfFrame {
+                frame: self.frame.map(|note| note.record(self.timeline, None)),
+                record: FailureRecord {
+                    images: names,
+                    images_hex: output::images_hex(names),
+                    error: error.to_owned(),
+                },
+            })?;
         }
         Ok(())
     }
@@ -615,7 +633,9 @@ impl Run<'_> {
         }
         self.left_out = left_out;
         let logprobs = logprob_records(self.plan, &model, &logprobs)?;
-        write_record(self.plan, &answer, names, prompt, &text, logprobs)?;
+        let first_token = answer.stats().time_to_first_token;
+        let frame = self.frame.map(|note| note.record(self.timeline, first_token));
+        write_record(self.plan, &answer, names, prompt, &text, logprobs, frame)?;
         Ok((text, finish.unwrap_or(Finish::Stop)))
     }
 
@@ -656,7 +676,9 @@ impl Run<'_> {
         if !self.plan.json {
             output::write_text(&format!("{text}\n"))?;
         }
-        write_choices(self.plan, &chosen, names, prompt, &text)?;
+        let first_token = chosen.stats.time_to_first_token;
+        let frame = self.frame.map(|note| note.record(self.timeline, first_token));
+        write_choices(self.plan, &chosen, names, prompt, &text, frame)?;
         Ok((text, Finish::Stop))
     }
 
@@ -673,15 +695,6 @@ impl Run<'_> {
     }
 }
 
-/// A failure that ends only the answer about some images, for programs.
-fn write_failure(names: &[Name], error: String) -> io::Result<()> {
-    output::write_json(&FailureRecord {
-        images: names,
-        images_hex: output::images_hex(names),
-        error,
-    })
-}
-
 /// What an answer took, and the answer itself, for programs and people who want that.
 fn write_record(
     plan: &Plan,
@@ -690,10 +703,11 @@ fn write_record(
     prompt: &str,
     text: &str,
     logprobs: Option<Vec<LogprobRecord>>,
+    frame: Option<FrameRecord>,
 ) -> io::Result<()> {
     let stats = answer.stats();
     if plan.json {
-        output::write_json(&Record {
+        let record = Record {
             images: names,
             images_hex: output::images_hex(names),
             prompt,
@@ -709,7 +723,8 @@ fn write_record(
             stats: &stats,
             timeline: &stats.timeline,
             peak_rss_bytes: stats.peak_memory,
-        })?;
+        };
+        output::write_json(&OfFrame { frame, record })?;
     }
     if plan.stats {
         output::tell_stats(&stats, answer.provider());
@@ -732,7 +747,14 @@ fn logprob_records(
 }
 
 /// The likeliest choice and how likely all are, for programs, and what that took.
-fn write_choices(plan: &Plan, chosen: &Choices, names: &[Name], prompt: &str, text: &str) -> io::Result<()> {
+fn write_choices(
+    plan: &Plan,
+    chosen: &Choices,
+    names: &[Name],
+    prompt: &str,
+    text: &str,
+    frame: Option<FrameRecord>,
+) -> io::Result<()> {
     let Choices {
         choices,
         end_counts,
@@ -741,7 +763,7 @@ fn write_choices(plan: &Plan, chosen: &Choices, names: &[Name], prompt: &str, te
         ..
     } = chosen;
     if plan.json {
-        output::write_json(&ChoicesRecord {
+        let record = ChoicesRecord {
             images: names,
             images_hex: output::images_hex(names),
             prompt,
@@ -756,7 +778,8 @@ fn write_choices(plan: &Plan, chosen: &Choices, names: &[Name], prompt: &str, te
             stats,
             timeline: &stats.timeline,
             peak_rss_bytes: stats.peak_memory,
-        })?;
+        };
+        output::write_json(&OfFrame { frame, record })?;
     }
     if plan.stats {
         output::tell_stats(stats, provider);
