@@ -4,15 +4,26 @@
 //! ls photos/* | cargo run --release --example pixels -- out/
 //! ```
 //!
-//! Standard input has a path a line. `out/NAME.ppm` gets the pixels (P6, 8-bit RGB, upright) of each file, standard
+//! Standard input has a path a line: of an image, or of a y4m stream, whose first frame counts. `out/NAME.ppm` gets the pixels (P6, 8-bit RGB, upright) of each file, standard
 //! output a line `PATH<tab>ok` or `PATH<tab>ERROR`.
 
 #![expect(clippy::print_stdout, reason = "the result")]
 
-use runtime::image::{Limits, open};
+use runtime::image::frames::Frames;
+use runtime::image::{Limits, Picture, open};
 use std::error::Error;
 use std::io::Write;
 use std::path::Path;
+
+fn decode(path: &Path) -> Result<Picture, Box<dyn Error>> {
+    if path.extension().is_none_or(|kind| kind != "y4m") {
+        return Ok(open(path, &Limits::default())?);
+    }
+    let name = path.display().to_string();
+    let mut frames = Frames::new(std::fs::File::open(path)?, &name, Limits::default());
+    let frame = frames.next().ok_or("expected a frame")??;
+    Ok(frame.decode(&Limits::default())?)
+}
 
 fn main() -> Result<(), Box<dyn Error>> {
     let folder = std::env::args_os()
@@ -21,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for line in std::io::stdin().lines() {
         let line = line?;
         let path = Path::new(&line);
-        match open(path, &Limits::default()) {
+        match decode(path) {
             Err(error) => println!("{line}\t{error}"),
             Ok(picture) => {
                 let mut name = path.file_name().ok_or("expected the path of a file")?.to_owned();
