@@ -51,6 +51,52 @@ struct Counts<'a> {
     text: usize,
     depth: usize,
     references: BTreeSet<&'a str>,
+    /// Bounds of numbers, seen from 0 in both directions.
+    bounds: [Bounds; 2],
+    /// Whether bounds of one schema may be joined with those of another.
+    joined: bool,
+}
+
+/// Bounds of numbers on one side of 0, by their size.
+#[derive(Default)]
+struct Bounds {
+    /// Whole ones nearer to 0 that are no part of the range.
+    near: Vec<f64>,
+    /// Those farther from 0.
+    far: Vec<f64>,
+}
+
+impl Bounds {
+    /// Whether the library would take a whole bound for a part of the range: where both ends have the same whole part.
+    fn wrong(&self) -> Option<f64> {
+        let same = |near: f64| self.far.iter().any(|far| *far > near && far.trunc() == near);
+        self.near.iter().copied().find(|near| same(*near))
+    }
+}
+
+/// The bounds of a schema, above and below 0; none where it is for whole numbers only, whose bounds are kept.
+fn bounds(keywords: &Map<String, Value>) -> [Bounds; 2] {
+    let mut sides = <[Bounds; 2]>::default();
+    if keywords.get("type").and_then(Value::as_str) == Some("integer") {
+        return sides;
+    }
+    let number = |name: &str| keywords.get(name).and_then(Value::as_f64);
+    let above = (
+        number("exclusiveMinimum"),
+        [number("maximum"), number("exclusiveMaximum")],
+    );
+    let below = (
+        number("exclusiveMaximum"),
+        [number("minimum"), number("exclusiveMinimum")],
+    );
+    for (side, ((near, far), sign)) in sides.iter_mut().zip([(above, 1.0), (below, -1.0)]) {
+        side.near.extend(
+            near.map(|near| near * sign)
+                .filter(|near| *near >= 0.0 && near.fract() == 0.0),
+        );
+        side.far.extend(far.into_iter().flatten().map(|far| far * sign));
+    }
+    sides
 }
 
 /// What a value of a schema is.
@@ -127,6 +173,9 @@ fn check(schema: &Value) -> Result<(), ConstraintError> {
             }
             Value::Null | Value::Bool(_) => {}
         }
+    }
+    if counts.joined {
+        check_bounds(&counts.bounds)?;
     }
     // Definitions are compiled where they are first referred to, one inside the other.
     let way = counts.references.len().saturating_mul(counts.depth);
@@ -227,6 +276,17 @@ fn check_keywords<'a>(
     if let Some(Value::String(reference)) = keywords.get("$ref") {
         counts.references.insert(reference);
     }
+    counts.joined |= keywords.contains_key("allOf")
+        || keywords.len() > 1
+            && ["anyOf", "oneOf", "$ref"]
+                .iter()
+                .any(|name| keywords.contains_key(*name));
+    let bounds = bounds(keywords);
+    check_bounds(&bounds)?;
+    for (all, own) in counts.bounds.iter_mut().zip(bounds) {
+        all.near.extend(own.near);
+        all.far.extend(own.far);
+    }
     let other_base = |name: &&str| matches!(keywords.get(*name), Some(Value::String(_)));
     if !root && let Some(name) = ["$id", "id"].iter().find(|name| other_base(name)) {
         let problem = format!("`{name}` inside of it: references are from its beginning only");
@@ -253,6 +313,19 @@ fn check_keywords<'a>(
     if let Some(least) = least.filter(|least| *least > kept) {
         let problem = format!("`minProperties` is {least}, expected at most as many as are `required`");
         return Err(refused(&problem));
+    }
+    Ok(())
+}
+
+fn check_bounds(sides: &[Bounds; 2]) -> Result<(), ConstraintError> {
+    let names = [("exclusiveMinimum", 1.0), ("exclusiveMaximum", -1.0)];
+    for (side, (name, sign)) in sides.iter().zip(names) {
+        if let Some(near) = side.wrong() {
+            let found = near * sign;
+            let way = "a range of less than one beside a whole number that is no part of it";
+            let problem = format!("`{name}` is {found}: {way}; say where it begins, as 0.001");
+            return Err(refused(&problem));
+        }
     }
     Ok(())
 }

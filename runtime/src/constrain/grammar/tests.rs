@@ -261,6 +261,22 @@ fn schemas_that_would_not_be_kept_are_refused() {
         ),
         (json!({"type": "integer", "minimum": 1e300}), "too large"),
         (
+            json!({"type": "number", "exclusiveMinimum": 0, "maximum": 0.5}),
+            "`exclusiveMinimum` is 0",
+        ),
+        (
+            json!({"type": "number", "minimum": -2.5, "exclusiveMaximum": -2}),
+            "`exclusiveMaximum` is -2",
+        ),
+        (
+            json!({"items": {"exclusiveMinimum": 7, "exclusiveMaximum": 7.5}}),
+            "`exclusiveMinimum` is 7",
+        ),
+        (
+            json!({"allOf": [{"type": "number", "exclusiveMinimum": 1}, {"maximum": 1.5}]}),
+            "`exclusiveMinimum` is 1",
+        ),
+        (
             json!({"type": "object", "minProperties": 2}),
             "`minProperties` is 2",
         ),
@@ -276,6 +292,25 @@ fn schemas_that_would_not_be_kept_are_refused() {
     for (schema, words) in cases {
         let error = schema_error(&vocabulary, schema.clone());
         assert!(error.contains(words) && error.len() < 500, "{schema}: {error}");
+    }
+    // What is near to these is kept.
+    for (schema, least, most) in [
+        (
+            json!({"type": "number", "exclusiveMinimum": 0, "maximum": 1}),
+            0.0,
+            1.0,
+        ),
+        (json!({"type": "number", "minimum": 0, "maximum": 0.5}), -0.1, 0.5),
+        (
+            json!({"type": "number", "exclusiveMinimum": -3, "exclusiveMaximum": 2}),
+            -3.0,
+            1.999_999_999,
+        ),
+    ] {
+        for answer in walks(&vocabulary, &Constraint::JsonSchema(schema.clone())) {
+            let number = parsed(&answer).unwrap().as_f64().unwrap();
+            assert!(least < number && number <= most, "{schema}: {answer}");
+        }
     }
     // Annotations, and keywords of the library itself, change nothing.
     let schema =
