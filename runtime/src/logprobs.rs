@@ -112,4 +112,27 @@ mod tests {
         let far = log_probabilities(&[f32::MAX, f32::MIN], 1, 1);
         assert!(far.logprob.is_finite() && far.logprob < -6e38, "{far:?}");
     }
+
+    #[test]
+    fn the_likeliest_are_those_that_a_sort_puts_first() {
+        let mut random = 7_u64;
+        for length in 1..100 {
+            let logits: Vec<f32> = (0..length)
+                .map(|_| {
+                    random = random
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1_442_695_040_888_963_407);
+                    f32::from(u8::try_from(random >> 60).unwrap())
+                })
+                .collect();
+            let mut sorted: Vec<i64> = (0..length).collect();
+            let logit = |id: i64| logits[usize::try_from(id).unwrap()];
+            sorted.sort_by(|&a, &b| logit(b).total_cmp(&logit(a)).then(a.cmp(&b)));
+            for count in [0, 1, 2, 5, 20] {
+                let top = log_probabilities(&logits, 0, count).top;
+                let ids: Vec<i64> = top.into_iter().map(|(id, _)| id).collect();
+                assert_eq!(ids, sorted[..count.min(sorted.len())]);
+            }
+        }
+    }
 }
