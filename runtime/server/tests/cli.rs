@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 fn bundle() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/data/bundle")
@@ -73,7 +73,7 @@ impl Server {
 
     /// Ends it with a signal: how it ended, and what it said.
     #[cfg(unix)]
-    fn end(mut self, signal: &str) -> (ExitStatus, String) {
+    fn end(mut self, signal: &str) -> (std::process::ExitStatus, String) {
         let id = self.child.id().to_string();
         assert!(
             Command::new("kill")
@@ -102,13 +102,13 @@ impl Drop for Server {
 }
 
 #[cfg(unix)]
-fn wait(child: &mut Child) -> ExitStatus {
-    let end = Instant::now() + Duration::from_secs(60);
+fn wait(child: &mut Child) -> std::process::ExitStatus {
+    let end = std::time::Instant::now() + Duration::from_secs(60);
     loop {
         if let Some(status) = child.try_wait().unwrap() {
             return status;
         }
-        assert!(Instant::now() < end, "it does not end");
+        assert!(std::time::Instant::now() < end, "it does not end");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
