@@ -143,6 +143,7 @@ impl Conversation {
         let begun = Instant::now();
         request.check_values()?;
         request.check()?;
+        self.model().anticipate(request);
         self.forget_images();
         let before = self.ahead.waited;
         let model = self.model().clone();
@@ -228,6 +229,7 @@ impl Conversation {
         let begun = Instant::now();
         request.check_values()?;
         request.check()?;
+        self.model().anticipate(request);
         // What to encode is known before the tokenizer is, and while the decoder loads.
         if !self.model().is_ready() {
             let images = messages.iter().flat_map(|message| message.images.iter().copied());

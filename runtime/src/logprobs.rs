@@ -69,16 +69,18 @@ pub(crate) fn log_probabilities(logits: &[f32], id: i64, count: usize) -> TokenL
         let logit = logits.get(place).copied().unwrap_or(f32::NEG_INFINITY);
         f64::from(logit) - log_sum
     };
-    let mut likeliest: Vec<usize> = Vec::with_capacity(count + 1);
-    for (place, logit) in logits.iter().enumerate() {
-        let rank = likeliest.partition_point(|&other| logits.get(other).is_some_and(|other| other >= logit));
-        if rank < count {
-            likeliest.truncate(count.saturating_sub(1));
-            likeliest.insert(rank, place);
+    let mut likeliest: Vec<(f32, usize)> = Vec::with_capacity(count + 1);
+    for (place, &logit) in logits.iter().enumerate() {
+        // Most are less likely than all that were kept.
+        if likeliest.len() == count && likeliest.last().is_none_or(|(last, _)| logit <= *last) {
+            continue;
         }
+        let rank = likeliest.partition_point(|(other, _)| *other >= logit);
+        likeliest.truncate(count.saturating_sub(1));
+        likeliest.insert(rank, (logit, place));
     }
     let top = likeliest.into_iter();
-    let top = top.filter_map(|place| Some((i64::try_from(place).ok()?, of(place))));
+    let top = top.filter_map(|(_, place)| Some((i64::try_from(place).ok()?, of(place))));
     TokenLogprob {
         id,
         logprob: usize::try_from(id).map_or(f64::NEG_INFINITY, of),

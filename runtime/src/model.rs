@@ -9,6 +9,7 @@ use crate::image::{ImageId, Picture, PixelValues, preprocess};
 use crate::lazy::Lazy;
 use crate::opening::{Opening, Parts, Source};
 use crate::prompt::Prompter;
+use crate::request::Request;
 use crate::timeline::Timeline;
 use models::bundle::{Bundle, Precision, Target};
 use std::path::Path;
@@ -256,8 +257,8 @@ impl Model {
     }
 
     /// Whether answers can keep to a constraint: what is wrong with it is said here as [`Conversation::chat`] would say it, but
-    /// before anything is computed. Waits for the tokenizer. The first constraint of a model takes tens of milliseconds more
-    /// than others.
+    /// before anything is computed. Waits for the tokenizer. The first constraint of a model waits for its vocabulary to be
+    /// indexed, which takes some tenths of a second for 150,000 tokens; an answer does that while its image is encoded.
     ///
     /// [`Conversation::chat`]: crate::Conversation::chat
     ///
@@ -269,6 +270,22 @@ impl Model {
 
     /// The beginning of an answer that keeps to a constraint.
     pub(crate) fn follow(&self, constraint: &Constraint) -> Result<Follower, EngineError> {
+        Ok(self.vocabulary()?.follow(constraint)?)
+    }
+
+    /// Begins to index the vocabulary, where a request needs that and nobody has begun.
+    pub(crate) fn anticipate(&self, request: &Request) {
+        if request.constraint.is_none() || self.0.vocabulary.get().is_some() {
+            return;
+        }
+        let model = self.clone();
+        let thread = std::thread::Builder::new().name("vocabulary".to_owned());
+        // No more threads, or an error: that of whoever needs it.
+        drop(thread.spawn(move || drop(model.vocabulary().map(drop))));
+    }
+
+    /// What constraints share.
+    fn vocabulary(&self) -> Result<&Vocabulary, EngineError> {
         let prompter = self.prompter()?;
         let stop_ids = &self.bundle().prompt.stop_ids;
         let vocabulary = self.0.vocabulary.get_or_init(|| {
@@ -276,8 +293,7 @@ impl Model {
                 Vocabulary::new(prompter.tokenizer(), stop_ids)
             })
         });
-        let vocabulary = vocabulary.as_ref().map_err(ConstraintError::clone)?;
-        Ok(vocabulary.follow(constraint)?)
+        Ok(vocabulary.as_ref().map_err(ConstraintError::clone)?)
     }
 
     /// An image as the encoder takes it.

@@ -790,6 +790,8 @@ fn manual_and_completions_come_from_the_flags() {
     let help = run(&["--help"]);
     let flags = help.split_whitespace().filter_map(|word| word.strip_prefix("--"));
     let flags: Vec<&str> = flags
+        // `--logprobs[=<N>]`: its value may be left out.
+        .map(|word| word.split('[').next().unwrap_or(word))
         .map(|word| word.trim_end_matches(|c: char| !c.is_ascii_alphanumeric()))
         .collect();
     assert!(flags.len() > 20, "{flags:?}");

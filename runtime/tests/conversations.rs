@@ -6,8 +6,8 @@
 
 use runtime::image::Picture;
 use runtime::{
-    Answer, Conversation, Engine, Finish, Message, Model, Options, Progress, Provider, Request, Role,
-    Sampling,
+    Answer, Constraint, Conversation, Engine, Finish, Message, Model, Options, Progress, Provider, Request,
+    Role, Sampling,
 };
 use std::path::PathBuf;
 use std::process::Command;
@@ -84,10 +84,14 @@ fn question(number: u8) -> (String, Request) {
         ..Sampling::default()
     };
     let request = Request::default().with_sampling(sampling);
-    let request = match number % 4 {
+    let request = match number % 6 {
         0 => request.with_max_tokens(1),
         1 => request.with_past_end().with_max_tokens(7),
         2 => request.with_stops(["."]),
+        3 => request
+            .with_logprobs(2)
+            .with_constraint(Constraint::Regex("[RGB]\\?{2,5}".to_owned())),
+        4 => request.with_constraint(Constraint::Choices(vec!["R.?".to_owned(), "GG".to_owned()])),
         _ => request,
     };
     ("What is it? ".repeat(usize::from(number) + 1), request)
@@ -110,6 +114,14 @@ fn answers_continued_together_are_those_of_one_after_another() {
             let mut answer = begin(&model, number);
             let text = answer.text().unwrap();
             assert_eq!((answer.stats().together_asked, answer.stats().together), (1, 1));
+            match number % 6 {
+                3 => assert!(
+                    text.len() >= 3 && text[1..].chars().all(|letter| letter == '?'),
+                    "{text}"
+                ),
+                4 => assert!(["R.?", "GG"].contains(&text.as_str()), "{text}"),
+                _ => {}
+            }
             alone.push((text, answer.tokens().to_vec(), answer.finish()));
         }
         assert!(alone.iter().any(|(_, tokens, _)| tokens.len() == 7));

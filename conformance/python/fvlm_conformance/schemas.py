@@ -124,7 +124,17 @@ def ask(options, number, folder):
     schema = Maker(options.seed + number).schema()
     path = folder / f"{number}.json"
     path.write_text(json.dumps(schema, ensure_ascii=False), encoding="utf-8")
-    command = [options.program, "--model", options.model, "--json-schema", path, "--json", "--quiet"]
+    command = [
+        options.program,
+        "--model",
+        options.model,
+        "--json-schema",
+        path,
+        "--json",
+        "--quiet",
+        "--threads",
+        "1",
+    ]
     command += [
         "--temperature",
         "1",
