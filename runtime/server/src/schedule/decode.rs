@@ -239,6 +239,7 @@ impl Decoding<'_> {
             self.shared.state().done.failed += 1;
             work.reporter.say(Event::Failed(error()));
         }
+        self.count_bytes();
     }
 
     fn count_bytes(&self) {
