@@ -39,9 +39,14 @@ pub fn run(stream: &[u8]) {
         match (frame, parts.next()) {
             (Ok(frame), Some(Ok(other))) => {
                 assert_eq!(frame.number(), whole.number());
-                assert_eq!((frame.bytes(), frame.number(), frame.skipped()), (other.bytes(), other.number(), other.skipped()));
+                assert_eq!(
+                    (frame.bytes(), frame.number(), frame.skipped()),
+                    (other.bytes(), other.number(), other.skipped())
+                );
                 let bytes = frame.bytes();
-                let found = stream[at..].windows(bytes.len().max(1)).position(|part| part == bytes);
+                let found = stream[at..]
+                    .windows(bytes.len().max(1))
+                    .position(|part| part == bytes);
                 at += found.expect("a frame that is no part of the stream behind the last one") + bytes.len();
                 match frame.decode(&limits) {
                     Ok(picture) => {

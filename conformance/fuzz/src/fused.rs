@@ -92,7 +92,7 @@ fn node(data: &[u8], u: &mut Unstructured<'_>) -> Result<()> {
     else {
         return Ok(());
     };
-    let words = seed % 2 == 0;
+    let words = seed.is_multiple_of(2);
     let held: Vec<Held> = node
         .inputs
         .iter()
@@ -206,7 +206,7 @@ impl Held {
             // Ones of a mask, positions, ids: small, some of them none.
             DType::Int64 => Held::I64(
                 (0..length)
-                    .map(|_| (next() % 5).cast_signed() - i64::from(seed % 97 == 0))
+                    .map(|_| (next() % 5).cast_signed() - i64::from(seed.is_multiple_of(97)))
                     .collect(),
             ),
             _ => Held::F32(

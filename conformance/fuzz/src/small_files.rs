@@ -104,10 +104,8 @@ fn base(name: &str, apple: bool) -> Option<Vec<u8>> {
     let processor = include_str!("../../../models/demo/checkpoint/preprocessor_config.json");
     let tokenizer = || {
         let mut tokenizer = tokens::json();
-        if apple {
-            if let Some(added) = tokenizer["added_tokens"].as_array_mut() {
-                added.pop();
-            }
+        if apple && let Some(added) = tokenizer["added_tokens"].as_array_mut() {
+            added.pop();
         }
         tokenizer
     };

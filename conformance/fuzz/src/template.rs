@@ -152,7 +152,7 @@ pub fn run(data: &[u8]) {
 fn template(data: &[u8], u: &mut Unstructured<'_>) -> Result<()> {
     let kind: u8 = u.arbitrary()?;
     let messages = messages(u)?;
-    let source = if kind % 2 == 0 {
+    let source = if kind.is_multiple_of(2) {
         let length = u.len();
         String::from_utf8_lossy(u.bytes(length)?).into_owned()
     } else {
