@@ -270,7 +270,11 @@ test('the other camera, a screen', async () => {
     const several = await browser('--use-fake-device-for-media-stream=device-count=2', '--use-fake-ui-for-media-stream');
     chat = (_, __, response) => said(response, 'Seen.');
     const page = await begin({}, several);
-    const device = () => page.evaluate(() => document.querySelector('video').srcObject.getVideoTracks()[0].getSettings().deviceId);
+    // While a camera is being opened, there is none.
+    const device = async () => {
+        const open = () => document.querySelector('video').srcObject?.getVideoTracks()[0].getSettings().deviceId;
+        return (await page.waitForFunction(open)).jsonValue();
+    };
     await page.click('#camera');
     await page.locator('#flip').waitFor();
     const first = await device();

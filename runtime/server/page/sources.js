@@ -148,7 +148,10 @@ export class Sources {
         const { video } = this;
         if (!video.videoWidth) await new Promise((resolve) => video.addEventListener('loadeddata', resolve, { once: true }));
         const { videoWidth: width, videoHeight: height } = video;
-        return { image: await jpeg(video, width, height, 0.9), thumbnail: thumbnail(video, width, height) };
+        // Both of one frame: the next one is there before this one is a JPEG.
+        const canvas = drawn(video, width, height, LONGEST);
+        const remembered = thumbnail(canvas, canvas.width, canvas.height);
+        return { image: await encoded(canvas, 0.9), thumbnail: remembered };
     }
 }
 
@@ -165,8 +168,9 @@ function drawn(picture, width, height, longest) {
     return canvas;
 }
 
-function jpeg(picture, width, height, quality) {
-    const canvas = drawn(picture, width, height, LONGEST);
+const jpeg = (picture, width, height, quality) => encoded(drawn(picture, width, height, LONGEST), quality);
+
+function encoded(canvas, quality) {
     return new Promise((resolve, reject) => {
         const done = (blob) => (blob ? resolve(blob) : reject(new NoSource('The picture cannot be made a JPEG.')));
         canvas.toBlob(done, 'image/jpeg', quality);
