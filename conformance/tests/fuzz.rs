@@ -14,6 +14,8 @@ mod config;
 mod edit;
 #[path = "../fuzz/src/folder.rs"]
 mod folder;
+#[path = "../fuzz/src/frames.rs"]
+mod frames;
 #[path = "../fuzz/src/fused.rs"]
 mod fused;
 #[path = "../fuzz/src/image.rs"]
@@ -45,7 +47,7 @@ use std::path::{Path, PathBuf};
 /// A target, the longest input that it is given, and seeds that other tests have.
 type Target = (&'static str, fn(&[u8]), usize, Option<&'static str>);
 
-const TARGETS: [Target; 11] = [
+const TARGETS: [Target; 12] = [
     ("safetensors", safetensors::run, 4096, None),
     ("shards", shards::run, 512, None),
     ("config", config::run, 4096, None),
@@ -57,6 +59,7 @@ const TARGETS: [Target; 11] = [
     ("tokenizer", tokenizer::run, 8192, None),
     ("stream", stream::run, 512, None),
     ("fused", fused::run, 128, None),
+    ("frames", frames::run, 16384, None),
 ];
 /// Changed inputs of each target, unless `FVLM_FUZZ_CHANGES` says how many.
 const CHANGES: usize = 400;
@@ -82,6 +85,15 @@ fn targets_hold_on_seeds_and_on_changes_to_them() {
             fs::remove_dir_all(entry.path()).unwrap();
         }
     }
+}
+
+#[test]
+fn no_target_is_left_out() {
+    let modules = include_str!("../fuzz/src/lib.rs").lines();
+    let modules = modules.filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
+    let mut targets = TARGETS.map(|(name, ..)| name);
+    targets.sort_unstable();
+    assert!(modules.eq(targets), "{targets:?}");
 }
 
 /// A panic says which input it was.

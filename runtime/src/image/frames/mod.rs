@@ -182,9 +182,10 @@ impl<R: Read> Frames<R> {
         if first && self.gap == 0 {
             self.check_first()?;
         }
-        // Of no use behind the first frame.
+        // Of no use behind the first frame. The same bytes however many a read gave.
+        let bytes = self.window.bytes();
         let head = match (self.count, self.y4m) {
-            (0, None) => what(self.window.bytes()),
+            (0, None) => what(&bytes[..bytes.len().min(search::FIRST)]),
             _ => "a y4m stream that ends behind its header".to_owned(),
         };
         loop {

@@ -4,7 +4,7 @@ use super::super::detect::{Format, detect, what};
 use super::y4m;
 
 /// Bytes that tell what a stream is, where it is none of frames.
-pub(super) const FIRST: usize = 16;
+pub(super) const FIRST: usize = 24;
 
 /// The signature of a PNG.
 const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
