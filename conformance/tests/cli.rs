@@ -810,14 +810,7 @@ fn ctrl_c_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let begin = |arguments: &[&str]| {
         // With what Ctrl-C does by default, also where these tests were started without.
-        let program = env!("CARGO_BIN_EXE_fvlm-conform");
-        let mut command = if cfg!(target_os = "linux") {
-            let mut command = Command::new("env");
-            command.args(["--default-signal=INT", program]);
-            command
-        } else {
-            Command::new(program)
-        };
+        let mut command = programs::testing::hearing(&Command::new(env!("CARGO_BIN_EXE_fvlm-conform")));
         command
             .current_dir(folder.path())
             .env("TMPDIR", folder.path())

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use exporter::onnx::proto::{GraphProto, ModelProto, NodeProto};
+use programs::testing::hearing;
 use prost::Message as _;
 use serde_json::Value;
 use std::ffi::OsStr;
@@ -119,25 +120,6 @@ fn pipe(path: &Path) {
 fn signal(child: &Child, name: &str) {
     let id = child.id().to_string();
     assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
-}
-
-/// The command with what signals do by default, also where these tests were started without, as by `nohup`.
-fn hearing(command: &Command) -> Command {
-    let mut heard = Command::new("env");
-    if cfg!(target_os = "linux") {
-        heard.arg("--default-signal=HUP,INT,TERM");
-    }
-    heard.arg(command.get_program()).args(command.get_args());
-    if let Some(folder) = command.get_current_dir() {
-        heard.current_dir(folder);
-    }
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => heard.env(name, value),
-            None => heard.env_remove(name),
-        };
-    }
-    heard
 }
 
 #[test]

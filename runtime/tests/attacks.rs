@@ -4,6 +4,7 @@
 #![cfg(all(unix, feature = "tract"))]
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+use programs::testing::hearing;
 use serde_json::Value;
 use sha2::Digest as _;
 use std::ffi::OsStr;
@@ -275,25 +276,6 @@ fn pipes_and_devices_are_not_waited_for() {
         .output()
         .unwrap();
     assert_eq!(stdout(&output), "R.\nR.\n", "{}", said(&output));
-}
-
-/// The command with what signals do by default, also where these tests were started without, as by `nohup`.
-fn hearing(command: &Command) -> Command {
-    let mut heard = Command::new("env");
-    if cfg!(target_os = "linux") {
-        heard.arg("--default-signal=HUP,INT,TERM");
-    }
-    heard.arg(command.get_program()).args(command.get_args());
-    if let Some(folder) = command.get_current_dir() {
-        heard.current_dir(folder);
-    }
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => heard.env(name, value),
-            None => heard.env_remove(name),
-        };
-    }
-    heard
 }
 
 #[test]

@@ -55,14 +55,7 @@ impl World {
     /// A command that knows this hub, this home and no other.
     fn command(&self, arguments: &[&str]) -> Command {
         // With what Ctrl-C does by default, also where these tests were started without.
-        let program = env!("CARGO_BIN_EXE_fvlm-export");
-        let mut command = if cfg!(target_os = "linux") {
-            let mut command = Command::new("env");
-            command.args(["--default-signal=INT", program]);
-            command
-        } else {
-            Command::new(program)
-        };
+        let mut command = programs::testing::hearing(&Command::new(env!("CARGO_BIN_EXE_fvlm-export")));
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy().to_ascii_uppercase();
             if text.starts_with("HF_") || text.starts_with("HUGGING") || text.ends_with("_PROXY") {

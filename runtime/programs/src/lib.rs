@@ -5,6 +5,7 @@ pub mod flags;
 pub mod manual;
 pub mod signals;
 pub mod stdout;
+pub mod testing;
 
 /// What shells expect of a program that Ctrl-C ended: 128 and the number of the signal.
 pub const INTERRUPTED: u8 = 130;
