@@ -228,7 +228,7 @@ impl Reference {
     /// Unreadable files, another schema, names that lead nowhere.
     pub fn open(path: &Path) -> Result<Reference, ReferenceError> {
         let read = |path: &Path| {
-            std::fs::read(path).map_err(|source| ReferenceError::Read {
+            models::regular::bytes(path, u64::MAX).map_err(|source| ReferenceError::Read {
                 path: path.to_owned(),
                 source,
             })

@@ -36,7 +36,7 @@ struct Entry {
 /// # Errors
 /// A file that is missing, cut short, or says something about itself that is not so.
 pub fn read(path: &Path) -> Result<BTreeMap<String, Array>, SafetensorsError> {
-    let bytes = std::fs::read(path).map_err(|error| SafetensorsError {
+    let bytes = models::regular::bytes(path, u64::MAX).map_err(|error| SafetensorsError {
         path: path.to_owned(),
         problem: error.to_string(),
     })?;
@@ -52,7 +52,7 @@ pub fn read_with_metadata(path: &Path) -> Result<(Metadata, BTreeMap<String, Arr
         path: path.to_owned(),
         problem,
     };
-    let bytes = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
+    let bytes = models::regular::bytes(path, u64::MAX).map_err(|error| failed(error.to_string()))?;
     let metadata = metadata_of(&bytes).map_err(failed)?;
     Ok((metadata, tensors_of(&bytes).map_err(failed)?))
 }

@@ -22,20 +22,39 @@ pub fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// The text of a file of at most `most` bytes.
+/// The contents of a file of at most `most` bytes.
 ///
 /// # Errors
-/// As [`open`], and what is longer, cannot be read or is not UTF-8.
-pub fn text(path: &Path, most: u64) -> io::Result<String> {
-    let mut text = String::new();
-    open(path)?
-        .take(most.saturating_add(1))
-        .read_to_string(&mut text)?;
-    if u64::try_from(text.len()).unwrap_or(u64::MAX) > most {
+/// As [`open`], and what is longer or cannot be read.
+pub fn bytes(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let file = open(path)?;
+    // Room for all of it, as far as it says how much that is.
+    let length = file.metadata().map_or(0, |found| found.len()).min(most);
+    let mut bytes = Vec::new();
+    let room = usize::try_from(length).unwrap_or(usize::MAX).saturating_add(1);
+    bytes
+        .try_reserve_exact(room)
+        .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+    file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > most {
         let what = format!("it has more than {most} bytes");
         return Err(io::Error::new(io::ErrorKind::InvalidData, what));
     }
-    Ok(text)
+    Ok(bytes)
+}
+
+/// The text of a file of at most `most` bytes.
+///
+/// # Errors
+/// As [`bytes`], and what is not UTF-8.
+pub fn text(path: &Path, most: u64) -> io::Result<String> {
+    let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+    String::from_utf8(bytes(path, most)?).map_err(invalid)
+}
+
+/// A text without the byte order mark that editors of some systems put before it.
+pub fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
 /// Opens a file to write, and makes it if it is not there. What stands in it stays.
@@ -106,6 +125,11 @@ mod tests {
         let says = |path: &Path| open(path).unwrap_err().to_string();
         assert!(says(folder.path()).contains("a directory"));
         assert_eq!(text(&file, 1).unwrap(), "x");
+        assert_eq!(bytes(&file, u64::MAX).unwrap(), b"x");
+        std::fs::write(folder.path().join("binary"), [0xff]).unwrap();
+        let binary = text(&folder.path().join("binary"), 9).unwrap_err();
+        assert_eq!(binary.kind(), io::ErrorKind::InvalidData);
+        assert_eq!(without_mark("\u{feff}\u{feff}x"), "\u{feff}x");
         assert!(
             text(&file, 0)
                 .unwrap_err()

@@ -116,6 +116,11 @@ impl Places {
 fn resolve(path: &Path, origin: &str) -> Result<Vec<PathBuf>, String> {
     let there = std::fs::metadata(path).map_err(|error| format!("{origin}, {}: {error}", path.display()))?;
     if !there.is_dir() {
+        // The system's loader would wait for whoever writes to a pipe.
+        if !there.is_file() {
+            let what = "is neither a file nor a directory, expected ONNX Runtime's library";
+            return Err(format!("{origin}, {}: {what}", path.display()));
+        }
         return path
             .canonicalize()
             .map(|path| vec![path])

@@ -8,7 +8,8 @@ use crate::features::Features;
 use crate::image::{ImageId, Picture, PixelValues, preprocess};
 use crate::lazy::Lazy;
 use crate::opening::{Opening, Parts, Source};
-use crate::prompt::Prompter;
+use crate::prompt::text::Tokenizer;
+use crate::prompt::{PromptError, Prompter};
 use crate::request::Request;
 use crate::timeline::Timeline;
 use models::bundle::{Bundle, Precision, Target};
@@ -162,10 +163,7 @@ impl Model {
                 timeline,
                 ..
             } = &*words;
-            let prompter = timeline.measure("load tokenizer", || -> Result<Prompter, EngineError> {
-                bundle.verify_files(directory, [bundle.prompt.tokenizer.as_str()])?;
-                Ok(Prompter::open(directory, &bundle.prompt, bundle.image.tokens)?)
-            })?;
+            let prompter = timeline.measure("load tokenizer", || open_prompter(directory, bundle))?;
             Ok(Arc::new(prompter))
         });
         Ok(Model(Arc::new(Inner {
@@ -384,6 +382,22 @@ impl Parts for Model {
     fn features(&self) -> &Features {
         &self.0.features
     }
+}
+
+/// Tokenizer and chat template of the bundle in `directory`, of the very bytes that were hashed.
+fn open_prompter(directory: &Path, bundle: &Bundle) -> Result<Prompter, EngineError> {
+    let spec = &bundle.prompt;
+    let json = bundle.read_file(directory, &spec.tokenizer)?;
+    let tokenizer = Tokenizer::read(&directory.join(&spec.tokenizer), &json)?;
+    drop(json);
+    let path = directory.join(&spec.chat_template);
+    let source = bundle.read_file(directory, &spec.chat_template)?;
+    let source = String::from_utf8(source).map_err(|error| PromptError::Read {
+        path: path.clone(),
+        source: std::io::Error::new(std::io::ErrorKind::InvalidData, error),
+    })?;
+    let source = (&*path.display().to_string(), &*source);
+    Ok(Prompter::new(tokenizer, source, spec, bundle.image.tokens)?)
 }
 
 /// The bundle for square images of `side` pixels: [`Bundle::at_size`].

@@ -99,7 +99,7 @@ impl Plan {
         }
         for path in flags.compare.iter().chain(&flags.reference).chain(&flags.answers) {
             // Read when its turn comes; that it can be is known now.
-            std::fs::File::open(path)
+            models::regular::open(path)
                 .map_err(|error| Complaint::new(format!("cannot read `{}`: {error}", path.display())))?;
         }
         loaded::picture(flags.image.as_deref()).map_err(|error| Complaint::new(error.to_string()))?;

@@ -109,7 +109,7 @@ pub fn agreement(found: &[Answer], reference: &[Answer]) -> ExactMatch {
 /// A file that is no such list.
 pub fn read(path: &Path) -> Result<Vec<Recorded>, CaseError> {
     let reading = || format!("reading `{}`", path.display());
-    let text = std::fs::read(path).during(reading)?;
+    let text = models::regular::bytes(path, u64::MAX).during(reading)?;
     serde_json::from_slice(&text).during(reading)
 }
 

@@ -67,7 +67,7 @@ fn draw(path: &Path) -> Result<ExitCode, Complaint> {
         Complaint::new(format!("{}: {problem}", path.display()))
             .hint("--chart takes a file that scripts/bench_peers --record wrote")
     };
-    let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+    let text = models::regular::text(path, u64::MAX).map_err(|error| failed(error.to_string()))?;
     output::write(&chart::svg(&Record::parse(&text).map_err(failed)?))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -133,7 +133,7 @@ fn images(named: &[PathBuf]) -> Result<Vec<PathBuf>, Complaint> {
         let complaint =
             |error: std::io::Error| Complaint::new(format!("cannot read `{}`: {error}", path.display()));
         if !path.is_dir() {
-            std::fs::File::open(path).map_err(complaint)?;
+            models::regular::open(path).map_err(complaint)?;
             images.push(path.clone());
             continue;
         }

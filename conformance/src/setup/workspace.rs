@@ -131,7 +131,10 @@ impl Workspace {
                 let reading = || format!("reading image `{path}` of the reference");
                 let bytes = match asset(path) {
                     Some(bytes) => bytes.to_vec(),
-                    None => std::fs::read(find(path, &reference.directory)).during(reading)?,
+                    None => {
+                        let path = find(path, &reference.directory);
+                        models::regular::bytes(&path, u64::MAX).during(reading)?
+                    }
                 };
                 same(path, &bytes, sha256)?;
                 runtime::image::decode(&bytes, path, &runtime::image::Limits::default()).during(reading)

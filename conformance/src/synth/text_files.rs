@@ -247,7 +247,7 @@ fn tokenizer(options: &Options, table: &Table, geometry: &Geometry) -> Result<Va
         reason,
     };
     let text = match &options.tokenizer {
-        Some(file) => std::fs::read_to_string(file).map_err(SynthError::io(file))?,
+        Some(file) => models::regular::text(file, u64::MAX).map_err(SynthError::io(file))?,
         None => include_str!("tokenizer.json").to_owned(),
     };
     let mut tokenizer: Value = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;

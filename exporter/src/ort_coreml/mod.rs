@@ -224,7 +224,7 @@ pub fn check_file(path: &Path, fixed: bool) -> Result<Verdict, ExportError> {
             "{found}, expected a file of at most {MOST_BYTES} bytes, as protobuf has"
         )));
     }
-    let bytes = std::fs::read(path).map_err(ExportError::io("read", path))?;
+    let bytes = models::regular::bytes(path, MOST_BYTES).map_err(ExportError::io("read", path))?;
     let model = ModelProto::decode(bytes.as_slice()).map_err(|error| malformed(error.to_string()))?;
     if model.graph.as_ref().is_none_or(|graph| graph.node.is_empty()) {
         return Err(malformed("it has no nodes".to_owned()));

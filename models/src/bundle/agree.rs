@@ -8,7 +8,16 @@
 
 use super::{Aspect, Bundle, Content, ImageSpec, Resample, SizedEncoder};
 use serde_json::{Value, json};
-use std::path::Path;
+use std::collections::BTreeMap;
+
+/// The files that the contract is compared with.
+pub(super) const FILES: [&str; 5] = [
+    "preprocessor_config.json",
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    TOKENIZER,
+];
 
 /// Where special tokens are either texts or objects with one.
 const TOKENIZER: &str = "tokenizer_config.json";
@@ -26,8 +35,8 @@ struct Shared {
 }
 
 impl Bundle {
-    /// Compares the contract with the small files of the bundle in `directory`; all disagreements.
-    pub(super) fn check_agreement(&self, directory: &Path, problems: &mut Vec<String>) {
+    /// Compares the contract with the contents of [`FILES`], as far as the bundle has them; all disagreements.
+    pub(super) fn check_agreement(&self, contents: &BTreeMap<&str, Vec<u8>>, problems: &mut Vec<String>) {
         let mut read: Vec<(&str, Option<Value>)> = Vec::new();
         for shared in self.shared() {
             let Shared {
@@ -37,7 +46,7 @@ impl Bundle {
                 pointer,
             } = shared;
             if !read.iter().any(|(name, _)| *name == file) {
-                read.push((file, self.object(directory, file)));
+                read.push((file, contents.get(file).and_then(|bytes| object(bytes))));
             }
             let found = read.iter().find(|(name, _)| *name == file);
             let Some(object) = found.and_then(|(_, object)| object.as_ref()) else {
@@ -125,14 +134,8 @@ impl Bundle {
                 "/unk_token",
             ),
         ];
-        let lists: [(&'static str, &[_]); 5] = [
-            ("preprocessor_config.json", &preprocessor),
-            ("config.json", &config),
-            ("generation_config.json", &generation),
-            ("processor_config.json", &processor),
-            (TOKENIZER, &tokenizer),
-        ];
-        let shared = lists.into_iter().flat_map(|(file, fields)| {
+        let lists: [&[_]; 5] = [&preprocessor, &config, &generation, &processor, &tokenizer];
+        let shared = FILES.into_iter().zip(lists).flat_map(|(file, fields)| {
             fields.iter().map(move |(field, stated, pointer)| Shared {
                 field,
                 stated: stated.clone(),
@@ -194,14 +197,13 @@ impl Bundle {
     fn lists(&self, name: &str) -> bool {
         self.files.iter().any(|file| file.path == name)
     }
+}
 
-    /// The object in a small file, which was hashed before; none where the bundle has no such file.
-    fn object(&self, directory: &Path, name: &str) -> Option<Value> {
-        let listed = self.lists(name);
-        let text = listed.then(|| std::fs::read(directory.join(name)).ok())??;
-        let value: Value = serde_json::from_slice(&text).ok()?;
-        value.is_object().then_some(value)
-    }
+/// The object in a file; none where it is something else.
+fn object(bytes: &[u8]) -> Option<Value> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let value: Value = serde_json::from_str(crate::regular::without_mark(text)).ok()?;
+    value.is_object().then_some(value)
 }
 
 /// A special token as the contract writes it: its text, or nothing.

@@ -428,8 +428,10 @@ impl Bundle {
         if u64::try_from(read).unwrap_or(u64::MAX) > MAX_BYTES {
             return Err(malformed(format!("is longer than {MAX_BYTES} bytes")));
         }
+        // Nobody hashes this file: an editor's mark before it changes nothing.
+        let text = crate::regular::without_mark(&text);
         let mut value: serde_json::Value =
-            serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
+            serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
         // The schema first: the fields of another one mean nothing here.
         match value.get("schema").and_then(serde_json::Value::as_u64) {
             None => return Err(malformed("has no number `schema`".to_owned())),
@@ -445,7 +447,7 @@ impl Bundle {
         let unknown = form::set_aside(&mut value);
         let bundle = if unknown.is_empty() {
             // From the text, so that an error has its line.
-            serde_json::from_str(&text)
+            serde_json::from_str(text)
         } else {
             serde_json::from_value(value)
         };

@@ -622,6 +622,52 @@ fn a_contract_that_contradicts_the_small_files_is_refused() {
 }
 
 #[test]
+fn a_byte_order_mark_changes_nothing() {
+    let (mut bundle, directory) = with_clients();
+    let marked = |path: &str| {
+        let text = std::fs::read_to_string(directory.path().join(path)).unwrap();
+        std::fs::write(directory.path().join(path), format!("\u{feff}{text}")).unwrap();
+    };
+    marked(FILE_NAME);
+    assert_eq!(Bundle::open(directory.path()).unwrap(), bundle);
+    // Before a file that is hashed it is another byte.
+    marked("config.json");
+    let error = Bundle::open(directory.path()).unwrap_err().to_string();
+    assert!(error.contains("`config.json` has "), "{error}");
+    // Where the contract knows it, what the file says is still compared.
+    for file in &mut bundle.files {
+        *file = FileEntry::of(directory.path(), &file.path).unwrap();
+    }
+    std::fs::write(directory.path().join(FILE_NAME), bundle.to_json()).unwrap();
+    Bundle::open(directory.path()).unwrap();
+    bundle.kv.max_context = 99;
+    std::fs::write(directory.path().join(FILE_NAME), bundle.to_json()).unwrap();
+    let error = Bundle::open(directory.path()).unwrap_err().to_string();
+    assert!(error.contains("`kv.max_context` is 99"), "{error}");
+}
+
+#[test]
+fn what_is_read_was_hashed() {
+    let directory = on_disk(&bundle());
+    let read = |path: &str| bundle().read_file(directory.path(), path);
+    assert_eq!(read("tokenizer.json").unwrap(), b"tokenizer.json");
+    for (contents, expected) in [
+        ("TOKENIZER.JSON", "`tokenizer.json` has SHA-256 "),
+        ("tokenizer.jso", "`tokenizer.json` has 13 bytes, expected 14"),
+        (
+            "tokenizer.json and more",
+            "`tokenizer.json`: it has more than 14 bytes",
+        ),
+    ] {
+        std::fs::write(directory.path().join("tokenizer.json"), contents).unwrap();
+        let error = read("tokenizer.json").unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let error = read("absent").unwrap_err().to_string();
+    assert!(error.contains("`absent` is not listed"), "{error}");
+}
+
+#[test]
 fn small_files_are_hashed_when_a_bundle_is_opened_and_weights_when_asked() {
     let mut bundle = bundle();
     bundle.variants[0].decoder.data = vec!["onnx/e.onnx".to_owned()];

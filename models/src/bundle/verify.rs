@@ -9,7 +9,7 @@
 
 use super::{Bundle, BundleError, CoreMlPackages, FileEntry, GraphEntry, Variant};
 use sha2::{Digest as _, Sha256};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read as _};
 use std::num::NonZero;
 use std::path::Path;
@@ -81,6 +81,23 @@ impl Bundle {
         all_well(directory, problems)
     }
 
+    /// The contents of a file of the bundle in `directory`, compared with the contract as
+    /// [`Bundle::verify_files`] does: what was hashed is what is returned, and nothing is read twice.
+    ///
+    /// # Errors
+    /// A file whose contents are not those of the contract, that cannot be read, or that it does not list.
+    pub fn read_file(&self, directory: &Path, path: &str) -> Result<Vec<u8>, BundleError> {
+        let entry = self.files.iter().find(|file| file.path == path);
+        let read = match entry {
+            Some(entry) => entry.contents(directory),
+            None => Err(format!("`{path}` is not listed in `files`")),
+        };
+        read.map_err(|problem| BundleError::Broken {
+            path: directory.to_owned(),
+            problems: vec![problem],
+        })
+    }
+
     /// Reads the package at `path` but its weights, and compares as [`Bundle::verify_files`] does.
     ///
     /// # Errors
@@ -130,18 +147,26 @@ impl Bundle {
     /// Hashes the small files, and compares what they say with the contract.
     pub(super) fn verify_small(&self, directory: &Path) -> Result<(), BundleError> {
         let mut problems = Vec::new();
+        // What is compared is what was hashed.
+        let mut compared = BTreeMap::new();
         for file in self.small_files() {
+            let path = file.path.as_str();
             if file.bytes > MAX_SMALL {
-                let (path, bytes) = (&file.path, file.bytes);
+                let bytes = file.bytes;
                 problems.push(format!(
                     "`{path}` has {bytes} bytes and no weights, expected at most {MAX_SMALL}"
                 ));
+            } else if super::agree::FILES.contains(&path) {
+                match file.contents(directory) {
+                    Ok(bytes) => drop(compared.insert(path, bytes)),
+                    Err(problem) => problems.push(problem),
+                }
             } else {
                 problems.extend(problem(file, directory, &|_| ()));
             }
         }
         if problems.is_empty() {
-            self.check_agreement(directory, &mut problems);
+            self.check_agreement(&compared, &mut problems);
         }
         all_well(directory, problems)
     }
@@ -180,6 +205,22 @@ impl FileEntry {
             sha256,
         })
     }
+
+    /// The contents of the file, if they are those of the entry; otherwise what is wrong with them.
+    fn contents(&self, directory: &Path) -> Result<Vec<u8>, String> {
+        let FileEntry { path, bytes, sha256 } = self;
+        let contents = crate::regular::bytes(&directory.join(path), *bytes);
+        let contents = contents.map_err(|error| format!("`{path}`: {error}"))?;
+        let length = u64::try_from(contents.len()).unwrap_or(u64::MAX);
+        if length != *bytes {
+            return Err(format!("`{path}` has {length} bytes, expected {bytes}"));
+        }
+        let found = hex(&Sha256::digest(&contents));
+        if found != *sha256 {
+            return Err(format!("`{path}` has SHA-256 {found}, expected {sha256}"));
+        }
+        Ok(contents)
+    }
 }
 
 /// What is wrong with a file, if anything is.
@@ -216,7 +257,9 @@ fn hash(path: &Path, progress: &dyn Fn(u64)) -> io::Result<(u64, String)> {
         bytes = bytes.saturating_add(count);
         progress(count);
     }
-    let digest = hash.finalize();
-    let text = digest.iter().map(|byte| format!("{byte:02x}"));
-    Ok((bytes, text.collect()))
+    Ok((bytes, hex(&hash.finalize())))
+}
+
+fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }

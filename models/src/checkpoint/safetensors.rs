@@ -11,7 +11,6 @@ use crate::dtype::DType;
 use memmap2::Mmap;
 use serde::Deserialize;
 use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// Longest header that is read; the safetensors library's own limit.
@@ -112,7 +111,7 @@ impl SafetensorsFile {
         if !std::fs::metadata(path).map_err(io)?.is_file() {
             return Err(CheckpointError::malformed(path, "is not a regular file"));
         }
-        let file = File::open(path).map_err(io)?;
+        let file = crate::regular::open(path).map_err(io)?;
         #[expect(
             unsafe_code,
             reason = "a checkpoint is far larger than memory; it must be mapped"

@@ -27,7 +27,7 @@ pub(crate) fn bytes(path: &Path, most: u64) -> Result<Vec<u8>, CheckpointError> 
         let problem = format!("is {length} bytes long, at most {most} are read");
         return Err(CheckpointError::malformed(path, problem));
     }
-    std::fs::read(path).map_err(io)
+    crate::regular::bytes(path, most).map_err(io)
 }
 
 /// All of a file of text, without a byte order mark: editors of some systems write one.
@@ -39,9 +39,9 @@ pub(crate) fn text(path: &Path, most: u64) -> Result<String, CheckpointError> {
         path: path.to_owned(),
         source: io::Error::new(io::ErrorKind::InvalidData, error),
     })?;
-    Ok(match text.strip_prefix('\u{feff}') {
-        Some(rest) => rest.to_owned(),
-        None => text,
+    Ok(match crate::regular::without_mark(&text) {
+        rest if rest.len() < text.len() => rest.to_owned(),
+        _ => text,
     })
 }
 

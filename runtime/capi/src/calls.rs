@@ -116,9 +116,9 @@ pub unsafe extern "C" fn fvlm_close(engine: *mut Engine) {
     }
 }
 
-/// Adds an image file (PNG, JPEG, WebP, GIF, BMP, TIFF), so that messages can show it. The same image is the same `image`. What was made
-/// of it for the model stays in memory until `fvlm_forget_images` or `fvlm_reset`, here and in the next two functions; the model
-/// keeps the features of the latest images, up to 32 MiB.
+/// Adds an image file (PNG, JPEG, WebP, GIF, BMP, TIFF), so that messages can show it. It is a regular file: nobody waits for a pipe. The
+/// same image is the same `image`. What was made of it for the model stays in memory until `fvlm_forget_images` or `fvlm_reset`,
+/// here and in the next two functions; the model keeps the features of the latest images, up to 32 MiB.
 ///
 /// # Safety
 /// `path` is a text, `image` a place to write to.

@@ -319,7 +319,7 @@ impl Prompter {
     pub fn open(bundle: &Path, spec: &PromptSpec, image_tokens: usize) -> Result<Prompter, PromptError> {
         let tokenizer = Tokenizer::open(&bundle.join(&spec.tokenizer))?;
         let path = bundle.join(&spec.chat_template);
-        let source = std::fs::read_to_string(&path).map_err(|source| PromptError::Read {
+        let source = models::regular::text(&path, u64::MAX).map_err(|source| PromptError::Read {
             path: path.clone(),
             source,
         })?;

@@ -95,10 +95,11 @@ impl Limits {
     }
 }
 
-/// Decodes the file at `path`.
+/// Decodes the file at `path`: a regular one. A pipe would wait for whoever writes it; who wants to wait opens it, and
+/// calls [`read()`].
 pub fn open(path: &Path, limits: &Limits) -> Result<Picture, ImageError> {
     let name = path.display().to_string();
-    let file = std::fs::File::open(path).map_err(|source| {
+    let file = models::regular::open(path).map_err(|source| {
         let name = name.clone();
         if is_address(&name) {
             ImageError::Address { name }

@@ -31,7 +31,7 @@ impl Tokenizer {
     /// # Errors
     /// A file that cannot be read, or that the tokenizers library does not take.
     pub fn open(path: &Path) -> Result<Tokenizer, PromptError> {
-        let bytes = std::fs::read(path).map_err(|source| PromptError::Read {
+        let bytes = models::regular::bytes(path, u64::MAX).map_err(|source| PromptError::Read {
             path: path.to_owned(),
             source,
         })?;

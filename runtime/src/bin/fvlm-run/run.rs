@@ -15,6 +15,7 @@ use runtime::{
 };
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -197,6 +198,12 @@ pub(crate) fn run(plan: Plan, timeline: &Timeline) -> u8 {
     // The process ends: the system takes the model's memory back faster than its destructors.
     std::mem::forget(run);
     code
+}
+
+/// Whether a path leads to something that is read and is no file: a pipe, a device, a terminal.
+fn is_stream(path: &Path) -> bool {
+    path.metadata()
+        .is_ok_and(|found| !found.is_file() && !found.is_dir())
 }
 
 impl Run<'_> {
@@ -545,6 +552,14 @@ impl Run<'_> {
     fn open(&self, source: &Source) -> Result<Picture, Failure> {
         let limits = &self.plan.limits;
         let picture = self.timeline.measure("decode image", || match source {
+            // What a shell gives in the place of a file, `<(command)`, is waited for: Ctrl-C ends that.
+            Source::File(path) if is_stream(path) => {
+                let name = path.display().to_string();
+                match std::fs::File::open(path) {
+                    Ok(stream) => image::read(stream, &name, limits),
+                    Err(source) => Err(image::ImageError::Read { name, source }),
+                }
+            }
             Source::File(path) => image::open(path, limits),
             Source::Stdin => image::read(io::stdin().lock(), "stdin", limits),
         });
