@@ -124,7 +124,10 @@ pub fn providers(asked: &[Provider], options: &Options) -> Result<(Vec<Provider>
         if provider == Provider::OrtCoreMl && !cfg!(target_os = "macos") {
             continue;
         }
-        match backend.check(options) {
+        match backend
+            .check(options)
+            .and_then(|()| backend.check_form(None, options))
+        {
             Ok(()) => found.push(provider),
             Err(error) => missing.push((provider, error.to_string())),
         }

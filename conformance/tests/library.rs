@@ -233,6 +233,49 @@ fn a_bundle_in_the_hub_cache_answers_on_every_engine() {
 }
 
 #[test]
+fn weights_inside_graphs_answer_as_weights_beside_them() {
+    use exporter::{Precision, Target, Variant};
+    let folder = tempfile::tempdir().unwrap();
+    let forms = [
+        (Target::Portable, Precision::Fp32),
+        (Target::Portable, Precision::Fp16),
+        (Target::Cpu, Precision::Q4),
+        (Target::OrtCoreMl, Precision::Fp32),
+    ];
+    let export = |name: &str, inside: bool| {
+        let mut plan = ExportPlan::new(Source::Demo, folder.path().join(name));
+        plan.variants = forms
+            .map(|(target, precision)| Variant::new(target, precision).unwrap())
+            .to_vec();
+        (plan.weights_inside, plan.max_context, plan.prefill) = (inside, 96, vec![32]);
+        exporter::export(&plan, &mut Silent).unwrap();
+        plan.output
+    };
+    let (beside, inside) = (export("beside", false), export("inside", true));
+    for provider in [Provider::Cpu, Provider::Tract] {
+        for (target, precision) in forms {
+            let options = Options::default()
+                .with_provider(provider)
+                .with_fallback(false)
+                .with_target(Some(target))
+                .with_precision(precision);
+            if provider.usable(&options).is_err() {
+                continue;
+            }
+            let answer = |bundle: &Path| {
+                let mut engine = Engine::open(bundle, &options).unwrap();
+                let request = Request::default().with_max_tokens(8);
+                let mut answer = engine.describe(&scene(1), QUESTION, &request).unwrap();
+                answer.text().unwrap()
+            };
+            let (found, expected) = (answer(&inside), answer(&beside));
+            assert!(!found.is_empty());
+            assert_eq!(found, expected, "{provider} {target} {precision}");
+        }
+    }
+}
+
+#[test]
 fn weights_are_verified_when_asked() {
     let folder = bundle();
     let path = folder.path().join("bundle/onnx/decoder_model_merged.onnx_data");

@@ -205,6 +205,18 @@ pub enum ExportError {
         /// What it would do with each.
         verdicts: Vec<String>,
     },
+    /// A graph whose weights are to stand inside it, and do not fit.
+    #[error(
+        "`{graph}` would hold {bytes} bytes of weights, expected at most {most}, as a file of protobuf can"
+    )]
+    TooLargeInside {
+        /// Its file name.
+        graph: String,
+        /// Bytes of its weights.
+        bytes: u64,
+        /// Most bytes of weights.
+        most: u64,
+    },
     /// A literal of a network that float16 cannot hold.
     #[error("constant `{value}` is {found}, float16 holds values up to 65504")]
     ConstantRange {

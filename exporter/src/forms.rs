@@ -187,10 +187,10 @@ impl Lowered {
 
     pub(crate) fn prepare(opened: &Opened<'_>, variant: Variant) -> Result<Self, ExportError> {
         let [vision_encoder, embed_tokens, decoder] = opened.graphs(variant)?;
-        let mut pool = if opened.plan.self_contained {
-            Pool::self_contained()
-        } else {
-            Pool::default()
+        let mut pool = match (opened.plan.weights_inside, opened.plan.self_contained) {
+            (true, _) => Pool::inside(),
+            (false, true) => Pool::self_contained(),
+            (false, false) => Pool::default(),
         };
         let mut prepare = |graph: Graph| onnx::prepare(graph, variant, &mut pool);
         // The order decides which data file holds a weight that two graphs read: a tied table lies with the embedding.

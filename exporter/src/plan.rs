@@ -24,6 +24,8 @@ pub struct ExportPlan {
     /// Whether every graph has all its weights in a data file of its own, as browsers need, and not once for all graphs
     /// that read them.
     pub self_contained: bool,
+    /// Whether every graph has all its weights inside its `.onnx` file, and no data file.
+    pub weights_inside: bool,
     /// Slots of the cache of target `coreml`, as far as the model's context goes.
     pub max_context: u64,
     /// New positions of the prefill graphs of target `coreml`, any order. What is longer than the cache is cut to it.
@@ -112,6 +114,7 @@ impl ExportPlan {
             variants: vec![Variant::PORTABLE],
             image_sizes: Vec::new(),
             self_contained: false,
+            weights_inside: false,
             max_context: ExportPlan::MAX_CONTEXT,
             prefill: ExportPlan::PREFILL.to_vec(),
             packages: Vec::new(),

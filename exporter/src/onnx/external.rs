@@ -17,7 +17,7 @@ use models::dtype::DType;
 use models::graph::{Graph, Source, WeightForm, WeightRef};
 use models::weights::{WeightSpec, Weights};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write as _;
+use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::mpsc;
@@ -83,6 +83,7 @@ pub struct Tensor {
 pub struct Pool {
     places: BTreeMap<Key, Place>,
     self_contained: bool,
+    inside: bool,
 }
 
 /// A weight in a form, and the graph that it is for where graphs share nothing.
@@ -95,6 +96,21 @@ impl Pool {
             self_contained: true,
             ..Pool::default()
         }
+    }
+
+    /// A pool of graphs that share nothing and have their weights inside: what would be a graph's data file stands in its
+    /// `.onnx` file.
+    pub fn inside() -> Pool {
+        Pool {
+            self_contained: true,
+            inside: true,
+            ..Pool::default()
+        }
+    }
+
+    /// Whether weights stand inside the graphs.
+    pub fn is_inside(&self) -> bool {
+        self.inside
     }
 
     fn key(&self, graph: &Graph, weight: &WeightRef, dtype: DType) -> Key {
@@ -142,8 +158,11 @@ impl Pool {
         Ok(file)
     }
 
-    /// Names of the data files that a graph reads, sorted.
+    /// Names of the data files that a graph reads, sorted; none where its weights stand inside.
     pub fn files(&self, graph: &Graph) -> Vec<String> {
+        if self.inside {
+            return Vec::new();
+        }
         let names: BTreeSet<&String> = graph
             .values
             .iter()
@@ -190,23 +209,68 @@ pub fn write(
 ) -> Result<FileEntry, ExportError> {
     let path = directory.join(&file.name);
     report.file(&file.name);
-    let mut output = files::HashedFile::create(&path)?;
+    let output = files::HashedFile::create(&path)?;
+    let (bytes, sha256) = stream(file, weights, &path, output, report)?.finish()?;
+    check_length(file, bytes)?;
+    Ok(FileEntry {
+        path: file.name.clone(),
+        bytes,
+        sha256,
+    })
+}
+
+/// The contents of a data file, in memory: for weights that stand inside a graph.
+///
+/// # Errors
+/// Weights that cannot be read, do not fit float16 or do not fit memory, an interruption.
+pub fn gather(
+    file: &DataFile,
+    weights: &dyn Weights,
+    report: &mut dyn Report,
+) -> Result<Vec<u8>, ExportError> {
+    let name = Path::new(&file.name);
+    let mut bytes = Vec::new();
+    let room = usize::try_from(file.length).unwrap_or(usize::MAX);
+    if bytes.try_reserve_exact(room).is_err() {
+        let full = std::io::ErrorKind::OutOfMemory;
+        return Err(ExportError::io("hold the weights of", name)(full.into()));
+    }
+    let bytes = stream(file, weights, name, bytes, report)?;
+    check_length(file, u64::try_from(bytes.len()).unwrap_or(u64::MAX))?;
+    Ok(bytes)
+}
+
+fn check_length(file: &DataFile, bytes: u64) -> Result<(), ExportError> {
+    if bytes == file.length {
+        return Ok(());
+    }
+    let what = format!("`{}` has {bytes} bytes instead of {}", file.name, file.length);
+    Err(ExportError::Internal { what })
+}
+
+/// Sends the contents of a data file to `output`, which a thread of its own writes; `path` is for errors.
+fn stream<W: Write + Send>(
+    file: &DataFile,
+    weights: &dyn Weights,
+    path: &Path,
+    mut output: W,
+    report: &mut dyn Report,
+) -> Result<W, ExportError> {
     std::thread::scope(|scope| {
         let (full_sender, full_receiver) = mpsc::sync_channel::<Block>(2);
         let (free_sender, free_receiver) = mpsc::channel::<Block>();
         let thread = std::thread::Builder::new().name("writing".to_owned());
-        let failed = path.clone();
-        let writer = thread.spawn_scoped(scope, move || -> Result<(u64, String), ExportError> {
+        let writer = thread.spawn_scoped(scope, move || -> Result<W, ExportError> {
             for block in full_receiver {
                 output
                     .write_all(block.bytes())
-                    .map_err(ExportError::io("write", &path))?;
+                    .map_err(ExportError::io("write", path))?;
                 // The reader may be done and gone; then nobody wants the block back.
                 drop(free_sender.send(block));
             }
-            output.finish()
+            Ok(output)
         });
-        let writer = writer.map_err(ExportError::io("start a thread to write", &failed))?;
+        let writer = writer.map_err(ExportError::io("start a thread to write", path))?;
         let mut reader = Reader {
             weights,
             sender: full_sender,
@@ -222,22 +286,10 @@ pub fn write(
             })
         });
         // A failed write makes the reader stop too; the writer knows why.
-        let stopped = matches!(read, Err(Stop::Writer));
-        let (bytes, sha256) = if stopped {
-            written?
-        } else {
+        if !matches!(read, Err(Stop::Writer)) {
             read.map_err(Stop::error)?;
-            written?
-        };
-        if bytes != file.length {
-            let what = format!("`{}` has {bytes} bytes instead of {}", file.name, file.length);
-            return Err(ExportError::Internal { what });
         }
-        Ok(FileEntry {
-            path: file.name.clone(),
-            bytes,
-            sha256,
-        })
+        written
     })
 }
 

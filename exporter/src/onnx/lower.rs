@@ -22,19 +22,20 @@ use models::graph::{Constant, Dim, Graph, Node, OPSET, Op, Source, Value};
 ///
 /// # Errors
 /// A literal that its element type cannot hold, or a graph that is not consistent.
-pub fn lower(graph: &Graph, stored: &[Option<Stored>], described: bool) -> Result<ModelProto, ExportError> {
+pub fn lower(
+    graph: &Graph,
+    mut stored: Vec<Option<Stored>>,
+    described: bool,
+) -> Result<ModelProto, ExportError> {
     let mut initializers = Vec::new();
     for (index, value) in graph.values.iter().enumerate() {
         match &value.source {
             Source::Input | Source::Node => {}
             Source::Weight(weight) => {
-                let place =
-                    stored
-                        .get(index)
-                        .and_then(Option::as_ref)
-                        .ok_or_else(|| ExportError::Internal {
-                            what: format!("weight `{}` was not placed", weight.name),
-                        })?;
+                let place = stored.get_mut(index).and_then(Option::take);
+                let place = place.ok_or_else(|| ExportError::Internal {
+                    what: format!("weight `{}` was not placed", weight.name),
+                })?;
                 initializers.push(weight_tensor(value, place)?);
             }
             Source::Constant(constant) => initializers.push(constant_tensor(value, constant)?),
@@ -385,7 +386,7 @@ fn constant_tensor(value: &Value, constant: &Constant) -> Result<TensorProto, Ex
     })
 }
 
-fn weight_tensor(value: &Value, stored: &Stored) -> Result<TensorProto, ExportError> {
+fn weight_tensor(value: &Value, stored: Stored) -> Result<TensorProto, ExportError> {
     let mut tensor = TensorProto {
         dims: fixed_dims(value)?,
         data_type: Some(i32::from(data_type(value.dtype))),
@@ -393,14 +394,14 @@ fn weight_tensor(value: &Value, stored: &Stored) -> Result<TensorProto, ExportEr
         ..TensorProto::default()
     };
     match stored {
-        Stored::Inline(bytes) => tensor.raw_data = Some(bytes.clone()),
+        Stored::Inline(bytes) => tensor.raw_data = Some(bytes),
         Stored::External(place) => {
             let entry = |key: &str, value: String| StringStringEntryProto {
                 key: Some(key.to_owned()),
                 value: Some(value),
             };
             tensor.external_data = vec![
-                entry("location", place.file.clone()),
+                entry("location", place.file),
                 entry("offset", place.offset.to_string()),
                 entry("length", place.bytes.to_string()),
             ];

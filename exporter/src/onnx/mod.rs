@@ -11,12 +11,15 @@ use crate::files;
 use crate::passes;
 use crate::plan::{Target, Variant};
 use crate::report::{Report, Silent};
-use external::{DataFile, Pool};
+use external::{DataFile, Pool, Stored};
 use models::bundle::{FileEntry, GraphEntry, Io, IoDim};
 use models::graph::{Graph, ValueId};
 use models::weights::Weights;
 use prost::Message;
 use std::path::{Path, PathBuf};
+
+/// Most bytes of weights inside a graph: protobuf's 2 GiB, less 16 MiB for the graph itself.
+const MOST_INSIDE: u64 = (1 << 31) - (1 << 24);
 
 /// The directory of the graphs inside a bundle.
 pub(crate) const DIRECTORY: &str = "onnx";
@@ -42,12 +45,19 @@ pub struct Prepared {
 /// self-contained graphs.
 ///
 /// # Errors
-/// A graph that a pass cannot rewrite.
+/// A graph that a pass cannot rewrite, or whose weights are to stand inside it and do not fit.
 pub fn prepare(graph: Graph, variant: Variant, pool: &mut Pool) -> Result<Prepared, ExportError> {
     let stem = format!("{}{}", graph.name, variant.suffix());
     let graph = passes::run(graph, variant)?;
     let data = pool.place(&graph, &format!("{stem}.onnx_data"))?;
     let reads = pool.files(&graph);
+    if pool.is_inside() && data.length > MOST_INSIDE {
+        return Err(ExportError::TooLargeInside {
+            graph: format!("{stem}.onnx"),
+            bytes: data.length,
+            most: MOST_INSIDE,
+        });
+    }
     Ok(Prepared {
         graph,
         file_name: format!("{stem}.onnx"),
@@ -66,10 +76,11 @@ pub fn described(
     weights: &dyn Weights,
     pool: &Pool,
 ) -> Result<proto::ModelProto, ExportError> {
-    lower::lower(&prepared.graph, &pool.stored(&prepared.graph, weights)?, true)
+    lower::lower(&prepared.graph, pool.stored(&prepared.graph, weights)?, true)
 }
 
-/// Writes a prepared graph and the data file that it adds (none if that would be empty) into a directory.
+/// Writes a prepared graph and the data file that it adds (none if that would be empty, or if weights stand inside) into a
+/// directory.
 ///
 /// # Errors
 /// Weights that cannot be read, files that cannot be written, or an interruption. Partial files stay: the directory
@@ -82,14 +93,33 @@ pub fn write(
     report: &mut dyn Report,
 ) -> Result<Vec<FileEntry>, ExportError> {
     let mut written = Vec::new();
-    if prepared.data.length > 0 {
+    let mut stored = pool.stored(&prepared.graph, weights)?;
+    if pool.is_inside() {
+        report.file(&prepared.file_name);
+        bring_inside(&mut stored, &external::gather(&prepared.data, weights, report)?);
+    } else if prepared.data.length > 0 {
         written.push(external::write(&prepared.data, weights, directory, report)?);
     }
-    let stored = pool.stored(&prepared.graph, weights)?;
-    let model = lower::lower(&prepared.graph, &stored, prepared.described)?;
+    let model = lower::lower(&prepared.graph, stored, prepared.described)?;
     let bytes = model.encode_to_vec();
+    drop(model);
     written.push(files::write(directory, &prepared.file_name, &bytes)?);
     Ok(written)
+}
+
+/// Takes what has a place in a data file out of its contents.
+fn bring_inside(stored: &mut [Option<Stored>], data: &[u8]) {
+    for stored in stored.iter_mut().flatten() {
+        let range = match stored {
+            Stored::Inline(_) => continue,
+            Stored::External(place) => {
+                let offset = usize::try_from(place.offset).unwrap_or(usize::MAX);
+                offset..offset.saturating_add(usize::try_from(place.bytes).unwrap_or(usize::MAX))
+            }
+        };
+        // The places are those of the file whose contents these are: it is as long as the last of them.
+        *stored = Stored::Inline(data.get(range).unwrap_or_default().to_vec());
+    }
 }
 
 /// A graph's entry in the contract, from the graph that is written.
@@ -146,6 +176,27 @@ mod tests {
     use crate::onnx::external::tests::Memory;
     use models::dtype::DType;
     use models::graph::{Builder, Dim};
+
+    #[test]
+    fn what_no_file_can_hold_does_not_go_inside() {
+        let graph = |width: u64| {
+            let mut b = Builder::new("wide");
+            let x = b.input("x", DType::Float32, &[Dim::Batch, Dim::New, Dim::Fixed(width)]);
+            let y = b.scope("model").linear("up", x, width, width, false);
+            b.output("y", y);
+            b.finish().unwrap()
+        };
+        let (small, large) = (graph(1000), graph(1 << 15));
+        let inside = |graph: Graph| prepare(graph, Variant::PORTABLE, &mut Pool::inside());
+        assert_eq!(inside(small).unwrap().reads, [""; 0]);
+        let words = inside(large.clone()).unwrap_err().to_string();
+        assert!(
+            words.contains("`wide.onnx` would hold 4294967296 bytes of weights, expected at most 2130706432"),
+            "{words}"
+        );
+        let beside = prepare(large, Variant::PORTABLE, &mut Pool::default()).unwrap();
+        assert_eq!(beside.reads, ["wide.onnx_data"]);
+    }
 
     /// A linear layer, a norm and an inline vector, as bytes: whoever changes the writer sees it here.
     #[test]

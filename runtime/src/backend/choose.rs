@@ -28,7 +28,11 @@ impl Provider {
     pub fn usable(self, options: &Options) -> Result<(), BackendError> {
         match self {
             Provider::Auto => choose(self, true, options).map(|_| ()),
-            named => backend(named)?.check(options),
+            named => {
+                let backend = backend(named)?;
+                backend.check(options)?;
+                backend.check_form(None, options)
+            }
         }
     }
 
@@ -117,7 +121,7 @@ impl fmt::Debug for Choice {
 /// None works; or, without `fallback`, the one that is asked for does not (for `auto`: neither coreml nor
 /// cpu).
 pub fn choose(asked: Provider, fallback: bool, options: &Options) -> Result<Choice, BackendError> {
-    choose_among(asked, fallback, options, &|_| Ok(()), None)
+    choose_among(asked, fallback, options, &|_| Ok(None), None)
 }
 
 /// As [`choose`], among those that can run a form of `bundle` and come after `failed`, which turned out
@@ -127,7 +131,7 @@ pub(crate) fn choose_for(
     options: &Options,
     failed: Option<(Provider, BackendError)>,
 ) -> Result<Choice, EngineError> {
-    let takes = |backend: &dyn Backend| form(backend, bundle, options).map(|_| ());
+    let takes = |backend: &dyn Backend| form(backend, bundle, options).map(Some);
     Ok(choose_among(
         options.provider,
         options.fallback,
@@ -137,12 +141,16 @@ pub(crate) fn choose_for(
     )?)
 }
 
-/// The first that `suits` and that works, among those that come after `failed`.
+/// What an engine is to run, if that is known; or why it cannot.
+type Suits<'s> = &'s dyn Fn(&dyn Backend) -> Result<Option<Form>, BackendError>;
+
+/// The first that works, with the form that `suits` says it is to run if it says one, among those that come after
+/// `failed`.
 fn choose_among(
     asked: Provider,
     fallback: bool,
     options: &Options,
-    suits: &dyn Fn(&dyn Backend) -> Result<(), BackendError>,
+    suits: Suits<'_>,
     failed: Option<(Provider, BackendError)>,
 ) -> Result<Choice, BackendError> {
     let mut order = asked.order().iter().copied();
@@ -155,8 +163,9 @@ fn choose_among(
         // Nobody misses CoreML where `auto` was asked for and CoreML cannot be.
         let silent = asked == Provider::Auto && candidate == Provider::OrtCoreMl;
         let usable = |backend: &'static dyn Backend| {
-            suits(backend)?;
+            let form = suits(backend)?;
             backend.check(options)?;
+            backend.check_form(form.as_ref(), options)?;
             Ok(backend)
         };
         let error = match backend(candidate).and_then(usable) {
@@ -263,6 +272,7 @@ pub fn open_session(
     };
     isa::check()?;
     backend.check(options)?;
+    backend.check_form(None, options)?;
     backend.open_session(path, options)
 }
 

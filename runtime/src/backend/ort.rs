@@ -15,8 +15,8 @@ use super::session::{
     store_positions,
 };
 use super::{
-    Backend, CoreMlFormat, CoreMlOptions, CoreMlUnits, Decoder, Model, Options, Provider, TokenEmbedder,
-    VisionEncoder, parts,
+    Backend, CoreMlFormat, CoreMlOptions, CoreMlUnits, Decoder, Form, Model, Options, Provider,
+    TokenEmbedder, VisionEncoder, parts,
 };
 use crate::error::BackendError;
 use crate::library;
@@ -65,6 +65,20 @@ impl Backend for OnnxRuntime {
                 "the ONNX Runtime at {path} has no CoreML execution provider"
             )));
         }
+        Ok(())
+    }
+
+    fn check_form(&self, form: Option<&Form>, options: &Options) -> Result<(), BackendError> {
+        if self.provider != Provider::OrtCoreMl
+            || form.is_some_and(|form| !version::has_weights_outside(form))
+        {
+            return Ok(());
+        }
+        let unavailable = |reason: String| BackendError::Unavailable {
+            provider: self.provider,
+            reason,
+        };
+        let loaded = load(options).map_err(unavailable)?;
         version::takes_external_weights(version::of(&loaded).as_deref(), &loaded).map_err(unavailable)
     }
 
@@ -351,8 +365,8 @@ impl OrtSession {
                 .map_err(|error| refuse(line(&error)))?;
         }
         for Linked { name, path } in linked {
-            let bytes =
-                std::fs::read(path).map_err(|error| refuse(format!("{}: {error}", path.display())))?;
+            let bytes = models::regular::bytes(path, u64::MAX)
+                .map_err(|error| refuse(format!("{}: {error}", path.display())))?;
             builder = builder
                 .with_external_initializer_file_in_memory(name, bytes.into())
                 .map_err(|error| refuse(line(&error)))?;

@@ -128,6 +128,15 @@ pub trait Backend: Sync {
     /// Why not.
     fn check(&self, options: &Options) -> Result<(), BackendError>;
 
+    /// Whether what works here, as [`Backend::check`] says, works with a form; with any form where none is named.
+    ///
+    /// # Errors
+    /// Why it does not.
+    fn check_form(&self, form: Option<&Form>, options: &Options) -> Result<(), BackendError> {
+        let _ = (form, options);
+        Ok(())
+    }
+
     /// Prepares one graph, with any inputs and outputs.
     ///
     /// # Errors

@@ -70,6 +70,16 @@ pub(crate) struct Cli {
     #[arg(long)]
     pub(crate) self_contained: bool,
 
+    /// Where weights are, in graphs of --to onnx
+    #[arg(
+        long,
+        value_enum,
+        value_name = "PLACE",
+        default_value = "beside",
+        conflicts_with = "self_contained"
+    )]
+    pub(crate) weights: Place,
+
     /// Slots of the KV cache of Core ML: the longest sequence, image and answer included; at most the model's context
     /// [default: 1024]
     #[arg(long, value_name = "N")]
@@ -95,7 +105,8 @@ pub(crate) struct Cli {
         value_name = "BUNDLE",
         conflicts_with_all = [
             "model", "to", "ios16_encoder", "neural_engine", "target", "precision", "calibration", "image_size",
-            "self_contained", "max_context", "prefill", "check", "onnx", "card", "page", "output", "overwrite", "layout",
+            "self_contained", "weights", "max_context", "prefill", "check", "onnx", "card", "page", "output",
+            "overwrite", "layout",
             "dry_run", "dump",
         ]
     )]
@@ -155,6 +166,16 @@ pub(crate) enum Form {
     /// Packages for Core ML itself, the cache as its state: fp16, fp32, int8, q4
     #[value(name = "coreml")]
     CoreMl,
+}
+
+/// Where weights are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Place {
+    /// In data files beside the graphs, which engines map: any size, and graphs share what both read
+    Beside,
+    /// In each graph's own file, below 2 GB each: for whatever takes one file, and for the CoreML provider of ONNX Runtime
+    /// before 1.26, which crashes on others
+    Inside,
 }
 
 /// Whose rules are checked.

@@ -68,6 +68,9 @@ fn hint(error: &ExportError) -> Option<&'static str> {
         ExportError::Float16Range { .. } | ExportError::ConstantRange { .. } => {
             Some("export with --precision fp32")
         }
+        ExportError::TooLargeInside { .. } => {
+            Some("without --weights inside they lie in a file beside the graph; --precision fp16 halves them")
+        }
         ExportError::Lengths { .. } => Some("--max-context and --prefill are lengths of target coreml"),
         ExportError::ImageSize { .. } => Some("without --image-size the encoder has the model's own size"),
         ExportError::Checkpoint(CheckpointError::Layout { .. } | CheckpointError::Weights { .. }) => {

@@ -1,6 +1,6 @@
 //! The plan of an export: which one the flags mean, and what is wrong with them.
 
-use crate::cli::{Cli, Form, LayoutFlag};
+use crate::cli::{Cli, Form, LayoutFlag, Place};
 use exporter::plan::{targets as targets_of, usual_precision};
 use exporter::{ExportPlan, Precision, Source, Target, Variant};
 use models::checkpoint::Layout;
@@ -31,6 +31,7 @@ pub(crate) fn plan(cli: &Cli) -> Result<ExportPlan, String> {
         (!cli.target.is_empty(), "--target"),
         (cli.self_contained, "--self-contained"),
         (cli.page, "--page"),
+        (cli.weights == Place::Inside, "--weights inside"),
         (cli.check.is_some(), "--check"),
         (cli.dump, "--dump"),
     ] {
@@ -49,6 +50,7 @@ pub(crate) fn plan(cli: &Cli) -> Result<ExportPlan, String> {
         page: cli.page,
         image_sizes: cli.image_size.clone(),
         self_contained: cli.self_contained,
+        weights_inside: cli.weights == Place::Inside,
         max_context: cli.max_context.unwrap_or(ExportPlan::MAX_CONTEXT),
         prefill: if cli.prefill.is_empty() {
             ExportPlan::PREFILL.to_vec()

@@ -1,12 +1,20 @@
 //! Which version is the loaded library? Its CoreML provider crashes on weights outside the graph in versions before 1.26.
 
+use crate::backend::Form;
 use std::path::Path;
 
 /// The first version that was branched off after the fix of microsoft/onnxruntime#28005, which was merged in April 2026.
 const WITH_THE_FIX: [u64; 2] = [1, 26];
 
-/// Whether the CoreML provider of a library of this version takes weights that lie outside the graph, as those of every
-/// bundle of target `coreml` do.
+/// Whether a form has weights outside its graphs: all have but those of `fvlm-export --weights inside`.
+pub(super) fn has_weights_outside(form: &Form) -> bool {
+    match form {
+        Form::Graphs(variant) => variant.graphs().any(|graph| !graph.data.is_empty()),
+        Form::Packages(_) => false,
+    }
+}
+
+/// Whether the CoreML provider of a library of this version takes weights that lie outside the graph.
 ///
 /// # Errors
 /// It ends the process: what was found and what is expected.
@@ -19,7 +27,7 @@ pub(super) fn takes_external_weights(version: Option<&str>, path: &Path) -> Resu
     };
     Err(format!(
         "the ONNX Runtime at {} {found}, expected {major}.{minor} or later: before, its CoreML provider crashes on weights \
-         that lie outside the graph (microsoft/onnxruntime#28005)",
+         that lie outside the graph (microsoft/onnxruntime#28005); a bundle of `fvlm-export --weights inside` has none",
         path.display()
     ))
 }
@@ -70,7 +78,9 @@ pub(super) fn of(_path: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::OnnxRuntime;
     use super::*;
+    use crate::backend::{Backend as _, Provider};
 
     #[test]
     fn older_libraries_are_refused_by_their_version() {
@@ -94,8 +104,39 @@ mod tests {
                         reason.contains(found) && reason.contains("expected 1.26 or later"),
                         "{reason}"
                     );
+                    assert!(reason.contains("`fvlm-export --weights inside`"), "{reason}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn weights_inside_need_no_version() {
+        let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bundle");
+        let bundle = models::bundle::Bundle::open(&bundle).unwrap();
+        let mut variant = bundle.variants[0].clone();
+        let mut graphs = [
+            &mut variant.vision_encoder,
+            &mut variant.embed_tokens,
+            &mut variant.decoder,
+        ];
+        graphs.iter_mut().for_each(|graph| graph.data.clear());
+        let inside = Form::Graphs(Box::new(variant.clone()));
+        assert!(!has_weights_outside(&inside));
+        variant.embed_tokens.data = vec!["onnx/embed_tokens.onnx_data".to_owned()];
+        let outside = Form::Graphs(Box::new(variant));
+        assert!(has_weights_outside(&outside));
+        // Nothing else than the CoreML provider cares, and that one only about weights outside.
+        let options = crate::backend::Options::default().with_onnxruntime(Some("/nowhere".into()));
+        for (provider, form, works) in [
+            (Provider::OrtCoreMl, Some(&inside), true),
+            (Provider::OrtCoreMl, Some(&outside), false),
+            (Provider::OrtCoreMl, None, false),
+            (Provider::Cpu, Some(&outside), true),
+            (Provider::Cpu, None, true),
+        ] {
+            let found = OnnxRuntime { provider }.check_form(form, &options);
+            assert_eq!(found.is_ok(), works, "{provider} {form:?}");
         }
     }
 
