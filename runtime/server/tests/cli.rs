@@ -36,7 +36,10 @@ impl Server {
         let bundle = bundle();
         let mut command = command(arguments);
         command.args(["--port", "0", "--model"]).arg(bundle);
+        #[cfg(unix)]
+        let mut command = programs::testing::hearing(&command);
         let mut child = command
+            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
