@@ -1,5 +1,7 @@
 //! A certificate and its key, from PEM files (`--tls-cert`, `--tls-key`).
 
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use thiserror::Error;
@@ -7,6 +9,23 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject as _};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{self, ServerConfig};
+
+/// Most bytes of a certificate with those that vouch for it, and of a key.
+const MOST_PEM: u64 = 1 << 20;
+
+/// What stands in a file of at most `most` bytes. It may be a pipe: secrets come from other programs.
+///
+/// # Errors
+/// What cannot be read, and what is longer.
+pub fn bounded(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > most {
+        let what = format!("it has more than {most} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    }
+    Ok(bytes)
+}
 
 /// Why there is no TLS.
 #[derive(Debug, Error)]
@@ -44,15 +63,18 @@ pub fn config(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
         expected,
         reason,
     };
-    let chain = CertificateDer::pem_file_iter(cert)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+    let read = |path: &Path, expected| {
+        bounded(path, MOST_PEM).map_err(|error| failed(path, expected, error.to_string()))
+    };
+    let chain = CertificateDer::pem_slice_iter(&read(cert, "a certificate")?)
+        .collect::<Result<Vec<_>, _>>()
         .map_err(|error| failed(cert, "a certificate", said(error)))?;
     if chain.is_empty() {
         let reason = "no certificate is in it".to_owned();
         return Err(failed(cert, "a certificate", reason));
     }
-    let private =
-        PrivateKeyDer::from_pem_file(key).map_err(|error| failed(key, "a private key", said(error)))?;
+    let private = PrivateKeyDer::from_pem_slice(&read(key, "a private key")?)
+        .map_err(|error| failed(key, "a private key", said(error)))?;
     let pair = |source| TlsError::Pair {
         cert: cert.to_owned(),
         key: key.to_owned(),

@@ -3,14 +3,18 @@
 use crate::cli::Cli;
 use runtime::{Options, Provider};
 use server::schedule::{Limits, MOST_SLOTS};
-use server::{About, Hosts, Key, Settings};
+use server::{About, Hosts, Key, Settings, tls};
 use std::ffi::OsString;
+use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// Most tokens of an answer: more than any model holds.
 const MAX_TOKENS: usize = 10_000_000;
+
+/// Most bytes of a file with a key.
+const MOST_KEY_FILE: u64 = 1 << 16;
 
 /// Everything that the server needs to know.
 #[derive(Debug)]
@@ -186,7 +190,9 @@ fn key(cli: &Cli, environment: Option<OsString>) -> Result<Option<Key>, String> 
     let (text, from) = match (&cli.api_key, &cli.api_key_file, environment) {
         (Some(key), _, _) => (key.clone(), "--api-key".to_owned()),
         (None, Some(path), _) => {
-            let text = std::fs::read_to_string(path)
+            let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+            let text = tls::bounded(path, MOST_KEY_FILE)
+                .and_then(|bytes| String::from_utf8(bytes).map_err(invalid))
                 .map_err(|error| format!("cannot read --api-key-file `{}`: {error}", path.display()))?;
             let first = text.lines().next().unwrap_or_default();
             (
@@ -247,6 +253,8 @@ mod tests {
             (&["--api-key", ""], "--api-key is empty"),
             (&["--api-key", "a b"], "--api-key is empty or has blanks"),
             (&["--api-key-file", "/nowhere/key"], "cannot read --api-key-file"),
+            #[cfg(unix)]
+            (&["--api-key-file", "/dev/zero"], "it has more than 65536 bytes"),
         ] {
             let said = plan(arguments).unwrap_err().join("; ");
             assert!(said.contains(expected), "{arguments:?}: {said}");
