@@ -105,6 +105,7 @@ async function choose(action, file = null) {
         hint(null);
     } catch (error) {
         if (!(error instanceof NoSource)) console.warn(error);
+        else if (!error.message) return false;
         endLive();
         hint(error.message);
         if (!sources.picture && !sources.stream) await still();
@@ -213,7 +214,10 @@ function stop(why = 'stopped') {
 
 async function goLive() {
     if (live) return endLive();
+    // One that is being opened is waited for: a second one would push it out.
+    await sources.opening;
     if (!sources.moving && !(await choose(() => sources.camera()))) return;
+    if (live) return;
     live = true;
     marked();
     // One answer that is under way is waited for.
@@ -414,8 +418,10 @@ chart();
 begin();
 // Who allowed the camera before sees it at once; nobody is asked before they did something.
 const permission = await navigator.permissions?.query({ name: 'camera' }).catch(() => null);
-if (permission?.state === 'granted' && (await sources.cameras()).length > 0) await choose(() => sources.camera());
-else {
+const granted = permission?.state === 'granted' && (await sources.cameras()).length > 0;
+// What was chosen meanwhile is preferred.
+if (sources.wanted === 0 && granted) await choose(() => sources.camera());
+else if (sources.wanted === 0) {
     await still();
-    if (!navigator.mediaDevices?.getUserMedia) await choose(() => sources.camera());
+    if (sources.wanted === 0 && !navigator.mediaDevices?.getUserMedia) await choose(() => sources.camera());
 }

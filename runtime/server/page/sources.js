@@ -5,7 +5,7 @@ const LONGEST = 1536;
 /** A PNG of at most this many bytes is sent as it is. */
 const AS_IT_IS = 4 << 20;
 
-/** A source that cannot be had; the message is the reason, for people. */
+/** A source that cannot be had; the message is the reason, for people. Without one, something else was chosen meanwhile. */
 export class NoSource extends Error {}
 
 const WHY_NO_CAMERA = {
@@ -102,7 +102,12 @@ export class Sources {
         this.video.srcObject = stream;
         this.video.hidden = false;
         this.still.hidden = true;
-        await this.video.play();
+        try {
+            await this.video.play();
+        } catch (error) {
+            if (turn !== this.wanted) throw new NoSource('');
+            throw new NoSource(`It cannot be shown: ${error.message || error.name}.`, { cause: error });
+        }
     }
 
     /** Shows a picture of a file. `name` is for messages, `alt` for those who do not see it. With a `turn` of before, only if nothing was chosen since. */
@@ -117,12 +122,12 @@ export class Sources {
             URL.revokeObjectURL(url);
             throw new NoSource(`${name} is no picture that this browser reads.`);
         }
+        const plain = blob.type === 'image/png' && blob.size <= AS_IT_IS;
+        const sent = plain ? blob : await jpeg(image, image.naturalWidth, image.naturalHeight, 0.92);
         if (turn !== this.wanted) return URL.revokeObjectURL(url);
         this.release();
         if (this.url) URL.revokeObjectURL(this.url);
         this.url = url;
-        const plain = blob.type === 'image/png' && blob.size <= AS_IT_IS;
-        const sent = plain ? blob : await jpeg(image, image.naturalWidth, image.naturalHeight, 0.92);
         Object.assign(this, { kind: 'file', picture: { image, sent } });
         this.still.src = url;
         this.still.alt = alt;
