@@ -12,6 +12,10 @@ use std::time::{Duration, Instant};
 /// How many pieces of a prompt are read at once where no answer runs.
 const UNDISTURBED: usize = 4;
 
+/// Positions up to which the kernels compute as for steps: sums have another order there, so that what is read in so few
+/// may be other bits.
+const FEW: usize = 16;
+
 /// An answer that runs.
 struct Running {
     work: Work,
@@ -200,6 +204,7 @@ impl Decoding<'_> {
             piece
         };
         let before = reading.left();
+        let most = piece_length(before, most);
         let (prompt_positions, reused_positions) = (reading.prompt_positions(), reading.reused_positions());
         let read = reading.advance(most);
         let left = match &read {
@@ -247,5 +252,35 @@ impl Decoding<'_> {
         let readings = self.readings.iter().map(|(_, reading)| reading.cache_bytes());
         let bytes = answers.chain(readings).sum();
         self.shared.running_bytes.store(bytes, Ordering::Relaxed);
+    }
+}
+
+/// How many of the positions that are left are read at once, where a piece has `most`. A short rest goes with the piece
+/// before it, so that the bits of an answer do not depend on how its prompt was cut.
+fn piece_length(left: usize, most: usize) -> usize {
+    if most > FEW && left <= most.saturating_add(FEW) {
+        return left;
+    }
+    left.min(most)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_piece_of_a_prompt_is_short_but_a_short_prompt() {
+        for most in [17, 32, 128, usize::MAX] {
+            for prompt in 1..600 {
+                let mut left = prompt;
+                while left > 0 {
+                    let length = piece_length(left, most);
+                    assert!(length > FEW || length == prompt, "{length} of {prompt}");
+                    assert!(length <= most.saturating_add(FEW));
+                    left -= length;
+                }
+            }
+        }
+        assert_eq!([piece_length(5, 1), piece_length(5, 9)], [1, 5]);
     }
 }

@@ -33,7 +33,8 @@ pub struct Limits {
     pub cache_positions: usize,
     /// Most conversations that are kept for a next turn when nobody uses them.
     pub kept: usize,
-    /// Positions of a prompt that are read between two steps of the running answers, at least 1.
+    /// Positions of a prompt that are read between two steps of the running answers, at least 1; a rest of up to 16 is read
+    /// with the last of them. With 16 or fewer, an answer may differ in its last bits from that of a prompt read at once.
     pub prefill_piece: usize,
 }
 
