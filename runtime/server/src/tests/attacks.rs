@@ -278,20 +278,7 @@ fn clients_that_do_not_read() {
 fn clients_that_go_away() {
     for (act, stream) in [(Act::Endless, true), (Act::Endless, false), (Act::Silent, true)] {
         let server = Served::start(act);
-        let mut body = asking("x".into());
-        body["stream"] = stream.into();
-        let body = body.to_string();
-        let head = format!(
-            "POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        let mut connection = server.connect();
-        connection.write_all(head.as_bytes()).unwrap();
-        let end = Instant::now() + Duration::from_secs(10);
-        while server.worker.running.load(std::sync::atomic::Ordering::SeqCst) == 0 {
-            assert!(Instant::now() < end);
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let connection = server.asked(stream);
         drop(connection);
         let begun = Instant::now();
         server.idle();

@@ -2,12 +2,13 @@
 
 use super::fake::{self, Act, Fake};
 use crate::{App, Settings};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_rustls::rustls::ServerConfig;
 
@@ -98,6 +99,24 @@ impl Served {
     /// Waits until it has stopped.
     pub(crate) fn wait(mut self) {
         self.thread.take().unwrap().join().unwrap();
+    }
+
+    /// A connection on which something was asked, when the worker has the job.
+    pub(crate) fn asked(&self, stream: bool) -> TcpStream {
+        let body = json!({"messages": [{"role": "user", "content": "x"}], "stream": stream}).to_string();
+        let head = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut connection = self.connect();
+        connection.write_all(head.as_bytes()).unwrap();
+        let end = Instant::now() + Duration::from_secs(10);
+        while self.worker.running.load(Ordering::SeqCst) == 0 {
+            assert!(Instant::now() < end);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        connection
     }
 
     pub(crate) fn connect(&self) -> TcpStream {

@@ -3,7 +3,6 @@
 use super::client::{Served, read};
 use super::fake::Act;
 use crate::{Settings, tls};
-use serde_json::json;
 use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,27 +10,9 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, Stream, crypto::ring};
 
-const CHAT: &str = "/v1/chat/completions";
-
 /// A certificate for localhost until 2126, and its key; nobody else trusts it.
 const CERT: &str = include_str!("localhost.pem");
 const KEY: &str = include_str!("localhost.key.pem");
-
-fn ask(server: &Served, stream: bool) -> std::net::TcpStream {
-    let body = json!({"messages": [{"role": "user", "content": "x"}], "stream": stream}).to_string();
-    let head = format!(
-        "POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    let mut connection = server.connect();
-    connection.write_all(head.as_bytes()).unwrap();
-    let end = Instant::now() + Duration::from_secs(10);
-    while server.worker.running.load(std::sync::atomic::Ordering::SeqCst) == 0 {
-        assert!(Instant::now() < end);
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    connection
-}
 
 /// Answers that run are cut off after their time, and told so; new connections are not taken in.
 #[test]
@@ -40,7 +21,7 @@ fn running_answers_have_their_time() {
         let grace = Duration::from_millis(300);
         let server = Served::with(Act::Endless, Settings::default(), None, grace);
         let mut idle = server.connect();
-        let mut running = ask(&server, stream);
+        let mut running = server.asked(stream);
         let begun = Instant::now();
         server.stop();
         let answered = read(&mut running).unwrap();
@@ -68,7 +49,7 @@ fn questions_after_the_word_to_stop() {
         None,
         Duration::from_millis(500),
     );
-    let running = ask(&server, true);
+    let running = server.asked(true);
     server.stop();
     let end = Instant::now() + Duration::from_secs(5);
     while !server.app.ending.load(std::sync::atomic::Ordering::SeqCst) {
