@@ -1,6 +1,6 @@
 //! Which stored tensors make a folded convolution? One function for each kind of module, in timm's words.
 
-use super::safetensors::TensorId;
+use super::tensor_file::TensorId;
 use crate::config::VisionConfig;
 
 /// A branch of a convolution by its tensors; [`super::fold::BranchValues`] once they are read.

@@ -6,19 +6,15 @@
 use super::branches::{Branch, Kind, Take, branches};
 use super::fold::{BranchValues, KernelSize, fold};
 use super::layout::Unified;
-use super::safetensors::{SafetensorsFile, StoredTensor, StoredType, TensorId};
+use super::tensor_file::{StoredTensor, TensorFile, TensorId};
 use super::{Checkpoint, Layout};
 use crate::arch;
 use crate::checkpoint::{CheckpointError, WeightProblems};
 use crate::config::ModelConfig;
-use crate::dtype::DType;
 use crate::weights::{WeightSpec, Weights};
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The embedding table, and the head that may be the same table.
@@ -57,8 +53,7 @@ pub struct Ignored {
 /// The canonical weights of a checkpoint. Nothing is held in memory: a block is converted when it is read.
 #[derive(Debug)]
 pub struct Canonical {
-    files: Arc<Vec<SafetensorsFile>>,
-    path: PathBuf,
+    files: Arc<Vec<TensorFile>>,
     layout: Layout,
     config: ModelConfig,
     specs: Vec<WeightSpec>,
@@ -133,10 +128,9 @@ pub fn canonical(
     problems.unmapped.sort();
     problems.misshapen.sort();
     let sources: Option<Vec<Source>> = sources.into_iter().collect();
-    let path = checkpoint.path().to_owned();
     let (true, Some(sources)) = (problems.is_empty(), sources) else {
         return Err(CheckpointError::Weights {
-            path,
+            path: checkpoint.path().to_owned(),
             layout: layout.name(),
             problems: Box::new(problems),
         });
@@ -150,6 +144,7 @@ pub fn canonical(
         .collect();
     accounting.used.sort();
     accounting.ignored.sort();
+    accounting.warnings.extend(files.iter().filter_map(skipped));
     let index = specs
         .iter()
         .enumerate()
@@ -157,7 +152,6 @@ pub fn canonical(
         .collect();
     let canonical = Canonical {
         files,
-        path,
         layout,
         config,
         specs,
@@ -170,17 +164,31 @@ pub fn canonical(
     Ok((canonical, accounting))
 }
 
-fn tensor(files: &[SafetensorsFile], TensorId(file, index): TensorId) -> &StoredTensor {
-    &files[file].tensors[index]
+fn tensor(files: &[TensorFile], TensorId(file, index): TensorId) -> &StoredTensor {
+    &files[file].tensors()[index]
 }
 
-fn bytes(files: &[SafetensorsFile], id: TensorId) -> &[u8] {
-    files[id.0].bytes(tensor(files, id))
+/// A tensor with its file.
+fn placed(files: &[TensorFile], id: TensorId) -> (&TensorFile, &StoredTensor) {
+    (&files[id.0], tensor(files, id))
+}
+
+/// What to say about what stands in a torch file beside the tensors.
+fn skipped(file: &TensorFile) -> Option<String> {
+    let first = file.skipped().first()?;
+    let more = match file.skipped().len() - 1 {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let name = file.path().file_name().unwrap_or_default().to_string_lossy();
+    Some(format!(
+        "`{name}` has `{first}`{more} beside the model's tensors: not read"
+    ))
 }
 
 /// The work of [`canonical()`] while it is done.
 struct Assembly<'a> {
-    files: &'a [SafetensorsFile],
+    files: &'a [TensorFile],
     unified: BTreeMap<String, TensorId>,
     /// The canonical weight that each tensor goes into.
     used: BTreeMap<TensorId, String>,
@@ -195,7 +203,7 @@ struct Assembly<'a> {
 }
 
 impl<'a> Assembly<'a> {
-    fn new(files: &'a [SafetensorsFile]) -> Self {
+    fn new(files: &'a [TensorFile]) -> Self {
         Assembly {
             files,
             unified: BTreeMap::new(),
@@ -212,7 +220,7 @@ impl<'a> Assembly<'a> {
     /// Gives every tensor its unified name, its rule or its place among the unmapped.
     fn unify(&mut self, layout: Layout, config: &ModelConfig) {
         for (file, opened) in self.files.iter().enumerate() {
-            for (index, tensor) in opened.tensors.iter().enumerate() {
+            for (index, tensor) in opened.tensors().iter().enumerate() {
                 let name = &tensor.name;
                 match layout.unify(name, &config.vision) {
                     Unified::Unknown => self.problems.unmapped.push(name.clone()),
@@ -243,10 +251,7 @@ impl<'a> Assembly<'a> {
             return;
         };
         let copy = embedding.is_some_and(|&embedding| {
-            let (a, b) = (tensor(self.files, head), tensor(self.files, embedding));
-            a.dtype == b.dtype
-                && a.shape == b.shape
-                && bytes(self.files, head) == bytes(self.files, embedding)
+            TensorFile::same(placed(self.files, head), placed(self.files, embedding))
         });
         let declared = config.decoder.tie_word_embeddings;
         config.decoder.tie_word_embeddings = copy;
@@ -317,7 +322,7 @@ impl Take for Assembly<'_> {
         };
         self.used.insert(id, self.current.clone());
         let stored = tensor(self.files, id);
-        if !matches!(stored.dtype, StoredType::Float(_)) {
+        if !stored.dtype.is_weight() {
             let dtype = stored.dtype.name();
             let problem = format!(
                 "{} has dtype {dtype}, expected float32, float16 or bfloat16",
@@ -362,39 +367,48 @@ impl Canonical {
         names.iter().cloned().collect()
     }
 
-    fn whole(&self, id: TensorId) -> Vec<f32> {
-        let tensor = tensor(&self.files, id);
-        let bytes = bytes(&self.files, id);
-        let size = usize::try_from(tensor.dtype.size()).unwrap_or(1).max(1);
-        let mut out = vec![0.0; bytes.len() / size];
-        convert(tensor.dtype, bytes, &mut out);
-        out
+    fn whole(&self, id: TensorId) -> Result<Vec<f32>, CheckpointError> {
+        let (file, tensor) = placed(&self.files, id);
+        let mut out = vec![0.0; usize::try_from(tensor.elements()).unwrap_or(0)];
+        file.read(tensor, 0, &mut out)?;
+        Ok(out)
     }
 
-    fn fold_site(&self, index: usize) -> Arc<Folded> {
+    fn values(&self, branch: &Branch) -> Result<BranchValues, CheckpointError> {
+        let whole = |id: Option<TensorId>| id.map(|id| self.whole(id)).transpose();
+        Ok(BranchValues {
+            kernel: match branch.kernel {
+                Some((id, side)) => Some((self.whole(id)?, usize::try_from(side).unwrap_or(usize::MAX))),
+                None => None,
+            },
+            bias: whole(branch.bias)?,
+            norm: match branch.norm {
+                Some([gamma, beta, mean, variance]) => Some([
+                    self.whole(gamma)?,
+                    self.whole(beta)?,
+                    self.whole(mean)?,
+                    self.whole(variance)?,
+                ]),
+                None => None,
+            },
+            factor: whole(branch.factor)?,
+            negative: branch.negative,
+        })
+    }
+
+    fn fold_site(&self, index: usize) -> Result<Arc<Folded>, CheckpointError> {
         let mut cache = self.folded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((cached, folded)) = &*cache
             && *cached == index
         {
-            return Arc::clone(folded);
+            return Ok(Arc::clone(folded));
         }
         let site = &self.sites[index];
-        let values: Vec<BranchValues> = site
-            .branches
-            .iter()
-            .map(|branch| BranchValues {
-                kernel: branch
-                    .kernel
-                    .map(|(id, side)| (self.whole(id), usize::try_from(side).unwrap_or(usize::MAX))),
-                bias: branch.bias.map(|id| self.whole(id)),
-                norm: branch.norm.map(|norm| norm.map(|id| self.whole(id))),
-                factor: branch.factor.map(|id| self.whole(id)),
-                negative: branch.negative,
-            })
-            .collect();
+        let values = site.branches.iter().map(|branch| self.values(branch));
+        let values = values.collect::<Result<Vec<BranchValues>, CheckpointError>>()?;
         let folded = Arc::new(fold(site.size, &values));
         *cache = Some((index, Arc::clone(&folded)));
-        folded
+        Ok(folded)
     }
 }
 
@@ -434,22 +448,13 @@ impl Weights for Canonical {
         let start = |piece: usize| (rows.start + piece) * width + columns.start;
         match self.sources[index] {
             Source::Stored(id) => {
-                let stored = tensor(&self.files, id);
-                let bytes = bytes(&self.files, id);
-                let size = usize::try_from(stored.dtype.size()).unwrap_or(1);
+                let (file, stored) = placed(&self.files, id);
                 for (piece, out) in (0..pieces).zip(out.chunks_exact_mut(length)) {
-                    let from = start(piece) * size;
-                    let shrunk =
-                        || CheckpointError::malformed(&self.path, format!("`{}` is cut short", stored.name));
-                    convert(
-                        stored.dtype,
-                        bytes.get(from..from + length * size).ok_or_else(shrunk)?,
-                        out,
-                    );
+                    file.read(stored, start(piece), out)?;
                 }
             }
             Source::FoldedWeight(site) | Source::FoldedBias(site) => {
-                let folded = self.fold_site(site);
+                let folded = self.fold_site(site)?;
                 let values = if matches!(self.sources[index], Source::FoldedBias(_)) {
                     &folded.1
                 } else {
@@ -468,38 +473,6 @@ impl Weights for Canonical {
                 .insert(name.to_owned());
         }
         Ok(())
-    }
-}
-
-/// Converts little-endian values; `bytes` and `out` have as many.
-fn convert(dtype: StoredType, bytes: &[u8], out: &mut [f32]) {
-    match dtype {
-        StoredType::Float(DType::Float32) => {
-            for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                *out = f32::from_le_bytes(*bytes);
-            }
-        }
-        StoredType::Float(DType::BFloat16) => {
-            for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *out = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
-            }
-        }
-        StoredType::Float(DType::Float16) => {
-            // `half` converts a slice with the processor's own instructions; bytes of a file have no
-            // alignment.
-            const RUN: usize = 1024;
-            let mut run = [f16::ZERO; RUN];
-            for (out, bytes) in out.chunks_mut(RUN).zip(bytes.chunks(2 * RUN)) {
-                for (value, bytes) in run.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                    *value = f16::from_le_bytes(*bytes);
-                }
-                run[..out.len()].convert_to_f32_slice(out);
-            }
-        }
-        // Never a weight: `Take::take` refuses the others.
-        StoredType::Float(DType::Int64 | DType::Bool | DType::UInt8) | StoredType::Other(..) => {
-            out.fill(f32::NAN)
-        }
     }
 }
 

@@ -17,6 +17,9 @@ mod prefix;
 mod safetensors;
 pub(crate) mod small;
 mod statistics;
+mod tensor_file;
+mod torch;
+mod weight_files;
 
 pub use crate::config::Layout;
 pub use assets::{Asset, Assets, Origin, SMALL_FILES};
@@ -25,20 +28,17 @@ pub use error::{CheckpointError, WeightProblems};
 pub use license::is_license;
 pub use small::MAX_INDEX;
 pub use statistics::{FINGERPRINT, Statistics, moments_name, peaks_name};
+pub use tensor_file::{StoredTensor, StoredType, TensorFile};
 
 use crate::config::{CONFIG, Declared, ModelConfig};
 use crate::dtype::DType;
-use safetensors::{SafetensorsFile, StoredType};
-use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use weight_files::WeightFiles;
 
-/// File names of the format.
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
 /// What peft writes beside the weights of an adapter.
 const ADAPTER: &str = "adapter_config.json";
 
@@ -47,7 +47,7 @@ const ADAPTER: &str = "adapter_config.json";
 pub struct Checkpoint {
     path: PathBuf,
     declared: Declared,
-    files: Arc<Vec<SafetensorsFile>>,
+    files: Arc<Vec<TensorFile>>,
     sources: Vec<SourceFile>,
 }
 
@@ -61,8 +61,9 @@ pub struct SourceFile {
 }
 
 impl Checkpoint {
-    /// Opens the checkpoint in `directory`: `config.json` beside `model.safetensors`, or beside an index and
-    /// shards.
+    /// Opens the checkpoint in `directory`: `config.json` beside `model.safetensors` or `pytorch_model.bin`, or
+    /// beside an index and shards of either, or beside one torch file of another name. Where there is more than
+    /// one of these, the first is read. What trainers write beside the weights is not opened.
     ///
     /// # Errors
     /// A file that is missing or is not what its format demands, or a config that this build cannot do.
@@ -82,25 +83,17 @@ impl Checkpoint {
         }
         let fields = Declared::fields(directory)?;
 
-        let index = directory.join(INDEX);
-        let files = if directory.join(SINGLE).exists() {
-            vec![SafetensorsFile::open(&directory.join(SINGLE))?]
-        } else if index.exists() {
-            open_shards(directory, &index)?
-        } else {
-            return Err(not_a_checkpoint(without_weights(directory)));
-        };
+        let WeightFiles { files, index } = weight_files::open(directory)?;
         let names = files
             .iter()
-            .flat_map(|file| &file.tensors)
+            .flat_map(TensorFile::tensors)
             .map(|tensor| tensor.name.as_str());
         mlx::refuse(directory, &fields, names)?;
         refuse_empty(directory, &files)?;
         let declared = Declared::read(directory, fields)?;
 
         let mut sources = Vec::new();
-        for name in [CONFIG, INDEX] {
-            let path = directory.join(name);
+        for path in [Some(directory.join(CONFIG)), index].into_iter().flatten() {
             if let Ok(found) = fs::metadata(&path) {
                 sources.push(SourceFile {
                     path,
@@ -109,8 +102,8 @@ impl Checkpoint {
             }
         }
         sources.extend(files.iter().map(|file| SourceFile {
-            path: file.path.clone(),
-            bytes: file.len(),
+            path: file.path().to_owned(),
+            bytes: file.length(),
         }));
         sources.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(Checkpoint {
@@ -147,7 +140,7 @@ impl Checkpoint {
     pub fn fingerprint(&self) -> [u8; 32] {
         let files = self.files.iter();
         let mut tensors: Vec<_> = files
-            .flat_map(|file| file.tensors.iter().map(move |tensor| (file, tensor)))
+            .flat_map(|file| file.tensors().iter().map(move |tensor| (file, tensor)))
             .collect();
         tensors.sort_by(|(_, a), (_, b)| a.name.cmp(&b.name));
         let mut hash = Sha256::new();
@@ -158,18 +151,18 @@ impl Checkpoint {
                 tensor.dtype.name(),
                 tensor.shape
             ));
-            hash.update(file.bytes(tensor));
+            file.each_piece(tensor, &mut |piece| hash.update(piece));
         }
         hash.finalize().into()
     }
 
     /// Element type of most of the weights' bytes.
     pub fn stored(&self) -> DType {
-        let mut bytes: BTreeMap<DType, usize> = BTreeMap::new();
+        let mut bytes: BTreeMap<DType, u64> = BTreeMap::new();
         for file in self.files.iter() {
-            for tensor in &file.tensors {
+            for tensor in file.tensors() {
                 if let StoredType::Float(dtype) = tensor.dtype {
-                    *bytes.entry(dtype).or_default() += file.bytes(tensor).len();
+                    *bytes.entry(dtype).or_default() += tensor.bytes();
                 }
             }
         }
@@ -185,7 +178,7 @@ impl Checkpoint {
         let names = self
             .files
             .iter()
-            .flat_map(|file| &file.tensors)
+            .flat_map(TensorFile::tensors)
             .map(|tensor| tensor.name.as_str());
         match Layout::of_tensors(names) {
             Some(found) if found != self.declared.layout => Err(CheckpointError::Layout {
@@ -226,8 +219,8 @@ fn with_adapter(directory: &Path) -> String {
 }
 
 /// Refuses weights that are not there: DeepSpeed's ZeRO-3 writes empty tensors where nothing gathers them.
-fn refuse_empty(directory: &Path, files: &[SafetensorsFile]) -> Result<(), CheckpointError> {
-    let tensors = || files.iter().flat_map(|file| &file.tensors);
+fn refuse_empty(directory: &Path, files: &[TensorFile]) -> Result<(), CheckpointError> {
+    let tensors = || files.iter().flat_map(TensorFile::tensors);
     let mut empty = tensors().filter(|tensor| tensor.shape.contains(&0));
     let Some(first) = empty.next() else {
         return Ok(());
@@ -244,101 +237,6 @@ fn refuse_empty(directory: &Path, files: &[SafetensorsFile]) -> Result<(), Check
         path: directory.to_owned(),
         problem,
     })
-}
-
-/// What to say about a directory without safetensors.
-fn without_weights(directory: &Path) -> String {
-    let pickled = fs::read_dir(directory)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .any(|entry| {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            name.ends_with(".bin") || name.ends_with(".pth") || name.ends_with(".pt")
-        });
-    let hint = if pickled {
-        "; its PyTorch files are programs and are not read: convert them to safetensors"
-    } else {
-        ""
-    };
-    format!("has neither `{SINGLE}` nor `{INDEX}`{hint}")
-}
-
-/// The part of an index that matters.
-#[derive(Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
-}
-
-/// Opens the shards that the index names. Each tensor must lie in the one shard that the index says.
-fn open_shards(directory: &Path, index: &Path) -> Result<Vec<SafetensorsFile>, CheckpointError> {
-    let malformed = |problem: String| CheckpointError::malformed(index, problem);
-    let Index { weight_map } = serde_json::from_str(&small::text(index, MAX_INDEX)?)
-        .map_err(|error| malformed(error.to_string()))?;
-    let names: BTreeSet<&String> = weight_map.values().collect();
-    if names.is_empty() {
-        return Err(malformed("names no shard".to_owned()));
-    }
-    let mut problems = Vec::new();
-    for name in names.iter() {
-        let mut parts = Path::new(name).components();
-        let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
-        if !plain || !name.ends_with(".safetensors") || name.contains('\\') {
-            problems.push(format!("`{name}` is not the name of a shard in this directory"));
-        } else if !directory.join(name).is_file() {
-            problems.push(format!("shard `{name}` is missing"));
-        }
-    }
-    if !problems.is_empty() {
-        return Err(malformed(problems.join("; ")));
-    }
-    let mut files = Vec::new();
-    let mut place: BTreeMap<String, &String> = BTreeMap::new();
-    for name in names {
-        let file = SafetensorsFile::open(&directory.join(name))?;
-        for tensor in &file.tensors {
-            if let Some(other) = place.insert(tensor.name.clone(), name) {
-                problems.push(format!(
-                    "tensor `{}` lies in `{other}` and in `{name}`",
-                    tensor.name
-                ));
-            } else if !weight_map.contains_key(&tensor.name) {
-                problems.push(format!(
-                    "tensor `{}` of `{name}` is not in the index",
-                    tensor.name
-                ));
-            }
-        }
-        files.push(file);
-    }
-    for (tensor, name) in &weight_map {
-        if place.get(tensor).is_none_or(|found| *found != name) {
-            problems.push(format!(
-                "tensor `{tensor}` is not in `{name}`, where the index has it"
-            ));
-        }
-    }
-    if problems.is_empty() {
-        Ok(files)
-    } else {
-        Err(malformed(first_few(&problems)))
-    }
-}
-
-/// A list for people: all counted, the first shown.
-fn first_few(problems: &[String]) -> String {
-    const SHOWN: usize = 8;
-    let shown = problems
-        .iter()
-        .take(SHOWN)
-        .cloned()
-        .collect::<Vec<_>>()
-        .join("; ");
-    match problems.len().checked_sub(SHOWN) {
-        Some(more) if more > 0 => format!("{shown}; and {more} more"),
-        _ => shown,
-    }
 }
 
 #[cfg(test)]

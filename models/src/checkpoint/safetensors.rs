@@ -1,58 +1,22 @@
-//! One safetensors file: a header that is not believed until it has been checked, and the mapped bytes behind
-//! it.
+//! The header of a safetensors file, which is not believed until it has been checked.
 //!
 //! Format: 8 bytes little-endian header length, the header (a JSON object: name -> dtype, shape,
 //! data_offsets), the data.
 
 #![deny(clippy::as_conversions)]
 
-use crate::checkpoint::CheckpointError;
+use super::tensor_file::{Content, MAX_RANK, Place, StoredTensor, StoredType};
 use crate::dtype::DType;
-use memmap2::Mmap;
 use serde::Deserialize;
 use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
-use std::path::{Path, PathBuf};
 
 /// Longest header that is read; the safetensors library's own limit.
-const MAX_HEADER: u64 = 100_000_000;
+pub(super) const MAX_HEADER: u64 = 100_000_000;
 /// Most tensors of a file.
-const MAX_TENSORS: usize = 1 << 20;
-/// Most dimensions of a tensor.
-const MAX_RANK: usize = 8;
-
-/// A tensor of several files: index of its file, index in the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct TensorId(pub(super) usize, pub(super) usize);
-
-/// A mapped file and what its header says.
-#[derive(Debug)]
-pub(super) struct SafetensorsFile {
-    pub(super) path: PathBuf,
-    map: Mmap,
-    /// In the order of the data.
-    pub(super) tensors: Vec<StoredTensor>,
-}
-
-/// A tensor as stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct StoredTensor {
-    pub(super) name: String,
-    pub(super) dtype: StoredType,
-    pub(super) shape: Vec<u64>,
-    start: usize,
-    end: usize,
-}
-
-/// Element types of the format: those that weights may have, and the others, which only ignored tensors may
-/// have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum StoredType {
-    Float(DType),
-    /// The format's name and bits per element.
-    Other(&'static str, u64),
-}
+pub(super) const MAX_TENSORS: usize = 1 << 20;
 
 impl StoredType {
+    /// The type of that name in a header.
     fn parse(name: &str) -> Option<Self> {
         Some(match name {
             "F32" => StoredType::Float(DType::Float32),
@@ -79,62 +43,6 @@ impl StoredType {
             "C64" => StoredType::Other("C64", 64),
             _ => return None,
         })
-    }
-
-    fn bits(self) -> u64 {
-        match self {
-            StoredType::Float(dtype) => u64::try_from(dtype.size()).map_or(u64::MAX, |size| size * 8),
-            StoredType::Other(_, bits) => bits,
-        }
-    }
-
-    /// Bytes of one element of a weight; of types smaller than a byte, which no weight has, 0.
-    pub(super) fn size(self) -> u64 {
-        self.bits() / 8
-    }
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            StoredType::Float(dtype) => dtype.name(),
-            StoredType::Other(name, _) => name,
-        }
-    }
-}
-
-impl SafetensorsFile {
-    pub(super) fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let io = |source| CheckpointError::Io {
-            path: path.to_owned(),
-            source,
-        };
-        // Looked at before it is opened: a pipe would wait for whoever writes it.
-        if !std::fs::metadata(path).map_err(io)?.is_file() {
-            return Err(CheckpointError::malformed(path, "is not a regular file"));
-        }
-        let file = crate::regular::open(path).map_err(io)?;
-        #[expect(
-            unsafe_code,
-            reason = "a checkpoint is far larger than memory; it must be mapped"
-        )]
-        // SAFETY: the map is read-only and only ever seen as bytes. A file that another program truncates
-        // while it is mapped can end this process with SIGBUS; that is the documented price of mapping, as in
-        // every loader of safetensors.
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        let tensors = validate(&map).map_err(|problem| CheckpointError::malformed(path, problem))?;
-        Ok(SafetensorsFile {
-            path: path.to_owned(),
-            map,
-            tensors,
-        })
-    }
-
-    /// The tensor's bytes, little-endian, row-major.
-    pub(super) fn bytes(&self, tensor: &StoredTensor) -> &[u8] {
-        self.map.get(tensor.start..tensor.end).unwrap_or(&[])
-    }
-
-    pub(super) fn len(&self) -> u64 {
-        u64::try_from(self.map.len()).unwrap_or(u64::MAX)
     }
 }
 
@@ -186,11 +94,11 @@ impl<'de> Deserialize<'de> for Header {
 const FOREIGN: [(&[u8], &str); 5] = [
     (
         b"PK\x03\x04",
-        "a zip archive, as PyTorch writes weights (`.bin`, `.pt`): convert it to safetensors",
+        "a zip archive, as PyTorch writes weights: it is read if it is called `pytorch_model.bin`",
     ),
     (
         b"\x80\x02\x8a\x0al\xfc\x9cF",
-        "a pickle, as old PyTorch writes weights: convert it to safetensors",
+        "a pickle, as old PyTorch writes weights: it is read if it is called `pytorch_model.bin`",
     ),
     (
         b"GGUF",
@@ -201,7 +109,7 @@ const FOREIGN: [(&[u8], &str); 5] = [
 ];
 
 /// The only function that believes a file: checks everything that is used later.
-fn validate(bytes: &[u8]) -> Result<Vec<StoredTensor>, String> {
+pub(super) fn validate(bytes: &[u8]) -> Result<Content, String> {
     let file_length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
     if bytes.starts_with(b"version https://git-lfs") {
         return Err("is a pointer of Git LFS instead of weights: `git lfs pull` brings them".to_owned());
@@ -240,24 +148,35 @@ fn validate(bytes: &[u8]) -> Result<Vec<StoredTensor>, String> {
         }
         tensors.push(tensor(name, &entry, data_length, offset)?);
     }
-    tensors.sort_by(|a, b| (a.start, a.end, &a.name).cmp(&(b.start, b.end, &b.name)));
+    tensors.sort_by(|a, b| (a.start(), end(a), &a.name).cmp(&(b.start(), end(b), &b.name)));
     let mut expected = offset;
     for tensor in &tensors {
-        if tensor.start != expected {
-            let what = if tensor.start < expected {
+        if tensor.start() != expected {
+            let what = if tensor.start() < expected {
                 "overlaps the tensor before it"
             } else {
                 "leaves a gap before it"
             };
             return Err(format!("tensor `{}` {what}", tensor.name));
         }
-        expected = tensor.end;
+        expected = end(tensor);
     }
     if expected != bytes.len() {
         let extra = bytes.len() - expected;
         return Err(format!("{extra} bytes after the last tensor"));
     }
-    Ok(tensors)
+    Ok(Content {
+        tensors,
+        skipped: Vec::new(),
+    })
+}
+
+/// Where a tensor's data ends.
+fn end(tensor: &StoredTensor) -> usize {
+    match &tensor.place {
+        Place::Whole(range) => range.end,
+        Place::Strided { start, .. } => *start,
+    }
 }
 
 fn tensor(name: String, entry: &Entry, data_length: u64, offset: usize) -> Result<StoredTensor, String> {
@@ -308,8 +227,7 @@ fn tensor(name: String, entry: &Entry, data_length: u64, offset: usize) -> Resul
             name,
             dtype,
             shape: entry.shape.clone(),
-            start,
-            end,
+            place: Place::Whole(start..end),
         }),
         _ => Err(format!(
             "tensor `{name}` lies beyond what this machine can address"
@@ -332,7 +250,7 @@ mod tests {
     fn a_good_header() {
         let header = r#"{"__metadata__":{"format":"pt"},
             "b":{"dtype":"BF16","shape":[2,3],"data_offsets":[4,16]},"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#;
-        let tensors = validate(&file(header, 16)).unwrap();
+        let tensors = validate(&file(header, 16)).unwrap().tensors;
         let names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
         assert_eq!(names, ["a", "b"]);
         assert_eq!(tensors[1].dtype, StoredType::Float(DType::BFloat16));

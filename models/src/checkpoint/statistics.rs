@@ -11,7 +11,7 @@
 //! [`Checkpoint::fingerprint`]: super::Checkpoint::fingerprint
 
 use super::CheckpointError;
-use super::safetensors::{SafetensorsFile, StoredTensor, StoredType};
+use super::tensor_file::{StoredTensor, StoredType, TensorFile};
 use crate::dtype::DType;
 use crate::weights::MOMENTS;
 use std::collections::BTreeMap;
@@ -33,7 +33,7 @@ pub fn peaks_name(weight: &str) -> String {
 /// An opened file of statistics.
 #[derive(Debug)]
 pub struct Statistics {
-    file: SafetensorsFile,
+    file: TensorFile,
     places: BTreeMap<String, usize>,
 }
 
@@ -43,8 +43,8 @@ impl Statistics {
     /// # Errors
     /// A file that cannot be read or is no such file.
     pub fn open(path: &Path) -> Result<Statistics, CheckpointError> {
-        let file = SafetensorsFile::open(path)?;
-        let names = file.tensors.iter().enumerate();
+        let file = TensorFile::open_safetensors(path)?;
+        let names = file.tensors().iter().enumerate();
         let places = names
             .map(|(place, tensor)| (tensor.name.clone(), place))
             .collect();
@@ -57,7 +57,7 @@ impl Statistics {
     /// A file that does not say.
     pub fn fingerprint(&self) -> Result<[u8; 32], CheckpointError> {
         let tensor = self.find(FINGERPRINT)?;
-        let bytes = <[u8; 32]>::try_from(self.file.bytes(tensor));
+        let bytes = <[u8; 32]>::try_from(self.file.contiguous(tensor).unwrap_or_default());
         bytes.map_err(|_| self.malformed(format!("`{FINGERPRINT}` is not 32 bytes")))
     }
 
@@ -90,7 +90,7 @@ impl Statistics {
         let place = self
             .places
             .get(name)
-            .and_then(|place| self.file.tensors.get(*place));
+            .and_then(|place| self.file.tensors().get(*place));
         place.ok_or_else(|| self.malformed(format!("has no tensor `{name}`")))
     }
 
@@ -107,7 +107,7 @@ impl Statistics {
                 tensor.shape
             )));
         }
-        let (chunks, _) = self.file.bytes(tensor).as_chunks::<4>();
+        let (chunks, _) = self.file.contiguous(tensor).unwrap_or_default().as_chunks::<4>();
         let values: Vec<f32> = chunks.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
         match values.iter().find(|value| !value.is_finite()) {
             Some(value) => Err(self.malformed(format!("tensor `{name}` has {value}, expected numbers"))),
@@ -116,6 +116,6 @@ impl Statistics {
     }
 
     fn malformed(&self, problem: String) -> CheckpointError {
-        CheckpointError::malformed(&self.file.path, problem)
+        CheckpointError::malformed(self.file.path(), problem)
     }
 }

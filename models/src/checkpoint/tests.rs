@@ -1,11 +1,14 @@
 //! Checkpoints as directories: layouts, train-time branches, ties, contradictions, shards, attacks.
 
 use super::branches::{Kind, Take, branches};
-use super::safetensors::TensorId;
+use super::tensor_file::TensorId;
+use super::weight_files::{INDEX, SINGLE};
 use super::*;
 use crate::arch;
 use crate::weights::Weights;
 use serde_json::{Map, Value, json};
+
+mod bin;
 
 const LAYOUTS: [Layout; 2] = [Layout::Llava, Layout::Transformers];
 
@@ -416,10 +419,13 @@ fn directories_that_are_no_checkpoints() {
     let cases: [(&[(&str, &str)], &str); 5] = [
         (&[], "has no `config.json`"),
         (&[(CONFIG, "{")], "EOF while parsing"),
-        (&[(CONFIG, "{}")], "has neither `model.safetensors` nor"),
+        (
+            &[(CONFIG, "{}")],
+            "has neither `model.safetensors` nor `pytorch_model.bin`",
+        ),
         (
             &[(CONFIG, "{}"), ("pytorch_model.bin", "")],
-            "convert them to safetensors",
+            "pytorch_model.bin: is neither safetensors nor what `torch.save` writes",
         ),
         (
             &[(CONFIG, "{}"), (SINGLE, "")],
