@@ -302,8 +302,8 @@ pub enum HubProblem {
         /// What is wrong.
         what: String,
     },
-    /// A repository without config or safetensors.
-    #[error("has no checkpoint there: expected config.json and model.safetensors or its index, found {}", found.join(", "))]
+    /// A repository without config or weights.
+    #[error("has no checkpoint there: expected config.json and model.safetensors, pytorch_model.bin or an index of shards, found {}", found.join(", "))]
     NoCheckpoint {
         /// What it has.
         found: Vec<String>,

@@ -7,19 +7,41 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// Weights in one file.
-const SINGLE: &str = "model.safetensors";
-/// Which shard has which tensor.
-pub(crate) const INDEX: &str = "model.safetensors.index.json";
+/// A format of weights.
+struct Form {
+    /// Weights in one file.
+    single: &'static str,
+    /// Which shard has which tensor.
+    index: &'static str,
+    /// How names of shards end.
+    ending: &'static str,
+}
+
+/// What a checkpoint is read from: the first of which there is a file.
+const FORMS: [Form; 2] = [
+    Form {
+        single: "model.safetensors",
+        index: "model.safetensors.index.json",
+        ending: ".safetensors",
+    },
+    Form {
+        single: "pytorch_model.bin",
+        index: "pytorch_model.bin.index.json",
+        ending: ".bin",
+    },
+];
 
 /// The small files, the config first, and the index of shards if the weights are sharded.
 pub(crate) fn small(siblings: &[Sibling]) -> Vec<&Sibling> {
-    let sharded = !has(siblings, SINGLE);
+    let form = form(siblings);
+    let index = form
+        .filter(|form| !has(siblings, form.single))
+        .map(|form| form.index);
     let spelled = has(siblings, "tokenizer.json");
     let mut wanted: Vec<&Sibling> = siblings
         .iter()
         .filter(|sibling| match sibling.name.as_str() {
-            INDEX => sharded,
+            name if FORMS.iter().any(|form| form.index == name) => index == Some(name),
             // A tokenizer.json says the same in one file.
             "vocab.json" | "merges.txt" | "added_tokens.json" => !spelled,
             name => checkpoint::SMALL_FILES.contains(&name) || checkpoint::is_license(name),
@@ -30,28 +52,32 @@ pub(crate) fn small(siblings: &[Sibling]) -> Vec<&Sibling> {
 }
 
 /// The files of the weights, as far as can be told: the shards that the index in `directory` names, or without it all
-/// that look like shards. Empty where there are no safetensors.
+/// that look like shards. Empty where there are neither safetensors nor files of torch.
 ///
 /// # Errors
 /// An index that cannot be read, or names what the repository does not have.
 pub(crate) fn weights<'a>(siblings: &'a [Sibling], directory: &Path) -> Result<Vec<&'a Sibling>, String> {
-    if let Some(single) = siblings.iter().find(|sibling| sibling.name == SINGLE) {
+    let Some(Form {
+        single,
+        index,
+        ending,
+    }) = form(siblings)
+    else {
+        return Ok(Vec::new());
+    };
+    if let Some(single) = siblings.iter().find(|sibling| sibling.name == *single) {
         return Ok(vec![single]);
     }
-    if !has(siblings, INDEX) {
-        return Ok(Vec::new());
-    }
-    let Ok(text) = regular::text(&directory.join(INDEX), MAX_INDEX) else {
-        let shard =
-            |sibling: &&Sibling| sibling.name.ends_with(".safetensors") && !sibling.name.contains('/');
+    let Ok(text) = regular::text(&directory.join(index), MAX_INDEX) else {
+        let shard = |sibling: &&Sibling| sibling.name.ends_with(ending) && !sibling.name.contains('/');
         return Ok(siblings.iter().filter(shard).collect());
     };
-    let index: Index = serde_json::from_str(&text).map_err(|error| format!("`{INDEX}`: {error}"))?;
-    let names: BTreeSet<&String> = index.weight_map.values().collect();
+    let read: Index = serde_json::from_str(&text).map_err(|error| format!("`{index}`: {error}"))?;
+    let names: BTreeSet<&String> = read.weight_map.values().collect();
     let found = |name: &String| {
-        let plain = name.ends_with(".safetensors") && !name.contains(['/', '\\']);
+        let plain = name.ends_with(ending) && !name.contains(['/', '\\']);
         let sibling = siblings.iter().find(|sibling| plain && sibling.name == *name);
-        sibling.ok_or_else(|| format!("`{INDEX}` names `{name}`, which the repository does not have"))
+        sibling.ok_or_else(|| format!("`{index}` names `{name}`, which the repository does not have"))
     };
     names.into_iter().map(found).collect()
 }
@@ -59,12 +85,19 @@ pub(crate) fn weights<'a>(siblings: &'a [Sibling], directory: &Path) -> Result<V
 /// Whether a snapshot has all that an export cannot do without.
 pub(crate) fn is_whole(directory: &Path) -> bool {
     let there = |name: &str| directory.join(name).is_file();
-    let shards = || {
-        let text = regular::text(&directory.join(INDEX), MAX_INDEX).ok()?;
+    let shards = |form: &Form| {
+        let text = regular::text(&directory.join(form.index), MAX_INDEX).ok()?;
         let index: Index = serde_json::from_str(&text).ok()?;
         Some(!index.weight_map.is_empty() && index.weight_map.values().all(|name| there(name)))
     };
-    there("config.json") && (there(SINGLE) || shards().unwrap_or(false))
+    let whole = |form: &Form| there(form.single) || shards(form).unwrap_or(false);
+    there("config.json") && FORMS.iter().any(whole)
+}
+
+/// The format that a checkpoint of these files is read in.
+fn form(siblings: &[Sibling]) -> Option<&'static Form> {
+    let there = |form: &&Form| has(siblings, form.single) || has(siblings, form.index);
+    FORMS.iter().find(there)
 }
 
 fn has(siblings: &[Sibling], name: &str) -> bool {
@@ -87,6 +120,8 @@ mod tests {
         };
         names.iter().map(sibling).collect()
     }
+
+    const INDEX: &str = FORMS[0].index;
 
     fn names(found: &[&Sibling]) -> Vec<String> {
         found.iter().map(|sibling| sibling.name.clone()).collect()
@@ -164,5 +199,47 @@ mod tests {
             let error = weights(index).unwrap_err();
             assert!(error.contains(says), "{error}");
         }
+    }
+
+    #[test]
+    fn files_of_torch_where_there_are_no_safetensors() {
+        let nowhere = Path::new("/nowhere");
+        let shards = [
+            "pytorch_model-00001-of-00002.bin",
+            "pytorch_model-00002-of-00002.bin",
+        ];
+        let index = "pytorch_model.bin.index.json";
+        let others = [
+            "config.json",
+            "optimizer.pt",
+            "tokenizer.json",
+            "training_args.bin",
+        ];
+        let single = siblings(&[&others[..], &["pytorch_model.bin"]].concat());
+        assert_eq!(names(&small(&single)), ["config.json", "tokenizer.json"]);
+        assert_eq!(names(&weights(&single, nowhere).unwrap()), ["pytorch_model.bin"]);
+
+        let sharded = siblings(&[&others[..], &shards, &[index]].concat());
+        assert_eq!(names(&small(&sharded)), ["config.json", "tokenizer.json", index]);
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("config.json"), "{}").unwrap();
+        let map = format!(
+            r#"{{"weight_map": {{"x": "{}", "y": "{}"}}}}"#,
+            shards[1], shards[0]
+        );
+        std::fs::write(directory.path().join(index), map).unwrap();
+        assert_eq!(names(&weights(&sharded, directory.path()).unwrap()), shards);
+        assert!(!is_whole(directory.path()));
+        for shard in shards {
+            std::fs::write(directory.path().join(shard), "").unwrap();
+        }
+        assert!(is_whole(directory.path()));
+
+        // An index of safetensors is enough.
+        let both = siblings(&["a.safetensors", "config.json", INDEX, index, "pytorch_model.bin"]);
+        assert_eq!(names(&small(&both)), ["config.json", INDEX]);
+        assert_eq!(names(&weights(&both, nowhere).unwrap()), ["a.safetensors"]);
+        let neither = siblings(&["config.json", "model.pth"]);
+        assert!(weights(&neither, nowhere).unwrap().is_empty());
     }
 }
