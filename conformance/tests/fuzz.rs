@@ -26,6 +26,9 @@ mod onnx;
 mod panics;
 #[path = "../fuzz/src/safetensors.rs"]
 mod safetensors;
+#[expect(dead_code, reason = "what tests of the reader need")]
+#[path = "../../models/src/checkpoint/torch/write.rs"]
+mod saved;
 #[path = "../fuzz/src/shards.rs"]
 mod shards;
 #[path = "../fuzz/src/small_files.rs"]
@@ -38,6 +41,8 @@ mod template;
 mod tokenizer;
 #[path = "../fuzz/src/tokens.rs"]
 mod tokens;
+#[path = "../fuzz/src/torch.rs"]
+mod torch;
 #[path = "../fuzz/src/words.rs"]
 mod words;
 
@@ -47,9 +52,10 @@ use std::path::{Path, PathBuf};
 /// A target, the longest input that it is given, and seeds that other tests have.
 type Target = (&'static str, fn(&[u8]), usize, Option<&'static str>);
 
-const TARGETS: [Target; 12] = [
+const TARGETS: [Target; 13] = [
     ("safetensors", safetensors::run, 4096, None),
     ("shards", shards::run, 512, None),
+    ("torch", torch::run, 8192, None),
     ("config", config::run, 4096, None),
     ("small_files", small_files::run, 2048, None),
     ("bundle", bundle::run, 16384, None),

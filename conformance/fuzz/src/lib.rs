@@ -15,12 +15,15 @@ pub mod image;
 pub mod onnx;
 mod panics;
 pub mod safetensors;
+#[path = "../../../models/src/checkpoint/torch/write.rs"]
+mod saved;
 pub mod shards;
 pub mod small_files;
 pub mod stream;
 pub mod template;
 pub mod tokenizer;
 mod tokens;
+pub mod torch;
 mod words;
 
 pub use panics::begin;
