@@ -159,7 +159,7 @@ impl Bundle {
         let content = self.prompt.content;
         let fits = match self.model.layout.as_str() {
             "transformers" => *aspect == Aspect::Crop && content == Content::Parts,
-            "llava" => content == Content::Text,
+            "llava" | "mlx" => content == Content::Text,
             _ => true,
         };
         if !fits {

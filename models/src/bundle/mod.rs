@@ -75,7 +75,7 @@ pub struct Bundle {
 pub struct ModelInfo {
     /// Name for people: `demo`, `apple/FastVLM-0.5B`, a directory's name.
     pub name: String,
-    /// Layout of the checkpoint: `llava` or `transformers`.
+    /// Layout of the checkpoint: `llava`, `transformers` or `mlx`.
     pub layout: String,
     /// Element type of most of the checkpoint's bytes.
     pub stored: DType,

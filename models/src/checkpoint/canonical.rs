@@ -5,9 +5,10 @@
 
 use super::branches::{Branch, Kind, Take, branches};
 use super::fold::{BranchValues, KernelSize, fold};
+use super::grouped::{Grouped, Quantization};
 use super::layout::Unified;
-use super::tensor_file::{StoredTensor, TensorFile, TensorId};
-use super::{Checkpoint, Layout};
+use super::tensor_file::{StoredTensor, StoredType, TensorFile, TensorId};
+use super::{Checkpoint, Layout, mlx};
 use crate::arch;
 use crate::checkpoint::{CheckpointError, WeightProblems};
 use crate::config::ModelConfig;
@@ -62,6 +63,8 @@ pub struct Canonical {
     sources: Vec<Source>,
     /// Branches of the folded convolutions.
     sites: Vec<Site>,
+    /// Matrices in groups of few bits.
+    grouped: Vec<Grouped>,
     /// The convolution folded last: its bias is read after its weight.
     folded: Mutex<Option<(usize, Arc<Folded>)>>,
     non_finite: Mutex<BTreeSet<String>>,
@@ -72,6 +75,7 @@ enum Source {
     Stored(TensorId),
     FoldedWeight(usize),
     FoldedBias(usize),
+    Grouped(usize),
 }
 
 #[derive(Debug)]
@@ -97,7 +101,8 @@ pub fn canonical(
     };
     let mut config = checkpoint.config().clone();
     let files = Arc::clone(&checkpoint.files);
-    let mut assembly = Assembly::new(&files);
+    let quantization = Quantization::of(&checkpoint.declared.fields, checkpoint.path())?;
+    let mut assembly = Assembly::new(&files, quantization);
     assembly.unify(layout, &config);
     assembly.resolve_tie(&mut config);
     let specs = arch::specs(&config)?;
@@ -110,6 +115,7 @@ pub fn canonical(
         problems,
         sources,
         sites,
+        grouped,
         unified,
         used,
         ..
@@ -158,6 +164,7 @@ pub fn canonical(
         index,
         sources,
         sites,
+        grouped,
         folded: Mutex::new(None),
         non_finite: Mutex::new(BTreeSet::new()),
     };
@@ -189,6 +196,7 @@ fn skipped(file: &TensorFile) -> Option<String> {
 /// The work of [`canonical()`] while it is done.
 struct Assembly<'a> {
     files: &'a [TensorFile],
+    quantization: Quantization,
     unified: BTreeMap<String, TensorId>,
     /// The canonical weight that each tensor goes into.
     used: BTreeMap<TensorId, String>,
@@ -196,6 +204,7 @@ struct Assembly<'a> {
     current: String,
     sources: Vec<Option<Source>>,
     sites: Vec<Site>,
+    grouped: Vec<Grouped>,
     /// The site of a convolution whose weight came first.
     site_of: BTreeMap<String, Option<usize>>,
     problems: WeightProblems,
@@ -203,14 +212,16 @@ struct Assembly<'a> {
 }
 
 impl<'a> Assembly<'a> {
-    fn new(files: &'a [TensorFile]) -> Self {
+    fn new(files: &'a [TensorFile], quantization: Quantization) -> Self {
         Assembly {
             files,
+            quantization,
             unified: BTreeMap::new(),
             used: BTreeMap::new(),
             current: String::new(),
             sources: Vec::new(),
             sites: Vec::new(),
+            grouped: Vec::new(),
             site_of: BTreeMap::new(),
             problems: WeightProblems::default(),
             accounting: Accounting::default(),
@@ -247,19 +258,31 @@ impl<'a> Assembly<'a> {
 
     /// The tensors win over the config: a head of its own is untied, a copy of the table is tied.
     fn resolve_tie(&mut self, config: &mut ModelConfig) {
-        let (Some(&head), embedding) = (self.unified.get(HEAD), self.unified.get(EMBEDDING)) else {
+        let Some(&head) = self.unified.get(HEAD) else {
             return;
         };
-        let copy = embedding.is_some_and(|&embedding| {
-            TensorFile::same(placed(self.files, head), placed(self.files, embedding))
-        });
+        // Of a matrix in groups all three parts.
+        let same = |part: &str| {
+            let of = |weight: &str| self.unified.get(&weight.replace(".weight", part));
+            match (of(HEAD), of(EMBEDDING)) {
+                (Some(&head), Some(&embedding)) => {
+                    TensorFile::same(placed(self.files, head), placed(self.files, embedding))
+                }
+                (head, embedding) => head.is_none() && embedding.is_none(),
+            }
+        };
+        let copy = [".weight", ".scales", ".biases"].into_iter().all(same);
         let declared = config.decoder.tie_word_embeddings;
         config.decoder.tie_word_embeddings = copy;
         if copy {
             self.unified.remove(HEAD);
-            let rule = "byte for byte the embedding table".to_owned();
-            let tensor = tensor(self.files, head).name.clone();
-            self.accounting.ignored.push(Ignored { tensor, rule });
+            let parts =
+                [".scales", ".biases"].map(|part| self.unified.remove(&HEAD.replace(".weight", part)));
+            for id in [Some(head)].into_iter().chain(parts).flatten() {
+                let rule = "byte for byte the embedding table".to_owned();
+                let tensor = tensor(self.files, id).name.clone();
+                self.accounting.ignored.push(Ignored { tensor, rule });
+            }
         }
         if declared != copy {
             let warning = if copy {
@@ -275,7 +298,10 @@ impl<'a> Assembly<'a> {
         let (base, part) = spec.name.rsplit_once('.').unwrap_or((&spec.name, ""));
         let Some(kind) = Kind::of(base, &config.vision) else {
             self.current.clone_from(&spec.name);
-            return self.take(&spec.name, &spec.shape).map(Source::Stored);
+            return match part == "weight" && self.unified.contains_key(&format!("{base}.scales")) {
+                true => self.grouped(base, &spec.shape).map(Source::Grouped),
+                false => self.take(&spec.name, &spec.shape).map(Source::Stored),
+            };
         };
         self.current = format!("{base}.weight");
         let train_time = kind == Kind::ConvNorm
@@ -298,6 +324,73 @@ impl<'a> Assembly<'a> {
         }
     }
 
+    /// A matrix in groups: codes, scales and biases.
+    fn grouped(&mut self, base: &str, shape: &[u64]) -> Option<usize> {
+        let weight = format!("{base}.weight");
+        let module = match self.unified.get(&weight) {
+            Some(&id) => tensor(self.files, id).name.trim_end_matches(".weight").to_owned(),
+            None => base.to_owned(),
+        };
+        for part in ["weight", "scales", "biases"] {
+            if let Some(&id) = self.unified.get(&format!("{base}.{part}")) {
+                self.used.insert(id, self.current.clone());
+            }
+        }
+        let (Some(groups), &[rows, width]) = (self.quantization.groups(&module), shape) else {
+            let problem = format!("{module} has scales, but config.json has no `quantization` for it");
+            self.problems.misshapen.push(problem);
+            return None;
+        };
+        if width % groups.size != 0 {
+            let size = groups.size;
+            let problem = format!("{module} has {width} inputs, expected whole groups of {size}");
+            self.problems.misshapen.push(problem);
+            return None;
+        }
+        let words = [rows, width * groups.bits / 32];
+        let codes = self.take_as(&weight, &words, |dtype| dtype.name() == "U32", "U32");
+        let parts = [rows, width / groups.size];
+        let scales = self.take(&format!("{base}.scales"), &parts);
+        let biases = self.take(&format!("{base}.biases"), &parts);
+        self.grouped.push(Grouped {
+            codes: codes?,
+            scales: scales?,
+            biases: biases?,
+            groups,
+        });
+        Some(self.grouped.len() - 1)
+    }
+
+    /// The tensor of that name, shape and a type that fits.
+    fn take_as(
+        &mut self,
+        name: &str,
+        shape: &[u64],
+        fits: fn(StoredType) -> bool,
+        expected: &str,
+    ) -> Option<TensorId> {
+        let Some(&id) = self.unified.get(name) else {
+            self.problems.missing.push(name.to_owned());
+            return None;
+        };
+        self.used.insert(id, self.current.clone());
+        let stored = tensor(self.files, id);
+        if !fits(stored.dtype) {
+            let dtype = stored.dtype.name();
+            let problem = format!("{} has dtype {dtype}, expected {expected}", stored.name);
+            self.problems.misshapen.push(problem);
+            return None;
+        }
+        if stored.shape != shape {
+            let [found, expected] =
+                [&stored.shape[..], shape].map(|shape| mlx::as_in_file(&stored.name, shape));
+            let problem = format!("{} has shape {found:?}, expected {expected:?}", stored.name);
+            self.problems.misshapen.push(problem);
+            return None;
+        }
+        Some(id)
+    }
+
     fn site(&mut self, kind: Kind, base: &str, shape: &[u64], layer_scale: bool) -> Option<usize> {
         let &[output, per_group, side, _] = shape else {
             return None;
@@ -316,29 +409,8 @@ impl<'a> Assembly<'a> {
 
 impl Take for Assembly<'_> {
     fn take(&mut self, name: &str, shape: &[u64]) -> Option<TensorId> {
-        let Some(&id) = self.unified.get(name) else {
-            self.problems.missing.push(name.to_owned());
-            return None;
-        };
-        self.used.insert(id, self.current.clone());
-        let stored = tensor(self.files, id);
-        if !stored.dtype.is_weight() {
-            let dtype = stored.dtype.name();
-            let problem = format!(
-                "{} has dtype {dtype}, expected float32, float16 or bfloat16",
-                stored.name
-            );
-            self.problems.misshapen.push(problem);
-            return None;
-        }
-        if stored.shape != shape {
-            let found = &stored.shape;
-            self.problems
-                .misshapen
-                .push(format!("{} has shape {found:?}, expected {shape:?}", stored.name));
-            return None;
-        }
-        Some(id)
+        let expected = "float32, float16 or bfloat16";
+        self.take_as(name, shape, StoredType::is_weight, expected)
     }
 
     fn any(&self, prefix: &str) -> bool {
@@ -451,6 +523,11 @@ impl Weights for Canonical {
                 let (file, stored) = placed(&self.files, id);
                 for (piece, out) in (0..pieces).zip(out.chunks_exact_mut(length)) {
                     file.read(stored, start(piece), out)?;
+                }
+            }
+            Source::Grouped(grouped) => {
+                for (piece, out) in (0..pieces).zip(out.chunks_exact_mut(length)) {
+                    self.grouped[grouped].read(&self.files, start(piece), out)?;
                 }
             }
             Source::FoldedWeight(site) | Source::FoldedBias(site) => {

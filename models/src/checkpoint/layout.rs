@@ -2,8 +2,8 @@
 //! canonical prefixes with timm's suffixes (`vision_tower.stem.0.conv_kxk.0.bn.weight`), train-time branches
 //! included.
 
-use super::llava;
 use super::prefix::replace_prefix;
+use super::{llava, mlx};
 use crate::config::{Layout, VisionConfig};
 
 /// What a layout makes of a stored name.
@@ -44,6 +44,7 @@ impl Layout {
         match self {
             Layout::Llava => "llava",
             Layout::Transformers => "transformers",
+            Layout::Mlx => "mlx",
         }
     }
 
@@ -55,6 +56,7 @@ impl Layout {
         let unified = match self {
             Layout::Transformers => replace_prefix(name, &TRANSFORMERS),
             Layout::Llava => llava::unify(name, tower),
+            Layout::Mlx => mlx::unify(name, tower),
         };
         match unified {
             None => Unified::Unknown,
@@ -72,6 +74,7 @@ impl Layout {
     pub(super) fn spell(self, unified: &str, tower: &VisionConfig) -> String {
         match self {
             Layout::Llava => llava::spell(unified, tower),
+            Layout::Mlx => mlx::spell(unified, tower),
             Layout::Transformers => {
                 let prefix = TRANSFORMERS
                     .iter()
@@ -86,17 +89,19 @@ impl Layout {
         }
     }
 
-    /// The layout whose marker the tensors bear: the projector's name is never shared. Both is none.
+    /// The layout whose marker the tensors bear: the projector's name, or mlx-vlm's of the tower. Several are none.
     pub(super) fn of_tensors<'a>(names: impl Iterator<Item = &'a str>) -> Option<Layout> {
-        let (mut llava, mut transformers) = (false, false);
+        let (mut llava, mut transformers, mut converted) = (false, false, false);
         for name in names {
+            converted |= name.starts_with(mlx::TOWER);
             let name = name.strip_prefix("model.").unwrap_or(name);
             llava |= name.starts_with("mm_projector.");
             transformers |= name.starts_with("multi_modal_projector.");
         }
-        match (llava, transformers) {
-            (true, false) => Some(Layout::Llava),
-            (false, true) => Some(Layout::Transformers),
+        match (llava, transformers, converted) {
+            (true, false, false) => Some(Layout::Llava),
+            (false, true, false) => Some(Layout::Transformers),
+            (_, false, true) => Some(Layout::Mlx),
             _ => None,
         }
     }

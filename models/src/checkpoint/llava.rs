@@ -39,13 +39,14 @@ const SEGMENTS: [(&str, &str); 9] = [
 
 /// The unified name of a stored tensor.
 pub(super) fn unify(name: &str, tower: &VisionConfig) -> Option<String> {
-    match TOWER.iter().find_map(|prefix| name.strip_prefix(prefix)) {
+    match in_tower(name) {
         Some(rest) => Some(format!("vision_tower.{}", unify_tower(rest, tower)?)),
         None => replace_prefix(name, &PREFIXES),
     }
 }
 
-fn unify_tower(name: &str, tower: &VisionConfig) -> Option<String> {
+/// As [`unify`], of what stands after the tower's prefix.
+pub(super) fn unify_tower(name: &str, tower: &VisionConfig) -> Option<String> {
     let (first, rest) = name.split_once('.')?;
     let (prefix, rest) = match first {
         "patch_embed" => ("stem".to_owned(), rest),
@@ -104,6 +105,11 @@ pub(super) fn spell(name: &str, tower: &VisionConfig) -> String {
         TOWER[0],
         rest.strip_suffix(".gamma").unwrap_or(&rest)
     )
+}
+
+/// What stands after the tower's prefix in Apple's name.
+pub(super) fn in_tower(name: &str) -> Option<&str> {
+    TOWER.iter().find_map(|prefix| name.strip_prefix(prefix))
 }
 
 /// What stands at an index of Apple's `network` list.

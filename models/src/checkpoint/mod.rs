@@ -9,6 +9,7 @@ mod branches;
 mod canonical;
 pub(crate) mod error;
 mod fold;
+mod grouped;
 mod layout;
 mod license;
 mod llava;
@@ -83,7 +84,8 @@ impl Checkpoint {
         }
         let fields = Declared::fields(directory)?;
 
-        let WeightFiles { files, index } = weight_files::open(directory)?;
+        let WeightFiles { mut files, index } = weight_files::open(directory)?;
+        mlx::channels_first(&mut files);
         let names = files
             .iter()
             .flat_map(TensorFile::tensors)
@@ -181,7 +183,7 @@ impl Checkpoint {
             .flat_map(TensorFile::tensors)
             .map(|tensor| tensor.name.as_str());
         match Layout::of_tensors(names) {
-            Some(found) if found != self.declared.layout => Err(CheckpointError::Layout {
+            Some(found) if found.dialect() != self.declared.layout => Err(CheckpointError::Layout {
                 path: self.path.clone(),
                 problem: format!(
                     "config.json declares the {} layout, the tensors have names of the {} layout",
@@ -189,7 +191,8 @@ impl Checkpoint {
                     found.name()
                 ),
             }),
-            _ => Ok(self.declared.layout),
+            Some(found) => Ok(found),
+            None => Ok(self.declared.layout),
         }
     }
 }

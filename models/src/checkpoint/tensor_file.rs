@@ -71,6 +71,24 @@ pub enum StoredType {
     Other(&'static str, u64),
 }
 
+impl Place {
+    /// Of elements of `size` bytes that lie so many bytes apart in each dimension.
+    pub(super) fn new(start: usize, shape: &[u64], strides: Vec<usize>, size: usize) -> Place {
+        let mut expected = size;
+        let row_major = shape.iter().zip(&strides).rev().all(|(side, stride)| {
+            let fits = *side == 1 || *stride == expected;
+            expected = expected.saturating_mul(usize::try_from(*side).unwrap_or(usize::MAX));
+            fits
+        });
+        if row_major || shape.contains(&0) {
+            let length = if shape.contains(&0) { 0 } else { expected };
+            Place::Whole(start..start.saturating_add(length))
+        } else {
+            Place::Strided { start, strides }
+        }
+    }
+}
+
 impl StoredType {
     /// Bits of one element.
     pub(super) fn bits(self) -> u64 {
@@ -111,6 +129,29 @@ impl StoredTensor {
             .iter()
             .fold(self.dtype.bits(), |product, &n| product.saturating_mul(n))
             / 8
+    }
+
+    /// Gives its dimensions another order; its elements stay where they lie.
+    fn rearrange(&mut self, order: &[usize]) {
+        let size = self.dtype.size();
+        let (start, strides) = match &self.place {
+            Place::Whole(range) => {
+                let mut next = size;
+                let sides = self.shape.iter().rev();
+                let strides = sides.map(|side| {
+                    let stride = next;
+                    next = next.saturating_mul(usize::try_from(*side).unwrap_or(usize::MAX));
+                    stride
+                });
+                let mut strides: Vec<usize> = strides.collect();
+                strides.reverse();
+                (range.start, strides)
+            }
+            Place::Strided { start, strides } => (*start, strides.clone()),
+        };
+        self.shape = order.iter().map(|&dimension| self.shape[dimension]).collect();
+        let strides = order.iter().map(|&dimension| strides[dimension]).collect();
+        self.place = Place::new(start, &self.shape, strides, size);
     }
 
     /// Where its data begins, for sorting.
@@ -204,6 +245,16 @@ impl TensorFile {
         &self.content.skipped
     }
 
+    /// Gives tensors another order of dimensions, those that `order` has one for.
+    pub(super) fn rearrange(&mut self, order: &dyn Fn(&StoredTensor) -> Option<&'static [usize]>) {
+        for tensor in &mut self.content.tensors {
+            // Of elements smaller than a byte nothing has a place of its own.
+            if let Some(order) = order(tensor).filter(|_| tensor.dtype.size() > 0) {
+                tensor.rearrange(order);
+            }
+        }
+    }
+
     /// The tensor's bytes, little-endian, if they lie row-major in the file.
     pub(super) fn contiguous(&self, tensor: &StoredTensor) -> Option<&[u8]> {
         match &tensor.place {
@@ -294,7 +345,27 @@ impl TensorFile {
         Ok(())
     }
 
-    /// Copies elements from `from` on, row-major, as many as fill `out`.
+    /// Copies elements from `from` on, row-major and little-endian, as many as fill `out`.
+    ///
+    /// # Errors
+    /// A range that the tensor does not have.
+    pub(super) fn copy(
+        &self,
+        tensor: &StoredTensor,
+        from: usize,
+        out: &mut [u8],
+    ) -> Result<(), CheckpointError> {
+        let end = from.checked_mul(tensor.dtype.size());
+        let end = end.and_then(|start| u64::try_from(start.checked_add(out.len())?).ok());
+        if end.is_none_or(|end| end > tensor.bytes()) {
+            let problem = format!("tensor `{}` is cut short", tensor.name);
+            return Err(CheckpointError::malformed(&self.path, problem));
+        }
+        self.gather(tensor, from, out);
+        Ok(())
+    }
+
+    /// Copies elements that are there.
     fn gather(&self, tensor: &StoredTensor, from: usize, out: &mut [u8]) {
         let size = tensor.dtype.size().max(1);
         let (start, strides) = match &tensor.place {

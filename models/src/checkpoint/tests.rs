@@ -9,8 +9,9 @@ use crate::weights::Weights;
 use serde_json::{Map, Value, json};
 
 mod bin;
+mod mlx;
 
-const LAYOUTS: [Layout; 2] = [Layout::Llava, Layout::Transformers];
+const LAYOUTS: [Layout; 3] = [Layout::Llava, Layout::Transformers, Layout::Mlx];
 
 type Stored = BTreeMap<String, (Vec<u64>, Vec<f32>)>;
 
@@ -21,7 +22,7 @@ fn config(layout: Layout, tied: bool) -> Value {
     });
     let tower = json!({"embed_dims": [32, 32, 32, 32, 32], "layers": [1, 1, 1, 1, 1]});
     match layout {
-        Layout::Llava => {
+        Layout::Llava | Layout::Mlx => {
             let mut config = decoder;
             config["model_type"] = json!("llava_qwen2");
             config["mm_vision_tower"] = json!("mobileclip_l_64");
@@ -129,6 +130,9 @@ fn the_same_model_in_every_layout_has_the_same_weights() {
                 stored.insert(format!("{tower}.head.proj"), (vec![2], vec![0.0, 0.0]));
                 stored.insert(format!("{tower}.x.num_batches_tracked"), (vec![], vec![0.0]));
             }
+            if layout == Layout::Mlx {
+                stored = mlx::channels_last(stored);
+            }
             let directory = directory(&config, &stored);
             let (canonical, accounting) = open(directory.path(), None).unwrap();
             assert_eq!(canonical.layout(), layout);
@@ -143,8 +147,8 @@ fn the_same_model_in_every_layout_has_the_same_weights() {
                 .map(|spec| (spec.name.clone(), canonical.read(&spec.name).unwrap()))
                 .collect::<Vec<_>>()
         };
-        let [llava, transformers] = LAYOUTS.map(read);
-        assert!(llava == transformers, "train time {train_time}");
+        let [llava, transformers, mlx] = LAYOUTS.map(read);
+        assert!(llava == transformers && llava == mlx, "train time {train_time}");
     }
 }
 
@@ -308,30 +312,6 @@ fn mlx_exports_are_refused_by_name() {
     fs::create_dir(package.path().join("fastvithd.mlpackage")).unwrap();
     let message = open(package.path(), None).unwrap_err();
     assert!(message.contains("MLX export"), "{message}");
-}
-
-#[test]
-fn a_conversion_by_mlx_vlm_is_refused_in_one_sentence() {
-    let converted = changed(true, |stored| {
-        *stored = std::mem::take(stored)
-            .into_iter()
-            .map(|(name, tensor)| {
-                (
-                    name.replace(
-                        "model.vision_tower.vision_tower.model",
-                        "vision_tower.vision_model",
-                    ),
-                    tensor,
-                )
-            })
-            .collect();
-    });
-    let message = open(converted.path(), None).unwrap_err();
-    assert!(message.contains("conversion by mlx-vlm"), "{message}");
-    assert!(
-        message.contains("use the original checkpoint") && message.lines().count() == 1,
-        "{message}"
-    );
 }
 
 #[test]

@@ -56,7 +56,7 @@ impl Declared {
     pub(crate) fn read(directory: &Path, fields: Value) -> Result<Declared, CheckpointError> {
         let (mut config, layout) = ModelConfig::of(&fields, &directory.join(CONFIG))?;
         let processors = match layout {
-            Layout::Llava => Vec::new(),
+            Layout::Llava | Layout::Mlx => Vec::new(),
             Layout::Transformers => processors(directory)?,
         };
         if let Some(side) = crop_side(&processors)? {

@@ -8,10 +8,21 @@ use serde_json::{Map, Value};
 /// What a config in Apple's dialect declares.
 pub(super) fn llava(object: &Map<String, Value>, problems: &mut Problems) -> ModelConfig {
     let fields = Fields::new(object);
-    let parameters = fields.inside("rope_parameters", "rope_parameters.", problems);
-    let theta = rope_theta(&fields, &parameters, problems);
-    let tied = fields.flag("tie_word_embeddings", false, problems);
-    let decoder = decoder(&fields, theta, tied, problems);
+    // mlx-vlm may write the decoder's fields in an object of their own.
+    let nested = fields.value("hidden_size").is_none() && fields.value("text_config").is_some();
+    let text = match nested {
+        true => fields.inside("text_config", "text_config.", problems),
+        false => Fields::new(object),
+    };
+    let way = if nested {
+        "text_config.rope_parameters."
+    } else {
+        "rope_parameters."
+    };
+    let parameters = text.inside("rope_parameters", way, problems);
+    let theta = rope_theta(&text, &parameters, problems);
+    let tied = text.flag("tie_word_embeddings", false, problems);
+    let decoder = decoder(&text, theta, tied, problems);
     // The tower's name carries the image size: `mobileclip_l_1024`.
     let expected = "a name like `mobileclip_l_1024`";
     let side = |value: &Value| value.as_str()?.strip_prefix("mobileclip_l_")?.parse().ok();

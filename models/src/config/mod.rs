@@ -27,6 +27,18 @@ pub enum Layout {
     Llava,
     /// transformers' `FastVlmForConditionalGeneration`.
     Transformers,
+    /// mlx-vlm's conversion of the first, for MLX: it has Apple's dialect and names of its own.
+    Mlx,
+}
+
+impl Layout {
+    /// The layout whose dialect a config of this one has.
+    pub const fn dialect(self) -> Layout {
+        match self {
+            Layout::Llava | Layout::Mlx => Layout::Llava,
+            Layout::Transformers => Layout::Transformers,
+        }
+    }
 }
 
 /// Geometry of a model.
@@ -228,7 +240,7 @@ impl ModelConfig {
             }
         };
         let config = match layout {
-            Layout::Llava => llava(object, &mut problems),
+            Layout::Llava | Layout::Mlx => llava(object, &mut problems),
             Layout::Transformers => transformers(object, &mut problems),
         };
         if problems.0.is_empty() {

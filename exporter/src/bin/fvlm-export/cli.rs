@@ -226,6 +226,8 @@ pub(crate) enum LayoutFlag {
     Llava,
     /// FastVlmForConditionalGeneration
     Transformers,
+    /// A conversion by mlx-vlm (vision_tower.vision_model)
+    Mlx,
 }
 
 #[cfg(test)]

@@ -61,6 +61,7 @@ pub(crate) fn plan(cli: &Cli) -> Result<ExportPlan, String> {
             LayoutFlag::Auto => None,
             LayoutFlag::Llava => Some(Layout::Llava),
             LayoutFlag::Transformers => Some(Layout::Transformers),
+            LayoutFlag::Mlx => Some(Layout::Mlx),
         },
         calibration: cli.calibration.clone(),
         overwrite: cli.overwrite,

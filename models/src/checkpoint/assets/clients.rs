@@ -6,6 +6,14 @@ use crate::bundle::{ImageSpec, PromptSpec, Resample};
 use crate::config::{Layout, ModelConfig};
 use serde_json::{Map, Value, json};
 
+/// Fields without what MLX says of weights in groups: a bundle has none of them.
+fn without_groups(mut fields: Map<String, Value>) -> Map<String, Value> {
+    if fields.shift_remove("quantization").is_some() {
+        fields.shift_remove("quantization_config");
+    }
+    fields
+}
+
 /// `config.json` as transformers.js knows the architecture: `llava_qwen2`, the decoder's geometry at the top.
 pub(super) fn client_config(
     config: &ModelConfig,
@@ -14,7 +22,7 @@ pub(super) fn client_config(
     prompt: &PromptSpec,
 ) -> Value {
     let mut fields = match (layout, declared) {
-        (Layout::Llava, Value::Object(fields)) => fields.clone(),
+        (Layout::Llava | Layout::Mlx, Value::Object(fields)) => without_groups(fields.clone()),
         _ => Map::new(),
     };
     let decoder = &config.decoder;

@@ -78,7 +78,7 @@ pub(super) fn assets(
     } = declared;
     let layout = *layout;
     let image = match layout {
-        Layout::Llava => llava_image(&files, declared, config)?,
+        Layout::Llava | Layout::Mlx => llava_image(&files, declared, config)?,
         Layout::Transformers => transformers_image(&files, processors, config)?,
     };
     let tokenizer_config = files.json("tokenizer_config.json")?.unwrap_or_else(|| json!({}));
@@ -109,7 +109,7 @@ pub(super) fn assets(
         tokenizer: "tokenizer.json".to_owned(),
         chat_template: "chat_template.jinja".to_owned(),
         content: match layout {
-            Layout::Llava => Content::Text,
+            Layout::Llava | Layout::Mlx => Content::Text,
             Layout::Transformers => Content::Parts,
         },
         image_token: IMAGE_TOKEN.to_owned(),
@@ -165,7 +165,9 @@ pub(super) fn assets(
             "preprocessor_config.json",
             pretty(&client_image(&image)),
             match layout {
-                Layout::Llava => format!("the processor in Apple's code, at {} pixels", image.width),
+                Layout::Llava | Layout::Mlx => {
+                    format!("the processor in Apple's code, at {} pixels", image.width)
+                }
                 Layout::Transformers => "all fields of CLIPImageProcessor, defaults included".to_owned(),
             },
         ),

@@ -103,7 +103,7 @@ pub(super) fn image_token(
                 format!("`image_token_index` is {stated}, the tokenizer has {found} for `{IMAGE_TOKEN}`");
             Err(files.config(CONFIG, problem))
         }
-        Layout::Llava => {
+        Layout::Llava | Layout::Mlx => {
             if known.is_some() {
                 return Ok(known);
             }
@@ -229,7 +229,7 @@ pub(super) fn template(
         _ => {}
     }
     match layout {
-        Layout::Llava => of(TEXT_TEMPLATE, "the conversation `qwen_2` in Apple's code"),
+        Layout::Llava | Layout::Mlx => of(TEXT_TEMPLATE, "the conversation `qwen_2` in Apple's code"),
         Layout::Transformers => of(PARTS_TEMPLATE, "transformers' conversion script"),
     }
 }

@@ -103,18 +103,11 @@ fn one(name: &str, view: &View<'_>, storage: Range<usize>) -> Result<StoredTenso
         let bytes = |elements: u64| usize::try_from(elements.checked_mul(size)?).ok();
         let start = bytes(held.start + view.offset).and_then(|at| at.checked_add(storage.start));
         let start = start.ok_or_else(overflow)?;
-        if contiguous(shape, strides) {
-            let end = bytes(elements).and_then(|length| length.checked_add(start));
-            Place::Whole(start..end.ok_or_else(overflow)?)
-        } else {
-            // A dimension of one element has no next one, whatever its stride.
-            let stride = |(side, stride): (&u64, &u64)| if *side == 1 { Some(0) } else { bytes(*stride) };
-            let strides = shape.iter().zip(strides).map(stride).collect::<Option<_>>();
-            Place::Strided {
-                start,
-                strides: strides.ok_or_else(overflow)?,
-            }
-        }
+        // A dimension of one element has no next one, whatever its stride.
+        let stride = |(side, stride): (&u64, &u64)| if *side == 1 { Some(0) } else { bytes(*stride) };
+        let strides = shape.iter().zip(strides).map(stride).collect::<Option<_>>();
+        let size = usize::try_from(size).map_err(|_| overflow())?;
+        Place::new(start, shape, strides.ok_or_else(overflow)?, size)
     };
     Ok(StoredTensor {
         name: name.to_owned(),
@@ -153,14 +146,4 @@ fn same_size(view: &View<'_>) -> bool {
         Global::Storage(Some(dtype)) => StoredType::bits(dtype) == view.dtype.bits(),
         _ => true,
     }
-}
-
-/// Whether elements lie one after the other, row-major.
-fn contiguous(shape: &[u64], strides: &[u64]) -> bool {
-    let mut expected = 1_u64;
-    shape.iter().zip(strides).rev().all(|(side, stride)| {
-        let fits = *side == 1 || *stride == expected;
-        expected = expected.saturating_mul(*side);
-        fits
-    })
 }
