@@ -1,7 +1,8 @@
 //! `torch`: one file of `torch.save`, read as `fvlm-export` reads weights and adapters.
 //!
-//! What is accepted is read whole, in pieces and at once alike, and is not much longer than the file. Views that lie
-//! in their storages are accepted and have the values that a reader of another kind finds, others are refused.
+//! What is accepted is read whole, in pieces and at once alike, and is not much longer than the file. Views
+//! that lie in their storages are accepted and have the values that a reader of another kind finds, others
+//! are refused.
 
 use crate::folder::Folder;
 use crate::saved::{self, Saved};

@@ -3,6 +3,7 @@
 
 #![deny(clippy::as_conversions)]
 
+use super::accounting::{Accounting, Ignored, Used, skipped};
 use super::branches::{Branch, Kind, Take, branches};
 use super::fold::{BranchValues, KernelSize, fold};
 use super::grouped::{Grouped, Quantization};
@@ -13,7 +14,6 @@ use crate::arch;
 use crate::checkpoint::{CheckpointError, WeightProblems};
 use crate::config::ModelConfig;
 use crate::weights::{WeightSpec, Weights};
-use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,35 +21,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// The embedding table, and the head that may be the same table.
 const EMBEDDING: &str = "language_model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
-
-/// What became of a checkpoint's tensors.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Accounting {
-    /// Tensors that canonical weights are made from, sorted.
-    pub used: Vec<Used>,
-    /// Tensors that are not needed, sorted.
-    pub ignored: Vec<Ignored>,
-    /// What the user should know: where config and tensors disagree and the tensors were believed.
-    pub warnings: Vec<String>,
-}
-
-/// A tensor that a canonical weight is made from.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Used {
-    /// The checkpoint's name.
-    pub tensor: String,
-    /// The canonical weight; of a folded convolution, its `.weight`.
-    pub weight: String,
-}
-
-/// A tensor that is not needed.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Ignored {
-    /// The checkpoint's name.
-    pub tensor: String,
-    /// Why not.
-    pub rule: String,
-}
 
 /// The canonical weights of a checkpoint. Nothing is held in memory: a block is converted when it is read.
 #[derive(Debug)]
@@ -178,19 +149,6 @@ fn tensor(files: &[TensorFile], TensorId(file, index): TensorId) -> &StoredTenso
 /// A tensor with its file.
 fn placed(files: &[TensorFile], id: TensorId) -> (&TensorFile, &StoredTensor) {
     (&files[id.0], tensor(files, id))
-}
-
-/// What to say about what stands in a torch file beside the tensors.
-fn skipped(file: &TensorFile) -> Option<String> {
-    let first = file.skipped().first()?;
-    let more = match file.skipped().len() - 1 {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    let name = file.path().file_name().unwrap_or_default().to_string_lossy();
-    Some(format!(
-        "`{name}` has `{first}`{more} beside the model's tensors: not read"
-    ))
 }
 
 /// The work of [`canonical()`] while it is done.

@@ -4,6 +4,7 @@
 
 #![deny(clippy::as_conversions)]
 
+mod accounting;
 mod assets;
 mod branches;
 mod canonical;
@@ -23,8 +24,9 @@ mod torch;
 mod weight_files;
 
 pub use crate::config::Layout;
+pub use accounting::{Accounting, Ignored, Used};
 pub use assets::{Asset, Assets, Origin, SMALL_FILES};
-pub use canonical::{Accounting, Canonical, Ignored, Used, canonical};
+pub use canonical::{Canonical, canonical};
 pub use error::{CheckpointError, WeightProblems};
 pub use license::is_license;
 pub use small::MAX_INDEX;

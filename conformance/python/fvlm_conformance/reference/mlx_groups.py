@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
-"""Writes matrices in groups of few bits as MLX stores them, and their values: `models/tests/data/mlx-groups.safetensors`.
+"""Writes matrices in groups of few bits as MLX stores them, and their values.
+
+The file is `models/tests/data/mlx-groups.safetensors`.
 
     python -m fvlm_conformance.reference.mlx_groups
 
-The formulas are those that `mlx.core.quantize` documents (mode `affine`): of a group of a row with the largest value a
-and the least b, the scale is `s = (a - b) / (2^bits - 1)`, the bias is b, a code is `round((w - b) / s)` and a value is
-`code * s + b`. Codes are packed into uint32, the first in the lowest bits; they are taken out again as
-`mlx::core::dequantize` does it, by a shift to the left and one to the right. Needs numpy only: MLX itself runs on
-Apple's machines.
+The formulas are those that `mlx.core.quantize` documents (mode `affine`): of a group of a row with the
+largest value a and the least b, the scale is `s = (a - b) / (2^bits - 1)`, the bias is b, a code is
+`round((w - b) / s)` and a value is `code * s + b`. Codes are packed into uint32, the first in the lowest
+bits; they are taken out again as `mlx::core::dequantize` does it, by a shift to the left and one to the
+right. Needs numpy only: MLX itself runs on Apple's machines.
 
-For each case, `BITS-GROUP-TYPE`, the file has `.weight`, `.scales`, `.biases` as a checkpoint has them and `.expected`.
+For each case, `BITS-GROUP-TYPE`, the file has `.weight`, `.scales`, `.biases` as a checkpoint has them and
+`.expected`.
 """
 
 import argparse
@@ -53,15 +56,15 @@ def packed(codes, bits):
 
 
 def dequantized(words, scales, biases, bits, group):
-    parts = [
-        (words << numpy.uint32(32 - (start + bits))) >> numpy.uint32(32 - bits) for start in range(0, 32, bits)
-    ]
+    left = [numpy.uint32(32 - (start + bits)) for start in range(0, 32, bits)]
+    parts = [(words << shift) >> numpy.uint32(32 - bits) for shift in left]
     codes = numpy.stack(parts, -1).reshape(ROWS, WIDTH // group, group).astype(numpy.float32)
     return (codes * scales[..., None] + biases[..., None]).reshape(ROWS, WIDTH)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     output = ROOT / "models" / "tests" / "data" / "mlx-groups.safetensors"
     parser.add_argument("-o", "--output", type=Path, default=output)
     output = parser.parse_args().output
@@ -70,7 +73,8 @@ def main():
 
     def put(name, dtype, shape, contents):
         nonlocal data
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(contents)]}
+        offsets = [len(data), len(data) + len(contents)]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
         data += contents
 
     for bits, group, dtype in CASES:

@@ -3,9 +3,10 @@
 
     python -m fvlm_conformance.reference.torch_files
 
-Each file is read by `models::checkpoint::TensorFile` in a test and compared with `expected.json`: names, types,
-shapes and bytes as torch has them, or words of the sentence that refuses it. Needs torch and numpy. The older form
-names storages by addresses, so that those files differ from run to run; what they hold does not.
+Each file is read by `models::checkpoint::TensorFile` in a test and compared with `expected.json`: names,
+types, shapes and bytes as torch has them, or words of the sentence that refuses it. Needs torch and numpy.
+The older form names storages by addresses, so that those files differ from run to run; what they hold does
+not.
 """
 
 import argparse
@@ -64,7 +65,8 @@ def every_kind():
     state["turned"] = count.permute(2, 0, 1)
     state["part"] = count[1, :, 1:3]
     state["every other"] = count.flatten()[::2]
-    state["channels last"] = torch.arange(16.0).reshape(1, 4, 2, 2).contiguous(memory_format=torch.channels_last)
+    kernel = torch.arange(16.0).reshape(1, 4, 2, 2)
+    state["channels last"] = kernel.contiguous(memory_format=torch.channels_last)
     state["expanded"] = count[0, 0, 3:4].expand(3, 1)
     state["scalar"] = torch.tensor(-2.5)
     state["empty"] = torch.zeros(0, 7)
@@ -126,7 +128,8 @@ def files():
     yield "zip.pt", archive, (state, [])
     # torch itself does not read these types from the older form.
     new = ("F8_E4M3", "F8_E5M2", "U16")
-    older = OrderedDict((name, value) for name, value in state.items() if name.removeprefix("dtype.") not in new)
+    older = [(name, value) for name, value in state.items() if name.removeprefix("dtype.") not in new]
+    older = OrderedDict(older)
     yield "legacy.pt", saved(older, _use_new_zipfile_serialization=False), (older, [])
     yield "protocol-4.pt", saved(state, pickle_protocol=4), (state, [])
     yield "protocol-5.pt", saved(state, pickle_protocol=5), (state, [])
@@ -136,7 +139,8 @@ def files():
         weights,
         ["args", "epoch", "optimizer"],
     )
-    beside = {"w": torch.ones(2), "size": torch.Size([1, 2]), "dtype": torch.bfloat16, "on": torch.device("cpu")}
+    beside = {"w": torch.ones(2), "size": torch.Size([1, 2]), "dtype": torch.bfloat16}
+    beside["on"] = torch.device("cpu")
     yield "beside.pt", saved({**beside, "big": 1 << 80, "list": [1.5, True]}), (
         {"w": torch.ones(2)},
         ["big", "dtype", "list", "on", "size"],
@@ -154,7 +158,8 @@ def files():
     yield "negated.pt", saved({"w": torch.ones(2)._neg_view()}), "with metadata, by which values are negated"
     sparse = torch.eye(3).to_sparse()
     yield "sparse.pt", saved({"w": sparse}), "`torch._utils._rebuild_sparse_tensor`"
-    yield "meta.pt", saved({"w": torch.ones(2, device="meta")}), "`torch._utils._rebuild_meta_tensor_no_storage`"
+    meta = torch.ones(2, device="meta")
+    yield "meta.pt", saved({"w": meta}), "`torch._utils._rebuild_meta_tensor_no_storage`"
     quantized = torch.quantize_per_tensor(torch.ones(2), 0.5, 0, torch.qint8)
     yield "quantized.pt", saved({"w": quantized}), "`torch._utils._rebuild_qtensor`"
     yield "numpy.pt", saved({"best": numpy.float64(0.5), "w": torch.ones(2)}), "numpy"
@@ -168,7 +173,8 @@ def facts(tensor):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "models" / "tests" / "data" / "torch")
     output = parser.parse_args().output
     torch.manual_seed(7)
@@ -182,7 +188,8 @@ def main():
         tensors, skipped = found
         # torch reads it too.
         torch.load(io.BytesIO(contents), weights_only=False)
-        expected[name] = {"tensors": {key: facts(tensor) for key, tensor in tensors.items()}, "skipped": skipped}
+        read = {key: facts(tensor) for key, tensor in tensors.items()}
+        expected[name] = {"tensors": read, "skipped": skipped}
     text = json.dumps(expected, indent=1, ensure_ascii=False)
     (output / "expected.json").write_text(text + "\n", encoding="utf-8")
 

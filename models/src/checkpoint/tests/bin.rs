@@ -74,14 +74,14 @@ fn torch_files_hold_the_weights_that_safetensors_hold() {
 }
 
 /// Stores a tensor's first two dimensions the other way round.
-fn turn(bytes: &mut Vec<u8>, shape: &[u64], strides: &mut [u64]) {
+fn turn(bytes: &mut [u8], shape: &[u64], strides: &mut [u64]) {
     let [height, width, rest @ ..] = shape else {
         return;
     };
     let size = |n: u64| usize::try_from(n).unwrap();
     let run = size(rest.iter().product::<u64>()) * 4;
     let (height, width) = (size(*height), size(*width));
-    let old = bytes.clone();
+    let old = bytes.to_owned();
     for row in 0..height {
         for column in 0..width {
             let (from, to) = ((row * width + column) * run, (column * height + row) * run);

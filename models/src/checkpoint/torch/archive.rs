@@ -1,7 +1,8 @@
 //! torch's zip archives: `NAME/data.pkl`, a pickle, and `NAME/data/KEY`, a storage each, stored as they are.
 
 use super::super::tensor_file::Content;
-use super::pickle::{self, MAX_PICKLE, Storage};
+use super::pickle::{self, MAX_PICKLE};
+use super::values::Storage;
 use super::{place, state};
 use rawzip::{CompressionMethod, ZipArchive, ZipFileHeaderRecord};
 use std::collections::BTreeMap;

@@ -2,7 +2,8 @@
 //! facts of the machine, the object and the keys of its storages, then the storages one after the other.
 
 use super::super::tensor_file::Content;
-use super::pickle::{self, Loaded, Storage, Value};
+use super::pickle::{self, Loaded};
+use super::values::{Storage, Value};
 use super::{place, state};
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -15,6 +15,7 @@ mod rebuild;
 mod state;
 #[cfg(test)]
 mod tests;
+mod values;
 #[cfg(test)]
 pub(super) mod write;
 
@@ -52,5 +53,5 @@ fn is_pickle(bytes: &[u8]) -> bool {
 }
 
 fn is_tar(bytes: &[u8]) -> bool {
-    bytes.get(257..262) == Some(b"ustar") && !bytes.get(8..9).is_some_and(|brace| brace == b"{")
+    bytes.get(257..262) == Some(b"ustar") && bytes.get(8) != Some(&b'{')
 }

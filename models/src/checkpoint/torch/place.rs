@@ -4,8 +4,8 @@
 use super::super::safetensors::MAX_TENSORS;
 use super::super::tensor_file::{Content, MAX_RANK, Place, StoredTensor, StoredType};
 use super::globals::Global;
-use super::pickle::{Storage, View};
 use super::state::State;
+use super::values::{Storage, View};
 use std::ops::Range;
 
 /// How many times the file's length its tensors may take together: views may share storages, and repeat them.

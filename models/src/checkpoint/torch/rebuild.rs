@@ -1,7 +1,7 @@
 //! Tensors and storages as the arguments of torch's functions describe them (`torch._utils._rebuild_tensor_v2`).
 
 use super::globals::Global;
-use super::pickle::{Id, Storage, Value, Values, View};
+use super::values::{Id, Storage, Value, Values, View};
 
 /// A storage by its persistent id: `("storage", type, key, device, elements)`, in the oldest files with a part.
 ///

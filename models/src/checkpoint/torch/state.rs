@@ -1,7 +1,8 @@
 //! Which tensors does a torch file hold, under which names? A dict of tensors by name (a state dict), itself or
 //! in a dict around it.
 
-use super::pickle::{Id, Loaded, Value, Values, View};
+use super::pickle::Loaded;
+use super::values::{Id, Value, Values, View};
 use std::collections::BTreeSet;
 
 /// What programs call the state dict where they save it with other things: PyTorch Lightning, timm, DeepSpeed.
