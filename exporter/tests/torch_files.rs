@@ -3,7 +3,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
-#[expect(dead_code, reason = "what tests of the reader need")]
 #[path = "../../models/src/checkpoint/torch/write.rs"]
 mod write;
 

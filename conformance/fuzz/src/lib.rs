@@ -15,6 +15,7 @@ pub mod image;
 pub mod onnx;
 mod panics;
 pub mod safetensors;
+#[expect(dead_code, reason = "what tests of the reader need")]
 #[path = "../../../models/src/checkpoint/torch/write.rs"]
 mod saved;
 pub mod shards;
