@@ -6,7 +6,7 @@ use crate::error::ApiError;
 use crate::guard;
 use crate::pictures::Decoded;
 use crate::work::{Event, Events, Job, JobError};
-use hyper::StatusCode;
+use axum::http::StatusCode;
 use runtime::{Finish, Piece, Request, Stats};
 use serde_json::{Value, json};
 use std::sync::Arc;

@@ -4,7 +4,7 @@ use crate::app::App;
 use crate::error::ApiError;
 use crate::json::Fields;
 use crate::pictures::Draft;
-use hyper::StatusCode;
+use axum::http::StatusCode;
 use runtime::{Constraint, Request, Sampling};
 use serde_json::Value;
 use std::hash::{BuildHasher as _, RandomState};

@@ -3,9 +3,10 @@
 use crate::app::App;
 use crate::budget::Taken;
 use crate::error::{ApiError, clipped};
+use axum::body::{Body, Bytes};
+use axum::extract::Request;
+use axum::http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt as _;
-use hyper::body::{Bytes, Incoming};
-use hyper::{HeaderMap, Request, StatusCode, header};
 use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -23,7 +24,7 @@ pub(crate) struct Held {
 }
 
 /// Reads the body of a request that must be JSON.
-pub(crate) async fn read(app: &App, request: Request<Incoming>) -> Result<Held, ApiError> {
+pub(crate) async fn read(app: &App, request: Request) -> Result<Held, ApiError> {
     let (head, mut body) = request.into_parts();
     let read = match announced(app, &head.headers) {
         Ok(length) => collect(app, &mut body, length).await,
@@ -36,7 +37,7 @@ pub(crate) async fn read(app: &App, request: Request<Incoming>) -> Result<Held, 
 }
 
 /// Takes what still comes, for a while: who is cut off while it sends does not read an answer.
-pub(crate) async fn drain(mut body: Incoming) {
+pub(crate) async fn drain(mut body: Body) {
     let rest = async { while let Some(Ok(_)) = body.frame().await {} };
     drop(timeout(LINGER, rest).await);
 }
@@ -71,7 +72,7 @@ fn announced(app: &App, headers: &HeaderMap) -> Result<u64, ApiError> {
     Ok(length)
 }
 
-async fn collect(app: &App, body: &mut Incoming, length: u64) -> Result<Held, ApiError> {
+async fn collect(app: &App, body: &mut Body, length: u64) -> Result<Held, ApiError> {
     let deadline = Instant::now() + app.settings.body_timeout;
     let mut taken = Taken::default();
     let mut room = 0;

@@ -1,8 +1,9 @@
 //! An error as clients of OpenAI's and of Ollama's interface know it: a status, and a body that names the field.
 
-use crate::http::{Response, response};
-use hyper::StatusCode;
-use hyper::header::{self, HeaderName, HeaderValue};
+use crate::http::response;
+use axum::http::StatusCode;
+use axum::http::header::{self, HeaderName, HeaderValue};
+use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -145,6 +146,15 @@ impl ApiError {
         if let Some((name, value)) = self.header.map(|header| *header) {
             response.headers_mut().insert(name, value);
         }
+        response
+    }
+}
+
+impl IntoResponse for ApiError {
+    /// The error as an extension: [`crate::http::router`] renders it, since it knows whose words the path speaks.
+    fn into_response(self) -> Response {
+        let mut response = self.status.into_response();
+        response.extensions_mut().insert(self);
         response
     }
 }

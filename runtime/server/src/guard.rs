@@ -2,8 +2,8 @@
 
 use crate::app::App;
 use crate::error::{ApiError, clipped};
-use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
-use hyper::{Method, StatusCode, Uri};
+use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use axum::http::{Method, StatusCode, Uri};
 use sha2::{Digest as _, Sha256};
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;

@@ -2,15 +2,19 @@
 
 use crate::app::App;
 use crate::body;
-use crate::error::{ApiError, Dialect, json_response};
+use crate::error::{ApiError, Dialect, clipped, json_response};
 use crate::guard::{self, Admitted};
 use crate::{ollama, openai, page};
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::header::{self, HeaderValue};
+use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get, post};
+use axum::{Extension, body::HttpBody as _};
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Full, StreamBody};
-use hyper::body::{Body as _, Bytes, Frame, Incoming};
-use hyper::header::{self, HeaderValue};
-use hyper::{Method, Request, StatusCode};
 use serde_json::json;
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -19,31 +23,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-/// The body of an answer.
-pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
-
-/// An answer.
-pub(crate) type Response = hyper::Response<Body>;
-
 /// An answer that is there as a whole.
 pub(crate) fn response(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response {
-    let mut response = Response::new(Full::new(body.into()).boxed_unsync());
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    response
+    let kind = [(header::CONTENT_TYPE, HeaderValue::from_static(kind))];
+    (status, kind, body.into()).into_response()
 }
 
 /// An answer that comes in parts. Where nobody reads them any more, the stream is dropped.
 pub(crate) fn streamed(kind: &'static str, parts: impl Stream<Item = String> + Send + 'static) -> Response {
-    let frames = parts.map(|part| Ok::<_, Infallible>(Frame::data(Bytes::from(part))));
-    let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    response
+    let kind = [(header::CONTENT_TYPE, HeaderValue::from_static(kind))];
+    (kind, Body::from_stream(parts.map(Ok::<_, Infallible>))).into_response()
 }
 
-/// Whose connection it is.
+/// Whose connection it is: an extension of every request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Client(pub(crate) IpAddr);
 
@@ -57,93 +49,70 @@ impl Client {
     }
 }
 
-/// What there is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Route {
-    Health,
-    Metrics,
-    Interface,
-    Models,
-    Model,
-    ChatCompletions,
-    OllamaChat,
-    OllamaGenerate,
-    OllamaTags,
-    OllamaShow,
-    OllamaPs,
-    OllamaVersion,
+/// Every path but those of the page, and who answers it.
+pub(crate) fn routes() -> [(&'static str, MethodRouter<Arc<App>>); 12] {
+    [
+        ("/health", get(health)),
+        ("/metrics", get(metrics)),
+        ("/openapi.json", get(interface)),
+        ("/v1/models", get(openai::models)),
+        ("/v1/models/{*model}", get(openai::model)),
+        ("/v1/chat/completions", post(openai::chat)),
+        ("/api/chat", post(ollama::chat)),
+        ("/api/generate", post(ollama::generate)),
+        ("/api/tags", get(ollama::tags)),
+        ("/api/show", post(ollama::show)),
+        ("/api/ps", get(ollama::ps)),
+        ("/api/version", get(ollama::version)),
+    ]
 }
 
-/// Every path but those of the page; `*` stands for one part of it.
-pub(crate) const ROUTES: [(&str, Route); 12] = [
-    ("/health", Route::Health),
-    ("/metrics", Route::Metrics),
-    ("/openapi.json", Route::Interface),
-    ("/v1/models", Route::Models),
-    ("/v1/models/*", Route::Model),
-    ("/v1/chat/completions", Route::ChatCompletions),
-    ("/api/chat", Route::OllamaChat),
-    ("/api/generate", Route::OllamaGenerate),
-    ("/api/tags", Route::OllamaTags),
-    ("/api/show", Route::OllamaShow),
-    ("/api/ps", Route::OllamaPs),
-    ("/api/version", Route::OllamaVersion),
-];
-
-impl Route {
-    /// What asks for it.
-    pub(crate) fn method(self) -> Method {
-        match self {
-            Route::ChatCompletions | Route::OllamaChat | Route::OllamaGenerate | Route::OllamaShow => {
-                Method::POST
-            }
-            Route::Health
-            | Route::Metrics
-            | Route::Interface
-            | Route::Models
-            | Route::Model
-            | Route::OllamaTags
-            | Route::OllamaPs
-            | Route::OllamaVersion => Method::GET,
-        }
+/// What answers a request, whatever it is; the request carries its [`Client`].
+pub(crate) fn router(app: Arc<App>) -> Router {
+    let mut router = Router::new();
+    for (path, methods) in routes() {
+        router = router.route(path, methods);
     }
-
-    /// The route of a path, its name in `/metrics`, and what stands for `*`.
-    fn of(path: &str) -> Option<(Route, &'static str, &str)> {
-        ROUTES
-            .iter()
-            .find_map(|(pattern, route)| match pattern.strip_suffix('*') {
-                Some(begin) => {
-                    let rest = path.strip_prefix(begin)?;
-                    (!rest.is_empty()).then_some((*route, *pattern, rest))
-                }
-                None => (path == *pattern).then_some((*route, *pattern, "")),
-            })
+    for file in page::FILES {
+        router = router.route(file.path, get(move |headers: HeaderMap| page_file(file, headers)));
     }
+    router
+        .fallback(nothing)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), guarded))
+        .with_state(app)
 }
 
-/// Answers a request, whatever it is.
-pub(crate) async fn answer(app: Arc<App>, client: Client, request: Request<Incoming>) -> Response {
+/// Around every request: who may ask, what an error looks like, and what is counted.
+async fn guarded(
+    State(app): State<Arc<App>>,
+    Extension(client): Extension<Client>,
+    request: Request,
+    next: Next,
+) -> Response {
     let begun = Instant::now();
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
+    let route = request.extensions().get::<MatchedPath>().cloned();
     let cors = guard::cors_headers(&app, request.headers());
     let admitted = guard::admit(&app, &method, request.uri(), request.headers());
-    let answered = match admitted {
+    let mut response = match admitted {
         Ok(Admitted::Yes) => {
-            let work = AssertUnwindSafe(dispatch(&app, client, request)).catch_unwind();
+            let work = AssertUnwindSafe(next.run(request)).catch_unwind();
             work.await.unwrap_or_else(|_panic| {
                 let message = "this is a bug of the server";
-                Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message))
+                ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message).into_response()
             })
         }
-        Ok(Admitted::Preflight) => Ok(empty(StatusCode::NO_CONTENT)),
+        Ok(Admitted::Preflight) => StatusCode::NO_CONTENT.into_response(),
         Err(error) => {
             refuse(request).await;
-            Err(error)
+            error.into_response()
         }
     };
-    let mut response = answered.unwrap_or_else(|error| error.render(Dialect::of(&path)));
+    if let Some(error) = response.extensions_mut().remove::<ApiError>() {
+        response = error.render(Dialect::of(&path));
+    }
     let headers = response.headers_mut();
     headers.insert(
         header::X_CONTENT_TYPE_OPTIONS,
@@ -153,12 +122,11 @@ pub(crate) async fn answer(app: Arc<App>, client: Client, request: Request<Incom
         .entry(header::CACHE_CONTROL)
         .or_insert(HeaderValue::from_static("no-store"));
     headers.extend(cors);
-    let known = Route::of(&path).map(|(_, name, _)| name);
-    let name = known.or_else(|| page(&path).map(|file| file.path));
     let status = response.status().as_u16();
-    app.metrics.request(name.unwrap_or("other"), status);
+    let route = route.as_ref().map_or("other", MatchedPath::as_str);
+    app.metrics.request(route, status);
     if app.settings.verbose {
-        let path = crate::error::clipped(&path);
+        let path = clipped(&path);
         let millis = begun.elapsed().as_millis();
         crate::log(&format!("{} {method} {path} {status} {millis} ms", client.0));
     }
@@ -166,94 +134,46 @@ pub(crate) async fn answer(app: Arc<App>, client: Client, request: Request<Incom
 }
 
 /// Takes what a refused client still sends.
-async fn refuse(request: Request<Incoming>) {
+async fn refuse(request: Request) {
     if !request.body().is_end_stream() {
         body::drain(request.into_body()).await;
     }
 }
 
-fn empty(status: StatusCode) -> Response {
-    let mut response = Response::new(Full::default().boxed_unsync());
-    *response.status_mut() = status;
-    response
+/// A path that is none.
+async fn nothing(request: Request) -> ApiError {
+    let path = clipped(request.uri().path());
+    refuse(request).await;
+    let message = format!("there is nothing at `{path}`");
+    ApiError::new(StatusCode::NOT_FOUND, message).with_code("unknown_url")
 }
 
-fn page(path: &str) -> Option<&'static page::File> {
-    page::FILES.iter().find(|file| file.path == path)
-}
-
-async fn dispatch(app: &Arc<App>, client: Client, request: Request<Incoming>) -> Result<Response, ApiError> {
-    let path = request.uri().path().to_owned();
-    let found = Route::of(&path);
-    let allowed = match found {
-        Some((route, _, _)) => route.method(),
-        None if page(&path).is_some() => Method::GET,
-        None => {
-            refuse(request).await;
-            let message = format!("there is nothing at `{}`", crate::error::clipped(&path));
-            return Err(ApiError::new(StatusCode::NOT_FOUND, message).with_code("unknown_url"));
-        }
-    };
-    let method = request.method();
-    if *method != allowed && !(*method == Method::HEAD && allowed == Method::GET) {
-        let methods = if allowed == Method::GET {
-            "GET, HEAD"
-        } else {
-            "POST"
-        };
-        let message = format!(
-            "`{path}` takes {methods}, not {}",
-            crate::error::clipped(method.as_str())
-        );
-        refuse(request).await;
-        return Err(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message)
-            .with_header(header::ALLOW, HeaderValue::from_static(methods)));
-    }
-    let app = Arc::clone(app);
-    let Some((route, _, rest)) = found else {
-        return Ok(serve_page(&path, &request));
-    };
-    match route {
-        Route::Health => Ok(health(&app)),
-        Route::Metrics => {
-            let text = app.metrics.text(&app.worker.counts());
-            Ok(response(
-                StatusCode::OK,
-                "text/plain; version=0.0.4; charset=utf-8",
-                text,
-            ))
-        }
-        Route::Interface => Ok(json_response(StatusCode::OK, &app.interface)),
-        Route::Models => Ok(openai::models(&app)),
-        Route::Model => openai::model(&app, rest),
-        Route::ChatCompletions => openai::chat(app, client, request).await,
-        Route::OllamaChat => ollama::chat(app, client, request).await,
-        Route::OllamaGenerate => ollama::generate(app, client, request).await,
-        Route::OllamaTags => Ok(ollama::tags(&app)),
-        Route::OllamaShow => ollama::show(app, request).await,
-        Route::OllamaPs => Ok(ollama::ps(&app)),
-        Route::OllamaVersion => Ok(ollama::version()),
-    }
+/// A path that takes other methods. Which ones axum adds, in the answer's header.
+async fn wrong_method(request: Request) -> ApiError {
+    let (path, method) = (clipped(request.uri().path()), clipped(request.method().as_str()));
+    refuse(request).await;
+    let message = format!("`{path}` does not take {method}, expected what the header Allow says");
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message)
 }
 
 /// A file of the page; a client of Ollama's that asks for `/` whether somebody is there is no browser.
-fn serve_page(path: &str, request: &Request<Incoming>) -> Response {
-    let accept = request.headers().get(header::ACCEPT);
+async fn page_file(file: &'static page::File, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT);
     let accept = accept.and_then(|accept| accept.to_str().ok()).unwrap_or_default();
-    let Some(file) = page(path).filter(|file| file.path != "/" || accept.contains("text/html")) else {
+    if file.path == "/" && !accept.contains("text/html") {
         return response(
             StatusCode::OK,
             "text/plain; charset=utf-8",
             "fvlm-serve is running\n",
         );
-    };
+    }
     let mut response = response(StatusCode::OK, file.kind, file.bytes);
     response.headers_mut().extend(page::headers());
     response
 }
 
 /// `GET /health`: 200 while questions are taken in.
-fn health(app: &App) -> Response {
+async fn health(State(app): State<Arc<App>>) -> Response {
     let ending = app.ending.load(Ordering::Relaxed);
     let counts = app.worker.counts();
     let body = json!({
@@ -270,4 +190,15 @@ fn health(app: &App) -> Response {
         StatusCode::OK
     };
     json_response(status, &body)
+}
+
+/// `GET /metrics`.
+async fn metrics(State(app): State<Arc<App>>) -> Response {
+    let text = app.metrics.text(&app.worker.counts());
+    response(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
+}
+
+/// `GET /openapi.json`.
+async fn interface(State(app): State<Arc<App>>) -> Response {
+    json_response(StatusCode::OK, &app.interface)
 }

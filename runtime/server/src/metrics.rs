@@ -51,7 +51,7 @@ impl Histogram {
 #[derive(Debug, Default)]
 struct Counted {
     /// By path and status.
-    requests: BTreeMap<(&'static str, u16), u64>,
+    requests: BTreeMap<(String, u16), u64>,
     first_token: Histogram,
     queued: Histogram,
     images: u64,
@@ -66,9 +66,10 @@ impl Metrics {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A request of `path` was answered.
-    pub(crate) fn request(&self, path: &'static str, status: u16) {
-        *self.counted().requests.entry((path, status)).or_default() += 1;
+    /// A request of `path`, a route as it is written, was answered.
+    pub(crate) fn request(&self, path: &str, status: u16) {
+        let requests = &mut self.counted().requests;
+        *requests.entry((path.to_owned(), status)).or_default() += 1;
     }
 
     /// So many images were decoded.

@@ -10,12 +10,14 @@ use crate::app::App;
 use crate::asked::{self, Asked};
 use crate::body;
 use crate::error::{ApiError, json_response};
-use crate::http::{Client, Response};
+use crate::http::Client;
 use crate::json::{self, Fields};
 use crate::pictures;
 use ask::Question;
-use hyper::body::Incoming;
-use hyper::{Request, StatusCode};
+use axum::Extension;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::response::Response;
 use say::Speaker;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -26,18 +28,18 @@ const RELEASE: &str = "0.9.0";
 
 /// `POST /api/chat`.
 pub(crate) async fn chat(
-    app: Arc<App>,
-    client: Client,
-    request: Request<Incoming>,
+    State(app): State<Arc<App>>,
+    Extension(client): Extension<Client>,
+    request: Request,
 ) -> Result<Response, ApiError> {
     answer(app, client, request, Form::Chat).await
 }
 
 /// `POST /api/generate`.
 pub(crate) async fn generate(
-    app: Arc<App>,
-    client: Client,
-    request: Request<Incoming>,
+    State(app): State<Arc<App>>,
+    Extension(client): Extension<Client>,
+    request: Request,
 ) -> Result<Response, ApiError> {
     answer(app, client, request, Form::Generate).await
 }
@@ -51,12 +53,7 @@ pub(crate) enum Form {
     Generate,
 }
 
-async fn answer(
-    app: Arc<App>,
-    client: Client,
-    request: Request<Incoming>,
-    form: Form,
-) -> Result<Response, ApiError> {
+async fn answer(app: Arc<App>, client: Client, request: Request, form: Form) -> Result<Response, ApiError> {
     let received = Instant::now();
     let held = body::read(&app, request).await?;
     let reader = Arc::clone(&app);
@@ -91,13 +88,13 @@ async fn answer(
 }
 
 /// `GET /api/version`.
-pub(crate) fn version() -> Response {
+pub(crate) async fn version() -> Response {
     json_response(StatusCode::OK, &json!({"version": RELEASE}))
 }
 
 /// `GET /api/tags`.
-pub(crate) fn tags(app: &App) -> Response {
-    let mut model = one(app);
+pub(crate) async fn tags(State(app): State<Arc<App>>) -> Response {
+    let mut model = one(&app);
     if let Some(model) = model.as_object_mut() {
         let modified = say::timestamp(app.about.modified);
         model.insert("modified_at".to_owned(), modified.into());
@@ -106,8 +103,8 @@ pub(crate) fn tags(app: &App) -> Response {
 }
 
 /// `GET /api/ps`: the model is always loaded.
-pub(crate) fn ps(app: &App) -> Response {
-    let mut model = one(app);
+pub(crate) async fn ps(State(app): State<Arc<App>>) -> Response {
+    let mut model = one(&app);
     if let Some(model) = model.as_object_mut() {
         let far = app.begun + std::time::Duration::from_secs(100 * 365 * 24 * 3600);
         model.insert("expires_at".to_owned(), say::timestamp(far).into());
@@ -117,7 +114,7 @@ pub(crate) fn ps(app: &App) -> Response {
 }
 
 /// `POST /api/show`.
-pub(crate) async fn show(app: Arc<App>, request: Request<Incoming>) -> Result<Response, ApiError> {
+pub(crate) async fn show(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let held = body::read(&app, request).await?;
     let body = json::parse(&held.bytes)?;
     let fields = Fields::root(&body)?;

@@ -10,20 +10,23 @@ use crate::app::App;
 use crate::asked;
 use crate::body;
 use crate::error::{ApiError, json_response};
-use crate::http::{Client, Response};
+use crate::http::Client;
 use crate::json;
 use crate::pictures;
-use hyper::body::Incoming;
-use hyper::{Request, StatusCode};
+use axum::Extension;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use axum::response::Response;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 /// `POST /v1/chat/completions`.
 pub(crate) async fn chat(
-    app: Arc<App>,
-    client: Client,
-    request: Request<Incoming>,
+    State(app): State<Arc<App>>,
+    Extension(client): Extension<Client>,
+    request: Request,
 ) -> Result<Response, ApiError> {
     let received = Instant::now();
     let held = body::read(&app, request).await?;
@@ -49,15 +52,19 @@ pub(crate) async fn chat(
 }
 
 /// `GET /v1/models`.
-pub(crate) fn models(app: &App) -> Response {
-    let list = json!({"object": "list", "data": [one(app)]});
+pub(crate) async fn models(State(app): State<Arc<App>>) -> Response {
+    let list = json!({"object": "list", "data": [one(&app)]});
     json_response(StatusCode::OK, &list)
 }
 
 /// `GET /v1/models/{id}`.
-pub(crate) fn model(app: &App, id: &str) -> Result<Response, ApiError> {
-    asked::check_model(app, id, Some("model"))?;
-    Ok(json_response(StatusCode::OK, &one(app)))
+pub(crate) async fn model(
+    State(app): State<Arc<App>>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Response, ApiError> {
+    let Path(id) = id.map_err(|error| ApiError::bad(error.body_text()))?;
+    asked::check_model(&app, &id, Some("model"))?;
+    Ok(json_response(StatusCode::OK, &one(&app)))
 }
 
 fn one(app: &App) -> Value {

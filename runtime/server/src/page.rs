@@ -1,6 +1,6 @@
 //! The page: files of `page/`, which are part of the program, and what a browser is told about them.
 
-use hyper::header::{self, HeaderName, HeaderValue};
+use axum::http::header::{self, HeaderName, HeaderValue};
 
 /// A file of the page.
 #[derive(Debug)]

@@ -2,15 +2,12 @@
 
 use crate::app::App;
 use crate::http::{self, Client};
+use axum::{Extension, Router};
 use futures_util::future::{Either, select};
-use hyper::Request;
-use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::convert::Infallible;
+use hyper_util::service::TowerToHyperService;
 use std::future::Future;
-use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,6 +19,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
+use tower_layer::Layer as _;
 
 /// Most bytes of a request's head.
 const HEAD: usize = 64 << 10;
@@ -49,6 +47,7 @@ pub async fn serve(
     let tls = tls.map(TlsAcceptor::from);
     let most = app.settings.connections.clamp(1, Semaphore::MAX_PERMITS);
     let places = Arc::new(Semaphore::new(most));
+    let router = http::router(Arc::clone(&app));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
             break;
@@ -59,9 +58,15 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, peer)) => {
-                let (app, tls, stop) = (Arc::clone(&app), tls.clone(), stop.clone());
+                let talk = Talk {
+                    app: Arc::clone(&app),
+                    router: router.clone(),
+                    client: Client(peer.ip()),
+                    stop: stop.clone(),
+                };
+                let tls = tls.clone();
                 tokio::spawn(async move {
-                    connection(stream, peer, tls, app, stop).await;
+                    connection(stream, tls, talk).await;
                     drop(place);
                 });
             }
@@ -84,56 +89,52 @@ async fn stopped(stop: &mut Stop) {
     }
 }
 
-async fn connection(
-    stream: TcpStream,
-    peer: SocketAddr,
-    tls: Option<TlsAcceptor>,
+/// What a connection needs.
+struct Talk {
     app: Arc<App>,
+    router: Router,
+    client: Client,
     stop: Stop,
-) {
+}
+
+async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, talk: Talk) {
+    let settings = &talk.app.settings;
     // A token is a small packet, and is not to wait for the next.
     drop(stream.set_nodelay(true));
-    let stream = Patient::new(stream, app.settings.write_timeout);
-    let client = Client(peer.ip());
+    let stream = Patient::new(stream, settings.write_timeout);
     match tls {
-        None => talk(stream, client, app, stop).await,
+        None => talk.over(stream).await,
         Some(tls) => {
-            let greeted = timeout(app.settings.head_timeout, tls.accept(stream)).await;
+            let greeted = timeout(settings.head_timeout, tls.accept(stream)).await;
             if let Ok(Ok(stream)) = greeted {
-                talk(stream, client, app, stop).await;
-            } else if app.settings.verbose {
-                crate::log(&format!("{} no TLS", client.0));
+                talk.over(stream).await;
+            } else if settings.verbose {
+                crate::log(&format!("{} no TLS", talk.client.0));
             }
         }
     }
 }
 
-/// HTTP, until the client has had enough, is too slow, or the server ends.
-async fn talk<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
-    stream: S,
-    client: Client,
-    app: Arc<App>,
-    mut stop: Stop,
-) {
-    let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(app.settings.head_timeout)
-        .max_buf_size(HEAD)
-        .max_headers(HEADERS);
-    let service = service_fn(move |request: Request<Incoming>| {
-        let answered = http::answer(Arc::clone(&app), client, request);
-        async { Ok::<_, Infallible>(answered.await) }
-    });
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let stop = matches!(
-        select(connection.as_mut(), pin!(stopped(&mut stop))).await,
-        Either::Right(_)
-    );
-    if stop {
-        connection.as_mut().graceful_shutdown();
-        // What goes wrong on a connection is the client's to notice.
-        drop(connection.await);
+impl Talk {
+    /// HTTP, until the client has had enough, is too slow, or the server ends.
+    async fn over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(mut self, stream: S) {
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.app.settings.head_timeout)
+            .max_buf_size(HEAD)
+            .max_headers(HEADERS);
+        let service = TowerToHyperService::new(Extension(self.client).layer(self.router));
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let stop = matches!(
+            select(connection.as_mut(), pin!(stopped(&mut self.stop))).await,
+            Either::Right(_)
+        );
+        if stop {
+            connection.as_mut().graceful_shutdown();
+            // What goes wrong on a connection is the client's to notice.
+            drop(connection.await);
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 use crate::answer::{Answering, Said, Summary, text};
 use crate::app::App;
 use crate::error::Dialect;
-use crate::http::{Response, streamed};
+use crate::http::streamed;
+use axum::response::Response;
 use futures_util::stream;
 use runtime::{Finish, Piece};
 use serde_json::{Value, json};

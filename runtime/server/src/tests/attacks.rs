@@ -403,11 +403,11 @@ fn paths_that_lead_nowhere() {
     for (method, path, allow) in [
         ("GET", CHAT, "POST"),
         ("PUT", CHAT, "POST"),
-        ("POST", "/v1/models", "GET, HEAD"),
-        ("DELETE", "/", "GET, HEAD"),
-        ("TRACE", "/", "GET, HEAD"),
+        ("POST", "/v1/models", "GET,HEAD"),
+        ("DELETE", "/", "GET,HEAD"),
+        ("TRACE", "/", "GET,HEAD"),
         ("GET", "/api/show", "POST"),
-        ("HACK", "/health", "GET, HEAD"),
+        ("HACK", "/health", "GET,HEAD"),
     ] {
         let answered = server.ask(method, path, "", b"");
         assert_eq!(
@@ -415,6 +415,24 @@ fn paths_that_lead_nowhere() {
             (405, Some(allow)),
             "{method} {path}"
         );
+    }
+    // Every path of the document, by its method and by one that it does not take.
+    let document = server.get("/openapi.json").json();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        let path = path.replace("{model}", "demo");
+        let asked = methods
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(|method| method.to_uppercase());
+        for method in ["GET", "POST", "PUT"] {
+            let answered = server.ask(method, &path, "content-type: application/json\r\n", b"{}");
+            assert_ne!(
+                answered.status == 405,
+                asked.clone().any(|asked| asked == method),
+                "{method} {path}"
+            );
+        }
     }
     // Files of the page by their names alone.
     let page = server.ask("GET", "/?x=1", "accept: text/html,*/*\r\n", b"");
