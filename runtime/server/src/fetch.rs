@@ -35,6 +35,11 @@ impl Fetcher {
 
     /// Another opinion of which addresses are to be connected to, for tests.
     pub(crate) fn that_allows(most: usize, allowed: fn(IpAddr) -> bool) -> Fetcher {
+        Fetcher::that_resolves(most, allowed, DefaultResolver::default())
+    }
+
+    /// Another opinion of which addresses names have, too.
+    pub(crate) fn that_resolves(most: usize, allowed: fn(IpAddr) -> bool, inner: impl Resolver) -> Fetcher {
         let config = Config::builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -46,10 +51,7 @@ impl Fetcher {
             // A connection is not kept for whom it was not made for.
             .max_idle_connections(0)
             .build();
-        let resolver = Checked {
-            inner: DefaultResolver::default(),
-            allowed,
-        };
+        let resolver = Checked { inner, allowed };
         Fetcher {
             agent: Agent::with_parts(config, DefaultConnector::default(), resolver),
             most: u64::try_from(most).unwrap_or(u64::MAX),
@@ -128,12 +130,12 @@ fn said(error: &ureq::Error) -> String {
 
 /// Resolves names, and refuses those that lead into other networks than the public one.
 #[derive(Debug)]
-struct Checked {
-    inner: DefaultResolver,
+struct Checked<R> {
+    inner: R,
     allowed: fn(IpAddr) -> bool,
 }
 
-impl Resolver for Checked {
+impl<R: Resolver> Resolver for Checked<R> {
     fn resolve(
         &self,
         uri: &Uri,

@@ -5,8 +5,12 @@ use super::fake::Act;
 use crate::fetch::{Fetcher, is_public};
 use serde_json::json;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::NextTimeout;
 
 /// Addresses that no request may lead to, and some that it may.
 #[test]
@@ -163,6 +167,65 @@ fn file(bytes: &[u8]) -> Vec<u8> {
         bytes.len()
     );
     [head.as_bytes(), bytes].concat()
+}
+
+/// A name server of somebody who wants in: a host's name says its addresses, `10.0.0.1--1.1.1.1.example`.
+#[derive(Debug)]
+struct Hostile;
+
+impl Resolver for Hostile {
+    fn resolve(&self, uri: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let host = uri.host().unwrap().strip_suffix(".example").unwrap();
+        let mut found = self.empty();
+        for address in host.split("--") {
+            // Colons are written as letters, which names may have.
+            let address: IpAddr = address.replace('x', ":").parse().unwrap();
+            found.push(SocketAddr::new(address, uri.port_u16().unwrap_or(80)));
+        }
+        Ok(found)
+    }
+}
+
+#[test]
+fn names_that_lead_to_networks_here() {
+    let fetcher = Fetcher::that_resolves(1000, is_public, Hostile);
+    for addresses in [
+        "127.0.0.1",
+        "127.8.8.8",
+        "0.0.0.0",
+        "10.0.0.1",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "xx1",
+        "xx",
+        "fd00xx1",
+        "fe80xx1",
+        "xxffffx127.0.0.1",
+        "xxffffx10.0.0.1",
+        "64xff9bxx7f00x1",
+        // One that is public beside it, before and behind.
+        "8.8.8.8--127.0.0.1",
+        "127.0.0.1--8.8.8.8",
+        "2606x4700x4700xx1111--xx1",
+    ] {
+        let problem = fetcher
+            .fetch(&format!("http://{addresses}.example/a.png"))
+            .unwrap_err();
+        assert!(problem.contains("public internet"), "{addresses}: {problem}");
+    }
+    // A redirect from a server that is allowed to such a name.
+    let port = web(|_path, port| redirect(&format!("http://127.0.0.2.example:{port}/")));
+    let fetcher = Fetcher::that_resolves(1000, only_one, Hostile);
+    let problem = fetcher
+        .fetch(&format!("http://127.0.0.1.example:{port}/"))
+        .unwrap_err();
+    assert!(problem.contains("public internet"), "{problem}");
+    // The name is what was in the way, not the resolver.
+    let port = web(|_path, _port| file(b"here"));
+    let fetched = fetcher.fetch(&format!("http://127.0.0.1.example:{port}/"));
+    assert_eq!(fetched.unwrap(), b"here");
 }
 
 #[test]
