@@ -2,6 +2,8 @@
 
 pub mod backend;
 mod choose;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod constrain;
 mod conversation;
 mod engine;

@@ -4,7 +4,7 @@ use crate::cli::{Cli, QUESTION};
 use crate::newest::Every;
 use crate::structure;
 use runtime::image::Limits;
-use runtime::{Options, Provider, Request, Sampling};
+use runtime::{Options, Request, Sampling};
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -89,6 +89,8 @@ pub(crate) struct Plan {
     /// Whether every file is hashed before anything is answered.
     pub(crate) verify: bool,
     pub(crate) options: Options,
+    /// Whether ONNX Runtime was pointed to although nobody will use it.
+    pub(crate) ignores_library: bool,
     pub(crate) request: Request,
     pub(crate) limits: Limits,
     pub(crate) task: Task,
@@ -123,12 +125,10 @@ impl Plan {
             }
         };
         range("max-tokens", cli.max_tokens, MAX_TOKENS);
-        if let Some(threads) = cli.threads {
-            range("threads", threads, Options::MAX_THREADS);
-        }
         if let Some(batch) = cli.batch {
             range("batch", batch, MAX_BATCH);
         }
+        problems.extend(cli.engine.problem());
         let max_pixels = cli.max_pixels.checked_mul(1_000_000).filter(|&pixels| pixels > 0);
         if max_pixels.is_none() {
             problems.push(format!(
@@ -186,7 +186,6 @@ impl Plan {
                 problems.push(format!("--{flag} needs --frames"));
             }
         }
-        let coreml = cli.coreml();
         let images: Vec<Source> = cli.images.into_iter().map(Source::of).collect();
         let frames = cli.frames.map(|path| FrameTask {
             source: Source::of(path),
@@ -222,34 +221,17 @@ impl Plan {
         } else {
             Task::Each(images)
         };
-        let fallback = !cli.no_fallback;
         let mut request = Request::default()
             .with_sampling(sampling)
             .with_max_tokens(cli.max_tokens)
             .with_stops(cli.stop);
         request.logprobs = cli.logprobs;
         request.constraint = constraint;
-        let Cli {
-            provider,
-            precision,
-            target,
-            image_size,
-            onnxruntime,
-            threads,
-            ..
-        } = cli;
         Ok(Plan {
             model: cli.model,
             verify: cli.verify,
-            options: Options::default()
-                .with_provider(provider)
-                .with_fallback(fallback)
-                .with_precision(precision)
-                .with_target(target)
-                .with_image_size(image_size)
-                .with_onnxruntime(onnxruntime)
-                .with_threads(threads)
-                .with_coreml(coreml),
+            options: cli.engine.options(),
+            ignores_library: cli.engine.ignores_library(),
             request,
             limits: Limits {
                 max_pixels: max_pixels.unwrap_or(u64::MAX),
@@ -264,11 +246,6 @@ impl Plan {
             json: cli.json,
             quiet: cli.quiet,
         })
-    }
-
-    /// Whether ONNX Runtime was pointed to although nobody will use it.
-    pub(crate) fn ignores_library(&self) -> bool {
-        self.options.provider == Provider::Tract && self.options.onnxruntime.is_some()
     }
 }
 

@@ -127,7 +127,7 @@ struct Run<'a> {
 /// Does what the plan says; the exit code.
 pub(crate) fn run(plan: Plan, timeline: &Timeline) -> u8 {
     let interrupt = Interrupt::install();
-    if plan.ignores_library() && !plan.quiet {
+    if plan.ignores_library && !plan.quiet {
         output::tell("--onnxruntime is only looked at if tract cannot run");
     }
     let threads = plan.options.thread_count();

@@ -1,13 +1,11 @@
 //! Which flags are there? Only the flags: what they mean together is decided in `plan`.
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use programs::manual::Generate;
-use runtime::backend::{CoreMlFormat, CoreMlOptions, CoreMlUnits};
-use runtime::{DEFAULT_MAX_TOKENS, Precision, Provider, Target, UnknownWord};
+use runtime::DEFAULT_MAX_TOKENS;
+use runtime::cli::EngineFlags;
 use server::schedule;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 /// Answers questions about images over HTTP, as OpenAI's and Ollama's servers do
 #[derive(Debug, Parser)]
@@ -127,53 +125,8 @@ pub(crate) struct Cli {
     #[arg(long)]
     pub(crate) verify: bool,
 
-    /// Who computes: coreml, cpu (ONNX Runtime), tract, or the first of them that works here
-    #[arg(long, value_name = "PROVIDER", default_value = "auto")]
-    pub(crate) provider: Provider,
-
-    /// Fail when the provider cannot run here, instead of taking the next
-    #[arg(long)]
-    pub(crate) no_fallback: bool,
-
-    /// Which of the bundle's precisions, for example fp16 [default: the first of the target]
-    #[arg(long, value_name = "PRECISION", value_parser = one_of::<Precision>(Precision::ALL.map(Precision::name)))]
-    pub(crate) precision: Option<Precision>,
-
-    /// Which of the bundle's targets, for example portable [default: the best that the provider takes]
-    #[arg(long, value_name = "TARGET", value_parser = one_of::<Target>(Target::ALL.map(Target::name)))]
-    pub(crate) target: Option<Target>,
-
-    /// Side of the square that images become, in pixels: smaller is faster [default: the model's own]
-    #[arg(long, value_name = "N")]
-    pub(crate) image_size: Option<u32>,
-
-    /// ONNX Runtime's shared library, or a directory with it [default: ORT_DYLIB_PATH, then well-known places]
-    #[arg(long, value_name = "PATH")]
-    pub(crate) onnxruntime: Option<PathBuf>,
-
-    /// Threads that compute [default: the physical cores]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub(crate) threads: Option<usize>,
-
-    /// What Core ML may compute on
-    #[arg(long, value_name = "UNITS", value_enum, default_value_t = Units::All)]
-    pub(crate) coreml_units: Units,
-
-    /// In which format Core ML is given the graphs
-    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::MlProgram)]
-    pub(crate) coreml_format: Format,
-
-    /// Let Core ML prepare for the fastest answers: a longer first start, more disk
-    #[arg(long)]
-    pub(crate) coreml_fast_prediction: bool,
-
-    /// Keep models that Core ML has compiled here, so that the next start does not compile them again
-    #[arg(long, value_name = "DIR")]
-    pub(crate) coreml_cache: Option<PathBuf>,
-
-    /// Let nodes of target coreml stay on the CPU, instead of failing
-    #[arg(long)]
-    pub(crate) coreml_partial: bool,
+    #[command(flatten)]
+    pub(crate) engine: EngineFlags,
 
     /// A line on stderr for every request and every answer: addresses, paths, times, never what was said
     #[arg(long)]
@@ -186,54 +139,4 @@ pub(crate) struct Cli {
     /// Print a manual page or completions for a shell, and do nothing else
     #[arg(long, value_enum, value_name = "KIND", exclusive = true)]
     pub(crate) generate: Option<Generate>,
-}
-
-/// What Core ML may compute on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Units {
-    /// Whatever is best
-    All,
-    /// The CPU and the Neural Engine
-    CpuAndNe,
-    /// The CPU and the GPU
-    CpuAndGpu,
-    /// The CPU
-    Cpu,
-}
-
-/// In which format Core ML is given the graphs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
-    /// What our graphs are written for
-    MlProgram,
-    /// The older one, which knows fewer operators
-    NeuralNetwork,
-}
-
-/// A member of a closed set by its name, which help and completions list.
-fn one_of<T>(names: impl IntoIterator<Item = &'static str>) -> impl TypedValueParser<Value = T>
-where
-    T: FromStr<Err = UnknownWord> + Clone + Send + Sync + 'static,
-{
-    PossibleValuesParser::new(names).try_map(|word| word.parse())
-}
-
-impl Cli {
-    /// What the flags about Core ML mean.
-    pub(crate) fn coreml(&self) -> CoreMlOptions {
-        CoreMlOptions::default()
-            .with_units(match self.coreml_units {
-                Units::All => CoreMlUnits::All,
-                Units::CpuAndNe => CoreMlUnits::CpuAndNe,
-                Units::CpuAndGpu => CoreMlUnits::CpuAndGpu,
-                Units::Cpu => CoreMlUnits::Cpu,
-            })
-            .with_format(match self.coreml_format {
-                Format::MlProgram => CoreMlFormat::MlProgram,
-                Format::NeuralNetwork => CoreMlFormat::NeuralNetwork,
-            })
-            .with_fast_prediction(self.coreml_fast_prediction)
-            .with_cache(self.coreml_cache.clone())
-            .with_partial(self.coreml_partial)
-    }
 }

@@ -1,7 +1,7 @@
 //! What is to be done? The flags, checked against each other; nothing is left open.
 
 use crate::cli::Cli;
-use runtime::{Options, Provider};
+use runtime::Options;
 use server::schedule::{Limits, MOST_SLOTS};
 use server::{About, Hosts, Key, Settings, tls};
 use std::ffi::OsString;
@@ -23,6 +23,8 @@ pub(crate) struct Plan {
     pub(crate) name: String,
     pub(crate) verify: bool,
     pub(crate) options: Options,
+    /// Whether ONNX Runtime was pointed to although nobody will use it.
+    pub(crate) ignores_library: bool,
     pub(crate) limits: Limits,
     pub(crate) settings: Settings,
     /// Addresses of the host; the first that can be had is listened on.
@@ -52,9 +54,7 @@ impl Plan {
         range("max-body", cli.max_body, 1, 1 << 12);
         range("max-images", cli.max_images, 0, 1 << 10);
         range("connections", cli.connections, 1, 1 << 16);
-        if let Some(threads) = cli.threads {
-            range("threads", threads, 1, Options::MAX_THREADS);
-        }
+        problems.extend(cli.engine.problem());
         if !(1..=10_000).contains(&cli.max_pixels) {
             problems.push(format!(
                 "--max-pixels is {}, expected 1 to 10000 megapixels",
@@ -97,7 +97,8 @@ impl Plan {
             Some(_) => Hosts::Any,
         };
         Ok(Plan {
-            options: options(&cli),
+            options: cli.engine.options(),
+            ignores_library: cli.engine.ignores_library(),
             limits: Limits {
                 slots: cli.slots,
                 queue: cli.queue,
@@ -147,23 +148,11 @@ impl Plan {
                 );
             }
         }
-        if self.options.provider == Provider::Tract && self.options.onnxruntime.is_some() {
+        if self.ignores_library {
             warnings.push("--onnxruntime is only looked at if tract cannot run".to_owned());
         }
         warnings
     }
-}
-
-fn options(cli: &Cli) -> Options {
-    Options::default()
-        .with_provider(cli.provider)
-        .with_fallback(!cli.no_fallback)
-        .with_precision(cli.precision)
-        .with_target(cli.target)
-        .with_image_size(cli.image_size)
-        .with_onnxruntime(cli.onnxruntime.clone())
-        .with_threads(cli.threads)
-        .with_coreml(cli.coreml())
 }
 
 /// A name that needs no escapes in an address.
