@@ -1,8 +1,9 @@
 //! The work of `fvlm-run`: opens the bundle, asks, writes answers.
 
+mod beside;
+mod chat;
 mod frames;
 
-use crate::lines::{Lines, MAX_LINE, Problem};
 use crate::output::{self, ChoicesRecord, FailureRecord, FrameRecord, OfFrame, Record, Spinner};
 use crate::plan::{Name, Plan, Source, Task};
 use crate::verify;
@@ -10,11 +11,10 @@ use programs::signals::{self, Signal};
 use programs::stdout;
 use runtime::image::{self, ImageId, Picture};
 use runtime::{
-    Answer, Choices, Conversation, Engine, EngineError, Finish, LogprobRecord, Message, Model, Request, Role,
-    Timeline, TokenLogprob,
+    Answer, Choices, Engine, EngineError, Finish, LogprobRecord, Message, Model, Request, Role, Timeline,
+    TokenLogprob,
 };
-use std::collections::VecDeque;
-use std::io::{self, IsTerminal};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -70,42 +70,6 @@ impl Interrupt {
         interrupt
     }
 }
-
-/// An image of several that are described at once, in the order of the output.
-struct Description {
-    name: Name,
-    state: State,
-    /// How much of the text is written.
-    written: usize,
-    text: String,
-    logprobs: Vec<TokenLogprob>,
-    /// Whether its title is written.
-    titled: bool,
-}
-
-enum State {
-    Answering(Box<Answer<'static>>),
-    Failed(Failure),
-}
-
-impl Description {
-    /// The answer, while more of it comes.
-    fn coming(&mut self) -> Option<&mut Answer<'static>> {
-        match &mut self.state {
-            State::Answering(answer) if answer.finish().is_none() => Some(answer),
-            _ => None,
-        }
-    }
-}
-
-/// Images that are described at once where nobody says how many.
-const BATCH: usize = 8;
-
-/// Bytes that what the model remembers of them may take then.
-const BATCH_BYTES: usize = 1 << 30;
-
-/// Positions of a prompt beside those of its image, at most: a guess, for memory.
-const PROMPT_TEXT: usize = 64;
 
 struct Run<'a> {
     plan: &'a Plan,
@@ -235,192 +199,6 @@ impl Run<'_> {
         Ok(Finish::Stop)
     }
 
-    /// How many images are described at once: as many as was said, or as keep what the model remembers of them in bounds.
-    fn batch(&self) -> usize {
-        let bundle = self.engine.bundle();
-        let kv = &bundle.kv;
-        // A key and a value, and twice while a step computes the next ones.
-        let numbers = 2 * 2 * kv.layers * kv.kv_heads * kv.head_dim;
-        let positions = bundle.image.tokens + PROMPT_TEXT + self.plan.request.max_tokens;
-        let bytes = numbers
-            .saturating_mul(positions.min(kv.max_context))
-            .saturating_mul(size_of::<f32>());
-        let fit = BATCH_BYTES / bytes.max(1);
-        self.plan.batch.unwrap_or(BATCH.min(fit)).max(1)
-    }
-
-    /// [`Run::each`], `batch` images at once: their prompts one after another, then all answers a token at a time. The first
-    /// one that is not complete is written as it comes, the others when it is their turn.
-    fn each_beside(&mut self, images: &[Source], batch: usize) -> Result<Finish, Failure> {
-        let mut sources = images.iter();
-        let mut begun: VecDeque<Description> = VecDeque::new();
-        let mut idle: Vec<Conversation> = Vec::new();
-        let mut cancelled = false;
-        self.interrupt.cancel.store(false, Ordering::Relaxed);
-        loop {
-            let mut coming = begun.iter_mut().filter_map(Description::coming).count();
-            while coming < batch
-                && !cancelled
-                && let Some(source) = sources.next()
-            {
-                // Until there are words to keep, Ctrl-C ends the program.
-                let words = begun.iter().any(|description| !description.text.is_empty());
-                self.interrupt.answering.store(words, Ordering::Relaxed);
-                // What prompts have in common before their images is known to a conversation that had another.
-                let conversation = idle.pop().unwrap_or_else(|| self.engine.model().conversation());
-                let state = match self.begin(source, conversation) {
-                    Ok(answer) => State::Answering(Box::new(answer)),
-                    Err(Failure::Engine(EngineError::Cancelled)) => {
-                        cancelled = true;
-                        break;
-                    }
-                    Err(failure) => State::Failed(failure),
-                };
-                let fatal = matches!(&state, State::Failed(Failure::Engine(error)) if error.is_about_model());
-                coming += usize::from(matches!(state, State::Answering(_)));
-                begun.push_back(Description {
-                    name: source.name(),
-                    state,
-                    written: 0,
-                    text: String::new(),
-                    logprobs: Vec::new(),
-                    titled: false,
-                });
-                if fatal {
-                    // Nobody else would fare better.
-                    sources = [].iter();
-                }
-            }
-            self.interrupt.answering.store(true, Ordering::Relaxed);
-            let mut answers = Vec::with_capacity(coming);
-            let mut places = Vec::with_capacity(coming);
-            for (place, description) in begun.iter_mut().enumerate() {
-                if let Some(answer) = description.coming() {
-                    answers.push(answer);
-                    places.push(place);
-                }
-            }
-            let pieces = Answer::next_together(&mut answers);
-            for (place, piece) in places.into_iter().zip(pieces) {
-                let Some(description) = begun.get_mut(place) else {
-                    continue;
-                };
-                match piece {
-                    Some(Ok(piece)) => {
-                        description.text.push_str(&piece.text);
-                        description.logprobs.extend(piece.logprob);
-                    }
-                    Some(Err(error)) => description.state = State::Failed(error.into()),
-                    None => {}
-                }
-            }
-            while let Some(first) = begun.front_mut() {
-                let complete = first.coming().is_none();
-                self.write_coming(first)?;
-                if !complete {
-                    break;
-                }
-                if let Some(description) = begun.pop_front() {
-                    let (finish, conversation) = self.write_complete(description)?;
-                    cancelled |= finish == Finish::Cancelled;
-                    idle.extend(conversation);
-                }
-            }
-            if begun.is_empty() && (cancelled || sources.len() == 0) {
-                self.interrupt.answering.store(false, Ordering::Relaxed);
-                return Ok(if cancelled {
-                    Finish::Cancelled
-                } else {
-                    Finish::Stop
-                });
-            }
-        }
-    }
-
-    /// Reads the prompt of one of several images.
-    fn begin(&mut self, source: &Source, mut conversation: Conversation) -> Result<Answer<'static>, Failure> {
-        let spinner = Spinner::new(self.plan.quiet, "reading the question");
-        let picture = self.open(source)?;
-        conversation.forget_images();
-        let image = conversation.add_image(&picture)?;
-        drop(picture);
-        let mut messages = self.beginning();
-        messages.push(Message::user([image], self.plan.prompt.clone()));
-        let answer = conversation.into_chat(&messages, &self.request);
-        drop(spinner);
-        if !self.plan.quiet {
-            self.engine
-                .take_notices()
-                .iter()
-                .for_each(|notice| output::tell(notice));
-        }
-        answer.map_err(|refused| Failure::Engine(refused.1))
-    }
-
-    /// Writes what came of a description whose turn it is.
-    fn write_coming(&mut self, description: &mut Description) -> Result<(), Failure> {
-        if self.plan.json || matches!(&description.state, State::Failed(_) if description.text.is_empty()) {
-            return Ok(());
-        }
-        if !description.titled {
-            output::write_text(&output::title(&description.name, self.answered))?;
-            description.titled = true;
-            self.answered = true;
-        }
-        let rest = description.text.get(description.written..).unwrap_or_default();
-        if !rest.is_empty() {
-            output::write_text(rest)?;
-            description.written = description.text.len();
-        }
-        Ok(())
-    }
-
-    /// Writes the end of a description; gives its conversation back.
-    fn write_complete(
-        &mut self,
-        description: Description,
-    ) -> Result<(Finish, Option<Conversation>), Failure> {
-        let Description {
-            name,
-            state,
-            text,
-            logprobs,
-            ..
-        } = description;
-        if !self.plan.json
-            && !text.ends_with('\n')
-            && (matches!(state, State::Answering(_)) || !text.is_empty())
-        {
-            output::write_text("\n")?;
-        }
-        match state {
-            State::Answering(answer) => {
-                let logprobs = logprob_records(self.plan, self.engine.model(), &logprobs)?;
-                let names = [name];
-                write_record(
-                    self.plan,
-                    &answer,
-                    &names,
-                    &self.plan.prompt,
-                    &text,
-                    logprobs,
-                    None,
-                )?;
-                Ok((
-                    answer.finish().unwrap_or(Finish::Stop),
-                    answer.into_conversation(),
-                ))
-            }
-            State::Failed(Failure::Engine(error)) if !error.is_about_model() => {
-                self.complain(&error);
-                self.failed = true;
-                self.note_failure(&[name], &error.to_string())?;
-                Ok((Finish::Stop, None))
-            }
-            State::Failed(fatal) => Err(fatal),
-        }
-    }
-
     /// The question about all `images` at once.
     fn once(&mut self, images: &[Source]) -> Result<Finish, Failure> {
         let mut ids = Vec::new();
@@ -432,97 +210,6 @@ impl Run<'_> {
         let names: Vec<Name> = images.iter().map(Source::name).collect();
         self.answer(&messages, &names, &self.plan.prompt)
             .map(|(_, finish)| finish)
-    }
-
-    /// A chat, a line a question.
-    fn chat(&mut self, images: &[Source], first: Option<&str>) -> Result<Finish, Failure> {
-        let mut given: Vec<(ImageId, Name)> = Vec::new();
-        for source in images {
-            given.push((self.add(source)?, source.name()));
-        }
-        let mut messages = self.beginning();
-        let mut pending = given.clone();
-        if let Some(question) = first {
-            self.turn(&mut messages, &mut pending, question)?;
-        }
-        let terminal = io::stdin().is_terminal() && !self.plan.quiet;
-        let mut lines = Lines::new(io::stdin().lock());
-        loop {
-            if terminal {
-                let _ = io::Write::write_all(&mut io::stderr(), b"> ");
-            }
-            let Some(line) = lines.next() else { break };
-            let line = match line {
-                Ok(line) => line,
-                Err(Problem::NotText) => {
-                    let problem = "a line of the chat is not UTF-8";
-                    self.report(problem);
-                    self.note_failure(&[], problem)?;
-                    continue;
-                }
-                Err(Problem::TooLong) => {
-                    self.report(&format!("a line of the chat is longer than {MAX_LINE} bytes"));
-                    break;
-                }
-                Err(Problem::Read(error)) => {
-                    self.report(&format!("cannot read the chat: {error}"));
-                    break;
-                }
-            };
-            let line = line.trim();
-            let (command, argument) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-            match command {
-                "" => {}
-                "/quit" if argument.is_empty() => break,
-                "/reset" if argument.is_empty() => {
-                    // What is computed stays: the next prompt takes from it what fits.
-                    messages = self.beginning();
-                    pending.clone_from(&given);
-                }
-                "/image" if !argument.is_empty() => {
-                    let source = Source::File(argument.trim().into());
-                    match self.add(&source) {
-                        Ok(id) => pending.push((id, source.name())),
-                        Err(Failure::Engine(error)) if !error.is_about_model() => {
-                            self.complain(&error);
-                            self.failed = true;
-                        }
-                        Err(fatal) => return Err(fatal),
-                    }
-                }
-                // A path or a fraction may begin a question; a single word after a slash is a mistyped command.
-                _ if command.starts_with('/') && command[1..].chars().all(|c| c.is_ascii_alphabetic()) => {
-                    self.report(&format!("`{line}` is not a command: /image PATH, /reset, /quit"));
-                }
-                _ => self.turn(&mut messages, &mut pending, line)?,
-            }
-        }
-        Ok(Finish::Stop)
-    }
-
-    /// One question of a chat. One that fails is as if it had not been asked.
-    fn turn(
-        &mut self,
-        messages: &mut Vec<Message>,
-        pending: &mut Vec<(ImageId, Name)>,
-        question: &str,
-    ) -> Result<(), Failure> {
-        let (ids, names): (Vec<ImageId>, Vec<Name>) = pending.iter().cloned().unzip();
-        messages.push(Message::user(ids, question));
-        match self.answer(messages, &names, question) {
-            Ok((text, _)) => {
-                messages.push(Message::new(Role::Assistant, text));
-                pending.clear();
-                Ok(())
-            }
-            Err(Failure::Engine(error)) if !error.is_about_model() => {
-                messages.pop();
-                self.complain(&error);
-                self.failed = true;
-                self.note_failure(&names, &error.to_string())
-            }
-            Err(fatal) => Err(fatal),
-        }
     }
 
     /// For programs, what became of a question that has no answer.
