@@ -35,14 +35,8 @@ pub(crate) fn tell(text: &str) {
 /// An answer for programs. The fields are stable.
 #[derive(Debug, Serialize)]
 pub(crate) struct Record<'a> {
-    /// The images of the prompt.
-    #[serde(serialize_with = "texts")]
-    pub(crate) images: &'a [Name],
-    /// The bytes of their names in hex, where one of them is no Unicode.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) images_hex: Option<Vec<String>>,
-    /// The question.
-    pub(crate) prompt: &'a str,
+    #[serde(flatten)]
+    pub(crate) question: Question<'a>,
     /// The answer.
     pub(crate) text: &'a str,
     /// Its token ids.
@@ -52,50 +46,81 @@ pub(crate) struct Record<'a> {
     pub(crate) logprobs: Option<Vec<LogprobRecord>>,
     /// Why it ended.
     pub(crate) finish: Option<Finish>,
-    /// Who computed.
-    pub(crate) provider: ProviderRecord,
-    /// With which graphs.
-    pub(crate) precision: Precision,
-    /// Made for which engine.
-    pub(crate) target: &'a str,
-    /// Which instruction set our kernels use; null where the engine's own run all of it.
-    pub(crate) kernels: Option<KernelReport>,
-    /// What images became, and the positions that each took.
-    pub(crate) image_size: ImageSize,
-    /// What it took, in seconds and bytes.
-    pub(crate) stats: &'a Stats,
-    /// What happened when, in seconds since the program began.
-    pub(crate) timeline: &'a [Step],
-    /// Most memory that was resident so far; null where the system does not say.
-    pub(crate) peak_rss_bytes: Option<u64>,
+    #[serde(flatten)]
+    pub(crate) work: Work<'a>,
 }
 
 /// The likeliest of several answers, for programs.
 #[derive(Debug, Serialize)]
 pub(crate) struct ChoicesRecord<'a> {
-    /// The images of the prompt.
-    #[serde(serialize_with = "texts")]
-    pub(crate) images: &'a [Name],
-    /// As in [`Record`].
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) images_hex: Option<Vec<String>>,
-    /// The question.
-    pub(crate) prompt: &'a str,
+    #[serde(flatten)]
+    pub(crate) question: Question<'a>,
     /// The likeliest.
     pub(crate) text: &'a str,
     /// All of them, with their probabilities, in the order in which they were given.
     pub(crate) choices: &'a [Choice],
     /// Whether the end of the answer counts too: one is the beginning of another.
     pub(crate) end_counts: bool,
-    /// From here on as in [`Record`].
-    pub(crate) provider: ProviderRecord,
-    pub(crate) precision: Precision,
-    pub(crate) target: &'a str,
-    pub(crate) kernels: Option<KernelReport>,
-    pub(crate) image_size: ImageSize,
-    pub(crate) stats: &'a Stats,
-    pub(crate) timeline: &'a [Step],
-    pub(crate) peak_rss_bytes: Option<u64>,
+    #[serde(flatten)]
+    pub(crate) work: Work<'a>,
+}
+
+/// What was asked.
+#[derive(Debug, Serialize)]
+pub(crate) struct Question<'a> {
+    /// The images of the prompt.
+    #[serde(serialize_with = "texts")]
+    images: &'a [Name],
+    /// The bytes of their names in hex, where one of them is no Unicode.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    images_hex: Option<Vec<String>>,
+    prompt: &'a str,
+}
+
+impl<'a> Question<'a> {
+    pub(crate) fn new(images: &'a [Name], prompt: &'a str) -> Question<'a> {
+        Question {
+            images,
+            images_hex: images_hex(images),
+            prompt,
+        }
+    }
+}
+
+/// Who computed an answer, and what it took.
+#[derive(Debug, Serialize)]
+pub(crate) struct Work<'a> {
+    /// Who computed.
+    provider: ProviderRecord,
+    /// With which graphs.
+    precision: Precision,
+    /// Made for which engine.
+    target: &'a str,
+    /// Which instruction set our kernels use; null where the engine's own run all of it.
+    kernels: Option<KernelReport>,
+    /// What images became, and the positions that each took.
+    image_size: ImageSize,
+    /// What it took, in seconds and bytes.
+    stats: &'a Stats,
+    /// What happened when, in seconds since the program began.
+    timeline: &'a [Step],
+    /// Most memory that was resident so far; null where the system does not say.
+    peak_rss_bytes: Option<u64>,
+}
+
+impl<'a> Work<'a> {
+    pub(crate) fn new(provider: &'a ProviderReport, stats: &'a Stats) -> Work<'a> {
+        Work {
+            provider: provider.into(),
+            precision: provider.precision,
+            target: provider.target_name(),
+            kernels: provider.kernels,
+            image_size: provider.image,
+            stats,
+            timeline: &stats.timeline,
+            peak_rss_bytes: stats.peak_memory,
+        }
+    }
 }
 
 /// Who computed, for programs.

@@ -4,7 +4,9 @@ mod beside;
 mod chat;
 mod frames;
 
-use crate::output::{self, ChoicesRecord, FailureRecord, FrameRecord, OfFrame, Record, Spinner};
+use crate::output::{
+    self, ChoicesRecord, FailureRecord, FrameRecord, OfFrame, Question, Record, Spinner, Work,
+};
 use crate::plan::{Name, Plan, Source, Task};
 use crate::verify;
 use programs::signals::{self, Signal};
@@ -410,21 +412,12 @@ fn write_record(
     let stats = answer.stats();
     if plan.json {
         let record = Record {
-            images: names,
-            images_hex: output::images_hex(names),
-            prompt,
+            question: Question::new(names, prompt),
             text,
             tokens: answer.tokens(),
             logprobs,
             finish: answer.finish(),
-            provider: answer.provider().into(),
-            precision: answer.provider().precision,
-            target: answer.provider().target_name(),
-            kernels: answer.provider().kernels,
-            image_size: answer.provider().image,
-            stats: &stats,
-            timeline: &stats.timeline,
-            peak_rss_bytes: stats.peak_memory,
+            work: Work::new(answer.provider(), &stats),
         };
         output::write_json(&OfFrame { frame, record })?;
     }
@@ -466,20 +459,11 @@ fn write_choices(
     } = chosen;
     if plan.json {
         let record = ChoicesRecord {
-            images: names,
-            images_hex: output::images_hex(names),
-            prompt,
+            question: Question::new(names, prompt),
             text,
             choices,
             end_counts: *end_counts,
-            provider: provider.into(),
-            precision: provider.precision,
-            target: provider.target_name(),
-            kernels: provider.kernels,
-            image_size: provider.image,
-            stats,
-            timeline: &stats.timeline,
-            peak_rss_bytes: stats.peak_memory,
+            work: Work::new(provider, stats),
         };
         output::write_json(&OfFrame { frame, record })?;
     }
