@@ -5,7 +5,7 @@ use crate::error::ApiError;
 use crate::json::Fields;
 use crate::pictures::Draft;
 use axum::http::StatusCode;
-use runtime::{Constraint, Request, Sampling};
+use runtime::{Constraint, Request, Role, Sampling};
 use serde_json::Value;
 use std::hash::{BuildHasher as _, RandomState};
 
@@ -46,6 +46,36 @@ pub(crate) fn model(app: &App, fields: &Fields<'_>) -> Result<(), ApiError> {
         Some(name) => check_model(app, name, Some("model")),
         None => Ok(()),
     }
+}
+
+/// What tools there may be, and calls of them.
+pub(crate) const NO_TOOLS: &str = "nothing: this model calls no functions";
+
+/// The field `role` of a message; `developer` is OpenAI's newer word for `system`.
+pub(crate) fn role(fields: &Fields<'_>) -> Result<Role, ApiError> {
+    let expected = "\"system\", \"developer\", \"user\" or \"assistant\"";
+    let value = fields.needed("role", expected)?;
+    match value.as_str() {
+        Some("system" | "developer") => Ok(Role::System),
+        Some("user") => Ok(Role::User),
+        Some("assistant") => Ok(Role::Assistant),
+        _other => Err(fields.wrong("role", value, expected)),
+    }
+}
+
+/// The field `messages`, each read by `message`; the last of them must not be the assistant's.
+pub(crate) fn messages(
+    list: &[Value],
+    message: impl Fn(&Fields<'_>) -> Result<Draft, ApiError>,
+) -> Result<Vec<Draft>, ApiError> {
+    let read = |(index, value)| message(&Fields::of(value, format!("messages[{index}]"))?);
+    let drafts: Result<Vec<Draft>, ApiError> = list.iter().enumerate().map(read).collect();
+    let drafts = drafts?;
+    if drafts.last().is_some_and(|draft| draft.role == Role::Assistant) {
+        let message = "the last of `messages` is the assistant's, expected the user's: an answer that has begun is not continued";
+        return Err(ApiError::about("messages", message));
+    }
+    Ok(drafts)
 }
 
 /// The field `stop`: a text or several.

@@ -1,7 +1,7 @@
 //! The bodies of `POST /api/chat` and `/api/generate`.
 
 use crate::app::App;
-use crate::asked::{self, Asked, is_empty, only};
+use crate::asked::{self, Asked, NO_TOOLS, is_empty, only};
 use crate::error::ApiError;
 use crate::json::Fields;
 use crate::pictures::{self, Draft, Shown};
@@ -20,20 +20,9 @@ pub(crate) enum Question {
 pub(crate) fn chat(app: &App, body: &Value) -> Result<Question, ApiError> {
     let fields = Fields::root(body)?;
     asked::model(app, &fields)?;
-    only(
-        &fields,
-        "tools",
-        is_empty,
-        "nothing: this model calls no functions",
-    )?;
+    only(&fields, "tools", is_empty, NO_TOOLS)?;
     let list = fields.list("messages")?.unwrap_or_default();
-    let read = |(index, value)| message(&Fields::of(value, format!("messages[{index}]"))?);
-    let drafts: Result<Vec<Draft>, ApiError> = list.iter().enumerate().map(read).collect();
-    let drafts = drafts?;
-    if drafts.last().is_some_and(|draft| draft.role == Role::Assistant) {
-        let message = "the last of `messages` is the assistant's, expected the user's: an answer that has begun is not continued";
-        return Err(ApiError::about("messages", message));
-    }
+    let drafts = asked::messages(list, message)?;
     question(app, &fields, drafts)
 }
 
@@ -145,20 +134,8 @@ fn format(fields: &Fields<'_>) -> Result<Option<Constraint>, ApiError> {
 }
 
 fn message(fields: &Fields<'_>) -> Result<Draft, ApiError> {
-    let expected = "\"system\", \"user\" or \"assistant\"";
-    let value = fields.needed("role", expected)?;
-    let role = match value.as_str() {
-        Some("system") => Role::System,
-        Some("user") => Role::User,
-        Some("assistant") => Role::Assistant,
-        _other => return Err(fields.wrong("role", value, expected)),
-    };
-    only(
-        fields,
-        "tool_calls",
-        is_empty,
-        "nothing: this model calls no functions",
-    )?;
+    let role = asked::role(fields)?;
+    only(fields, "tool_calls", is_empty, NO_TOOLS)?;
     let images = images(fields)?;
     if role != Role::User && !images.is_empty() {
         let name = fields.name("images");

@@ -2,7 +2,7 @@
 
 use super::say::Form;
 use crate::app::App;
-use crate::asked::{self, Asked, is_empty, only};
+use crate::asked::{self, Asked, NO_TOOLS, is_empty, only};
 use crate::error::ApiError;
 use crate::json::Fields;
 use crate::pictures::{self, Draft, Shown};
@@ -156,10 +156,9 @@ fn refuse_others(fields: &Fields<'_>) -> Result<(), ApiError> {
     if fields.whole("n", 1, 128)?.is_some_and(|count| count != 1) {
         return Err(ApiError::unsupported("n", "1: ask several times"));
     }
-    let nothing = "nothing: this model calls no functions";
     let auto = |value: &Value| matches!(value.as_str(), Some("none" | "auto"));
-    only(fields, "tools", is_empty, nothing)?;
-    only(fields, "functions", is_empty, nothing)?;
+    only(fields, "tools", is_empty, NO_TOOLS)?;
+    only(fields, "functions", is_empty, NO_TOOLS)?;
     only(fields, "tool_choice", auto, "\"none\" or \"auto\"")?;
     only(fields, "function_call", auto, "\"none\" or \"auto\"")?;
     only(fields, "logit_bias", is_empty, "an empty object")?;
@@ -177,37 +176,13 @@ fn messages(app: &App, fields: &Fields<'_>) -> Result<Vec<Draft>, ApiError> {
     if list.is_empty() {
         return Err(fields.wrong("messages", value, expected));
     }
-    let read = |(index, value)| message(app, &Fields::of(value, format!("messages[{index}]"))?);
-    let drafts: Result<Vec<Draft>, ApiError> = list.iter().enumerate().map(read).collect();
-    let drafts = drafts?;
-    if drafts.last().is_some_and(|draft| draft.role == Role::Assistant) {
-        let message = "the last of `messages` is the assistant's, expected the user's: an answer that has begun is not continued";
-        return Err(ApiError::about("messages", message));
-    }
-    Ok(drafts)
+    asked::messages(list, |fields| message(app, fields))
 }
 
 fn message(app: &App, fields: &Fields<'_>) -> Result<Draft, ApiError> {
-    let expected = "\"system\", \"developer\", \"user\" or \"assistant\"";
-    let value = fields.needed("role", expected)?;
-    let role = match value.as_str() {
-        Some("system" | "developer") => Role::System,
-        Some("user") => Role::User,
-        Some("assistant") => Role::Assistant,
-        _other => return Err(fields.wrong("role", value, expected)),
-    };
-    only(
-        fields,
-        "tool_calls",
-        is_empty,
-        "nothing: this model calls no functions",
-    )?;
-    only(
-        fields,
-        "function_call",
-        |_| false,
-        "nothing: this model calls no functions",
-    )?;
+    let role = asked::role(fields)?;
+    only(fields, "tool_calls", is_empty, NO_TOOLS)?;
+    only(fields, "function_call", |_| false, NO_TOOLS)?;
     only(
         fields,
         "audio",
