@@ -90,6 +90,49 @@ fn told(records: &[Value]) -> Vec<(u64, &str)> {
         .collect()
 }
 
+/// What one picture can be asked, frames can be asked too.
+#[test]
+fn frames_take_choices_patterns_and_log_probabilities() {
+    let clip = stream(&[RED, BLUE, GREEN]);
+    let arguments = |more: &[&'static str]| [&["--frames", "-", "--no-drop"], more].concat();
+    let (chosen, _) = records(&arguments(&["--choices", "B.,R."]), &clip);
+    assert_eq!(told(&chosen)[..2], [(1, "R"), (2, "B")]);
+    for record in &chosen {
+        let choices = record["choices"].as_array().unwrap();
+        let sum: f64 = choices
+            .iter()
+            .map(|choice| choice["probability"].as_f64().unwrap())
+            .sum();
+        assert!(choices.len() == 2 && (sum - 1.0).abs() < 1e-9, "{record}");
+        assert!(record["arrived"].as_f64().unwrap() > 0.0, "{record}");
+    }
+    // Green is no answer that the pattern has.
+    let (matched, _) = records(&arguments(&["--regex", "[RB][.]"]), &clip);
+    let told = told(&matched);
+    assert_eq!(told[..2], [(1, "R"), (2, "B")]);
+    assert!(matches!(told[2], (3, "R" | "B")), "{told:?}");
+    let (logprobs, _) = records(&arguments(&["--logprobs=2"]), &clip);
+    for record in &logprobs {
+        let tokens = record["logprobs"].as_array().unwrap();
+        assert_eq!(
+            tokens.len(),
+            record["tokens"].as_array().unwrap().len(),
+            "{record}"
+        );
+        assert!(
+            tokens
+                .iter()
+                .all(|token| token["logprob"].as_f64().unwrap() <= 0.0),
+            "{record}"
+        );
+    }
+    assert_eq!(logprobs.len(), 3);
+    // A schema that is none is refused before a frame is read.
+    let (code, stdout, stderr) = run(&arguments(&["--json-schema", "/nowhere/schema.json"]), &clip);
+    assert_eq!((code, stdout.as_str()), (Some(2), ""), "{stderr}");
+    assert!(stderr.contains("/nowhere/schema.json"), "{stderr}");
+}
+
 #[test]
 fn each_frame_is_answered_where_none_is_dropped() {
     let (code, stdout, stderr) = run(&["--frames", "-", "--no-drop"], &stream(&[RED, BLUE]));
