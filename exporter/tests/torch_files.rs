@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
+#[path = "torch/demo.rs"]
+mod demo;
 #[path = "../../models/src/checkpoint/torch/write.rs"]
 mod write;
 
@@ -13,30 +15,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use write::Saved;
 
-/// The demo model in `directory`, and its tensors taken out of it.
+/// The demo model in `directory` without its weights, and its tensors.
 fn demo(directory: &Path) -> Saved {
     fs::create_dir(directory).unwrap();
     exporter::demo::extract(directory).unwrap();
     let path = directory.join("model.safetensors");
-    let file = fs::read(&path).unwrap();
+    let saved = demo::saved(&fs::read(&path).unwrap());
     fs::remove_file(path).unwrap();
-    let (length, rest) = file.split_first_chunk::<8>().unwrap();
-    let (header, data) = rest.split_at(usize::try_from(u64::from_le_bytes(*length)).unwrap());
-    let header: Map<String, Value> = serde_json::from_slice(header).unwrap();
-    let mut saved = Saved::default();
-    for (name, tensor) in header.iter().filter(|(name, _)| *name != "__metadata__") {
-        let kind = match tensor["dtype"].as_str().unwrap() {
-            "F32" => "FloatStorage",
-            "F16" => "HalfStorage",
-            "BF16" => "BFloat16Storage",
-            "I64" => "LongStorage",
-            other => panic!("the demo model has tensors of {other}"),
-        };
-        let numbers = |field: &str| -> Vec<u64> { serde_json::from_value(tensor[field].clone()).unwrap() };
-        let offsets = numbers("data_offsets");
-        let place = |at: usize| usize::try_from(offsets[at]).unwrap();
-        saved.add(name, kind, &numbers("shape"), data[place(0)..place(1)].to_vec());
-    }
     saved
 }
 

@@ -2,7 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
+#[path = "../torch/demo.rs"]
+mod demo;
 mod server;
+#[path = "../../../models/src/checkpoint/torch/write.rs"]
+mod write;
 
 use serde_json::Value;
 use server::{COMMIT, Hub, Kind};
@@ -179,6 +183,60 @@ fn what_is_needed_comes_once_and_lies_where_others_look() {
         world.exported(model);
         assert_eq!(world.hub.bodies(""), [], "{model}");
     }
+}
+
+/// Of what a trainer uploads only the weights come, in shards that the index names.
+#[test]
+fn torch_files_come_where_there_are_no_safetensors() {
+    const SHARDS: [&str; 2] = [
+        "pytorch_model-00001-of-00002.bin",
+        "pytorch_model-00002-of-00002.bin",
+    ];
+    const INDEX: &str = "pytorch_model.bin.index.json";
+    let world = World::new();
+    world.hub.with(|state| {
+        let saved = demo::saved(&state.files.remove(WEIGHTS).unwrap());
+        state.files.remove("pytorch_model.bin");
+        let mut map = serde_json::Map::new();
+        for (which, name) in SHARDS.iter().enumerate() {
+            let mut half = write::Saved::default();
+            for tensor in saved.tensors.iter().skip(which).step_by(2) {
+                let (kind, bytes) = saved.storages[tensor.storage].clone();
+                half.add(&tensor.name, &kind, &tensor.shape, bytes);
+                map.insert(tensor.name.clone(), Value::from(*name));
+            }
+            let file = if which == 0 { half.archive() } else { half.legacy() };
+            state.files.insert((*name).to_owned(), file);
+        }
+        let index = serde_json::json!({"metadata": {}, "weight_map": map}).to_string();
+        state.files.insert(INDEX.to_owned(), index.into_bytes());
+        for name in [
+            "optimizer.pt",
+            "rng_state.pth",
+            "training_args.bin",
+            "x/pytorch_model.bin",
+        ] {
+            state.files.insert(name.to_owned(), vec![7; 1000]);
+        }
+    });
+    world.exported("org/name");
+    let mut names: Vec<String> = world.hub.bodies("").into_iter().map(|(name, _)| name).collect();
+    names.sort();
+    let demo = exporter::demo::FILES.iter().map(|(name, _)| *name);
+    let mut expected: Vec<&str> = demo.filter(|name| *name != WEIGHTS).collect();
+    expected.extend(SHARDS);
+    expected.push(INDEX);
+    expected.sort_unstable();
+    assert_eq!(names, expected);
+    let demo = world.run(&mut world.command(&["-o", "demo"]));
+    assert_eq!(demo.code, Some(0), "{}", demo.stderr);
+    let (hub, demo) = (
+        json(&world.path("bundle/bundle.json")),
+        json(&world.path("demo/bundle.json")),
+    );
+    assert_eq!(hub["files"], demo["files"]);
+    world.exported("org/name");
+    assert_eq!(world.hub.bodies(""), []);
 }
 
 #[test]

@@ -289,6 +289,40 @@ mod tests {
         assert_eq!(llava, transformers);
     }
 
+    /// As mlx-vlm may write it.
+    #[test]
+    fn the_decoder_may_have_an_object_of_its_own() {
+        let mut config: Value = serde_json::from_str(LLAVA).unwrap();
+        let expected = parse(LLAVA).unwrap();
+        let top = config.as_object_mut().unwrap();
+        let mut text = serde_json::Map::new();
+        for name in [
+            "hidden_size",
+            "intermediate_size",
+            "num_attention_heads",
+            "num_hidden_layers",
+            "num_key_value_heads",
+            "rms_norm_eps",
+            "rope_theta",
+            "tie_word_embeddings",
+            "vocab_size",
+        ] {
+            text.extend(top.shift_remove_entry(name));
+        }
+        top.insert("text_config".to_owned(), Value::Object(text));
+        assert_eq!(parse(&config.to_string()).unwrap(), expected);
+        config["text_config"]["num_hidden_layers"] = Value::from("x");
+        let message = parse(&config.to_string()).unwrap_err();
+        assert!(
+            message.contains("`text_config.num_hidden_layers` is \"x\""),
+            "{message}"
+        );
+        // Beside the fields it is what others wrote, and not read.
+        let mut config: Value = serde_json::from_str(LLAVA).unwrap();
+        config["text_config"] = Value::from(3);
+        assert_eq!(parse(&config.to_string()).unwrap(), expected);
+    }
+
     #[test]
     fn other_image_sizes() {
         let (mut config, _) = parse(LLAVA).unwrap();

@@ -96,3 +96,18 @@ pub(super) fn client_tokenizer(tokenizer_config: &Value, template: &str) -> Valu
     value["processor_class"] = Value::from("LlavaProcessor");
     value
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_of_weights_in_groups_are_left_out() {
+        let fields = |value: Value| value.as_object().cloned().unwrap_or_default();
+        let groups = json!({"bits": 4, "group_size": 64});
+        let of_mlx = fields(json!({"quantization": groups, "quantization_config": groups, "vocab_size": 3}));
+        assert_eq!(without_groups(of_mlx), fields(json!({"vocab_size": 3})));
+        let other = fields(json!({"quantization_config": groups}));
+        assert_eq!(without_groups(other.clone()), other);
+    }
+}
