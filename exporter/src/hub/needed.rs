@@ -51,8 +51,8 @@ pub(crate) fn small(siblings: &[Sibling]) -> Vec<&Sibling> {
     wanted
 }
 
-/// The files of the weights, as far as can be told: the shards that the index in `directory` names, or without it all
-/// that look like shards. Empty where there are neither safetensors nor files of torch.
+/// The files of the weights, as far as can be told: the shards that the index in `directory` names, or
+/// without it all that look like shards. Empty where there are neither safetensors nor files of torch.
 ///
 /// # Errors
 /// An index that cannot be read, or names what the repository does not have.

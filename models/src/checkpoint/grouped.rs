@@ -1,6 +1,6 @@
-//! Matrices in groups of 4 or 8 bits, as MLX quantizes them: `X.weight` holds codes, packed into uint32 from the lowest
-//! bits up, `X.scales` and `X.biases` a number each for a group of a row. A value is `code * scale + bias`
-//! (`mlx.core.quantize`, mode `affine`). A block is computed when it is read.
+//! Matrices in groups of 4 or 8 bits, as MLX quantizes them: `X.weight` holds codes, packed into uint32 from
+//! the lowest bits up, `X.scales` and `X.biases` a number each for a group of a row. A value is
+//! `code * scale + bias` (`mlx.core.quantize`, mode `affine`). A block is computed when it is read.
 
 #![deny(clippy::as_conversions)]
 

@@ -89,7 +89,8 @@ impl Layout {
         }
     }
 
-    /// The layout whose marker the tensors bear: the projector's name, or mlx-vlm's of the tower. Several are none.
+    /// The layout whose marker the tensors bear: the projector's name, or mlx-vlm's of the tower. Several are
+    /// none.
     pub(super) fn of_tensors<'a>(names: impl Iterator<Item = &'a str>) -> Option<Layout> {
         let (mut llava, mut transformers, mut converted) = (false, false, false);
         for name in names {

@@ -1,6 +1,6 @@
-//! The layout of checkpoints for MLX, as mlx-vlm converts them (`vision_tower.vision_model.`): Apple's modules with
-//! other prefixes, kernels with channels last, and matrices in groups of 4 or 8 bits. Source: mlx-vlm,
-//! `mlx_vlm/models/fastvlm`, its `sanitize` functions.
+//! The layout of checkpoints for MLX, as mlx-vlm converts them (`vision_tower.vision_model.`): Apple's
+//! modules with other prefixes, kernels with channels last, and matrices in groups of 4 or 8 bits. Source:
+//! mlx-vlm, `mlx_vlm/models/fastvlm`, its `sanitize` functions.
 
 #![deny(clippy::as_conversions)]
 
@@ -33,8 +33,8 @@ const PREFIXES: [(&str, &str); 5] = [
     ("lm_head.", "lm_head."),
 ];
 
-/// Orders of dimensions by which MLX stores a kernel `[output, input, height, width]` with channels last, and a layer
-/// scale `[channels, 1, 1]`.
+/// Orders of dimensions by which MLX stores a kernel `[output, input, height, width]` with channels last, and
+/// a layer scale `[channels, 1, 1]`.
 const KERNEL: [usize; 4] = [0, 3, 1, 2];
 const SCALE: [usize; 3] = [2, 0, 1];
 
@@ -95,8 +95,8 @@ pub(super) fn as_in_file(name: &str, shape: &[u64]) -> Vec<u64> {
     stored
 }
 
-/// Refuses a checkpoint for MLX whose tower is elsewhere, naming the checkpoint that it was made from: Apple's exports
-/// hold it only as a Core ML package.
+/// Refuses a checkpoint for MLX whose tower is elsewhere, naming the checkpoint that it was made from:
+/// Apple's exports hold it only as a Core ML package.
 pub(super) fn refuse<'a>(
     directory: &Path,
     config: &Value,

@@ -64,9 +64,9 @@ pub struct SourceFile {
 }
 
 impl Checkpoint {
-    /// Opens the checkpoint in `directory`: `config.json` beside `model.safetensors` or `pytorch_model.bin`, or
-    /// beside an index and shards of either, or beside one torch file of another name. Where there is more than
-    /// one of these, the first is read. What trainers write beside the weights is not opened.
+    /// Opens the checkpoint in `directory`: `config.json` beside `model.safetensors` or `pytorch_model.bin`,
+    /// or beside an index and shards of either, or beside one torch file of another name. Where there is more
+    /// than one of these, the first is read. What trainers write beside the weights is not opened.
     ///
     /// # Errors
     /// A file that is missing or is not what its format demands, or a config that this build cannot do.
@@ -139,8 +139,8 @@ impl Checkpoint {
         &self.sources
     }
 
-    /// SHA-256 of all tensors with their names, types and shapes, in order of the names: the same however they are
-    /// spread over files.
+    /// SHA-256 of all tensors with their names, types and shapes, in order of the names: the same however
+    /// they are spread over files.
     pub fn fingerprint(&self) -> [u8; 32] {
         let files = self.files.iter();
         let mut tensors: Vec<_> = files

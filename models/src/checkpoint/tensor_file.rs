@@ -1,7 +1,7 @@
 //! A file of named tensors, mapped: safetensors, or what `torch.save` wrote. Its first bytes say which.
 //!
-//! Tensors stay in the file; a run of elements is converted when it is read. Views with strides are read as the
-//! values that they stand for, row-major.
+//! Tensors stay in the file; a run of elements is converted when it is read. Views with strides are read as
+//! the values that they stand for, row-major.
 
 #![deny(clippy::as_conversions)]
 
@@ -103,7 +103,8 @@ impl StoredType {
         usize::try_from(self.bits() / 8).unwrap_or(0)
     }
 
-    /// The type's name: of weights as in messages and bundles (`float32`), of others as in safetensors (`I64`).
+    /// The type's name: of weights as in messages and bundles (`float32`), of others as in safetensors
+    /// (`I64`).
     pub fn name(self) -> &'static str {
         match self {
             StoredType::Float(dtype) => dtype.name(),
@@ -164,7 +165,8 @@ impl StoredTensor {
 }
 
 impl TensorFile {
-    /// Opens a file of tensors: safetensors, or what `torch.save` wrote, as a zip archive or in the older form.
+    /// Opens a file of tensors: safetensors, or what `torch.save` wrote, as a zip archive or in the older
+    /// form.
     ///
     /// # Errors
     /// A file that cannot be read, or is not what its format demands; one sentence says where.
@@ -239,8 +241,8 @@ impl TensorFile {
         self.tensors().iter().find(|tensor| tensor.name == name)
     }
 
-    /// Entries of a torch file beside its tensors that are left out (`epoch`, `optimizer`), sorted. Whoever uses
-    /// the tensors says so.
+    /// Entries of a torch file beside its tensors that are left out (`epoch`, `optimizer`), sorted. Whoever
+    /// uses the tensors says so.
     pub fn skipped(&self) -> &[String] {
         &self.content.skipped
     }

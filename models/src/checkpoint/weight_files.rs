@@ -19,8 +19,8 @@ const TORCH_INDEX: &str = "pytorch_model.bin.index.json";
 
 /// Names that torch files end with.
 const TORCH_ENDINGS: [&str; 3] = [".bin", ".pth", ".pt"];
-/// How files begin that trainers write beside the weights, which are not opened: optimizers, schedules, random
-/// states and arguments.
+/// How files begin that trainers write beside the weights, which are not opened: optimizers, schedules,
+/// random states and arguments.
 const OF_TRAINERS: [&str; 9] = [
     "training_args.",
     "optimizer",

@@ -14,7 +14,8 @@ pub(super) enum Global {
     RebuildTensorV2,
     /// `torch._utils._rebuild_tensor_v3`: as before, with the type of the elements after the hooks.
     RebuildTensorV3,
-    /// `torch._utils._rebuild_parameter` and `_rebuild_parameter_with_state`: a tensor and what a parameter has.
+    /// `torch._utils._rebuild_parameter` and `_rebuild_parameter_with_state`: a tensor and what a parameter
+    /// has.
     RebuildParameter,
     /// `torch.FloatStorage`: elements of a type; without one, bytes.
     Storage(Option<StoredType>),

@@ -1,5 +1,6 @@
-//! Files of torch before 1.6, and of `_use_new_zipfile_serialization=False`: pickles of a magic number, a version,
-//! facts of the machine, the object and the keys of its storages, then the storages one after the other.
+//! Files of torch before 1.6, and of `_use_new_zipfile_serialization=False`: pickles of a magic number, a
+//! version, facts of the machine, the object and the keys of its storages, then the storages one after the
+//! other.
 
 use super::super::tensor_file::Content;
 use super::pickle::{self, Loaded};

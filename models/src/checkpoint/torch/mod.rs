@@ -1,8 +1,9 @@
-//! What `torch.save` wrote (`pytorch_model.bin`, `*.pth`), read without executing anything: a zip archive, or in
-//! files of torch before 1.6 pickles and storages one after the other.
+//! What `torch.save` wrote (`pytorch_model.bin`, `*.pth`), read without executing anything: a zip archive, or
+//! in files of torch before 1.6 pickles and storages one after the other.
 //!
 //! A pickle is a program for a machine with a stack. The machine here has a closed list of operations and of
-//! names, holds a bounded number of values, and makes of them nothing but tensors, which stay in the mapped file.
+//! names, holds a bounded number of values, and makes of them nothing but tensors, which stay in the mapped
+//! file.
 
 #![deny(clippy::as_conversions)]
 
@@ -44,8 +45,8 @@ pub(super) fn validate(bytes: &[u8]) -> Result<Content, String> {
     }
 }
 
-/// Whether the bytes begin as a pickle of a protocol that says its number, and not as the length of the header
-/// of a safetensors file.
+/// Whether the bytes begin as a pickle of a protocol that says its number, and not as the length of the
+/// header of a safetensors file.
 fn is_pickle(bytes: &[u8]) -> bool {
     let pickled = matches!(bytes, [0x80, 2..=5, ..]);
     let length = bytes.first_chunk::<8>().map(|length| u64::from_le_bytes(*length));

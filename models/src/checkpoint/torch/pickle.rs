@@ -1,6 +1,6 @@
 //! Python's pickle, as far as `torch.save` needs it for tensors: a machine with a closed list of opcodes that
-//! holds a bounded number of values. Values lie in one list and name each other by their places in it, so that
-//! nothing is followed deeper than it is looked at.
+//! holds a bounded number of values. Values lie in one list and name each other by their places in it, so
+//! that nothing is followed deeper than it is looked at.
 
 use super::globals::{self, Global};
 use super::rebuild;

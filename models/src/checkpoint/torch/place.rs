@@ -1,5 +1,5 @@
-//! Where do a torch tensor's elements lie in the file? Its storage's bytes, an offset, a shape and strides, of
-//! which everything is checked.
+//! Where do a torch tensor's elements lie in the file? Its storage's bytes, an offset, a shape and strides,
+//! of which everything is checked.
 
 use super::super::safetensors::MAX_TENSORS;
 use super::super::tensor_file::{Content, MAX_RANK, Place, StoredTensor, StoredType};

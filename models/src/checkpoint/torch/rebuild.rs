@@ -1,9 +1,11 @@
-//! Tensors and storages as the arguments of torch's functions describe them (`torch._utils._rebuild_tensor_v2`).
+//! Tensors and storages as the arguments of torch's functions describe them
+//! (`torch._utils._rebuild_tensor_v2`).
 
 use super::globals::Global;
 use super::values::{Id, Storage, Value, Values, View};
 
-/// A storage by its persistent id: `("storage", type, key, device, elements)`, in the oldest files with a part.
+/// A storage by its persistent id: `("storage", type, key, device, elements)`, in the oldest files with a
+/// part.
 ///
 /// # Errors
 /// Another persistent id.
@@ -129,7 +131,8 @@ pub(super) fn parameter(values: &Values<'_>, given: &[Id]) -> Result<Id, String>
     }
 }
 
-/// Keys and values of an `OrderedDict`: none, as it is filled afterwards, or a list of pairs, as Python 2 wrote.
+/// Keys and values of an `OrderedDict`: none, as it is filled afterwards, or a list of pairs, as Python 2
+/// wrote.
 ///
 /// # Errors
 /// Other arguments.

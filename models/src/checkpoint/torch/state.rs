@@ -1,11 +1,12 @@
-//! Which tensors does a torch file hold, under which names? A dict of tensors by name (a state dict), itself or
-//! in a dict around it.
+//! Which tensors does a torch file hold, under which names? A dict of tensors by name (a state dict), itself
+//! or in a dict around it.
 
 use super::pickle::Loaded;
 use super::values::{Id, Value, Values, View};
 use std::collections::BTreeSet;
 
-/// What programs call the state dict where they save it with other things: PyTorch Lightning, timm, DeepSpeed.
+/// What programs call the state dict where they save it with other things: PyTorch Lightning, timm,
+/// DeepSpeed.
 const AROUND: [&str; 4] = ["state_dict", "model_state_dict", "model", "module"];
 /// Most entries that a message names.
 const SHOWN: usize = 8;
