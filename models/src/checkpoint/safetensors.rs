@@ -94,11 +94,11 @@ impl<'de> Deserialize<'de> for Header {
 const FOREIGN: [(&[u8], &str); 5] = [
     (
         b"PK\x03\x04",
-        "a zip archive, as PyTorch writes weights: it is read if it is called `pytorch_model.bin`",
+        "a zip archive, as PyTorch writes weights: it is read under the name `pytorch_model.bin`",
     ),
     (
         b"\x80\x02\x8a\x0al\xfc\x9cF",
-        "a pickle, as old PyTorch writes weights: it is read if it is called `pytorch_model.bin`",
+        "a pickle, as old PyTorch writes weights: it is read under the name `pytorch_model.bin`",
     ),
     (
         b"GGUF",
