@@ -1,5 +1,6 @@
 //! What became of each tensor of a checkpoint: used, ignored by a rule, or said to be left out.
 
+use super::adapter::Merged;
 use super::tensor_file::TensorFile;
 use serde::Serialize;
 
@@ -10,6 +11,9 @@ pub struct Accounting {
     pub used: Vec<Used>,
     /// Tensors that are not needed, sorted.
     pub ignored: Vec<Ignored>,
+    /// What adapters made of tensors of the checkpoint, sorted; left out where there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub merged: Vec<Merged>,
     /// What the user should know: where config and tensors disagree and the tensors were believed.
     pub warnings: Vec<String>,
 }

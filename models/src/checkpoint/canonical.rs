@@ -3,7 +3,10 @@
 
 #![deny(clippy::as_conversions)]
 
+mod tie;
+
 use super::accounting::{Accounting, Ignored, Used, skipped};
+use super::adapter::{Adapter, Applied, Fitted, Reading};
 use super::branches::{Branch, Kind, Take, branches};
 use super::fold::{BranchValues, KernelSize, fold};
 use super::grouped::{Grouped, Quantization};
@@ -26,6 +29,7 @@ const HEAD: &str = "lm_head.weight";
 #[derive(Debug)]
 pub struct Canonical {
     files: Arc<Vec<TensorFile>>,
+    applied: Applied,
     layout: Layout,
     config: ModelConfig,
     specs: Vec<WeightSpec>,
@@ -43,7 +47,7 @@ pub struct Canonical {
 
 #[derive(Debug, Clone, Copy)]
 enum Source {
-    Stored(TensorId),
+    Stored(TensorId, Reading),
     FoldedWeight(usize),
     FoldedBias(usize),
     Grouped(usize),
@@ -66,6 +70,18 @@ pub fn canonical(
     checkpoint: &Checkpoint,
     forced: Option<Layout>,
 ) -> Result<(Canonical, Accounting), CheckpointError> {
+    canonical_with(checkpoint, forced, Arc::from([]))
+}
+
+/// The same with adapters merged into the checkpoint's tensors, each tensor when it is read.
+///
+/// # Errors
+/// As [`canonical()`], and everything of an adapter that does not fit the checkpoint.
+pub fn canonical_with(
+    checkpoint: &Checkpoint,
+    forced: Option<Layout>,
+    adapters: Arc<[Adapter]>,
+) -> Result<(Canonical, Accounting), CheckpointError> {
     let layout = match forced {
         Some(layout) => layout,
         None => checkpoint.detect()?,
@@ -75,7 +91,13 @@ pub fn canonical(
     let quantization = Quantization::of(&checkpoint.declared.fields, checkpoint.path())?;
     let mut assembly = Assembly::new(&files, quantization);
     assembly.unify(layout, &config);
-    assembly.resolve_tie(&mut config);
+    // What is wrong with the checkpoint itself is said first.
+    let fitted = assembly.fit(&adapters, &config);
+    let (mut fitted, misfit) = match fitted {
+        Ok(fitted) => (fitted, None),
+        Err(error) => (Fitted::default(), Some(error)),
+    };
+    assembly.resolve_tie(&mut config, &fitted);
     let specs = arch::specs(&config)?;
     for spec in &specs {
         let source = assembly.source(spec, &config);
@@ -112,6 +134,22 @@ pub fn canonical(
             problems: Box::new(problems),
         });
     };
+    if let Some(error) = misfit {
+        return Err(error);
+    }
+    accounting.merged = fitted.merged;
+    accounting.ignored.extend(fitted.ignored);
+    accounting.warnings.extend(fitted.warnings);
+    // A head that was the embedding has no tensor of its own.
+    let of_embedding = unified.get(HEAD) == unified.get(EMBEDDING);
+    let head = fitted.patches.remove(HEAD);
+    let (head, own_head) = if of_embedding { (head, None) } else { (None, head) };
+    let patches = fitted
+        .patches
+        .into_iter()
+        .chain(own_head.map(|patch| (HEAD.to_owned(), patch)));
+    let patches = patches.filter_map(|(name, patch)| Some((*unified.get(&name)?, patch)));
+    let applied = Applied::new(adapters, patches.collect(), head);
     accounting.used = used
         .into_iter()
         .map(|(id, weight)| Used {
@@ -129,6 +167,7 @@ pub fn canonical(
         .collect();
     let canonical = Canonical {
         files,
+        applied,
         layout,
         config,
         specs,
@@ -214,51 +253,17 @@ impl<'a> Assembly<'a> {
         }
     }
 
-    /// The tensors win over the config: a head of its own is untied, a copy of the table is tied.
-    fn resolve_tie(&mut self, config: &mut ModelConfig) {
-        let Some(&head) = self.unified.get(HEAD) else {
-            return;
-        };
-        // Of a matrix in groups all three parts.
-        let same = |part: &str| {
-            let of = |weight: &str| self.unified.get(&weight.replace(".weight", part));
-            match (of(HEAD), of(EMBEDDING)) {
-                (Some(&head), Some(&embedding)) => {
-                    TensorFile::same(placed(self.files, head), placed(self.files, embedding))
-                }
-                (head, embedding) => head.is_none() && embedding.is_none(),
-            }
-        };
-        let copy = [".weight", ".scales", ".biases"].into_iter().all(same);
-        let declared = config.decoder.tie_word_embeddings;
-        config.decoder.tie_word_embeddings = copy;
-        if copy {
-            self.unified.remove(HEAD);
-            let parts =
-                [".scales", ".biases"].map(|part| self.unified.remove(&HEAD.replace(".weight", part)));
-            for id in [Some(head)].into_iter().chain(parts).flatten() {
-                let rule = "byte for byte the embedding table".to_owned();
-                let tensor = tensor(self.files, id).name.clone();
-                self.accounting.ignored.push(Ignored { tensor, rule });
-            }
-        }
-        if declared != copy {
-            let warning = if copy {
-                "`tie_word_embeddings` is false, but the head is a copy of the embedding table: stored once"
-            } else {
-                "`tie_word_embeddings` is true, but the checkpoint has a head of its own: it is used"
-            };
-            self.accounting.warnings.push(warning.to_owned());
-        }
-    }
-
     fn source(&mut self, spec: &WeightSpec, config: &ModelConfig) -> Option<Source> {
         let (base, part) = spec.name.rsplit_once('.').unwrap_or((&spec.name, ""));
         let Some(kind) = Kind::of(base, &config.vision) else {
             self.current.clone_from(&spec.name);
+            let of_embedding = spec.name == HEAD && self.unified.get(HEAD) == self.unified.get(EMBEDDING);
+            let reading = if of_embedding { Reading::Head } else { Reading::Own };
             return match part == "weight" && self.unified.contains_key(&format!("{base}.scales")) {
                 true => self.grouped(base, &spec.shape).map(Source::Grouped),
-                false => self.take(&spec.name, &spec.shape).map(Source::Stored),
+                false => self
+                    .take(&spec.name, &spec.shape)
+                    .map(|id| Source::Stored(id, reading)),
             };
         };
         self.current = format!("{base}.weight");
@@ -271,7 +276,7 @@ impl<'a> Assembly<'a> {
             self.current.clone_from(&spec.name);
             return self
                 .take(&format!("{base}.reparam_conv.{part}"), &spec.shape)
-                .map(Source::Stored);
+                .map(|id| Source::Stored(id, Reading::Own));
         }
         if part == "weight" {
             let site = self.site(kind, base, &spec.shape, config.vision.layer_scale);
@@ -331,7 +336,8 @@ impl<'a> Assembly<'a> {
             self.problems.missing.push(name.to_owned());
             return None;
         };
-        self.used.insert(id, self.current.clone());
+        // An embedding that is the head too is said to be the embedding.
+        self.used.entry(id).or_insert_with(|| self.current.clone());
         let stored = tensor(self.files, id);
         if !fits(stored.dtype) {
             let dtype = stored.dtype.name();
@@ -398,10 +404,7 @@ impl Canonical {
     }
 
     fn whole(&self, id: TensorId) -> Result<Vec<f32>, CheckpointError> {
-        let (file, tensor) = placed(&self.files, id);
-        let mut out = vec![0.0; usize::try_from(tensor.elements()).unwrap_or(0)];
-        file.read(tensor, 0, &mut out)?;
-        Ok(out)
+        self.applied.whole(&self.files, id)
     }
 
     fn values(&self, branch: &Branch) -> Result<BranchValues, CheckpointError> {
@@ -469,23 +472,19 @@ impl Weights for Canonical {
         if out.is_empty() {
             return Ok(());
         }
-        // Whole rows lie one after the other.
-        let (pieces, length) = if columns.len() == width {
-            (1, out.len())
-        } else {
-            (rows.len(), columns.len())
-        };
-        let start = |piece: usize| (rows.start + piece) * width + columns.start;
         match self.sources[index] {
-            Source::Stored(id) => {
-                let (file, stored) = placed(&self.files, id);
-                for (piece, out) in (0..pieces).zip(out.chunks_exact_mut(length)) {
-                    file.read(stored, start(piece), out)?;
-                }
+            Source::Stored(id, reading) => {
+                self.applied.read(&self.files, id, reading, rows, columns, out)?;
             }
             Source::Grouped(grouped) => {
-                for (piece, out) in (0..pieces).zip(out.chunks_exact_mut(length)) {
-                    self.grouped[grouped].read(&self.files, start(piece), out)?;
+                // Whole rows lie one after the other.
+                let run = if columns.len() == width {
+                    out.len()
+                } else {
+                    columns.len()
+                };
+                for (row, out) in rows.zip(out.chunks_exact_mut(run)) {
+                    self.grouped[grouped].read(&self.files, row * width + columns.start, out)?;
                 }
             }
             Source::FoldedWeight(site) | Source::FoldedBias(site) => {
@@ -495,8 +494,9 @@ impl Weights for Canonical {
                 } else {
                     &folded.0
                 };
-                for (piece, out) in (0..pieces).zip(out.chunks_exact_mut(length)) {
-                    let from = start(piece);
+                let length = columns.len();
+                for (row, out) in rows.zip(out.chunks_exact_mut(length)) {
+                    let from = row * width + columns.start;
                     out.copy_from_slice(values.get(from..from + length).ok_or_else(unknown)?);
                 }
             }

@@ -58,6 +58,35 @@ pub enum CheckpointError {
         /// What was found.
         problem: String,
     },
+    /// A checkpoint with an adapter, which transformers would apply to these or to other weights.
+    #[error(
+        "{}: has `adapter_config.json`, an adapter{}, which is not applied here: merge it as an adapter of the model \
+         that it was made from, or remove `adapter_config.json` to export the weights without it",
+        path.display(),
+        of.as_ref().map_or(String::new(), |of| format!(" of `{of}`"))
+    )]
+    HasAdapter {
+        /// The directory.
+        path: PathBuf,
+        /// What the adapter was made from, if it says so.
+        of: Option<String>,
+    },
+    /// What was given as an adapter is none, or none that is read here.
+    #[error("{} {problem}", path.display())]
+    NotAnAdapter {
+        /// The directory or file.
+        path: PathBuf,
+        /// What was looked for, what was found.
+        problem: String,
+    },
+    /// An adapter does not fit the checkpoint; everything that is wrong with it.
+    #[error("adapter {}: {}", path.display(), first_few(problems))]
+    Adapter {
+        /// The directory or file.
+        path: PathBuf,
+        /// Tensor, found, expected, one sentence each.
+        problems: Vec<String>,
+    },
     /// A canonical weight was asked for that the model does not have, or outside its bounds.
     #[error("no canonical weight is named `{name}` and has the rows and columns asked for")]
     UnknownWeight {
@@ -114,6 +143,21 @@ impl std::fmt::Display for WeightProblems {
     }
 }
 
+/// A list for people: all counted, the first shown.
+pub(super) fn first_few(problems: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let shown = problems
+        .iter()
+        .take(SHOWN)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join("; ");
+    match problems.len().checked_sub(SHOWN) {
+        Some(more) if more > 0 => format!("{shown}; and {more} more"),
+        _ => shown,
+    }
+}
+
 impl CheckpointError {
     /// The file, directory, weight or node that the error is about.
     pub fn subject(&self) -> String {
@@ -123,6 +167,9 @@ impl CheckpointError {
             | CheckpointError::Malformed { path, .. }
             | CheckpointError::Config { path, .. }
             | CheckpointError::Weights { path, .. }
+            | CheckpointError::HasAdapter { path, .. }
+            | CheckpointError::NotAnAdapter { path, .. }
+            | CheckpointError::Adapter { path, .. }
             | CheckpointError::Layout { path, .. } => path.display().to_string(),
             CheckpointError::UnknownWeight { name } => name.clone(),
             CheckpointError::Graph(error) => error.subject().to_owned(),

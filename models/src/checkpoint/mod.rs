@@ -5,6 +5,7 @@
 #![deny(clippy::as_conversions)]
 
 mod accounting;
+mod adapter;
 mod assets;
 mod branches;
 mod canonical;
@@ -25,8 +26,9 @@ mod weight_files;
 
 pub use crate::config::Layout;
 pub use accounting::{Accounting, Ignored, Used};
+pub use adapter::{Adapter, Merged};
 pub use assets::{Asset, Assets, Origin, SMALL_FILES};
-pub use canonical::{Canonical, canonical};
+pub use canonical::{Canonical, canonical, canonical_with};
 pub use error::{CheckpointError, WeightProblems};
 pub use license::is_license;
 pub use small::MAX_INDEX;
@@ -79,7 +81,10 @@ impl Checkpoint {
             return Err(not_a_checkpoint("is not a directory".to_owned()));
         }
         if directory.join(ADAPTER).exists() {
-            return Err(not_a_checkpoint(with_adapter(directory)));
+            return Err(CheckpointError::HasAdapter {
+                path: directory.to_owned(),
+                of: base_of_adapter(directory),
+            });
         }
         if !directory.join(CONFIG).exists() {
             return Err(not_a_checkpoint(format!("has no `{CONFIG}`")));
@@ -207,20 +212,11 @@ pub fn assets(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<Assets, C
     assets::assets(&checkpoint.path, config, &checkpoint.declared)
 }
 
-/// What to say about a directory with an adapter: transformers would apply it to these or to other weights.
-fn with_adapter(directory: &Path) -> String {
-    let stated = small::object_if_there(&directory.join(ADAPTER), MAX_INDEX)
-        .ok()
-        .flatten();
-    let base = stated
-        .as_ref()
-        .and_then(|fields| fields.get("base_model_name_or_path"));
-    let base = base.and_then(serde_json::Value::as_str);
-    let of = base.map_or(String::new(), |base| format!(" of `{base}`"));
-    format!(
-        "has `{ADAPTER}`, an adapter{of}, which is not applied here: merge it into the weights first \
-         (peft's `merge_and_unload`), or remove `{ADAPTER}` to export the weights without it"
-    )
+/// What an adapter in a directory was made from, if it says so.
+fn base_of_adapter(directory: &Path) -> Option<String> {
+    let stated = small::object_if_there(&directory.join(ADAPTER), MAX_INDEX);
+    let base = stated.ok().flatten()?.get("base_model_name_or_path")?.clone();
+    base.as_str().map(str::to_owned)
 }
 
 /// Refuses weights that are not there: DeepSpeed's ZeRO-3 writes empty tensors where nothing gathers them.

@@ -1,5 +1,7 @@
 //! Checkpoints as directories: layouts, train-time branches, ties, contradictions, shards, attacks.
 
+mod adapters;
+
 use super::branches::{Kind, Take, branches};
 use super::tensor_file::TensorId;
 use super::weight_files::{INDEX, SINGLE};
@@ -340,7 +342,7 @@ fn an_adapter_is_not_left_out_without_a_word() {
     for (text, expected) in [
         (
             stated,
-            "an adapter of `apple/FastVLM-0.5B`, which is not applied here: merge it",
+            "an adapter of `apple/FastVLM-0.5B`, which is not applied here: merge it as an adapter of the model",
         ),
         ("{}", "an adapter, which is not applied here"),
         ("no JSON", "an adapter, which is not applied here"),

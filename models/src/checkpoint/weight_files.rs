@@ -4,6 +4,7 @@
 #![deny(clippy::as_conversions)]
 
 use super::CheckpointError;
+use super::error::first_few;
 use super::small::{self, MAX_INDEX};
 use super::tensor_file::TensorFile;
 use serde::Deserialize;
@@ -115,7 +116,9 @@ fn the_torch_file(directory: &Path) -> Result<PathBuf, String> {
         ));
     }
     match parts.first() {
-        Some(part) => Err(format!("{neither}, only a part of a model's weights (`{part}`)")),
+        Some(part) => Err(format!(
+            "{neither}, only a part of a model's weights (`{part}`), which can be merged as an adapter"
+        )),
         None => Err(neither),
     }
 }
@@ -196,20 +199,5 @@ fn open_shards(
         })
     } else {
         Err(malformed(first_few(&problems)))
-    }
-}
-
-/// A list for people: all counted, the first shown.
-fn first_few(problems: &[String]) -> String {
-    const SHOWN: usize = 8;
-    let shown = problems
-        .iter()
-        .take(SHOWN)
-        .cloned()
-        .collect::<Vec<_>>()
-        .join("; ");
-    match problems.len().checked_sub(SHOWN) {
-        Some(more) if more > 0 => format!("{shown}; and {more} more"),
-        _ => shown,
     }
 }
