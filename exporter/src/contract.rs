@@ -5,17 +5,25 @@ use crate::mlpackage::{self, Packages};
 use crate::onnx::{self, Prepared};
 use crate::plan::Target;
 use models::bundle::{
-    Bundle, CoreMlPackages, EmbeddingRows, FileEntry, FixedDecoder, ImageSpec, KvSpec, ModelInfo, Prefill,
-    SCHEMA, SizedEncoder, Variant,
+    AdapterEntry, Bundle, CoreMlPackages, EmbeddingRows, FileEntry, FixedDecoder, ImageSpec, KvSpec,
+    ModelInfo, Prefill, SCHEMA, SizedEncoder, Variant,
 };
 use models::config::ModelConfig;
 
-/// The contract of a bundle: of `model` with these `forms`, made from `source`, with these `files`.
+/// What a bundle is made from.
+pub(crate) struct Sources {
+    /// The checkpoint's files.
+    pub(crate) source: Vec<FileEntry>,
+    /// What was merged into its weights.
+    pub(crate) adapters: Vec<AdapterEntry>,
+}
+
+/// The contract of a bundle: of `model` with these `forms`, made from those sources, with these `files`.
 pub(crate) fn contract(
     opened: &Opened<'_>,
     model: ModelInfo,
     forms: &Forms,
-    source: Vec<FileEntry>,
+    Sources { source, adapters }: Sources,
     files: Vec<FileEntry>,
 ) -> Bundle {
     let decoder = &opened.weights.config().decoder;
@@ -25,6 +33,7 @@ pub(crate) fn contract(
         tool: concat!("fvlm-export ", env!("CARGO_PKG_VERSION")).to_owned(),
         model,
         source,
+        adapters,
         kv: KvSpec {
             layers: whole(decoder.layers),
             kv_heads: whole(decoder.kv_heads),

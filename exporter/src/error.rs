@@ -60,6 +60,12 @@ pub enum ExportError {
         /// The directory.
         path: PathBuf,
     },
+    /// Adapters that do not lead to a model to merge them into.
+    #[error("{problem}")]
+    NoBase {
+        /// What they say.
+        problem: String,
+    },
     /// A hub id whose files are not in the local cache.
     #[error("`{id}` at revision `{revision}` is not in the local Hugging Face cache, looked for `{}`", looked.display())]
     NotCached {

@@ -10,17 +10,20 @@ use crate::plan::{ExportPlan, FixedLengths, Precision, Target, Variant};
 use models::arch::fixed::{self, Lengths};
 use models::arch::{self, Network};
 use models::bundle::{ModelInfo, Parameters};
-use models::checkpoint::{self, Accounting, Assets, Canonical, Checkpoint};
+use models::checkpoint::{self, Accounting, Adapter, Assets, Canonical, Checkpoint};
 use models::config::ModelConfig;
 use models::graph::{Graph, GraphError};
 use models::weights::Weights;
 use std::path::Path;
+use std::sync::Arc;
 
 /// A checkpoint, understood.
 pub(crate) struct Opened<'a> {
     /// What is asked for.
     pub(crate) plan: &'a ExportPlan,
     pub(crate) checkpoint: Checkpoint,
+    /// What is merged into its weights.
+    pub(crate) adapters: Arc<[Adapter]>,
     pub(crate) weights: Canonical,
     pub(crate) accounting: Accounting,
     pub(crate) assets: Assets,
@@ -33,19 +36,32 @@ pub(crate) struct Opened<'a> {
 }
 
 impl<'a> Opened<'a> {
-    pub(crate) fn open(directory: &Path, plan: &'a ExportPlan) -> Result<Self, ExportError> {
-        let checkpoint = Checkpoint::open(directory)?;
-        let (weights, accounting) = checkpoint::canonical(&checkpoint, plan.layout)?;
+    pub(crate) fn open(
+        directory: &Path,
+        plan: &'a ExportPlan,
+        adapters: Arc<[Adapter]>,
+    ) -> Result<Self, ExportError> {
+        let mut checkpoint = Checkpoint::open(directory)?;
+        let beside = checkpoint.adapt(&adapters)?;
+        let (weights, mut accounting) =
+            checkpoint::canonical_with(&checkpoint, plan.layout, Arc::clone(&adapters))?;
+        accounting.warnings.extend(beside);
         let assets = checkpoint::assets(&checkpoint, weights.config())?;
         let calibration = match &plan.calibration {
             Some(path) => Some(Calibration::open(path, &checkpoint, &weights)?),
             None => None,
         };
+        if calibration.is_some() && !adapters.is_empty() {
+            let warning = "the statistics are of the model without its adapters: by them the merged weights \
+                are rounded, as well as the activations stay alike";
+            accounting.warnings.push(warning.to_owned());
+        }
         let further = plan.further_sizes(weights.config())?;
         let lengths = plan.fixed_lengths(&weights.config().decoder)?;
         Ok(Opened {
             plan,
             checkpoint,
+            adapters,
             weights,
             accounting,
             assets,
@@ -108,7 +124,10 @@ impl<'a> Opened<'a> {
         })
     }
 
+    /// What is exported; `name` is the checkpoint's, to which those of adapters are added.
     pub(crate) fn info(&self, name: String) -> ModelInfo {
+        let adapters = self.adapters.iter().map(Adapter::name);
+        let name = adapters.fold(name, |name, adapter| format!("{name}+{adapter}"));
         ModelInfo {
             name,
             layout: self.weights.layout().name().to_owned(),

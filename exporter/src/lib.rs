@@ -25,11 +25,14 @@ mod trial;
 mod write;
 
 pub use error::{ExportError, HubProblem};
-pub use plan::{ExportPlan, Precision, Source, Target, Variant};
+pub use plan::{AdapterSource, ExportPlan, Precision, Source, Target, Variant};
 pub use report::{Phase, Report, Silent};
 pub use summary::{FileOrigin, FileSummary, GraphSummary, PackageSummary, Summary, VariantSummary};
 
 use forms::{Forms, Lowered, Opened};
+use models::checkpoint::Adapter;
+use source::Resolved;
+use std::sync::Arc;
 
 /// Carries out an export: a bundle appears at the plan's output, whole, or nothing does.
 ///
@@ -40,8 +43,9 @@ pub fn export(plan: &ExportPlan, report: &mut dyn Report) -> Result<Summary, Exp
     if !plan.dry_run {
         target::look(&plan.output, plan.overwrite)?;
     }
-    let source = source::resolve(&plan.source, !plan.dry_run, report)?;
-    let mut opened = Opened::open(source.directory(), plan)?;
+    let adapters = adapters(plan)?;
+    let source = source::resolve(&plan.source, &adapters, !plan.dry_run, report)?;
+    let mut opened = Opened::open(source.directory(), plan, adapters)?;
     trial::prompt(source.directory(), &opened.assets)?;
     let info = opened.info(source.name);
     let forms = Forms::new(&opened, &info.name)?;
@@ -53,7 +57,7 @@ pub fn export(plan: &ExportPlan, report: &mut dyn Report) -> Result<Summary, Exp
     if plan.dry_run {
         return Ok(summary);
     }
-    let bundle = write::write(&opened, &summary, &forms, report)?;
+    let bundle = write::write(&opened, source.hub.as_deref(), &summary, &forms, report)?;
     summary.output = Some(plan.output.clone());
     summary.output_hex = models::plain::hex_of_odd(plan.output.as_os_str());
     summary.bytes = bundle.files.iter().map(|file| file.bytes).sum();
@@ -68,6 +72,20 @@ pub fn export(plan: &ExportPlan, report: &mut dyn Report) -> Result<Summary, Exp
     Ok(summary)
 }
 
+/// Opens the adapters of a plan.
+fn adapters(plan: &ExportPlan) -> Result<Arc<[Adapter]>, ExportError> {
+    let adapters = plan.adapters.iter();
+    let opened = adapters.map(|adapter| Adapter::open(&adapter.path, adapter.weight));
+    Ok(opened.collect::<Result<Vec<_>, _>>()?.into())
+}
+
+/// A plan's checkpoint for what only looks: nothing is downloaded.
+fn look(plan: &ExportPlan) -> Result<(Resolved, Arc<[Adapter]>), ExportError> {
+    let adapters = adapters(plan)?;
+    let source = source::resolve(&plan.source, &adapters, false, &mut Silent)?;
+    Ok((source, adapters))
+}
+
 /// Removes what exports of this process have begun to write: for a program that ends in the middle of one without
 /// returning from it. What was published stays.
 pub fn abandon() {
@@ -79,8 +97,8 @@ pub fn abandon() {
 /// # Errors
 /// As [`export`], as far as it reads.
 pub fn dump(plan: &ExportPlan) -> Result<String, ExportError> {
-    let source = source::resolve(&plan.source, false, &mut Silent)?;
-    let opened = Opened::open(source.directory(), plan)?;
+    let (source, adapters) = look(plan)?;
+    let opened = Opened::open(source.directory(), plan, adapters)?;
     let mut text = String::new();
     for &variant in &plan.variants {
         let graphs = opened.graphs(variant)?.into_iter();
@@ -101,8 +119,8 @@ pub fn dump(plan: &ExportPlan) -> Result<String, ExportError> {
 /// # Errors
 /// As [`export`], as far as it reads.
 pub fn check_ort_coreml(plan: &ExportPlan, fixed: bool) -> Result<Vec<ort_coreml::Verdict>, ExportError> {
-    let source = source::resolve(&plan.source, false, &mut Silent)?;
-    let opened = Opened::open(source.directory(), plan)?;
+    let (source, adapters) = look(plan)?;
+    let opened = Opened::open(source.directory(), plan, adapters)?;
     let mut verdicts = Vec::new();
     for &variant in &plan.variants {
         verdicts.extend(Lowered::prepare(&opened, variant)?.verdicts(&opened, fixed)?);

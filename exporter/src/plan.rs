@@ -8,13 +8,15 @@ use models::config::{DecoderConfig, ModelConfig};
 use models::dtype::DType;
 use models::fused::{Encoding, TableEncoding};
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// An export, ready to be carried out by [`crate::export`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ExportPlan {
     /// Where the checkpoint comes from.
     pub source: Source,
+    /// Fine-tunes to merge into the checkpoint's weights.
+    pub adapters: Vec<AdapterSource>,
     /// The bundle's directory.
     pub output: PathBuf,
     /// What the bundle will hold, in this order, each once.
@@ -110,6 +112,7 @@ impl ExportPlan {
     pub fn new(source: Source, output: PathBuf) -> Self {
         ExportPlan {
             source,
+            adapters: Vec::new(),
             output,
             variants: vec![Variant::PORTABLE],
             image_sizes: Vec::new(),
@@ -139,6 +142,15 @@ pub struct FixedLengths {
     pub prefill: Vec<u64>,
 }
 
+/// A fine-tune of a checkpoint.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdapterSource {
+    /// A directory of PEFT's or of LLaVA's training script, or a file of tensors.
+    pub path: PathBuf,
+    /// What it makes of the weights is multiplied by this.
+    pub weight: f64,
+}
+
 /// Where a checkpoint comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
@@ -146,6 +158,8 @@ pub enum Source {
     Directory(PathBuf),
     /// The embedded demo model.
     Demo,
+    /// The model that the plan's adapters say they were made from.
+    OfAdapters,
     /// A model of the Hugging Face hub. What the local cache lacks is downloaded, by an export only.
     Hub {
         /// `org/name`.
@@ -153,6 +167,36 @@ pub enum Source {
         /// Branch, tag or commit.
         revision: String,
     },
+}
+
+impl Source {
+    /// The source that a name means: `demo` is the demo model (a directory of that name is `./demo`); what exists is a
+    /// directory; `a/b` is a model of the hub.
+    pub fn named(model: &str) -> Source {
+        if model == "demo" {
+            return Source::Demo;
+        }
+        let directory = || Source::Directory(PathBuf::from(model));
+        if Path::new(model).exists() {
+            return directory();
+        }
+        let (id, revision) = model.split_once('@').unwrap_or((model, "main"));
+        let word = |text: &str| {
+            let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+            !text.is_empty() && !text.starts_with('.') && text.chars().all(legal)
+        };
+        match id.split_once('/') {
+            Some((organisation, name))
+                if word(organisation) && word(name) && revision.split('/').all(word) =>
+            {
+                Source::Hub {
+                    id: id.to_owned(),
+                    revision: revision.to_owned(),
+                }
+            }
+            _other => directory(),
+        }
+    }
 }
 
 /// The precision that a target has unless another is asked for.

@@ -6,6 +6,7 @@ use crate::hub;
 use crate::marked::{self, Marked};
 use crate::plan::Source;
 use crate::report::Report;
+use models::checkpoint::Adapter;
 use std::path::{Path, PathBuf};
 
 /// What the demo model's directories are called while they are needed.
@@ -18,6 +19,8 @@ pub(crate) struct Resolved {
     pub(crate) name: String,
     /// What the user should know.
     pub(crate) warnings: Vec<String>,
+    /// Its id, of a model of the hub.
+    pub(crate) hub: Option<String>,
     /// Holds the demo model as long as it is needed.
     _temporary: Option<Marked>,
 }
@@ -28,13 +31,59 @@ impl Resolved {
     }
 }
 
+/// What adapters say that they were made from.
+///
+/// # Errors
+/// None that says so, two that say different things, or a directory that is not there.
+fn base(adapters: &[Adapter]) -> Result<Source, ExportError> {
+    let no_base = |problem: String| ExportError::NoBase { problem };
+    let mut stated = adapters
+        .iter()
+        .filter_map(|adapter| Some((adapter, adapter.base()?)));
+    let Some((first, (base, revision))) = stated.next() else {
+        let names: Vec<String> = adapters
+            .iter()
+            .map(|adapter| format!("`{}`", adapter.name()))
+            .collect();
+        return Err(no_base(format!(
+            "{} does not say which model it was made from",
+            names.join(" and ")
+        )));
+    };
+    if let Some((other, (another, _))) = stated.find(|(_, (another, _))| *another != base) {
+        return Err(no_base(format!(
+            "adapter `{}` was made from `{base}`, adapter `{}` from `{another}`",
+            first.name(),
+            other.name()
+        )));
+    }
+    let source = match Source::named(base) {
+        // Only a user's `demo` is the demo model.
+        Source::Demo | Source::OfAdapters => Source::Directory(base.into()),
+        other => other,
+    };
+    match (source, revision) {
+        (Source::Directory(path), _) if !path.is_dir() => Err(no_base(format!(
+            "adapter `{}` was made from `{base}`, which is no directory here",
+            first.name()
+        ))),
+        (Source::Hub { id, .. }, Some(revision)) => Ok(Source::Hub {
+            id,
+            revision: revision.to_owned(),
+        }),
+        (source, _) => Ok(source),
+    }
+}
+
 /// Finds the checkpoint's directory; with `download`, what the cache lacks of a model of the hub is brought there.
 pub(crate) fn resolve(
     source: &Source,
+    adapters: &[Adapter],
     download: bool,
     report: &mut dyn Report,
 ) -> Result<Resolved, ExportError> {
     match source {
+        Source::OfAdapters => resolve(&base(adapters)?, adapters, download, report),
         Source::Directory(path) => {
             if !path.is_dir() {
                 return Err(ExportError::NoModel { path: path.clone() });
@@ -47,6 +96,7 @@ pub(crate) fn resolve(
                 directory: path.clone(),
                 name,
                 warnings: Vec::new(),
+                hub: None,
                 _temporary: None,
             })
         }
@@ -62,6 +112,7 @@ pub(crate) fn resolve(
                 directory,
                 name: "demo".to_owned(),
                 warnings: Vec::new(),
+                hub: None,
                 _temporary: Some(temporary),
             })
         }
@@ -72,6 +123,7 @@ pub(crate) fn resolve(
                 directory: snapshot.directory,
                 warnings: snapshot.warnings,
                 name: id.clone(),
+                hub: Some(id.clone()),
                 _temporary: None,
             })
         }

@@ -1,30 +1,31 @@
 //! Writing: a bundle beside its target, read back and compared, then published in one step.
 
 use crate::clients::{card, genai, page};
-use crate::contract::{self, contract};
+use crate::contract::{self, Sources, contract};
 use crate::error::ExportError;
 use crate::files;
 use crate::forms::{Forms, Opened};
 use crate::hub;
 use crate::mlpackage::{self, Packages};
 use crate::onnx;
-use crate::plan::Source;
 use crate::report::{Phase, Report};
 use crate::staging::Staging;
 use crate::summary::Summary;
 use models::bundle::BundleError;
-use models::bundle::{Bundle, FILE_NAME, FileEntry};
-use models::checkpoint::{Checkpoint, SourceFile};
+use models::bundle::{AdapterEntry, Bundle, FILE_NAME, FileEntry};
+use models::checkpoint::{Adapter, SourceFile};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
-/// Writes everything into a sibling directory, reads it back, and makes it the target.
+/// Writes everything into a sibling directory, reads it back, and makes it the target. `base` is the model of the hub that is
+/// exported.
 ///
 /// # Errors
 /// A target that may not be written, a system that refuses, or an interruption. Nothing that was written stays.
 pub(crate) fn write(
     opened: &Opened<'_>,
+    base: Option<&str>,
     summary: &Summary,
     forms: &Forms,
     report: &mut dyn Report,
@@ -33,21 +34,23 @@ pub(crate) fn write(
     let staging = Staging::create(&plan.output, plan.overwrite)?;
     staging.check_space(summary.bytes)?;
     report.start(Phase::Write, forms.data_bytes());
-    let before = stamps(&opened.checkpoint);
+    let before = stamps(opened);
 
     let stop = AtomicBool::new(false);
     let (written, hashed) = std::thread::scope(|scope| {
         // Beside the writing, so that a second core does it while the pages are in memory anyway.
         let thread = std::thread::Builder::new().name("hashing".to_owned());
-        let hashing = thread.spawn_scoped(scope, || {
-            hash_source(&opened.checkpoint, &|| stop.load(Ordering::Relaxed))
-        });
+        let hashing = thread.spawn_scoped(scope, || hash_sources(opened, &|| stop.load(Ordering::Relaxed)));
         let hashing = match hashing {
             Ok(hashing) => hashing,
             Err(error) => {
                 let path = opened.checkpoint.path();
                 let error = ExportError::io("start a thread to hash", path)(error);
-                return (Err(error), Ok(Vec::new()));
+                let nothing = Sources {
+                    source: Vec::new(),
+                    adapters: Vec::new(),
+                };
+                return (Err(error), Ok(nothing));
             }
         };
         let written = write_files(opened, forms, &staging, report);
@@ -66,13 +69,9 @@ pub(crate) fn write(
         (written, hashing.join().unwrap_or_else(panicked))
     });
     let files = written?;
-    check_unchanged(&opened.checkpoint, &before)?;
+    check_unchanged(opened, &before)?;
     let mut bundle = contract(opened, summary.model.clone(), forms, hashed?, files);
     if plan.card {
-        let base = match &plan.source {
-            Source::Hub { id, .. } => Some(id.as_str()),
-            Source::Directory(_) | Source::Demo => None,
-        };
         let text = card::render(&bundle, base, &summary.files);
         let file = files::write(staging.path(), card::FILE_NAME, text.as_bytes())?;
         bundle.files.push(file);
@@ -130,22 +129,32 @@ fn write_files(
     Ok(files)
 }
 
-/// When each file of the checkpoint was written last, and its length; `None` where the system does not say.
-fn stamps(checkpoint: &Checkpoint) -> Vec<Option<(u64, SystemTime)>> {
+/// The files that are read for weights, of the checkpoint and of adapters.
+fn sources<'a>(opened: &'a Opened<'_>) -> impl Iterator<Item = &'a SourceFile> {
+    let adapters = opened.adapters.iter();
+    opened
+        .checkpoint
+        .files()
+        .iter()
+        .chain(adapters.flat_map(Adapter::files))
+}
+
+/// When each of them was written last, and its length; `None` where the system does not say.
+fn stamps(opened: &Opened<'_>) -> Vec<Option<(u64, SystemTime)>> {
     let stamp = |file: &SourceFile| {
         let found = std::fs::metadata(&file.path).ok()?;
         Some((found.len(), found.modified().ok()?))
     };
-    checkpoint.files().iter().map(stamp).collect()
+    sources(opened).map(stamp).collect()
 }
 
 /// Whether what was read, here and there at different times, is what was hashed.
 ///
 /// # Errors
 /// [`ExportError::SourceChanged`].
-fn check_unchanged(checkpoint: &Checkpoint, before: &[Option<(u64, SystemTime)>]) -> Result<(), ExportError> {
-    let after = stamps(checkpoint);
-    let mut files = checkpoint.files().iter().zip(before.iter().zip(&after));
+fn check_unchanged(opened: &Opened<'_>, before: &[Option<(u64, SystemTime)>]) -> Result<(), ExportError> {
+    let after = stamps(opened);
+    let mut files = sources(opened).zip(before.iter().zip(&after));
     let changed = files.find(|(file, (before, after))| {
         before != after || after.is_some_and(|(length, _)| length != file.bytes)
     });
@@ -157,9 +166,23 @@ fn check_unchanged(checkpoint: &Checkpoint, before: &[Option<(u64, SystemTime)>]
     }
 }
 
-fn hash_source(checkpoint: &Checkpoint, stop: &dyn Fn() -> bool) -> Result<Vec<FileEntry>, ExportError> {
+fn hash_sources(opened: &Opened<'_>, stop: &dyn Fn() -> bool) -> Result<Sources, ExportError> {
+    let adapters = opened.adapters.iter().map(|adapter| {
+        Ok(AdapterEntry {
+            name: adapter.name().to_owned(),
+            weight: adapter.weight(),
+            files: hash_files(adapter.files(), stop)?,
+        })
+    });
+    Ok(Sources {
+        adapters: adapters.collect::<Result<_, ExportError>>()?,
+        source: hash_files(opened.checkpoint.files(), stop)?,
+    })
+}
+
+fn hash_files(files: &[SourceFile], stop: &dyn Fn() -> bool) -> Result<Vec<FileEntry>, ExportError> {
     let mut entries = Vec::new();
-    for file in checkpoint.files() {
+    for file in files {
         let (bytes, sha256) = files::hash_file(&file.path, stop)?;
         hub::check_hash(&file.path, &sha256)?;
         let name = file

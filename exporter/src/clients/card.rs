@@ -63,12 +63,17 @@ fn lines(text: &mut String, bundle: &Bundle, base: Option<&str>, files: &[FileSu
     writeln!(
         text,
         "A derivative of {}: the same FastVLM (vision encoder FastViTHD, decoder Qwen2, {total} parameters) converted to {forms} by {}. \
-         Nothing was trained; what a precision below rounds is all that differs.\n",
+         {}\n",
         base.map_or_else(
             || format!("`{name}`"),
             |base| format!("[{base}](https://huggingface.co/{base})")
         ),
         bundle.tool,
+        if bundle.adapters.is_empty() {
+            "Nothing was trained; what a precision below rounds is all that differs."
+        } else {
+            "The fine-tunes below were merged into its weights; else what a precision below rounds is all that differs."
+        },
     )?;
     let image = &bundle.image;
     let further = bundle
@@ -287,6 +292,18 @@ fn source(text: &mut String, bundle: &Bundle, files: &[FileSummary]) -> std::fmt
             file.bytes,
             file.sha256
         )?;
+    }
+    for adapter in &bundle.adapters {
+        writeln!(
+            text,
+            "\nMerged into its weights, times {}: `{}`\n\n| file | bytes | SHA-256 |\n|---|---|---|",
+            adapter.weight,
+            plain(&adapter.name)
+        )?;
+        for file in &adapter.files {
+            let (path, hash) = (plain(&file.path), &file.sha256);
+            writeln!(text, "| `{path}` | {} | `{hash}` |", file.bytes)?;
+        }
     }
     let derived = files.iter().filter(|file| file.origin == FileOrigin::Derived);
     let derived: Vec<String> = derived

@@ -49,6 +49,10 @@ pub struct Bundle {
     pub model: ModelInfo,
     /// The checkpoint's files that went into the bundle, sorted by name.
     pub source: Vec<FileEntry>,
+    /// Fine-tunes that were merged into the checkpoint's weights, in the order in which they were given. Left out
+    /// of the text where there are none; a reader that does not know the field refuses a bundle that has it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<AdapterEntry>,
     /// Geometry of the KV cache.
     pub kv: KvSpec,
     /// From an image file to `pixel_values`.
@@ -111,6 +115,18 @@ pub struct FileEntry {
     pub bytes: u64,
     /// SHA-256 of the contents, lower-case hex.
     pub sha256: String,
+}
+
+/// A fine-tune that was merged into a checkpoint's weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterEntry {
+    /// The name of its directory or file.
+    pub name: String,
+    /// What it makes of the checkpoint's weights was multiplied by this: a number other than 0.
+    pub weight: f64,
+    /// Its files that went into the bundle, sorted by name.
+    pub files: Vec<FileEntry>,
 }
 
 /// Geometry of the KV cache: per layer a key and a value of `[batch, kv_heads, past, head_dim]`.

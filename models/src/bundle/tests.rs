@@ -81,6 +81,7 @@ fn bundle() -> Bundle {
             license: None,
         },
         source: Vec::new(),
+        adapters: Vec::new(),
         packages: Vec::new(),
         kv: KvSpec {
             layers: 1,

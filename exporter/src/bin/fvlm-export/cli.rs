@@ -2,10 +2,10 @@
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
-use exporter::{Precision, Target};
+use exporter::{AdapterSource, Precision, Target};
 use models::bundle::UnknownWord;
 use programs::manual::Generate;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// Turns a FastVLM checkpoint into a bundle that fvlm-run answers with
@@ -17,6 +17,7 @@ use std::str::FromStr;
 Examples:
   fvlm-export                                            the demo model, into ./fastvlm-bundle
   fvlm-export --model apple/FastVLM-0.5B -o bundle       a model of the Hugging Face hub
+  fvlm-export --adapter my-lora -o bundle                a fine-tune, merged into the model that it was made from
   fvlm-export --model FastVLM-0.5B --precision fp16 -o b a checkpoint directory, half precision
   fvlm-export --model FastVLM-0.5B --precision q4 -o b   for the fastest first token on a CPU
   fvlm-export --model FastVLM-0.5B --image-size 512 -o b also for smaller images, a quarter of the work
@@ -33,8 +34,14 @@ Exit codes: 0 done, 1 a --check or --verify that fails, 2 an error, 130 after Ct
 pub(crate) struct Cli {
     /// A checkpoint directory, `demo`, or a model of the Hugging Face hub: ORG/NAME, also ORG/NAME@REVISION. What the local
     /// cache lacks of it is downloaded; HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE mean what they mean elsewhere
-    #[arg(long, value_name = "DIR|demo|ORG/NAME", default_value = "demo")]
-    pub(crate) model: String,
+    /// [default: demo; with --adapter the model that it was made from]
+    #[arg(long, value_name = "DIR|demo|ORG/NAME")]
+    pub(crate) model: Option<String>,
+
+    /// A fine-tune to merge into the model's weights: a directory that PEFT (LoRA, DoRA) or LLaVA's or ml-fastvlm's training
+    /// script wrote, or their file of a projector. Can be given several times; =WEIGHT multiplies what it changes
+    #[arg(long, value_name = "DIR[=WEIGHT]", value_parser = adapter)]
+    pub(crate) adapter: Vec<AdapterSource>,
 
     /// The form to write; can be given several times
     #[arg(long, value_enum, value_name = "FORM", default_value = "onnx")]
@@ -104,7 +111,7 @@ pub(crate) struct Cli {
         long,
         value_name = "BUNDLE",
         conflicts_with_all = [
-            "model", "to", "ios16_encoder", "neural_engine", "target", "precision", "calibration", "image_size",
+            "model", "adapter", "to", "ios16_encoder", "neural_engine", "target", "precision", "calibration", "image_size",
             "self_contained", "weights", "max_context", "prefill", "check", "onnx", "card", "page", "output",
             "overwrite", "layout",
             "dry_run", "dump",
@@ -156,6 +163,27 @@ pub(crate) struct Cli {
     /// Print a manual page or completions for a shell, and do nothing else
     #[arg(long, value_enum, value_name = "KIND", exclusive = true)]
     pub(crate) generate: Option<Generate>,
+}
+
+/// A fine-tune, with `=WEIGHT` behind it unless there is something of the whole name.
+fn adapter(text: &str) -> Result<AdapterSource, String> {
+    let whole = |weight| AdapterSource {
+        path: text.into(),
+        weight,
+    };
+    let Some((path, weight)) = text.rsplit_once('=').filter(|_| !Path::new(text).exists()) else {
+        return Ok(whole(1.0));
+    };
+    match weight.parse::<f64>() {
+        Ok(weight) if weight.is_finite() && weight != 0.0 && !path.is_empty() => Ok(AdapterSource {
+            path: path.into(),
+            weight,
+        }),
+        _ if Path::new(path).exists() => Err(format!(
+            "the weight is `{weight}`, expected a number other than 0"
+        )),
+        _ => Ok(whole(1.0)),
+    }
 }
 
 /// What is written.
@@ -238,5 +266,36 @@ mod tests {
     fn definition() {
         use clap::CommandFactory as _;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn adapters_with_weights() {
+        let of = |path: &str, weight| {
+            Ok(AdapterSource {
+                path: path.into(),
+                weight,
+            })
+        };
+        let cases = [
+            ("lora", of("lora", 1.0)),
+            ("lora=0.5", of("lora", 0.5)),
+            ("a=b=-2e-1", of("a=b", -0.2)),
+            ("no/such=one", of("no/such=one", 1.0)),
+            ("=1", of("=1", 1.0)),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(adapter(text), expected, "{text}");
+        }
+        for weight in ["0", "nan", "inf", "", "half", "-0", "1e999"] {
+            let error = adapter(&format!("src={weight}")).unwrap_err();
+            assert!(error.contains(&format!("`{weight}`")), "{error}");
+        }
+        // What is there is meant.
+        let folder = tempfile::tempdir().unwrap();
+        let odd = folder.path().join("rank=8");
+        std::fs::create_dir(&odd).unwrap();
+        let odd = odd.to_str().unwrap();
+        assert_eq!(adapter(odd), of(odd, 1.0));
+        assert_eq!(adapter(&format!("{odd}=2")), of(odd, 2.0));
     }
 }

@@ -19,6 +19,13 @@ pub(crate) fn complain(error: &ExportError) {
         ExportError::NotWhole { .. } => tell(&format!("error: {problem}")),
         _other => tell(&format!("error: {}", plain::line(&problem))),
     }
+    if let ExportError::Checkpoint(CheckpointError::Adapter { problems, .. }) = error
+        && problems.len() > 1
+    {
+        for problem in problems {
+            tell(&format!("  {}", plain::line(problem)));
+        }
+    }
     if let ExportError::Checkpoint(CheckpointError::Weights { problems, .. }) = error {
         // The first line names a few of each kind; here is the whole list.
         for (kind, names) in [
@@ -62,6 +69,13 @@ fn hint(error: &ExportError) -> Option<&'static str> {
         ExportError::InterruptedDownload { .. } => Some("the same command goes on from there"),
         ExportError::Hub { problem, .. } => hub_hint(problem),
         ExportError::NoModel { .. } => Some("--model takes a directory, `demo`, or ORG/NAME"),
+        ExportError::NoBase { .. } => Some("--model names the model that adapters are merged into"),
+        ExportError::Checkpoint(CheckpointError::HasAdapter { .. }) => {
+            Some("--adapter names that directory, and --model the one with the weights that it was made from")
+        }
+        ExportError::Checkpoint(CheckpointError::Adapter { .. }) => Some(
+            "--model names the model that adapters are merged into; --dry-run lists what each of them changes",
+        ),
         ExportError::NoSpace { .. } => Some(
             "--output names a directory on another disk, --precision fp16 halves the bytes; HF_HOME moves the cache of downloads",
         ),
@@ -174,6 +188,13 @@ pub(crate) fn result(summary: &Summary) -> String {
             );
         }
     }
+    let mut merged: BTreeMap<&str, usize> = BTreeMap::new();
+    for one in &summary.accounting.merged {
+        *merged.entry(&one.adapter).or_default() += 1;
+    }
+    for (adapter, count) in merged {
+        let _ = writeln!(text, "merged {} into {count} tensors", plain::line(adapter));
+    }
     if let Some(license) = &summary.model.license {
         let _ = writeln!(text, "license {}", plain::line(license));
     }
@@ -236,6 +257,16 @@ fn lines(text: &mut String, summary: &Summary) -> std::fmt::Result {
             text,
             "  ignored   {}{more}: {rule}",
             plain::line(tensors.first().unwrap_or(&""))
+        )?;
+    }
+    for merged in &accounting.merged {
+        writeln!(
+            text,
+            "  merged    {} of {} -> {}: {}",
+            plain::line(&merged.from.join(" and ")),
+            plain::line(&merged.adapter),
+            plain::line(&merged.tensor),
+            merged.how
         )?;
     }
     for used in &accounting.used {

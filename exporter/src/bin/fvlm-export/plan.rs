@@ -4,7 +4,6 @@ use crate::cli::{Cli, Form, LayoutFlag, Place};
 use exporter::plan::{targets as targets_of, usual_precision};
 use exporter::{ExportPlan, Precision, Source, Target, Variant};
 use models::checkpoint::Layout;
-use std::path::{Path, PathBuf};
 
 /// The export that the flags mean.
 ///
@@ -40,7 +39,8 @@ pub(crate) fn plan(cli: &Cli) -> Result<ExportPlan, String> {
         }
     }
     let plan = ExportPlan {
-        source: source(&cli.model),
+        source: source(cli),
+        adapters: cli.adapter.clone(),
         output: cli.output.clone(),
         variants: if onnx { variants(cli)? } else { Vec::new() },
         packages,
@@ -192,28 +192,12 @@ fn variants(cli: &Cli) -> Result<Vec<Variant>, String> {
     }
 }
 
-/// `demo` is the demo model (a directory of that name is `./demo`); what exists is a directory; `a/b` is a hub id.
-fn source(model: &str) -> Source {
-    if model == "demo" {
-        return Source::Demo;
-    }
-    let directory = || Source::Directory(PathBuf::from(model));
-    if Path::new(model).exists() {
-        return directory();
-    }
-    let (id, revision) = model.split_once('@').unwrap_or((model, "main"));
-    let word = |text: &str| {
-        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        !text.is_empty() && !text.starts_with('.') && text.chars().all(legal)
-    };
-    match id.split_once('/') {
-        Some((organisation, name)) if word(organisation) && word(name) && revision.split('/').all(word) => {
-            Source::Hub {
-                id: id.to_owned(),
-                revision: revision.to_owned(),
-            }
-        }
-        _other => directory(),
+/// The source that the flags name.
+fn source(cli: &Cli) -> Source {
+    match &cli.model {
+        Some(model) => Source::named(model),
+        None if cli.adapter.is_empty() => Source::Demo,
+        None => Source::OfAdapters,
     }
 }
 
@@ -242,7 +226,7 @@ mod tests {
             ("a/b@v1/", Source::Directory("a/b@v1/".into())),
         ];
         for (model, expected) in cases {
-            assert_eq!(source(model), expected, "{model}");
+            assert_eq!(Source::named(model), expected, "{model}");
         }
     }
 
