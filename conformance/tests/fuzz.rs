@@ -6,6 +6,8 @@
 #![expect(clippy::print_stderr, unreachable_pub, reason = "modules of another crate")]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+#[path = "../fuzz/src/adapter.rs"]
+mod adapter;
 #[path = "../fuzz/src/bundle.rs"]
 mod bundle;
 #[path = "../fuzz/src/config.rs"]
@@ -52,10 +54,11 @@ use std::path::{Path, PathBuf};
 /// A target, the longest input that it is given, and seeds that other tests have.
 type Target = (&'static str, fn(&[u8]), usize, Option<&'static str>);
 
-const TARGETS: [Target; 13] = [
+const TARGETS: [Target; 14] = [
     ("safetensors", safetensors::run, 4096, None),
     ("shards", shards::run, 512, None),
     ("torch", torch::run, 8192, None),
+    ("adapter", adapter::run, 1024, None),
     ("config", config::run, 4096, None),
     ("small_files", small_files::run, 2048, None),
     ("bundle", bundle::run, 16384, None),

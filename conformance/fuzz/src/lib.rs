@@ -5,6 +5,7 @@
 //! panic, an error of memory or arithmetic, an input that takes too long or too much, or a property that does
 //! not hold.
 
+pub mod adapter;
 pub mod bundle;
 pub mod config;
 mod edit;
