@@ -79,7 +79,7 @@ pub fn run(data: &[u8]) {
 
 fn adapter(folder: &Folder, base: &Path, data: &[u8], u: &mut Unstructured<'_>) -> Result<()> {
     let mut config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 4});
-    while u.ratio(1, 2)? {
+    while !u.is_empty() && u.ratio(1, 2)? {
         config[*u.choose(&FIELDS)?] = value(u)?;
     }
     let mut config = config.to_string();
@@ -159,7 +159,7 @@ fn value(u: &mut Unstructured<'_>) -> Result<Value> {
 /// A file of tensors, most of which fit.
 fn file(u: &mut Unstructured<'_>, names: &mut Vec<String>) -> Result<Vec<u8>> {
     let (mut header, mut data) = (Map::new(), 0);
-    while u.ratio(5, 6)? {
+    while !u.is_empty() && u.ratio(5, 6)? {
         let module = *u.choose(&MODULES)?;
         let part = *u.choose(&PARTS)?;
         let prefix = *u.choose(&["base_model.model.", ""])?;

@@ -135,15 +135,23 @@ def files():
     yield "protocol-5.pt", saved(state, pickle_protocol=5), (state, [])
     yield "model.pt", saved(weights), (weights, [])
     yield "training.pt", saved(around), (weights, ["args", "epoch", "optimizer"])
-    yield "training-legacy.pt", saved(around, _use_new_zipfile_serialization=False), (
-        weights,
-        ["args", "epoch", "optimizer"],
+    yield (
+        "training-legacy.pt",
+        saved(around, _use_new_zipfile_serialization=False),
+        (
+            weights,
+            ["args", "epoch", "optimizer"],
+        ),
     )
     beside = {"w": torch.ones(2), "size": torch.Size([1, 2]), "dtype": torch.bfloat16}
     beside["on"] = torch.device("cpu")
-    yield "beside.pt", saved({**beside, "big": 1 << 80, "list": [1.5, True]}), (
-        {"w": torch.ones(2)},
-        ["big", "dtype", "list", "on", "size"],
+    yield (
+        "beside.pt",
+        saved({**beside, "big": 1 << 80, "list": [1.5, True]}),
+        (
+            {"w": torch.ones(2)},
+            ["big", "dtype", "list", "on", "size"],
+        ),
     )
     torch.serialization.set_crc32_options(False)
     yield "no-checksums.pt", saved(weights), (weights, [])
