@@ -257,7 +257,14 @@ fn every_form_is_that_of_a_merged_checkpoint() {
             "{part}: {changed:?}"
         );
     }
-    assert!(!changed.iter().any(|path| path.ends_with(".onnx")), "{changed:?}");
+    // Graphs hold small tensors themselves: scales of products in int8 and q4, and no others.
+    let graphs = changed.iter().filter(|path| path.ends_with(".onnx"));
+    for graph in graphs {
+        assert!(
+            graph.ends_with("_int8.onnx") || graph.ends_with("_q4.onnx"),
+            "{changed:?}"
+        );
+    }
 }
 
 #[test]

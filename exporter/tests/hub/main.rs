@@ -675,7 +675,10 @@ fn what_is_no_fastvlm_is_not_downloaded() {
     });
     world.refused(&mut export(), &["llama"]);
     assert_eq!(world.hub.bodies(WEIGHTS), []);
-    world.hub.with(|state| state.files.remove(WEIGHTS));
+    world.hub.with(|state| {
+        state.files.remove(WEIGHTS);
+        state.files.remove("pytorch_model.bin");
+    });
     world.refused(&mut export(), &["has no checkpoint there", "pytorch_model.bin"]);
 }
 
