@@ -84,7 +84,10 @@ fn adapter(folder: &Folder, base: &Path, data: &[u8], u: &mut Unstructured<'_>) 
     }
     let mut config = config.to_string();
     if u.ratio(1, 8)? {
-        let at = u.int_in_range(0..=config.len())?;
+        let mut at = u.int_in_range(0..=config.len())?;
+        while !config.is_char_boundary(at) {
+            at -= 1;
+        }
         config.truncate(at);
         config.push_str(&crate::edit::text(u)?);
     }
