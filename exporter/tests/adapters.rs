@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
+#[path = "../../models/src/checkpoint/tests/write.rs"]
+mod write;
+
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -98,7 +101,7 @@ impl World {
             tensors.insert(name("A"), (vec![2, inputs], halves(2 * inputs, 3)));
             tensors.insert(name("B"), (vec![outputs, 2], halves(2 * outputs, 2)));
         }
-        write(&directory.join("adapter_model.safetensors"), &tensors);
+        write::float32(&directory.join("adapter_model.safetensors"), &tensors);
         directory
     }
 
@@ -139,7 +142,7 @@ impl World {
                 *value = sum;
             }
         }
-        write(&path, &stored);
+        write::float32(&path, &stored);
     }
 }
 
@@ -185,21 +188,6 @@ fn read(path: &Path) -> Tensors {
             (name.clone(), (shape, values))
         });
     tensors.collect()
-}
-
-fn write(path: &Path, tensors: &Tensors) {
-    let (mut header, mut data) = (Map::new(), Vec::new());
-    for (name, (shape, values)) in tensors {
-        let start = data.len();
-        data.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-        let entry = json!({"dtype": "F32", "shape": shape, "data_offsets": [start, data.len()]});
-        header.insert(name.clone(), entry);
-    }
-    let header = Value::Object(header).to_string();
-    let mut bytes = u64::try_from(header.len()).unwrap().to_le_bytes().to_vec();
-    bytes.extend(header.as_bytes());
-    bytes.extend(data);
-    fs::write(path, bytes).unwrap();
 }
 
 /// Hashes of the files that weights are in, by path.
@@ -395,7 +383,7 @@ fn bases_and_weights_that_lead_nowhere_are_refused() {
     for name in &names {
         tensors.insert(name.clone(), (vec![2, 7], vec![1.0; 14]));
     }
-    write(&world.path("mine/adapter_model.safetensors"), &tensors);
+    write::float32(&world.path("mine/adapter_model.safetensors"), &tensors);
     let lines: Vec<String> = names
         .iter()
         .map(|name| format!("  `{name}` has shape [2, 7], expected [2, "))

@@ -5,6 +5,9 @@
 #![cfg(feature = "describe")]
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
+#[path = "../src/checkpoint/tests/write.rs"]
+mod write;
+
 use models::checkpoint::{Accounting, Adapter, Canonical, Checkpoint, canonical_with};
 use models::weights::Weights as _;
 use serde_json::{Map, Value, json};
@@ -56,18 +59,7 @@ fn base(layout: &str) -> (Value, Tensors) {
 /// A checkpoint on disk.
 fn written(config: &Value, tensors: &Tensors) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
-    let (mut header, mut data) = (Map::new(), Vec::new());
-    for (name, (shape, values)) in tensors {
-        let start = data.len();
-        data.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-        let entry = json!({"dtype": "F32", "shape": shape, "data_offsets": [start, data.len()]});
-        header.insert(name.clone(), entry);
-    }
-    let header = Value::Object(header).to_string();
-    let mut bytes = u64::try_from(header.len()).unwrap().to_le_bytes().to_vec();
-    bytes.extend(header.as_bytes());
-    bytes.extend(data);
-    fs::write(directory.path().join("model.safetensors"), bytes).unwrap();
+    write::float32(&directory.path().join("model.safetensors"), tensors);
     fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
     let image = json!({"crop_size": {"height": 64, "width": 64}, "size": {"shortest_edge": 64}});
     fs::write(

@@ -9,9 +9,11 @@ use super::*;
 use crate::arch;
 use crate::weights::Weights;
 use serde_json::{Map, Value, json};
+use write::float32 as write_file;
 
 mod bin;
 mod mlx;
+mod write;
 
 const LAYOUTS: [Layout; 3] = [Layout::Llava, Layout::Transformers, Layout::Mlx];
 
@@ -81,22 +83,6 @@ fn tensors(config: &Value, layout: Layout, train_time: bool) -> Stored {
         )
     };
     recorder.0.into_iter().map(tensor).collect()
-}
-
-fn write_file(path: &Path, stored: &Stored) {
-    let mut header = Map::new();
-    let mut data = Vec::new();
-    for (name, (shape, values)) in stored {
-        let start = data.len();
-        data.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-        let entry = json!({"dtype": "F32", "shape": shape, "data_offsets": [start, data.len()]});
-        header.insert(name.clone(), entry);
-    }
-    let header = Value::Object(header).to_string();
-    let mut bytes = u64::try_from(header.len()).unwrap().to_le_bytes().to_vec();
-    bytes.extend(header.as_bytes());
-    bytes.extend(data);
-    fs::write(path, bytes).unwrap();
 }
 
 /// A checkpoint on disk.
