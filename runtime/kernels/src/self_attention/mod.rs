@@ -212,6 +212,16 @@ mod tests {
         out
     }
 
+    /// The length of the difference, as a share of that of what is expected.
+    fn relative_l2(found: &[f32], expected: &[f64]) -> f64 {
+        let (mut error, mut norm) = (0.0, 0.0);
+        for (found, expected) in found.iter().zip(expected) {
+            error += (f64::from(*found) - expected).powi(2);
+            norm += expected.powi(2);
+        }
+        (error / norm).sqrt()
+    }
+
     #[test]
     fn close_to_float64() {
         for (batch, tokens, heads, d) in [
@@ -239,13 +249,8 @@ mod tests {
                     words: false,
                 };
                 self_attention(isa, &Serial, &shape, &qkv, &mut out);
-                let (mut error, mut norm) = (0.0, 0.0);
-                for (found, expected) in out.iter().zip(&expected) {
-                    error += (f64::from(*found) - expected).powi(2);
-                    norm += expected.powi(2);
-                }
                 // Scores of magnitude 10 carry a rounding of 1e-6, which the exponential makes relative.
-                let error = (error / norm).sqrt();
+                let error = relative_l2(&out, &expected);
                 assert!(
                     error < 3e-6,
                     "{} {tokens} tokens, {heads} heads of {d}: {error}",
@@ -258,14 +263,9 @@ mod tests {
                 let shape = SelfAttention { words: true, ..shape };
                 out.fill(f32::NAN);
                 self_attention(isa, &Serial, &shape, &qkv, &mut out);
-                let (mut error, mut norm) = (0.0, 0.0);
-                for (found, expected) in out.iter().zip(&expected) {
-                    error += (f64::from(*found) - expected).powi(2);
-                    norm += expected.powi(2);
-                }
                 // Values are rounded to a 4095th of their range; scores of magnitude 10 carry d roundings of
                 // a 5000th.
-                let error = (error / norm).sqrt();
+                let error = relative_l2(&out, &expected);
                 assert!(
                     error < 2e-3,
                     "{} words, {tokens} tokens, {heads} heads of {d}: {error}",
