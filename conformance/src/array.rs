@@ -16,7 +16,7 @@ pub type Shared<T> = ArcArray<T, IxDyn>;
 pub enum Array {
     /// Real numbers; float16 values are held as the float32 of the same value.
     Float(Shared<f32>),
-    /// int64, and uint8 held as the int64 of the same value.
+    /// int64, and uint8 and int8 held as the int64 of the same value.
     Int(Shared<i64>),
     /// Truth values.
     Bool(Shared<bool>),
@@ -133,7 +133,7 @@ impl Array {
     pub fn is_a(&self, dtype: DType) -> bool {
         match self {
             Array::Float(_) => dtype.is_float(),
-            Array::Int(_) => matches!(dtype, DType::Int64 | DType::UInt8),
+            Array::Int(_) => matches!(dtype, DType::Int64 | DType::UInt8 | DType::Int8),
             Array::Bool(_) => dtype == DType::Bool,
         }
     }

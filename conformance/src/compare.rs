@@ -50,8 +50,8 @@ impl Tolerance {
     pub fn of_rounded(precision: Precision, value: &str, trained: bool) -> Option<Tolerance> {
         let nibbles = match precision {
             Precision::Fp32 | Precision::Fp16 => return None,
-            Precision::Int8 => false,
-            Precision::Q4 => true,
+            Precision::Int8 | Precision::Q8 => false,
+            Precision::Q4 | Precision::Q4F16 => true,
         };
         let logits = value.contains("logits");
         // Encoders have bytes in both.

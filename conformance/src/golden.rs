@@ -362,7 +362,7 @@ impl Reference {
         let sure = match precision {
             Precision::Fp32 => true,
             Precision::Fp16 => false,
-            Precision::Int8 | Precision::Q4 => self.is_trained(),
+            Precision::Int8 | Precision::Q8 | Precision::Q4 | Precision::Q4F16 => self.is_trained(),
         };
         if sure && !vague {
             return 0.0;

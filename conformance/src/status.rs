@@ -10,6 +10,7 @@ use crate::setup::known;
 use crate::setup::subject::{Precision, Provider, Subject, Target, Variant};
 use crate::setup::workspace;
 use crate::suite::SUITES;
+use models::bundle::CoreMlPackages;
 use std::sync::Arc;
 
 /// A column of the matrix: an engine that can be given a bundle.
@@ -61,7 +62,7 @@ impl Form {
             let of_target = move |precision| Variant::new(target, precision);
             Precision::ALL.into_iter().filter_map(of_target)
         });
-        let packages = Precision::ALL.into_iter().map(Form::Packages);
+        let packages = CoreMlPackages::PRECISIONS.into_iter().map(Form::Packages);
         variants.map(Form::Graphs).chain(packages).collect()
     }
 
@@ -285,7 +286,7 @@ mod tests {
     fn every_form_is_compared_on_every_engine_that_runs_it() {
         let table = matrix();
         let rows = rows(&table);
-        assert_eq!(rows.len(), 7 + 4);
+        assert_eq!(rows.len(), 11 + 4);
         let tried = [Provider::Cpu, Provider::Tract, Provider::Rten];
         for row in &rows {
             assert_eq!(row.len(), 2 + Engine::ALL.len(), "{row:?}");
@@ -315,7 +316,7 @@ mod tests {
     fn packages_of_every_precision_are_evaluated() {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
-        let all = Precision::ALL.map(Precision::name).join(" ");
+        let all = CoreMlPackages::PRECISIONS.map(Precision::name).join(" ");
         assert!(read("scripts/check_coreml").contains(&format!("forms='{all}'")));
         assert!(read("scripts/check").contains("scripts/check_coreml"));
     }

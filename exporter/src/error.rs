@@ -1,6 +1,6 @@
 //! What can go wrong in an export.
 
-use models::bundle::BundleError;
+use models::bundle::{BundleError, CoreMlPackages, Precision};
 use models::checkpoint::CheckpointError;
 use models::graph::GraphError;
 use prompt::PromptError;
@@ -43,6 +43,15 @@ pub enum ExportError {
         op: &'static str,
         /// `ONNX` or `Core ML`.
         form: &'static str,
+    },
+    /// A precision that Core ML packages do not have.
+    #[error(
+        "Core ML packages have no precision `{precision}`, expected one of {}",
+        CoreMlPackages::PRECISIONS.map(Precision::name).join(", ")
+    )]
+    NoPackages {
+        /// The precision.
+        precision: Precision,
     },
     /// The operating system refused.
     #[error("cannot {action} `{}`: {source}", path.display())]

@@ -211,7 +211,8 @@ impl Lowered {
             (false, true) => Pool::self_contained(),
             (false, false) => Pool::default(),
         };
-        let mut prepare = |graph: Graph| onnx::prepare(graph, variant, &mut pool);
+        let suffix = opened.plan.suffix(variant);
+        let mut prepare = |graph: Graph| onnx::prepare(graph, variant, suffix, &mut pool);
         // The order decides which data file holds a weight that two graphs read: a tied table lies with the embedding.
         let graphs = [
             prepare(vision_encoder)?,

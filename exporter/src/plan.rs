@@ -108,6 +108,22 @@ impl ExportPlan {
         further.into_iter().map(at_size).collect()
     }
 
+    /// What file names of a variant's graphs end with in this bundle: [`Variant::suffix`], but for graphs of target `cpu`
+    /// beside portable ones of the same precision. The standard ones then have the ecosystem's name, by which other
+    /// people's clients find them, and ours say `_cpu` first; whoever reads the contract finds both by their target.
+    pub fn suffix(&self, variant: Variant) -> &'static str {
+        let standard = Variant {
+            target: Target::Portable,
+            ..variant
+        };
+        let beside = variant.target == Target::Cpu && self.variants.contains(&standard);
+        match variant.precision {
+            Precision::Int8 if beside => "_cpu_int8",
+            Precision::Q4 if beside => "_cpu_q4",
+            _ => variant.suffix(),
+        }
+    }
+
     /// The default export of a model: portable, float32, layout detected, nothing replaced.
     pub fn new(source: Source, output: PathBuf) -> Self {
         ExportPlan {
@@ -212,7 +228,8 @@ pub const fn targets(precision: Precision) -> &'static [Target] {
     match precision {
         Precision::Fp32 => &[Target::Portable, Target::Cpu, Target::OrtCoreMl],
         Precision::Fp16 => &[Target::Portable, Target::OrtCoreMl],
-        Precision::Int8 | Precision::Q4 => &[Target::Cpu],
+        Precision::Int8 | Precision::Q4 => &[Target::Cpu, Target::Portable],
+        Precision::Q8 | Precision::Q4F16 => &[Target::Portable],
     }
 }
 
@@ -246,7 +263,8 @@ impl Variant {
         self.precision
     }
 
-    /// What file names of graphs end with, before the extension: the ecosystem's suffixes where it has one.
+    /// What file names of graphs end with, before the extension: the ecosystem's suffixes where it has one. See
+    /// [`ExportPlan::suffix`] for variants beside each other.
     pub const fn suffix(self) -> &'static str {
         match (self.target, self.precision) {
             (Target::Portable, Precision::Fp32) => "",
@@ -255,15 +273,17 @@ impl Variant {
             (Target::OrtCoreMl, _) => "_coreml",
             (_, Precision::Fp16) => "_fp16",
             (_, Precision::Int8) => "_int8",
+            (_, Precision::Q8) => "_quantized",
             (_, Precision::Q4) => "_q4",
+            (_, Precision::Q4F16) => "_q4f16",
         }
     }
 
     /// Element type of the KV cache's inputs and outputs.
     pub const fn kv_dtype(self) -> DType {
         match self.precision {
-            Precision::Fp32 | Precision::Int8 | Precision::Q4 => DType::Float32,
-            Precision::Fp16 => DType::Float16,
+            Precision::Fp32 | Precision::Int8 | Precision::Q8 | Precision::Q4 => DType::Float32,
+            Precision::Fp16 | Precision::Q4F16 => DType::Float16,
         }
     }
 
@@ -274,8 +294,12 @@ impl Variant {
             (Target::Cpu, Precision::Fp32 | Precision::Fp16) => {
                 (Encoding::Float32, Encoding::Float32, TableEncoding::Float32)
             }
-            (Target::Cpu, Precision::Int8) => (Encoding::Int8, Encoding::Int8, TableEncoding::Bytes),
-            (Target::Cpu, Precision::Q4) => (Encoding::Int8, Encoding::Int4, TableEncoding::Planes),
+            (Target::Cpu, Precision::Int8 | Precision::Q8) => {
+                (Encoding::Int8, Encoding::Int8, TableEncoding::Bytes)
+            }
+            (Target::Cpu, Precision::Q4 | Precision::Q4F16) => {
+                (Encoding::Int8, Encoding::Int4, TableEncoding::Planes)
+            }
         };
         Some(Encodings {
             vision,
@@ -283,10 +307,82 @@ impl Variant {
             table,
         })
     }
+
+    /// How networks of standard operators store what they round; `None` where they round nothing.
+    pub(crate) const fn storage(self) -> Option<Storage> {
+        let (vision, decoder, table) = match (self.target, self.precision) {
+            (Target::Cpu | Target::OrtCoreMl, _) | (_, Precision::Fp32 | Precision::Fp16) => return None,
+            (Target::Portable, Precision::Int8) => (Stored::Outputs, Stored::Outputs, Stored::Outputs),
+            (Target::Portable, Precision::Q8) => (Stored::Outputs, Stored::Blocks(8), Stored::Blocks(8)),
+            (Target::Portable, Precision::Q4) => (Stored::Outputs, Stored::Blocks(4), Stored::Blocks(8)),
+            (Target::Portable, Precision::Q4F16) => (Stored::Plain, Stored::Blocks(4), Stored::Blocks(8)),
+        };
+        Some(Storage {
+            vision,
+            decoder,
+            table,
+        })
+    }
+}
+
+/// How the weights of products of standard operators are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stored {
+    /// As numbers.
+    Plain,
+    /// Signed bytes with a scale for each output, which `DequantizeLinear` makes numbers of.
+    Outputs,
+    /// Codes of so many bits in blocks, for `MatMulNBits`; tables have 8.
+    Blocks(u64),
+}
+
+/// The same, part by part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Storage {
+    /// Products of the image encoder and the projector.
+    pub(crate) vision: Stored,
+    /// Products of the decoder's layers.
+    pub(crate) decoder: Stored,
+    /// The embedding table and the head.
+    pub(crate) table: Stored,
 }
 
 impl std::fmt::Display for Variant {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} {}", self.target, self.precision)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn standard_graphs_have_the_name_that_the_ecosystem_gives() {
+        let mut plan = ExportPlan::new(Source::Demo, "bundle".into());
+        let of = |target, precision| Variant::new(target, precision).unwrap();
+        let (ours, standard) = (
+            of(Target::Cpu, Precision::Q4),
+            of(Target::Portable, Precision::Q4),
+        );
+        for (variants, expected) in [
+            (vec![ours], ["_q4", "_q4"]),
+            (vec![ours, of(Target::Portable, Precision::Q8)], ["_q4", "_q4"]),
+            (vec![ours, standard], ["_cpu_q4", "_q4"]),
+            (vec![standard, ours], ["_cpu_q4", "_q4"]),
+        ] {
+            plan.variants = variants;
+            assert_eq!([plan.suffix(ours), plan.suffix(standard)], expected);
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        plan.variants.clear();
+        for precision in Precision::ALL {
+            plan.variants
+                .extend(targets(precision).iter().map(|target| of(*target, precision)));
+        }
+        for variant in &plan.variants {
+            assert!(seen.insert(plan.suffix(*variant)), "{variant}");
+        }
+        assert_eq!(seen.len(), 11);
     }
 }

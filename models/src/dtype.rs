@@ -19,6 +19,8 @@ pub enum DType {
     Bool,
     /// Unsigned, 8 bits.
     UInt8,
+    /// Two's complement, 8 bits.
+    Int8,
 }
 
 impl DType {
@@ -28,7 +30,7 @@ impl DType {
             DType::Float32 => 4,
             DType::Float16 | DType::BFloat16 => 2,
             DType::Int64 => 8,
-            DType::Bool | DType::UInt8 => 1,
+            DType::Bool | DType::UInt8 | DType::Int8 => 1,
         }
     }
 
@@ -41,6 +43,7 @@ impl DType {
             DType::Int64 => "int64",
             DType::Bool => "bool",
             DType::UInt8 => "uint8",
+            DType::Int8 => "int8",
         }
     }
 

@@ -4,6 +4,7 @@
 //! Sums are kept in float64 and rounded once per operator; precisions of an export play no role. Every computed
 //! shape is checked against the shape that the graph declares for it.
 
+mod blocks;
 mod convolution;
 mod elementwise;
 mod matrix;
@@ -205,7 +206,11 @@ impl<'a> Interpreter<'a> {
             | WeightForm::Signed8
             | WeightForm::Signed8Scales
             | WeightForm::Signed4
-            | WeightForm::Signed4Scales => {
+            | WeightForm::Signed4Scales
+            | WeightForm::Int8
+            | WeightForm::Int8Transposed
+            | WeightForm::Blocks(_)
+            | WeightForm::BlockScales(_) => {
                 let bytes = pack::bytes(weight, self.weights).map_err(|error| refuse(error.to_string()))?;
                 elements(shape, value.dtype, &bytes).map_err(misfit)?
             }
@@ -220,6 +225,10 @@ fn elements(shape: Vec<usize>, dtype: DType, bytes: &[u8]) -> Result<Array, Shap
     match dtype {
         DType::UInt8 => {
             let bytes = bytes.iter().map(|byte| i64::from(*byte)).collect();
+            Ok(Array::Int(Shared::from_shape_vec(shape, bytes)?))
+        }
+        DType::Int8 => {
+            let bytes = bytes.iter().map(|byte| i64::from(byte.cast_signed())).collect();
             Ok(Array::Int(Shared::from_shape_vec(shape, bytes)?))
         }
         DType::Float16 => {
@@ -325,6 +334,11 @@ fn evaluate(op: &Op, inputs: &[&Array]) -> Result<Vec<Array>, String> {
         Op::Where => one(elementwise::select(a()?, b()?, c()?)),
         Op::SliceUpdate => one(movement::slice_update(a()?, b()?, c()?)),
         Op::ScaledDotProductAttention => one(matrix::attention(a()?, b()?, c()?, inputs.get(3).copied())),
+        Op::DequantizeLinear { axis } => one(blocks::dequantized(a()?, b()?, *axis)),
+        Op::MatMulNBits { blocks, inputs, .. } => {
+            let weight = blocks::numbers(b()?, c()?, *blocks, *inputs)?;
+            one(movement::transpose(&weight, &[1, 0]).and_then(|weight| matrix::matmul(a()?, &weight)))
+        }
         Op::Fused(fused) => Err(format!("{} is computed by its body", fused.name())),
     }
 }
@@ -337,7 +351,7 @@ fn cast(x: &Array, to: DType) -> Array {
         DType::Float32 => Array::from(x.to_float().into_owned()),
         DType::Float16 => Array::from(x.to_float().mapv(round_to_half)),
         DType::BFloat16 => Array::from(x.to_float().mapv(|v| half::bf16::from_f32(v).to_f32())),
-        DType::Int64 | DType::UInt8 => match x {
+        DType::Int64 | DType::UInt8 | DType::Int8 => match x {
             Array::Int(_) => x.clone(),
             // Values that a graph casts to integers are counts and positions.
             Array::Float(x) => Array::from(x.mapv(|v| v as i64)),

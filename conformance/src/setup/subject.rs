@@ -69,7 +69,8 @@ impl Provider {
     }
 
     /// The forms that it runs, portable float32 first: the interpreter evaluates what is exported as that, rten has no
-    /// halves and none of our kernels, and tract takes the `Gemm` of halves of target `coreml` for float32.
+    /// halves and none of our kernels, and tract takes the `Gemm` of halves of target `coreml` for float32 and does not
+    /// run rounded weights of standard operators.
     pub fn forms(self) -> Vec<Variant> {
         let all = Target::ALL.into_iter().flat_map(|target| {
             Precision::ALL
@@ -79,7 +80,11 @@ impl Provider {
         all.filter(|form| match self {
             Provider::Interpreter | Provider::Rten => *form == Variant::PORTABLE,
             Provider::Cpu => true,
-            Provider::Tract => (form.target(), form.precision()) != (Target::OrtCoreMl, Precision::Fp16),
+            Provider::Tract => match form.target() {
+                Target::Cpu => true,
+                Target::Portable => matches!(form.precision(), Precision::Fp32 | Precision::Fp16),
+                Target::OrtCoreMl => form.precision() != Precision::Fp16,
+            },
         })
         .collect()
     }
@@ -133,6 +138,12 @@ impl Subject {
     /// How its weights are stored.
     pub fn precision(&self) -> Precision {
         self.form.precision()
+    }
+
+    /// Whether weights of standard operators are rounded: an engine may then make activations bytes too.
+    pub fn rounds(&self) -> bool {
+        let plain = matches!(self.precision(), Precision::Fp32 | Precision::Fp16);
+        self.target() == Target::Portable && !plain
     }
 
     /// Whether it is the interpreter, the referee.

@@ -129,8 +129,11 @@ fn model(workspace: &Workspace) -> Result<Arc<Deployed>, CaseError> {
 /// Two ways to compute the same thing, in the same precision: what rounding alone may change.
 fn tolerance(subject: &Subject) -> Tolerance {
     match subject.precision() {
+        _ if subject.rounds() => Tolerance::Bytes,
         Precision::Fp32 => Tolerance::Logits,
-        Precision::Fp16 | Precision::Int8 | Precision::Q4 => Tolerance::Half,
+        Precision::Fp16 | Precision::Int8 | Precision::Q8 | Precision::Q4 | Precision::Q4F16 => {
+            Tolerance::Half
+        }
     }
 }
 
@@ -464,8 +467,11 @@ fn roles_are_the_graphs(deployed: &Deployed, subject: &Subject) -> Result<Findin
     let found = Array::float(&[1, tokens, hidden], found.into_flat().to_vec());
     // The engine of a role knows that the batch is 1 and may order its sums otherwise, in half precision too.
     let features = match subject.precision() {
+        _ if subject.rounds() => Tolerance::Bytes,
         Precision::Fp32 => Tolerance::Close,
-        Precision::Fp16 | Precision::Int8 | Precision::Q4 => Tolerance::Custom(2e-2),
+        Precision::Fp16 | Precision::Int8 | Precision::Q8 | Precision::Q4 | Precision::Q4F16 => {
+            Tolerance::Custom(2e-2)
+        }
     };
     findings.push(compare("image_features", &found, &expected, features));
 

@@ -76,9 +76,14 @@ fn forms() -> Vec<(String, Form)> {
 /// Which subjects are given a form.
 fn subjects(form: Form) -> fn(&Subject) -> bool {
     match form {
-        None => Subject::is_engine,
+        None => is_plain_engine,
         Some(_) => has_kernels,
     }
+}
+
+/// Rounded weights are compared with recordings, and operator by operator.
+fn is_plain_engine(subject: &Subject) -> bool {
+    subject.is_engine() && !subject.rounds()
 }
 
 /// Fused operators are for the engines that run our kernels, whatever precision they would be given.
@@ -317,7 +322,9 @@ fn tolerance(subject: &Subject, form: Form, fp32: Tolerance) -> Tolerance {
     }
     match subject.precision() {
         Precision::Fp32 => fp32,
-        Precision::Fp16 | Precision::Int8 | Precision::Q4 => Tolerance::Half,
+        Precision::Fp16 | Precision::Int8 | Precision::Q8 | Precision::Q4 | Precision::Q4F16 => {
+            Tolerance::Half
+        }
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Everything in it is in the contract; nothing is claimed that was not read or written by this export.
 
-use super::own_data;
 use super::transformers_js::dtype;
+use super::{found_by_others, own_data};
 use crate::summary::{FileOrigin, FileSummary};
 use indicatif::HumanBytes;
 use models::bundle::{Bundle, CoreMlPackages, FileEntry, GraphEntry, Precision, Target, Variant};
@@ -184,7 +184,9 @@ fn stored(precision: Precision) -> &'static str {
         Precision::Fp32 => "float32",
         Precision::Fp16 => "float16",
         Precision::Int8 => "8 bits, a scale for each output",
+        Precision::Q8 => "8 bits, a scale for each 128 or fewer, in the encoder for each output",
         Precision::Q4 => "decoder 4 bits, a scale for each 32; the rest 8 bits",
+        Precision::Q4F16 => "decoder 4 bits, a scale for each 32; embedding 8 bits; encoder float16",
     }
 }
 
@@ -206,7 +208,7 @@ fn clients(text: &mut String, bundle: &Bundle) -> std::fmt::Result {
         text,
         "With `fvlm-run`{built}, which needs no Python:\n\n```\nhf download {ID} --local-dir {name}\nfvlm-run --model {name}{provider} --prompt \"Describe the image.\" image.png\n```\n"
     )?;
-    let mut variants = bundle.variants.iter();
+    let mut variants = found_by_others(&bundle.variants);
     let opened = variants.find_map(|variant| Some((variant, dtype(variant)?)));
     if let Some((variant, dtype)) = opened {
         let content = match bundle.prompt.content {

@@ -1,5 +1,6 @@
 //! onnxruntime-genai: the text decoder of a bundle as it is.
 
+use super::found_by_others;
 use models::bundle::{GraphEntry, Io, PromptSpec, Variant};
 use models::config::DecoderConfig;
 
@@ -9,7 +10,7 @@ pub(crate) const FILE_NAME: &str = "genai_config.json";
 /// The text decoder for onnxruntime-genai, as its model type `decoder-pipeline`: token embedding, then decoder, both as they are. Images
 /// are not in it: its vision pipelines want the features joined inside the embedding's graph. `None` without graphs that it can run.
 pub(crate) fn config(config: &DecoderConfig, prompt: &PromptSpec, variants: &[Variant]) -> Option<String> {
-    let variant = variants.iter().find(|variant| variant.fixed.is_none())?;
+    let variant = found_by_others(variants).find(|variant| variant.fixed.is_none())?;
     let names = |list: &[Io]| -> Vec<String> { list.iter().map(|io| io.name.clone()).collect() };
     let stage = |name: &str, graph: &GraphEntry| {
         serde_json::json!({name: {

@@ -8,9 +8,22 @@ pub(crate) mod genai;
 pub(crate) mod page;
 pub(crate) mod transformers_js;
 
-use models::bundle::GraphEntry;
+use models::bundle::{GraphEntry, Precision, Target, Variant};
 
 /// The data file that is a graph's own.
 fn own_data(graph: &GraphEntry) -> String {
     format!("{}_data", graph.path)
+}
+
+/// The variants that other people's clients find by the ecosystem's names, in order: all but those with rounded weights
+/// of target `cpu` that stand beside portable ones of the same precision.
+fn found_by_others(variants: &[Variant]) -> impl Iterator<Item = &Variant> {
+    let standard = move |variant: &Variant| {
+        let mut others = variants.iter();
+        others.any(|other| other.target == Target::Portable && other.precision == variant.precision)
+    };
+    variants.iter().filter(move |variant| {
+        let rounded = variant.precision != Precision::Fp32;
+        variant.target != Target::Cpu || !rounded || !standard(variant)
+    })
 }

@@ -1,6 +1,6 @@
 //! transformers.js: which precision it takes, and which graphs have their weights in a file beside them.
 
-use super::own_data;
+use super::{found_by_others, own_data};
 use crate::error::ExportError;
 use models::bundle::{Precision, Target, Variant};
 use models::checkpoint::{Asset, Assets};
@@ -23,11 +23,10 @@ pub(crate) fn dtype(variant: &Variant) -> Option<Precision> {
 /// # Errors
 /// None that a config of ours has.
 pub(crate) fn announce(assets: &mut Assets, variants: &[Variant]) -> Result<(), ExportError> {
-    let Some(first) = variants.iter().find_map(dtype) else {
+    let Some(first) = found_by_others(variants).find_map(dtype) else {
         return Ok(());
     };
-    let graphs = variants
-        .iter()
+    let graphs = found_by_others(variants)
         .filter(|variant| dtype(variant).is_some())
         .flat_map(|variant| [&variant.vision_encoder, &variant.embed_tokens, &variant.decoder]);
     let with_data: Map<String, Value> = graphs

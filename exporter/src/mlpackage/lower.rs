@@ -268,6 +268,8 @@ impl Lowering<'_> {
             | Op::LayerNormalization { .. }
             | Op::Shape { .. }
             | Op::Range { .. }
+            | Op::DequantizeLinear { .. }
+            | Op::MatMulNBits { .. }
             | Op::Fused(_) => return Err(no_form()),
         };
         let base = plain(&node.name);
@@ -490,7 +492,7 @@ pub(super) fn data_type(dtype: DType) -> Result<DataType, ExportError> {
         DType::Float16 => Ok(DataType::Float16),
         DType::Int64 => Ok(DataType::Int32),
         DType::Bool => Ok(DataType::Bool),
-        DType::BFloat16 | DType::UInt8 => Err(ExportError::Internal {
+        DType::BFloat16 | DType::UInt8 | DType::Int8 => Err(ExportError::Internal {
             what: format!("a Core ML program has no {dtype}"),
         }),
     }

@@ -24,7 +24,7 @@ use crate::report::Report;
 use blob::Blob;
 use models::arch::fixed::{self, Lengths};
 use models::arch::stateful;
-use models::bundle::{EmbeddingRows, FileEntry};
+use models::bundle::{CoreMlPackages, EmbeddingRows, FileEntry};
 use models::config::ModelConfig;
 use models::dtype::DType;
 use models::fused::BLOCK;
@@ -160,6 +160,11 @@ pub struct Package {
 /// # Errors
 /// A config that does not fit, or a graph that has no form.
 pub fn prepare(recipe: Recipe<'_>) -> Result<Packages, ExportError> {
+    if !CoreMlPackages::PRECISIONS.contains(&recipe.precision) {
+        return Err(ExportError::NoPackages {
+            precision: recipe.precision,
+        });
+    }
     let suffix = match recipe.precision {
         Precision::Fp16 => String::new(),
         other => format!("_{}", other.name()),
@@ -196,7 +201,9 @@ pub fn prepare(recipe: Recipe<'_>) -> Result<Packages, ExportError> {
         // Its operator set has no attention and no compression in blocks: products, in the type of the rest.
         let precision = match recipe.precision {
             Precision::Fp32 => Precision::Fp32,
-            Precision::Fp16 | Precision::Int8 | Precision::Q4 => Precision::Fp16,
+            Precision::Fp16 | Precision::Int8 | Precision::Q8 | Precision::Q4 | Precision::Q4F16 => {
+                Precision::Fp16
+            }
         };
         let graph = fixed::vision_encoder(recipe.config)?;
         encoder(graph, precision, Deployment::Ios16, "vision_encoder_ios16")
@@ -356,7 +363,9 @@ impl Plan {
         let (dtype, storage) = match precision {
             Precision::Fp32 => (DType::Float32, Storage::Plain),
             Precision::Fp16 => (DType::Float16, Storage::Plain),
-            Precision::Int8 | Precision::Q4 => (DType::Float16, compressed(&weight, &shape, precision)),
+            Precision::Int8 | Precision::Q8 | Precision::Q4 | Precision::Q4F16 => {
+                (DType::Float16, compressed(&weight, &shape, precision))
+            }
         };
         self.place(&weight, dtype, &shape, storage)?;
         let (offset, scales) = match storage.parts(&weight, &shape) {
@@ -451,12 +460,12 @@ fn compressed(weight: &WeightRef, shape: &[u64], precision: Precision) -> Storag
     match precision {
         _ if small => Storage::Plain,
         Precision::Fp32 | Precision::Fp16 => Storage::Plain,
-        Precision::Q4
+        Precision::Q4 | Precision::Q4F16
             if weight.name.starts_with("language_model.layers.") && columns.is_multiple_of(BLOCK) =>
         {
             Storage::Int4
         }
-        Precision::Int8 | Precision::Q4 => Storage::Int8,
+        Precision::Int8 | Precision::Q8 | Precision::Q4 | Precision::Q4F16 => Storage::Int8,
     }
 }
 

@@ -15,7 +15,15 @@ use half::f16;
 use models::arch::body::body;
 use models::dtype::DType;
 use models::fused::{Attribute, DOMAIN, Fused};
-use models::graph::{Constant, Dim, Graph, Node, OPSET, Op, Source, Value};
+use models::graph::{Blocks, Constant, Dim, Graph, Node, OPSET, Op, Source, Value, ValueId};
+use std::collections::BTreeSet;
+
+/// The domain of ONNX Runtime's own operators, which other engines know too.
+const CONTRIB: &str = "com.microsoft";
+
+/// What an engine may do with the activations of a product in blocks, at most: make them bytes, a scale for each block.
+/// Products of 8 bits have kernels in ONNX Runtime with it alone, and those of 4 bits are faster.
+const ACCURACY_LEVEL: i64 = 4;
 
 /// Lowers a graph. `stored` says for every weight value, by its index in [`Graph::values`], where its elements are;
 /// `described`, whether the shapes of computed values are stated.
@@ -53,11 +61,22 @@ pub fn lower(
         nodes.push(lowered);
     }
     let mut opset_import = vec![opset("", OPSET)];
+    if graph.nodes.iter().any(|node| is_contrib(&node.op)) {
+        opset_import.push(opset(CONTRIB, 1));
+    }
     if !functions.protos.is_empty() {
         opset_import.push(opset(DOMAIN, 1));
     }
+    // Of operators that are not ONNX's, nobody else would know what they compute.
+    let foreign: BTreeSet<ValueId> = graph
+        .nodes
+        .iter()
+        .filter(|node| is_contrib(&node.op))
+        .flat_map(|node| node.outputs.iter().copied())
+        .collect();
     let inner = graph.values.iter().enumerate().filter(|(index, value)| {
-        described && value.source == Source::Node && !graph.outputs.contains(&models::graph::ValueId(*index))
+        let id = ValueId(*index);
+        (described || foreign.contains(&id)) && value.source == Source::Node && !graph.outputs.contains(&id)
     });
     let inner = inner
         .map(|(_, value)| value_info(value))
@@ -84,6 +103,11 @@ pub fn lower(
         opset_import,
         functions: functions.protos,
     })
+}
+
+/// Whether it is ONNX Runtime's own operator.
+fn is_contrib(op: &Op) -> bool {
+    matches!(op, Op::MatMulNBits { .. })
 }
 
 fn opset(domain: &str, version: i64) -> OperatorSetIdProto {
@@ -186,6 +210,7 @@ pub const fn data_type(dtype: DType) -> DataType {
         DType::Int64 => DataType::Int64,
         DType::Bool => DataType::Bool,
         DType::UInt8 => DataType::Uint8,
+        DType::Int8 => DataType::Int8,
     }
 }
 
@@ -269,6 +294,22 @@ fn lower_node(
         Op::Shape { start, end } => {
             lowered.attribute.push(int("start", *start));
             lowered.attribute.push(int("end", *end));
+        }
+        Op::DequantizeLinear { axis } => lowered.attribute.push(int("axis", signed(*axis)?)),
+        Op::MatMulNBits {
+            blocks,
+            inputs,
+            outputs,
+        } => {
+            lowered.domain = Some(CONTRIB.to_owned());
+            let Blocks { bits, size, half: _ } = *blocks;
+            lowered.attribute = vec![
+                int("K", signed(*inputs)?),
+                int("N", signed(*outputs)?),
+                int("bits", signed(bits)?),
+                int("block_size", signed(size)?),
+                int("accuracy_level", ACCURACY_LEVEL),
+            ];
         }
         Op::Fused(fused) => lowered.attribute = fused_attributes(fused)?,
         Op::SliceUpdate | Op::ScaledDotProductAttention => {

@@ -39,15 +39,20 @@ pub struct Prepared {
     pub described: bool,
 }
 
-/// Runs the passes and gives every weight its place.
+/// Runs the passes and gives every weight its place; `suffix` ends the names of the files.
 ///
 /// `pool` holds the weights that earlier graphs have placed: those are shared, not written again, unless the pool is of
 /// self-contained graphs.
 ///
 /// # Errors
 /// A graph that a pass cannot rewrite, or whose weights are to stand inside it and do not fit.
-pub fn prepare(graph: Graph, variant: Variant, pool: &mut Pool) -> Result<Prepared, ExportError> {
-    let stem = format!("{}{}", graph.name, variant.suffix());
+pub fn prepare(
+    graph: Graph,
+    variant: Variant,
+    suffix: &str,
+    pool: &mut Pool,
+) -> Result<Prepared, ExportError> {
+    let stem = format!("{}{suffix}", graph.name);
     let graph = passes::run(graph, variant)?;
     let data = pool.place(&graph, &format!("{stem}.onnx_data"))?;
     let reads = pool.files(&graph);
@@ -165,7 +170,7 @@ pub fn write_graph(
     directory: &Path,
 ) -> Result<PathBuf, ExportError> {
     let mut pool = Pool::default();
-    let prepared = prepare(graph.clone(), variant, &mut pool)?;
+    let prepared = prepare(graph.clone(), variant, variant.suffix(), &mut pool)?;
     write(&prepared, weights, &pool, directory, &mut Silent)?;
     Ok(directory.join(&prepared.file_name))
 }
@@ -187,14 +192,14 @@ mod tests {
             b.finish().unwrap()
         };
         let (small, large) = (graph(1000), graph(1 << 15));
-        let inside = |graph: Graph| prepare(graph, Variant::PORTABLE, &mut Pool::inside());
+        let inside = |graph: Graph| prepare(graph, Variant::PORTABLE, "", &mut Pool::inside());
         assert_eq!(inside(small).unwrap().reads, [""; 0]);
         let words = inside(large.clone()).unwrap_err().to_string();
         assert!(
             words.contains("`wide.onnx` would hold 4294967296 bytes of weights, expected at most 2130706432"),
             "{words}"
         );
-        let beside = prepare(large, Variant::PORTABLE, &mut Pool::default()).unwrap();
+        let beside = prepare(large, Variant::PORTABLE, "", &mut Pool::default()).unwrap();
         assert_eq!(beside.reads, ["wide.onnx_data"]);
     }
 

@@ -1,5 +1,8 @@
 //! What do quantised forms hold, byte for byte? Those of target `cpu` are panels, bytes and nibbles, described in
-//! [`models::fused`]; those of Core ML packages are rows. They are made here, a few rows at a time.
+//! [`models::fused`]; those of Core ML packages are rows; those of portable graphs are rows and blocks (`rows`). They are
+//! made here, a few rows at a time.
+
+mod rows;
 
 use super::feedback::{Run, run_of};
 use crate::error::ExportError;
@@ -37,7 +40,11 @@ pub fn is_packed(weight: &WeightRef) -> bool {
         | WeightForm::Signed8
         | WeightForm::Signed8Scales
         | WeightForm::Signed4
-        | WeightForm::Signed4Scales => true,
+        | WeightForm::Signed4Scales
+        | WeightForm::Int8
+        | WeightForm::Int8Transposed
+        | WeightForm::Blocks(_)
+        | WeightForm::BlockScales(_) => true,
     }
 }
 
@@ -88,6 +95,16 @@ pub fn pack<E: From<ExportError>>(
             },
             emit,
         ),
+        WeightForm::Int8 => table(weight, weights, &rows::signed, emit),
+        WeightForm::Int8Transposed => rows::transposed(weight, weights, emit),
+        WeightForm::Blocks(blocks) => {
+            rows::expect(*blocks)?;
+            table(weight, weights, &|row| rows::codes(row, *blocks), emit)
+        }
+        WeightForm::BlockScales(blocks) => {
+            rows::expect(*blocks)?;
+            table(weight, weights, &|row| rows::scales(row, *blocks), emit)
+        }
         WeightForm::Stored | WeightForm::Transposed => Err(E::from(ExportError::Internal {
             what: format!("weight `{}` is not to be packed", weight.name),
         })),

@@ -212,6 +212,8 @@ pub enum DataType {
     Float = 1,
     /// uint8.
     Uint8 = 2,
+    /// int8.
+    Int8 = 3,
     /// int32. Read, never written.
     Int32 = 6,
     /// int64.

@@ -228,6 +228,7 @@ fn dtype_name(dtype: i32) -> String {
         DataType::Undefined => "undefined",
         DataType::Float => "float32",
         DataType::Uint8 => "uint8",
+        DataType::Int8 => "int8",
         DataType::Int32 => "int32",
         DataType::Int64 => "int64",
         DataType::Bool => "bool",

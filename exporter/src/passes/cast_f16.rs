@@ -381,8 +381,8 @@ fn compute(node: &Node) -> Compute {
         | Op::And
         | Op::Where
         | Op::ScaledDotProductAttention => Compute::In(storage(node.precision)),
-        // No variant has both; if one ever does, they compute in float32.
-        Op::Fused(_) => Compute::In(DType::Float32),
+        // No variant has both; if one ever does, they compute in float32. Rounded weights come after this pass.
+        Op::Fused(_) | Op::DequantizeLinear { .. } | Op::MatMulNBits { .. } => Compute::In(DType::Float32),
     }
 }
 

@@ -2,10 +2,12 @@
 //! of the graph are checked.
 //!
 //! 1. `convolutions`, for the Neural Engine only: it takes marks away that the next pass reads.
-//! 2. `cast_f16`, for fp16 exports only: it decides element types, so everything that looks at them comes after.
+//! 2. `cast_f16`, for exports in halves only: it decides element types, so everything that looks at them comes after.
+//! 3. `rounded`, for portable exports of 8 and 4 bits only: scales have the type that weights would have.
 
 mod cast_f16;
 mod convolutions;
+mod rounded;
 
 pub use cast_f16::PRODUCT_SCALE;
 
@@ -22,6 +24,7 @@ pub fn stored_as(graph: Graph, precision: Precision) -> Result<Graph, ExportErro
     match precision {
         Precision::Fp32 => Ok(graph),
         Precision::Fp16 | Precision::Int8 | Precision::Q4 => checked(cast_f16::cast_f16(&graph)?),
+        Precision::Q8 | Precision::Q4F16 => Err(ExportError::NoPackages { precision }),
     }
 }
 
@@ -38,10 +41,14 @@ pub fn for_neural_engine(graph: &Graph, precision: Precision) -> Result<Graph, E
 /// # Errors
 /// A graph that a pass cannot rewrite.
 pub fn run(graph: Graph, variant: Variant) -> Result<Graph, ExportError> {
-    match variant.precision() {
+    let graph = match variant.precision() {
         // How fused operators store their weights was decided when the network was built.
-        Precision::Fp32 | Precision::Int8 | Precision::Q4 => Ok(graph),
-        Precision::Fp16 => checked(cast_f16::cast_f16(&graph)?),
+        Precision::Fp32 | Precision::Int8 | Precision::Q8 | Precision::Q4 => graph,
+        Precision::Fp16 | Precision::Q4F16 => checked(cast_f16::cast_f16(&graph)?)?,
+    };
+    match variant.storage() {
+        None => Ok(graph),
+        Some(storage) => checked(rounded::rounded(&graph, storage)?),
     }
 }
 

@@ -10,7 +10,8 @@ use thiserror::Error;
 /// For which engines the graphs of a variant are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Target {
-    /// `portable`: standard ONNX operators, for every engine.
+    /// `portable`: standard ONNX operators, for every engine; in precisions of blocks one of ONNX Runtime's own,
+    /// which other engines know too.
     Portable,
     /// `cpu`: fused operators, for processors: our kernels in ONNX Runtime and tract, their bodies anywhere
     /// else.
@@ -27,10 +28,15 @@ pub enum Precision {
     Fp32,
     /// `fp16`: float16 weights and KV cache; sums that need it in float32.
     Fp16,
-    /// `int8`: bytes with a scale for each output; activations become bytes on their way into a product.
+    /// `int8`: bytes with a scale for each output; activations become bytes on their way into a product, where the
+    /// engine does so.
     Int8,
-    /// `q4`: the decoder in nibbles with a scale for each 32 weights, everything else as int8.
+    /// `q8`: embedding and decoder in bytes with a scale for each few weights, the encoder as int8.
+    Q8,
+    /// `q4`: the decoder in nibbles with a scale for each 32 weights, everything else in bytes.
     Q4,
+    /// `q4f16`: the decoder as q4; scales, activations, KV cache and the encoder in float16.
+    Q4F16,
 }
 
 impl Target {
@@ -49,7 +55,14 @@ impl Target {
 
 impl Precision {
     /// Every precision, the exact one first.
-    pub const ALL: [Precision; 4] = [Precision::Fp32, Precision::Fp16, Precision::Int8, Precision::Q4];
+    pub const ALL: [Precision; 6] = [
+        Precision::Fp32,
+        Precision::Fp16,
+        Precision::Int8,
+        Precision::Q8,
+        Precision::Q4,
+        Precision::Q4F16,
+    ];
 
     /// As flags and bundles spell it.
     pub const fn name(self) -> &'static str {
@@ -57,7 +70,9 @@ impl Precision {
             Precision::Fp32 => "fp32",
             Precision::Fp16 => "fp16",
             Precision::Int8 => "int8",
+            Precision::Q8 => "q8",
             Precision::Q4 => "q4",
+            Precision::Q4F16 => "q4f16",
         }
     }
 }
@@ -193,7 +208,7 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            error.starts_with("no precision `fp8`, expected one of fp32, fp16, int8, q4"),
+            error.starts_with("no precision `fp8`, expected one of fp32, fp16, int8, q8, q4, q4f16"),
             "{error}"
         );
     }

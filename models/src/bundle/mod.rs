@@ -231,6 +231,10 @@ pub enum Content {
 }
 
 /// One exported form of the networks.
+///
+/// A precision may be there for target `cpu` and for `portable`: the paths of the standard graphs then have the
+/// ecosystem's suffix (`_q4`), by which other people's clients find them, and those of target `cpu` say so
+/// (`_cpu_q4`). Readers of the contract choose by [`Variant::target`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Variant {
@@ -322,6 +326,9 @@ pub struct CoreMlPackages {
 }
 
 impl CoreMlPackages {
+    /// The precisions that packages have.
+    pub const PRECISIONS: [Precision; 4] = [Precision::Fp32, Precision::Fp16, Precision::Int8, Precision::Q4];
+
     /// The directories of its packages.
     pub fn directories(&self) -> impl Iterator<Item = &String> {
         [&self.vision_encoder, &self.decoder]

@@ -364,7 +364,7 @@ fn forms_of_a_newer_program_are_set_aside() {
     };
     assert_eq!(known, bundle());
     let message = open(&|value| value["variants"][0]["precision"] = "fp8".into()).unwrap_err();
-    let expected = "no form that this build knows: `variants[0].precision` is `fp8`, expected one of fp32, fp16, int8, q4";
+    let expected = "no form that this build knows: `variants[0].precision` is `fp8`, expected one of fp32, fp16, int8, q8, q4, q4f16";
     assert!(message.to_string().ends_with(expected), "{message}");
     let message = open(&|value| value["variants"][0]["target"] = 1.into()).unwrap_err();
     assert!(

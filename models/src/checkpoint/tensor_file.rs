@@ -438,6 +438,6 @@ fn convert(dtype: DType, bytes: &[u8], out: &mut [f32]) {
             }
         }
         // Never stored as a weight's type.
-        DType::Int64 | DType::Bool | DType::UInt8 => out.fill(f32::NAN),
+        DType::Int64 | DType::Bool | DType::UInt8 | DType::Int8 => out.fill(f32::NAN),
     }
 }

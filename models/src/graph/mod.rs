@@ -3,6 +3,7 @@
 //! A [`Graph`] is made by [`Builder`], which applies the shape rules and keeps the first error; every
 //! consumer (ONNX writer, reference interpreter, printer) is one exhaustive `match` over [`Op`].
 
+mod blocks;
 mod build;
 mod check;
 mod dim;
@@ -11,6 +12,7 @@ mod op;
 mod print;
 mod shape;
 
+pub use blocks::Blocks;
 pub use build::{Builder, Conv, Scope};
 pub use dim::Dim;
 pub(crate) use dim::signed;
@@ -132,6 +134,14 @@ pub enum WeightForm {
     Signed4,
     /// The scales of those blocks, float16.
     Signed4Scales,
+    /// A matrix of signed bytes, row by row: `round(w / scale[row])` with the scales of [`WeightForm::ByteScales`].
+    Int8,
+    /// The transpose of that matrix.
+    Int8Transposed,
+    /// The codes of a matrix in blocks.
+    Blocks(Blocks),
+    /// The scales of those blocks.
+    BlockScales(Blocks),
 }
 
 /// Which half of a byte.
@@ -167,7 +177,11 @@ impl WeightRef {
             | WeightForm::Signed8
             | WeightForm::Signed8Scales
             | WeightForm::Signed4
-            | WeightForm::Signed4Scales => None,
+            | WeightForm::Signed4Scales
+            | WeightForm::Int8
+            | WeightForm::Int8Transposed
+            | WeightForm::Blocks(_)
+            | WeightForm::BlockScales(_) => None,
         };
         let more = rows
             .into_iter()

@@ -1,9 +1,10 @@
 //! The only list of operators: names and semantics are ONNX's at opset [`OPSET`], but for two that only Core
-//! ML's form has.
+//! ML's form has, and one of ONNX Runtime's domain `com.microsoft`, which engines share.
 //!
 //! What ONNX passes as small constant tensors (axes, shapes, sizes, bounds) is an attribute here; the ONNX
 //! writer turns it back into a constant.
 
+use super::blocks::Blocks;
 use super::dim::Dim;
 use crate::dtype::DType;
 use crate::fused::Fused;
@@ -147,6 +148,21 @@ pub enum Op {
     /// `query [..,L,E], key [..,S,E], value [..,S,E], bias` (broadcast to `[..,L,S]`; it may be absent):
     /// `softmax(query key^T / sqrt(E) + bias) value`. Core ML's `scaled_dot_product_attention`.
     ScaledDotProductAttention,
+    /// `elements int8, scales [n]`: `element * scale`, where axis `axis` has a scale for each index.
+    DequantizeLinear {
+        /// The axis of length n.
+        axis: u64,
+    },
+    /// `x [..,K], elements, scales`: `x w^T` with `w [N,K]` in blocks, see [`Blocks`]. ONNX Runtime's; K need not be a
+    /// multiple of a block.
+    MatMulNBits {
+        /// How the weight is stored.
+        blocks: Blocks,
+        /// K.
+        inputs: u64,
+        /// N.
+        outputs: u64,
+    },
     /// An operator of target `cpu`, whose meaning is a graph of the others.
     Fused(Fused),
 }
@@ -188,6 +204,8 @@ impl Op {
             Op::Where => "Where",
             Op::SliceUpdate => "SliceUpdate",
             Op::ScaledDotProductAttention => "ScaledDotProductAttention",
+            Op::DequantizeLinear { .. } => "DequantizeLinear",
+            Op::MatMulNBits { .. } => "MatMulNBits",
             Op::Fused(fused) => fused.name(),
         }
     }

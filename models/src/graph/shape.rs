@@ -1,6 +1,6 @@
 //! The dtype and shape rule of every operator.
 
-use super::{Dim, Op, Value};
+use super::{Dim, Op, Value, blocks};
 use crate::dtype::DType;
 use crate::fused;
 pub(super) use crate::fused::show;
@@ -165,6 +165,15 @@ pub(super) fn infer(op: &Op, inputs: &[&Value]) -> Result<Outputs, String> {
             one(inputs[0].dtype, data.clone())
         }
         Op::ScaledDotProductAttention => one(same_dtype(inputs)?, attention(inputs)?),
+        Op::DequantizeLinear { axis } => one(float(inputs[1])?, blocks::dequantized(*axis, inputs)?),
+        Op::MatMulNBits {
+            blocks,
+            inputs: width,
+            outputs,
+        } => one(
+            blocks.scale_type(),
+            blocks::products(*blocks, [*width, *outputs], inputs)?,
+        ),
         Op::Fused(fused) => {
             let inputs: Vec<fused::Input<'_, Dim>> = inputs
                 .iter()
@@ -209,6 +218,7 @@ fn arity(op: &Op, found: usize) -> Result<(), String> {
         | Op::Div
         | Op::MatMul
         | Op::Gather { .. }
+        | Op::DequantizeLinear { .. }
         | Op::LessOrEqual
         | Op::And => 2..=2,
         Op::Neg
@@ -229,7 +239,11 @@ fn arity(op: &Op, found: usize) -> Result<(), String> {
         | Op::Squeeze { .. }
         | Op::Shape { .. } => 1..=1,
         Op::Conv { .. } | Op::Gemm { .. } => 2..=3,
-        Op::LayerNormalization { .. } | Op::Range { .. } | Op::Where | Op::SliceUpdate => 3..=3,
+        Op::LayerNormalization { .. }
+        | Op::Range { .. }
+        | Op::Where
+        | Op::SliceUpdate
+        | Op::MatMulNBits { .. } => 3..=3,
         Op::ScaledDotProductAttention => 3..=4,
         Op::Concat { .. } => 1..=usize::MAX,
         Op::Fused(fused) => fused.inputs()..=fused.inputs(),
@@ -261,7 +275,7 @@ fn float(value: &Value) -> Result<DType, String> {
     }
 }
 
-fn expect_dtype(value: &Value, dtype: DType) -> Result<(), String> {
+pub(super) fn expect_dtype(value: &Value, dtype: DType) -> Result<(), String> {
     if value.dtype == dtype {
         Ok(())
     } else {

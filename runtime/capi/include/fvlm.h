@@ -72,7 +72,7 @@ typedef struct fvlm_options {
   const char *provider;
   // Fail where the provider cannot run, instead of taking another.
   bool no_fallback;
-  // `fp32`, `fp16`, `int8`, `q4`; null is the first of the target.
+  // `fp32`, `fp16`, `int8`, `q8`, `q4`, `q4f16`; null is the first of the target.
   const char *precision;
   // `portable`, `cpu`, `coreml`; null is the best that the provider takes.
   const char *target;

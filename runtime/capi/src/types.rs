@@ -92,7 +92,7 @@ pub struct Options {
     pub provider: *const c_char,
     /// Fail where the provider cannot run, instead of taking another.
     pub no_fallback: bool,
-    /// `fp32`, `fp16`, `int8`, `q4`; null is the first of the target.
+    /// `fp32`, `fp16`, `int8`, `q8`, `q4`, `q4f16`; null is the first of the target.
     pub precision: *const c_char,
     /// `portable`, `cpu`, `coreml`; null is the best that the provider takes.
     pub target: *const c_char,

@@ -6,8 +6,8 @@ const SMALL = 64 << 20;
 const beside = (path) => new URL(path, document.baseURI);
 
 /**
- * Reads the contract of the bundle. `?device=wasm` or `webgpu` and `?dtype=fp32`, `fp16`, `int8` or `q4` in the page's address say how
- * to run it; otherwise on WebGPU where there is one, else on WebAssembly.
+ * Reads the contract of the bundle. `?device=wasm` or `webgpu` and `?dtype=fp32`, `fp16`, `int8`, `q8`, `q4` or `q4f16` in the page's
+ * address say how to run it; otherwise on WebGPU where there is one, else on WebAssembly.
  */
 export async function open() {
     let response;
@@ -25,9 +25,11 @@ export async function open() {
     return new Local(bundle, version(contract), ways);
 }
 
-/** The forms of the bundle that transformers.js opens. */
+/** The forms of the bundle that transformers.js opens. Beside a standard form, a fused one of the same precision has another name. */
 function forms(bundle) {
-    return bundle.variants.filter(({ target, precision }) => target === 'portable' || (target === 'cpu' && precision !== 'fp32'));
+    const standard = bundle.variants.filter(({ target }) => target === 'portable').map(({ precision }) => precision);
+    const fused = ({ target, precision }) => target === 'cpu' && precision !== 'fp32' && !standard.includes(precision);
+    return bundle.variants.filter((form) => form.target === 'portable' || fused(form));
 }
 
 /** Device and form, the best first. */
@@ -41,7 +43,7 @@ async function order(bundle, device, dtype) {
     const adapter = device === 'wasm' ? null : await graphics(device === 'webgpu');
     if (adapter) {
         const halves = adapter.features.has('shader-f16');
-        const portable = open.filter(({ target, precision }) => target === 'portable' && (precision !== 'fp16' || halves));
+        const portable = open.filter(({ target, precision }) => target === 'portable' && (!['fp16', 'q4f16'].includes(precision) || halves));
         portable.sort((a, b) => Number(b.precision === 'fp16') - Number(a.precision === 'fp16'));
         // Fused forms have kernels for processors; their functions are slow on a graphics card.
         if (portable.length) ways.push({ device: 'webgpu', form: portable[0] });

@@ -16,7 +16,7 @@ use super::session::Session;
 #[cfg(feature = "tract")]
 use super::tract;
 use crate::error::{BackendError, EngineError};
-use models::bundle::{Bundle, Precision};
+use models::bundle::{Bundle, Precision, Target};
 use std::fmt;
 use std::path::Path;
 
@@ -198,7 +198,8 @@ pub(crate) fn form(backend: &dyn Backend, bundle: &Bundle, options: &Options) ->
     let mut targets = targets.filter(|target| options.target.is_none_or(|asked| asked == **target));
     let graphs = targets.find_map(|target| {
         let mut variants = bundle.variants.iter();
-        variants.find(|variant| variant.target == *target && asked(variant.precision))
+        let runs = |precision| asked(precision) && backend.runs(*target, precision);
+        variants.find(|variant| variant.target == *target && runs(variant.precision))
     });
     let packages = || {
         let mut packages = bundle.packages.iter();
@@ -209,11 +210,31 @@ pub(crate) fn form(backend: &dyn Backend, bundle: &Bundle, options: &Options) ->
     let graphs = graphs.map(|variant| Form::Graphs(Box::new(variant.clone())));
     graphs
         .or_else(|| packages().cloned().map(Form::Packages))
-        .ok_or_else(|| BackendError::NoGraphs {
-            provider: backend.provider(),
-            asked: asked_for(options),
-            takes: backend.targets(),
+        .ok_or_else(|| match beyond(backend, bundle, options) {
+            Some((target, precision)) => BackendError::Unavailable {
+                provider: backend.provider(),
+                reason: format!(
+                    "it lacks operators of {target} `{precision}`, expected `{}`, which has them",
+                    Provider::Cpu
+                ),
+            },
+            None => BackendError::NoGraphs {
+                provider: backend.provider(),
+                asked: asked_for(options),
+                takes: backend.targets(),
+            },
         })
+}
+
+/// What is there, is asked for, and is of a target that `backend` takes, in a precision that it does not run.
+fn beyond(backend: &dyn Backend, bundle: &Bundle, options: &Options) -> Option<(Target, Precision)> {
+    let mut variants = bundle.variants.iter();
+    let wanted = variants.find(|variant| {
+        options.target.is_none_or(|asked| asked == variant.target)
+            && options.precision.is_none_or(|asked| asked == variant.precision)
+            && backend.targets().contains(&variant.target)
+    });
+    wanted.map(|variant| (variant.target, variant.precision))
 }
 
 /// Whether `bundle` has what is asked for at all: a form for any provider that may be taken.
@@ -280,7 +301,7 @@ pub fn open_session(
 mod tests {
     use super::*;
     #[cfg(all(feature = "ort", feature = "tract"))]
-    use models::bundle::{Target, Variant};
+    use models::bundle::Variant;
     use std::path::PathBuf;
 
     #[test]
@@ -350,8 +371,11 @@ mod tests {
         let bundle = bundle(&[
             (Target::Portable, Precision::Fp32),
             (Target::Portable, Precision::Fp16),
+            (Target::Portable, Precision::Q4),
+            (Target::Portable, Precision::Q8),
             (Target::Cpu, Precision::Int8),
             (Target::Cpu, Precision::Fp32),
+            (Target::Cpu, Precision::Q4),
         ]);
         let cases = [
             case(Cpu, None, None, Some((Target::Cpu, Precision::Int8))),
@@ -390,6 +414,27 @@ mod tests {
                 Some((Target::Portable, Precision::Fp16)),
             ),
             case(OrtCoreMl, None, Some(Precision::Int8), None),
+            case(Cpu, None, Some(Precision::Q4), Some((Target::Cpu, Precision::Q4))),
+            case(
+                Cpu,
+                Some(Target::Portable),
+                Some(Precision::Q4),
+                Some((Target::Portable, Precision::Q4)),
+            ),
+            case(
+                Cpu,
+                None,
+                Some(Precision::Q8),
+                Some((Target::Portable, Precision::Q8)),
+            ),
+            case(
+                Tract,
+                None,
+                Some(Precision::Q4),
+                Some((Target::Cpu, Precision::Q4)),
+            ),
+            case(Tract, Some(Target::Portable), Some(Precision::Q4), None),
+            case(Tract, None, Some(Precision::Q8), None),
         ];
         for case in cases {
             let options = Options {
@@ -461,11 +506,33 @@ mod tests {
         let choice = choose_for(&portable, &options, None).unwrap();
         assert_eq!(choice.backend.provider(), Provider::Tract);
     }
+
+    /// Graphs that are there, and that tract has no operators for.
+    #[test]
+    #[cfg(all(feature = "ort", feature = "tract"))]
+    fn tract_says_what_it_lacks() {
+        let blocks = bundle(&[(Target::Portable, Precision::Q4)]);
+        let tract = backend(Provider::Tract).unwrap();
+        let error = form(tract, &blocks, &Options::default()).unwrap_err();
+        assert!(error.is_unavailable(), "{error}");
+        let words = error.to_string();
+        assert!(
+            words.contains("`tract`") && words.contains("portable `q4`") && words.contains("expected `cpu`"),
+            "{words}"
+        );
+        let asked = Options {
+            precision: Some(Precision::Fp32),
+            ..Options::default()
+        };
+        let words = form(tract, &blocks, &asked).unwrap_err().to_string();
+        assert!(words.contains("no graphs of precision `fp32`"), "{words}");
+    }
+
     /// Packages have no target, so whoever asks for one asks for graphs.
     #[test]
     #[cfg(feature = "coreml-native")]
     fn packages_are_a_form_of_their_own() {
-        use models::bundle::{CoreMlPackages, EmbeddingRows, Target};
+        use models::bundle::{CoreMlPackages, EmbeddingRows};
         use models::dtype::DType;
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bundle");
         let mut bundle = Bundle::open(&directory).unwrap();

@@ -320,7 +320,7 @@ fn values(bytes: &[u8], dtype: DType) -> Option<Vec<f32>> {
             let halves = bytes.as_chunks::<2>().0.iter();
             Some(halves.map(|bytes| f16::from_le_bytes(*bytes).to_f32()).collect())
         }
-        DType::BFloat16 | DType::Int64 | DType::Bool | DType::UInt8 => None,
+        DType::BFloat16 | DType::Int64 | DType::Bool | DType::UInt8 | DType::Int8 => None,
     }
 }
 

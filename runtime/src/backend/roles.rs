@@ -5,7 +5,7 @@ use super::options::Options;
 use super::provider::Provider;
 use super::session::{Placement, Session};
 use crate::error::BackendError;
-use models::bundle::{Bundle, Target};
+use models::bundle::{Bundle, Precision, Target};
 use ndarray::{Array1, Array2, ArrayView2, ArrayView4, Axis};
 use std::any::Any;
 use std::path::Path;
@@ -145,6 +145,12 @@ pub trait Backend: Sync {
 
     /// The targets whose graphs it can run, the best first; none where it runs packages.
     fn targets(&self) -> &'static [Target];
+
+    /// Whether it runs graphs of such a target in a precision.
+    fn runs(&self, target: Target, precision: Precision) -> bool {
+        let _ = precision;
+        self.targets().contains(&target)
+    }
 
     /// Whether it runs Core ML packages.
     fn runs_packages(&self) -> bool {

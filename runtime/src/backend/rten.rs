@@ -5,7 +5,7 @@ use super::session::{Description, EngineSession, Input, Port, Session, Tensor};
 use super::{Backend, Decoder, Model, Options, Provider, TokenEmbedder, VisionEncoder, catch, parts};
 use crate::error::BackendError;
 use ::rten::{DataType, Dimension, NodeId, RunOptions, ThreadPool, Value, ValueType};
-use models::bundle::Target;
+use models::bundle::{Precision, Target};
 use models::dtype::DType;
 use ndarray::ArrayD;
 use rten_tensor::prelude::*;
@@ -31,6 +31,11 @@ impl Backend for Rten {
 
     fn targets(&self) -> &'static [Target] {
         &[Target::Portable]
+    }
+
+    fn runs(&self, target: Target, precision: Precision) -> bool {
+        // Of rounded weights in standard operators, rten lacks blocks of bytes, and int8 is not tried.
+        target == Target::Portable && matches!(precision, Precision::Fp32 | Precision::Fp16)
     }
 
     fn vision_encoder(&self, model: &Model<'_>) -> Result<Arc<dyn VisionEncoder>, BackendError> {

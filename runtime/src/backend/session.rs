@@ -76,7 +76,7 @@ impl Tensor {
             DType::Float16 => Some(Tensor::F16(ArrayD::from_elem(shape, f16::ZERO))),
             DType::Int64 => Some(Tensor::I64(ArrayD::zeros(shape))),
             DType::Bool => Some(Tensor::Bool(ArrayD::from_elem(shape, false))),
-            DType::BFloat16 | DType::UInt8 => None,
+            DType::BFloat16 | DType::UInt8 | DType::Int8 => None,
         }
     }
 

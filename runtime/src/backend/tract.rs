@@ -9,7 +9,7 @@ use super::session::{
 use super::{Backend, Decoder, Model, Options, Provider, TokenEmbedder, VisionEncoder, catch, parts};
 use crate::error::BackendError;
 use kernels::pool::Pool;
-use models::bundle::Target;
+use models::bundle::{Precision, Target};
 use models::dtype::DType;
 use ndarray::ArrayD;
 use std::collections::HashMap;
@@ -47,6 +47,12 @@ impl Backend for Tract {
 
     fn targets(&self) -> &'static [Target] {
         &[Target::Cpu, Target::Portable, Target::OrtCoreMl]
+    }
+
+    fn runs(&self, target: Target, precision: Precision) -> bool {
+        // Of rounded weights in standard operators, tract lacks blocks of bytes, and int8 is not tried.
+        let plain = matches!(precision, Precision::Fp32 | Precision::Fp16);
+        self.targets().contains(&target) && (target != Target::Portable || plain)
     }
 
     fn vision_encoder(&self, model: &Model<'_>) -> Result<Arc<dyn VisionEncoder>, BackendError> {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A FastVLM bundle without our runtime: image and question to words with onnxruntime, numpy, Pillow and tokenizers.
 
-python onnxruntime_plain.py BUNDLE IMAGE QUESTION [SUFFIX]        SUFFIX of the graphs: `` (fp32), _fp16, _int8, _q4
+python onnxruntime_plain.py BUNDLE IMAGE QUESTION [SUFFIX]        SUFFIX of the graphs: `` (fp32), _fp16, _int8, _quantized, _q4, _q4f16
 """
 
 import json

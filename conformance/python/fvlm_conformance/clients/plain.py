@@ -10,10 +10,13 @@ from PIL import Image
 
 from .onnxruntime_plain import FastVlm
 
+# Of files, where they are not the precision's name.
+SUFFIXES = {"fp32": "", "q8": "_quantized"}
+
 
 def main():
     bundle, dtype, cases = sys.argv[1:]
-    model = FastVlm(bundle, "" if dtype == "fp32" else f"_{dtype}")
+    model = FastVlm(bundle, SUFFIXES.get(dtype, f"_{dtype}"))
     for case in json.load(open(cases)):
         print(json.dumps({"tokens": model.ask(Image.open(case["image"]), case["question"])}), flush=True)
 

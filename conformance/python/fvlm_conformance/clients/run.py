@@ -26,6 +26,9 @@ from .packages import HERE, ROOT, call, node_packages
 # Precisions that the WebAssembly engine runs.
 BROWSER = ("fp32", "fp16", "int8", "q4")
 
+# Those of standard graphs with rounded weights, target `portable`.
+STANDARD = ("int8", "q8", "q4", "q4f16")
+
 
 def client(name, python=sys.executable):
     """The command that runs a client of this package."""
@@ -210,6 +213,27 @@ def main():
                     f"| {name} | {release} | {precision} | {problem or f'{equal} of {len(cases)}'} |",
                     flush=True,
                 )
+        # Standard graphs of 8 and 4 bits, beside those of target cpu of the same precisions, which have the other names.
+        standard = work / "bundle-standard"
+        call(
+            binaries / "fvlm-export",
+            "--quiet",
+            "--target",
+            "portable",
+            "--target",
+            "cpu",
+            "--output",
+            standard,
+            *(flag for precision in STANDARD for flag in ("--precision", precision)),
+        )
+        for name, release, command, _ in clients[:2]:
+            for precision in STANDARD:
+                equal, problem = agree([*command, standard, precision, asked], cases, stop, {})
+                failed |= equal != len(cases)
+                print(
+                    f"| {name} | {release} | standard {precision} | {problem or f'{equal} of {len(cases)}'} |",
+                    flush=True,
+                )
         # A browser gives each graph its own data file and no other. One compiler of WebAssembly: the better one takes half a minute.
         alone = work / "bundle-alone"
         call(
@@ -228,6 +252,31 @@ def main():
             failed |= equal != len(cases)
             print(
                 f"| transformers.js, as in a browser | {js} | {precision} | "
+                f"{problem or f'{equal} of {len(cases)}'} |",
+                flush=True,
+            )
+        alone_standard = work / "bundle-alone-standard"
+        call(
+            binaries / "fvlm-export",
+            "--quiet",
+            "--self-contained",
+            "--target",
+            "portable",
+            "--output",
+            alone_standard,
+            *(flag for precision in STANDARD for flag in ("--precision", precision)),
+        )
+        for precision in STANDARD:
+            with hub(alone_standard) as address:
+                equal, problem = agree(
+                    ["node", "--liftoff-only", script, alone_standard, precision, asked],
+                    cases,
+                    stop,
+                    {"HUB": address},
+                )
+            failed |= equal != len(cases)
+            print(
+                f"| transformers.js, as in a browser | {js} | standard {precision} | "
                 f"{problem or f'{equal} of {len(cases)}'} |",
                 flush=True,
             )

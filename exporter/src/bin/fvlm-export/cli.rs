@@ -22,6 +22,7 @@ Examples:
   fvlm-export --model FastVLM-0.5B --precision q4 -o b   for the fastest first token on a CPU
   fvlm-export --model FastVLM-0.5B --image-size 512 -o b also for smaller images, a quarter of the work
   fvlm-export --model FastVLM-0.5B --target coreml -o b  for Apple silicon: ONNX Runtime with Core ML
+  fvlm-export --target portable --precision q4 -o b      4-bit graphs for other people's engines
   fvlm-export --self-contained --page -o site            a page that runs the model in a browser
   fvlm-export --check coreml --onnx FILE                 what Core ML would take of any ONNX model
   fvlm-export --model FastVLM-0.5B --dry-run             what would be read and written
@@ -217,7 +218,9 @@ pub(crate) enum Check {
 /// A target by its name; help and completions list them.
 fn target() -> impl TypedValueParser<Value = Target> {
     let help = |target| match target {
-        Target::Portable => "Standard ONNX operators, for every engine: fp32, fp16",
+        Target::Portable => {
+            "Standard ONNX operators, for every engine: fp32, fp16, int8; for ONNX Runtime everywhere and browsers: q4, q4f16, q8"
+        }
         Target::Cpu => {
             "Fused operators with kernels in fvlm-run, for the fastest first token on a CPU: fp32, int8, q4"
         }
@@ -234,7 +237,9 @@ fn precision() -> impl TypedValueParser<Value = Precision> {
         Precision::Fp32 => "float32",
         Precision::Fp16 => "float16 weights and cache",
         Precision::Int8 => "8-bit weights, 8-bit activations in products",
+        Precision::Q8 => "8-bit weights in blocks; transformers.js takes it on WebAssembly unless it is told",
         Precision::Q4 => "4-bit weights in the decoder, 8-bit elsewhere",
+        Precision::Q4F16 => "4-bit weights in the decoder; float16 activations, cache and encoder",
     };
     one_of(Precision::ALL.map(|precision| PossibleValue::new(precision.name()).help(help(precision))))
 }

@@ -3,6 +3,7 @@
 use crate::cli::{Cli, Form, LayoutFlag, Place};
 use exporter::plan::{targets as targets_of, usual_precision};
 use exporter::{ExportPlan, Precision, Source, Target, Variant};
+use models::bundle::CoreMlPackages;
 use models::checkpoint::Layout;
 
 /// The export that the flags mean.
@@ -19,6 +20,13 @@ pub(crate) fn plan(cli: &Cli) -> Result<ExportPlan, String> {
         if given && packages.is_empty() {
             return Err(format!("{flag} is about --to coreml, found --to onnx"));
         }
+    }
+    let mut asked = packages.iter();
+    if let Some(none) = asked.find(|precision| !CoreMlPackages::PRECISIONS.contains(precision)) {
+        return Err(format!(
+            "--to coreml has --precision {}, found {none}",
+            CoreMlPackages::PRECISIONS.map(Precision::name).join(", ")
+        ));
     }
     if cli.neural_engine && packages.contains(&Precision::Fp32) {
         return Err("--neural-engine is float16 throughout, found --precision fp32".to_owned());
@@ -70,9 +78,8 @@ pub(crate) fn plan(cli: &Cli) -> Result<ExportPlan, String> {
     if cli.page {
         page(&plan)?;
     }
-    let rounded = |variant: &Variant| matches!(variant.precision(), Precision::Int8 | Precision::Q4);
-    if cli.calibration.is_some() && !plan.variants.iter().any(rounded) {
-        return Err("--calibration is about --precision int8 and q4 of --to onnx, found neither".to_owned());
+    if cli.calibration.is_some() {
+        calibrated(&plan.variants)?;
     }
     for (given, flag) in [
         (cli.max_context.is_some(), "--max-context"),
@@ -85,6 +92,24 @@ pub(crate) fn plan(cli: &Cli) -> Result<ExportPlan, String> {
         }
     }
     Ok(plan)
+}
+
+/// Whether statistics of activations are used by every form that rounds.
+///
+/// # Errors
+/// No such form, or one that is rounded without them.
+fn calibrated(variants: &[Variant]) -> Result<(), String> {
+    let rounds = |variant: &&Variant| !matches!(variant.precision(), Precision::Fp32 | Precision::Fp16);
+    let mut rounded = variants.iter().filter(rounds).peekable();
+    if rounded.peek().is_none() {
+        return Err("--calibration is about --precision int8 and q4 of --to onnx, found neither".to_owned());
+    }
+    match rounded.find(|variant| variant.target() != Target::Cpu) {
+        None => Ok(()),
+        Some(variant) => Err(format!(
+            "--calibration is about --target cpu, found {variant}, which is rounded to nearest"
+        )),
+    }
 }
 
 /// Whether a browser opens what the page is to run.
@@ -256,20 +281,63 @@ mod tests {
                 "portable fp16, coreml fp16",
             ),
             ("--target cpu --target portable", "cpu fp32, portable fp32"),
+            ("--target portable --precision q4", "portable q4"),
+            (
+                "--target portable --target cpu --precision q4 --precision q8",
+                "portable q4, cpu q4, portable q8",
+            ),
+            ("--precision q8 --precision q4f16", "portable q8, portable q4f16"),
             (
                 "--target portable --target cpu --precision fp32 --precision q4",
-                "portable fp32, cpu fp32, cpu q4",
+                "portable fp32, cpu fp32, portable q4, cpu q4",
             ),
         ];
         for (flags, expected) in cases {
             assert_eq!(named(flags).unwrap().join(", "), expected, "{flags}");
         }
-        let message = named("--target portable --precision q4").unwrap_err();
+        let message = named("--target coreml --precision q4").unwrap_err();
         assert_eq!(
             message,
-            "--precision q4 is a form of target cpu, found --target portable"
+            "--precision q4 is a form of target cpu and portable, found --target coreml"
         );
-        let message = named("--target cpu --target portable --precision q4").unwrap_err();
-        assert_eq!(message, "--target portable has none of the given --precision");
+        let message = named("--target cpu --precision q4f16").unwrap_err();
+        assert_eq!(
+            message,
+            "--precision q4f16 is a form of target portable, found --target cpu"
+        );
+        let message = named("--target cpu --target coreml --precision q4").unwrap_err();
+        assert_eq!(message, "--target coreml has none of the given --precision");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_said_in_a_sentence() {
+        let refused = |flags: &str| {
+            let arguments = std::iter::once("x").chain(flags.split_whitespace());
+            plan(&Cli::try_parse_from(arguments).unwrap()).unwrap_err()
+        };
+        for (flags, expected) in [
+            (
+                "--to coreml --precision q8",
+                "--to coreml has --precision fp32, fp16, int8, q4, found q8",
+            ),
+            (
+                "--to onnx --to coreml --precision q4 --precision q4f16",
+                "--to coreml has --precision fp32, fp16, int8, q4, found q4f16",
+            ),
+            (
+                "--calibration x --target portable --precision q4",
+                "--calibration is about --target cpu, found portable q4, which is rounded to nearest",
+            ),
+            (
+                "--calibration x --target cpu --target portable --precision int8",
+                "--calibration is about --target cpu, found portable int8, which is rounded to nearest",
+            ),
+            (
+                "--calibration x --precision fp16",
+                "--calibration is about --precision int8 and q4 of --to onnx, found neither",
+            ),
+        ] {
+            assert_eq!(refused(flags), expected, "{flags}");
+        }
     }
 }
