@@ -213,6 +213,30 @@ pub enum ExportError {
         /// What is wrong with it.
         problem: String,
     },
+    /// A directory that has not the graphs to adopt.
+    #[error("`{}` {problem}", path.display())]
+    NoGraphs {
+        /// The directory.
+        path: PathBuf,
+        /// What is missing; reads on after its name.
+        problem: String,
+    },
+    /// A graph to adopt that does not fit the contract, or what `config.json` states.
+    #[error("`{}` {}", path.display(), few(problems))]
+    Unfit {
+        /// The graph, or the directory that it lies in.
+        path: PathBuf,
+        /// What was found and what was expected, one sentence each.
+        problems: Vec<String>,
+    },
+    /// A file to adopt that is a link to somewhere else.
+    #[error("`{}` is a link to `{}`, expected a file of the directory itself", path.display(), to.display())]
+    LinkOutside {
+        /// The link.
+        path: PathBuf,
+        /// Where it leads.
+        to: PathBuf,
+    },
     /// A graph of target `coreml` that the CoreML execution provider would not take whole. A bug of ours, or a geometry
     /// that no test has.
     #[error("Core ML would not take these graphs whole:\n{}", verdicts.join("\n"))]
@@ -249,6 +273,17 @@ pub enum ExportError {
         /// What does not fit.
         what: String,
     },
+}
+
+/// The first of some sentences, and how many there are beside it.
+fn few(problems: &[String]) -> String {
+    let more = problems.len().saturating_sub(1);
+    let first = problems.first().map_or("", String::as_str);
+    if more == 0 {
+        first.to_owned()
+    } else {
+        format!("{first}; {more} more of its inputs and outputs do not fit")
+    }
 }
 
 fn plural(files: usize) -> String {
@@ -360,6 +395,11 @@ fn meaning(code: u16, token: bool) -> &'static str {
 }
 
 impl ExportError {
+    /// Whether it is about one precision of a directory to adopt, whose others may be better.
+    pub(crate) fn is_unfit(&self) -> bool {
+        matches!(self, ExportError::Unfit { .. } | ExportError::NotAModel { .. })
+    }
+
     /// Wraps an error of the operating system: `map_err(ExportError::io("write", &path))`.
     pub(crate) fn io(action: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();

@@ -13,7 +13,7 @@ use models::bundle::{ModelInfo, Parameters};
 use models::checkpoint::{self, Accounting, Adapter, Assets, Canonical, Checkpoint};
 use models::config::ModelConfig;
 use models::graph::{Graph, GraphError};
-use models::weights::Weights;
+use models::weights::{WeightSpec, Weights};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -132,7 +132,7 @@ impl<'a> Opened<'a> {
             name,
             layout: self.weights.layout().name().to_owned(),
             stored: self.checkpoint.stored(),
-            parameters: parameters(&self.weights),
+            parameters: parameters(self.weights.specs()),
             license: self.assets.license.clone(),
         }
     }
@@ -274,14 +274,14 @@ impl Forms {
 }
 
 /// Elements of the canonical weights, by network.
-fn parameters(weights: &Canonical) -> Parameters {
+pub(crate) fn parameters(specs: &[WeightSpec]) -> Parameters {
     let mut counts = Parameters {
         vision: 0,
         projector: 0,
         embed: 0,
         decoder: 0,
     };
-    for spec in weights.specs() {
+    for spec in specs {
         let count: u64 = spec.shape.iter().product();
         let place = if spec.name.starts_with("vision_tower.") {
             &mut counts.vision

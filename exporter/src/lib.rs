@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
+mod adopt;
 mod balance;
 pub mod calibration;
 mod clients;
@@ -24,6 +25,7 @@ mod target;
 mod trial;
 mod write;
 
+pub use adopt::{AdoptPlan, adopt};
 pub use error::{ExportError, HubProblem};
 pub use plan::{AdapterSource, ExportPlan, Precision, Source, Target, Variant};
 pub use report::{Phase, Report, Silent};

@@ -133,7 +133,8 @@ fn variant(lowered: &Lowered) -> VariantSummary {
     }
 }
 
-fn file(asset: &Asset) -> FileSummary {
+/// The account of a small file.
+pub(crate) fn file(asset: &Asset) -> FileSummary {
     let (origin, how) = match &asset.origin {
         Origin::Kept => (FileOrigin::Kept, ""),
         Origin::Adapted(how) => (FileOrigin::Adapted, how.as_str()),

@@ -203,7 +203,10 @@ fn hash_files(files: &[SourceFile], stop: &dyn Fn() -> bool) -> Result<Vec<FileE
 
 /// What is written is what was meant: the contract as a reader reads and checks it, and every file but the data files
 /// by its hash. Data files were hashed on their way out; their lengths are in the contract's check.
-fn read_back(directory: &Path, bundle: &Bundle) -> Result<(), ExportError> {
+///
+/// # Errors
+/// A difference.
+pub(crate) fn read_back(directory: &Path, bundle: &Bundle) -> Result<(), ExportError> {
     let mut found = Bundle::open(directory)?;
     if found != *bundle {
         let problem = format!("`{FILE_NAME}` reads differently from what was written");

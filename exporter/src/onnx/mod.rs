@@ -150,6 +150,7 @@ pub(crate) fn entry(graph: &Prepared) -> GraphEntry {
         data: graph.reads.iter().map(|name| in_bundle(name)).collect(),
         inputs: list(&graph.graph.inputs),
         outputs: list(&graph.graph.outputs),
+        adopted: None,
     }
 }
 

@@ -23,7 +23,11 @@ impl Bundle {
         self.check_files(directory, &mut problems);
         if problems.is_empty() {
             for variant in &self.variants {
-                self.check_variant(variant, &mut problems);
+                if variant.is_adopted() {
+                    self.check_adopted(variant, &mut problems);
+                } else {
+                    self.check_variant(variant, &mut problems);
+                }
             }
         }
         if problems.is_empty() {
@@ -381,7 +385,7 @@ fn lengths_fit(context: usize, prefill: &[usize], max_context: usize) -> bool {
 }
 
 /// The path, if it stays inside the bundle on every system.
-pub(crate) fn inside(path: &str) -> Option<PathBuf> {
+pub fn inside(path: &str) -> Option<PathBuf> {
     let plain = !path.is_empty() && !path.contains(['\\', ':', '\0']) && !path.split('/').any(str::is_empty);
     let relative = Path::new(path);
     let normal = relative

@@ -6,17 +6,18 @@
 
 #![deny(clippy::as_conversions)]
 
+mod adopted;
 mod agree;
 mod check;
 mod error;
 mod form;
 mod verify;
 
+pub use adopted::{Adopted, Given, Told};
 pub use error::BundleError;
 pub use form::{Precision, Target, UnknownForm, UnknownWord};
 
-#[cfg(feature = "describe")]
-pub(crate) use check::inside;
+pub use check::inside;
 
 use crate::dtype::DType;
 use serde::{Deserialize, Serialize};
@@ -79,7 +80,7 @@ pub struct Bundle {
 pub struct ModelInfo {
     /// Name for people: `demo`, `apple/FastVLM-0.5B`, a directory's name.
     pub name: String,
-    /// Layout of the checkpoint: `llava`, `transformers` or `mlx`.
+    /// Layout of the checkpoint: `llava`, `transformers` or `mlx`; `onnx` where graphs were adopted.
     pub layout: String,
     /// Element type of most of the checkpoint's bytes.
     pub stored: DType,
@@ -235,6 +236,9 @@ pub enum Content {
 /// A precision may be there for target `cpu` and for `portable`: the paths of the standard graphs then have the
 /// ecosystem's suffix (`_q4`), by which other people's clients find them, and those of target `cpu` say so
 /// (`_cpu_q4`). Readers of the contract choose by [`Variant::target`].
+///
+/// Graphs that another program wrote are of target `portable`, in the precision that their names state, and each
+/// says by [`GraphEntry::adopted`] how it is fed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Variant {
@@ -393,6 +397,11 @@ pub struct GraphEntry {
     pub inputs: Vec<Io>,
     /// Outputs in order.
     pub outputs: Vec<Io>,
+    /// How it is fed, where another program wrote it: inputs and outputs then have that program's names and
+    /// symbols. Left out of the text where it is ours; a reader that does not know the field refuses a bundle
+    /// that has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Adopted>,
 }
 
 /// One input or output of a graph.
@@ -407,7 +416,8 @@ pub struct Io {
     pub dims: Vec<IoDim>,
 }
 
-/// A dimension in the contract: a number, or one of `batch`, `past`, `new`, `total`.
+/// A dimension in the contract: a number, or one of `batch`, `past`, `new`, `total`; of adopted graphs, whatever they
+/// call it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum IoDim {

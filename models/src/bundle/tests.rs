@@ -1,5 +1,7 @@
 //! What a contract may say, and what it may not.
 
+mod adopted;
+
 use super::*;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -25,6 +27,7 @@ fn graph(path: &str, inputs: Vec<Io>, outputs: Vec<Io>) -> GraphEntry {
         data: Vec::new(),
         inputs,
         outputs,
+        adopted: None,
     }
 }
 

@@ -212,6 +212,28 @@ pub fn assets(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<Assets, C
     assets::assets(&checkpoint.path, config, &checkpoint.declared)
 }
 
+/// Reads everything but the graphs of a directory that others exported them to, and what it says of the
+/// networks: `config.json`, the tokenizer's files and the processor's, as transformers.js reads them.
+///
+/// # Errors
+/// A file that is missing, cannot be read, asks for something that this build does not do, or contradicts
+/// another.
+pub fn assets_of_graphs(directory: &Path) -> Result<(ModelConfig, Assets), CheckpointError> {
+    let not_there = |problem: &str| CheckpointError::NotACheckpoint {
+        path: directory.to_owned(),
+        problem: problem.to_owned(),
+    };
+    if !directory.is_dir() {
+        return Err(not_there("is not a directory"));
+    }
+    if !directory.join(CONFIG).exists() {
+        return Err(not_there("has no `config.json`"));
+    }
+    let declared = Declared::of_graphs(directory)?;
+    let assets = assets::of_graphs(directory, &declared)?;
+    Ok((declared.config, assets))
+}
+
 /// What an adapter in a directory was made from, if it says so.
 fn base_of_adapter(directory: &Path) -> Option<String> {
     let stated = small::object_if_there(&directory.join(ADAPTER), MAX_INDEX);

@@ -54,11 +54,32 @@ impl Declared {
     /// # Errors
     /// A file that cannot be read, is not JSON, or asks for something that this build does not do.
     pub(crate) fn read(directory: &Path, fields: Value) -> Result<Declared, CheckpointError> {
-        let (mut config, layout) = ModelConfig::of(&fields, &directory.join(CONFIG))?;
+        let (config, layout) = ModelConfig::of(&fields, &directory.join(CONFIG))?;
         let processors = match layout {
             Layout::Llava | Layout::Mlx => Vec::new(),
             Layout::Transformers => processors(directory)?,
         };
+        Declared::with(directory, fields, (config, layout), processors)
+    }
+
+    /// As [`Declared::read`], of graphs that others exported: whatever the dialect, a file states the image
+    /// processor.
+    ///
+    /// # Errors
+    /// As [`Declared::read`].
+    pub(crate) fn of_graphs(directory: &Path) -> Result<Declared, CheckpointError> {
+        let fields = Declared::fields(directory)?;
+        let read = ModelConfig::of(&fields, &directory.join(CONFIG))?;
+        let processors = processors(directory)?;
+        Declared::with(directory, fields, read, processors)
+    }
+
+    fn with(
+        directory: &Path,
+        fields: Value,
+        (mut config, layout): (ModelConfig, Layout),
+        processors: Vec<Processor>,
+    ) -> Result<Declared, CheckpointError> {
         if let Some(side) = crop_side(&processors)? {
             config.vision.image_size = side;
             let mut problems = Problems(Vec::new());

@@ -16,7 +16,7 @@ use super::session::Session;
 #[cfg(feature = "tract")]
 use super::tract;
 use crate::error::{BackendError, EngineError};
-use models::bundle::{Bundle, Precision, Target};
+use models::bundle::{Bundle, Precision, Target, Variant};
 use std::fmt;
 use std::path::Path;
 
@@ -198,8 +198,8 @@ pub(crate) fn form(backend: &dyn Backend, bundle: &Bundle, options: &Options) ->
     let mut targets = targets.filter(|target| options.target.is_none_or(|asked| asked == **target));
     let graphs = targets.find_map(|target| {
         let mut variants = bundle.variants.iter();
-        let runs = |precision| asked(precision) && backend.runs(*target, precision);
-        variants.find(|variant| variant.target == *target && runs(variant.precision))
+        let runs = |variant: &Variant| asked(variant.precision) && takes(backend, *target, variant);
+        variants.find(|variant| variant.target == *target && runs(variant))
     });
     let packages = || {
         let mut packages = bundle.packages.iter();
@@ -211,12 +211,9 @@ pub(crate) fn form(backend: &dyn Backend, bundle: &Bundle, options: &Options) ->
     graphs
         .or_else(|| packages().cloned().map(Form::Packages))
         .ok_or_else(|| match beyond(backend, bundle, options) {
-            Some((target, precision)) => BackendError::Unavailable {
+            Some(variant) => BackendError::Unavailable {
                 provider: backend.provider(),
-                reason: format!(
-                    "it lacks operators of {target} `{precision}`, expected `{}`, which has them",
-                    Provider::Cpu
-                ),
+                reason: lacks(variant),
             },
             None => BackendError::NoGraphs {
                 provider: backend.provider(),
@@ -226,15 +223,33 @@ pub(crate) fn form(backend: &dyn Backend, bundle: &Bundle, options: &Options) ->
         })
 }
 
-/// What is there, is asked for, and is of a target that `backend` takes, in a precision that it does not run.
-fn beyond(backend: &dyn Backend, bundle: &Bundle, options: &Options) -> Option<(Target, Precision)> {
+/// Whether an engine runs a variant of a target that it takes.
+fn takes(backend: &dyn Backend, target: Target, variant: &Variant) -> bool {
+    backend.runs(target, variant.precision) && (backend.runs_adopted() || !variant.is_adopted())
+}
+
+/// Why a variant is not run by an engine that takes its target.
+fn lacks(variant: &Variant) -> String {
+    let Variant {
+        target, precision, ..
+    } = variant;
+    let cpu = Provider::Cpu;
+    if variant.is_adopted() {
+        return format!(
+            "{target} `{precision}` has graphs of another program, expected `{cpu}`, which runs any"
+        );
+    }
+    format!("it lacks operators of {target} `{precision}`, expected `{cpu}`, which has them")
+}
+
+/// What is there, is asked for, and is of a target that `backend` takes, and that it does not run.
+fn beyond<'b>(backend: &dyn Backend, bundle: &'b Bundle, options: &Options) -> Option<&'b Variant> {
     let mut variants = bundle.variants.iter();
-    let wanted = variants.find(|variant| {
+    variants.find(|variant| {
         options.target.is_none_or(|asked| asked == variant.target)
             && options.precision.is_none_or(|asked| asked == variant.precision)
             && backend.targets().contains(&variant.target)
-    });
-    wanted.map(|variant| (variant.target, variant.precision))
+    })
 }
 
 /// Whether `bundle` has what is asked for at all: a form for any provider that may be taken.
@@ -251,6 +266,13 @@ pub(crate) fn check_forms(bundle: &Bundle, options: &Options) -> Result<(), Engi
     // Without any engine there is a better word for it.
     if built.peek().is_none() || built.any(|backend| form(backend, bundle, options).is_ok()) {
         return Ok(());
+    }
+    // Where one alone may be taken, what it lacks says more than what there is.
+    if !options.fallback
+        && let Ok(backend) = backend(options.provider)
+        && let Err(lacks @ BackendError::Unavailable { .. }) = form(backend, bundle, options)
+    {
+        return Err(lacks.into());
     }
     let variants = bundle.variants.iter();
     let packages = bundle.packages.iter();
@@ -300,8 +322,6 @@ pub fn open_session(
 #[cfg(test)]
 mod tests {
     use super::*;
-    #[cfg(all(feature = "ort", feature = "tract"))]
-    use models::bundle::Variant;
     use std::path::PathBuf;
 
     #[test]
@@ -526,6 +546,38 @@ mod tests {
         };
         let words = form(tract, &blocks, &asked).unwrap_err().to_string();
         assert!(words.contains("no graphs of precision `fp32`"), "{words}");
+    }
+
+    /// Graphs of another program: ONNX Runtime runs any, the others know ours.
+    #[test]
+    #[cfg(all(feature = "ort", feature = "tract"))]
+    fn adopted_graphs_are_for_onnx_runtime() {
+        let mut adopted = bundle(&[(Target::Portable, Precision::Fp32)]);
+        let [variant] = adopted.variants.as_mut_slice() else {
+            panic!("{adopted:?}")
+        };
+        for graph in [
+            &mut variant.vision_encoder,
+            &mut variant.embed_tokens,
+            &mut variant.decoder,
+        ] {
+            graph.adopted = Some(models::bundle::Adopted::default());
+        }
+        let found = |provider| form(backend(provider).unwrap(), &adopted, &Options::default());
+        assert!(found(Provider::Cpu).is_ok());
+        for provider in [Provider::Tract, Provider::OrtCoreMl] {
+            let words = found(provider).unwrap_err().to_string();
+            assert!(
+                words.contains("portable `fp32` has graphs of another program, expected `cpu`"),
+                "{words}"
+            );
+        }
+        let alone = Options::default()
+            .with_provider(Provider::Tract)
+            .with_fallback(false);
+        let words = check_forms(&adopted, &alone).unwrap_err().to_string();
+        assert!(words.contains("graphs of another program"), "{words}");
+        assert!(check_forms(&adopted, &alone.with_fallback(true)).is_ok());
     }
 
     /// Packages have no target, so whoever asks for one asks for graphs.

@@ -301,6 +301,7 @@ mod tests {
                 dims: vec![IoDim::Fixed(1), IoDim::Fixed(1), IoDim::Fixed(1)],
             }],
             outputs: Vec::new(),
+            adopted: None,
         };
         let kv = KvSpec {
             layers: 1,

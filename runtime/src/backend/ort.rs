@@ -105,6 +105,10 @@ impl Backend for OnnxRuntime {
         }
     }
 
+    fn runs_adopted(&self) -> bool {
+        self.provider == Provider::Cpu
+    }
+
     fn vision_encoder(&self, model: &Model<'_>) -> Result<Arc<dyn VisionEncoder>, BackendError> {
         parts::vision_encoder(model, model.form.graphs(self.provider)?, &|path, fixed| {
             self.open_part(model, path, fixed)

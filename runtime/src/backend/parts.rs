@@ -1,5 +1,6 @@
 //! How do sessions become the roles of a model?
 
+use super::adopted::{AdoptedSession, as_ours};
 use super::fixed::{FixedDecoder, Graph};
 use super::kv::KvDecoder;
 use super::session::{EngineSession, check_contract};
@@ -22,7 +23,11 @@ pub(super) fn vision_encoder<S: EngineSession + 'static>(
     variant: &Variant,
     open: &OpenGraph<'_, S>,
 ) -> Result<Arc<dyn VisionEncoder>, BackendError> {
-    let session = session(model, &variant.vision_encoder, FIXED, open)?;
+    let entry = &variant.vision_encoder;
+    if entry.adopted.is_some() {
+        return Ok(Arc::new(SessionEncoder::new(adopted(model, entry, open)?)));
+    }
+    let session = session(model, entry, FIXED, open)?;
     Ok(Arc::new(SessionEncoder::new(session)))
 }
 
@@ -32,7 +37,11 @@ pub(super) fn embedder<S: EngineSession + 'static>(
     variant: &Variant,
     open: &OpenGraph<'_, S>,
 ) -> Result<Arc<dyn TokenEmbedder>, BackendError> {
-    let session = session(model, &variant.embed_tokens, FIXED, open)?;
+    let entry = &variant.embed_tokens;
+    if entry.adopted.is_some() {
+        return Ok(Arc::new(SessionEmbedder(adopted(model, entry, open)?)));
+    }
+    let session = session(model, entry, FIXED, open)?;
     Ok(Arc::new(SessionEmbedder(session)))
 }
 
@@ -45,8 +54,15 @@ pub(super) fn decoder<S: EngineSession + 'static>(
     open: &OpenGraph<'_, S>,
 ) -> Result<Arc<dyn Decoder>, BackendError> {
     let entry = &variant.decoder;
+    let kv = &model.bundle.kv;
+    if let Some(described) = &entry.adopted {
+        let session = adopted(model, entry, open)?;
+        // One after the other: what such a graph makes of padding in front is not known.
+        let ours = as_ours(entry, described);
+        let decoder = KvDecoder::new(session, &ours, kv, variant.kv_dtype, false)?;
+        return Ok(Arc::new(decoder));
+    }
     if let Some(fixed) = &variant.fixed {
-        let kv = &model.bundle.kv;
         let graph = |new, entry| Graph::new(new, session(model, entry, FIXED, open)?, entry, kv);
         let step = graph(1, entry)?;
         let prefill = fixed
@@ -58,8 +74,19 @@ pub(super) fn decoder<S: EngineSession + 'static>(
         return Ok(Arc::new(decoder));
     }
     let session = session(model, entry, if together { &[] } else { FIXED }, open)?;
-    let decoder = KvDecoder::new(session, entry, &model.bundle.kv, variant.kv_dtype, together)?;
+    let decoder = KvDecoder::new(session, entry, kv, variant.kv_dtype, together)?;
     Ok(Arc::new(decoder))
+}
+
+/// The session of a graph that another program wrote. Its symbols are its own: none is given a length.
+fn adopted<S: EngineSession>(
+    model: &Model<'_>,
+    entry: &GraphEntry,
+    open: &OpenGraph<'_, S>,
+) -> Result<AdoptedSession<S>, BackendError> {
+    let session = session(model, entry, &[], open)?;
+    let described = entry.adopted.clone().unwrap_or_default();
+    Ok(AdoptedSession::new(session, entry, &described))
 }
 
 fn session<S: EngineSession>(

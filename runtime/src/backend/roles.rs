@@ -152,6 +152,11 @@ pub trait Backend: Sync {
         self.targets().contains(&target)
     }
 
+    /// Whether it runs graphs that another program wrote and a bundle adopted: any operators, any lengths.
+    fn runs_adopted(&self) -> bool {
+        false
+    }
+
     /// Whether it runs Core ML packages.
     fn runs_packages(&self) -> bool {
         false

@@ -28,7 +28,8 @@ impl<S> SessionEncoder<S> {
 #[derive(Debug)]
 pub struct SessionEmbedder<S>(pub S);
 
-/// Runs a graph that has one input and one output of real numbers, `[1, rows, hidden]`; returns `[rows, hidden]`.
+/// Runs a graph that has one input and one output of real numbers, `[1, rows, hidden]`, or of an adopted graph
+/// `[rows, hidden]`; returns `[rows, hidden]`.
 fn run<S: EngineSession>(
     session: &S,
     name: &str,
@@ -46,6 +47,17 @@ fn run<S: EngineSession>(
         .download(first)?
         .into_f32()
         .ok_or_else(|| failed("the output is not of real numbers".to_owned()))?;
+    let stated = session
+        .description()
+        .outputs
+        .first()
+        .map(|port| port.dims.as_slice());
+    if let Some(stated) = stated.filter(|stated| differs(found.shape(), stated)) {
+        let (found, stated) = (found.shape(), words(stated));
+        return Err(failed(format!(
+            "the output has shape {found:?}, expected [{stated}]"
+        )));
+    }
     rows(found).map_err(|shape| {
         failed(format!(
             "the output has shape {shape:?}, expected [1, rows, hidden]"
@@ -53,10 +65,22 @@ fn run<S: EngineSession>(
     })
 }
 
+/// Whether a shape of as many dimensions as are stated has another length than one that is stated.
+fn differs(shape: &[usize], stated: &[Option<usize>]) -> bool {
+    let mut pairs = shape.iter().zip(stated);
+    shape.len() == stated.len() && pairs.any(|(found, stated)| stated.is_some_and(|stated| stated != *found))
+}
+
+/// Stated lengths, for messages.
+fn words(stated: &[Option<usize>]) -> String {
+    let word = |length: &Option<usize>| length.map_or("any".to_owned(), |length| length.to_string());
+    stated.iter().map(word).collect::<Vec<_>>().join(", ")
+}
+
 /// `[1, rows, hidden]` as `[rows, hidden]`, without a copy; the shape where it is another one.
 fn rows(array: ArrayD<f32>) -> Result<Array2<f32>, Vec<usize>> {
     let shape = array.shape().to_vec();
-    let &[1, rows, hidden] = shape.as_slice() else {
+    let (&[1, rows, hidden] | &[rows, hidden]) = shape.as_slice() else {
         return Err(shape);
     };
     array.into_shape_with_order((rows, hidden)).map_err(|_| shape)

@@ -24,6 +24,7 @@ Examples:
   fvlm-export --model FastVLM-0.5B --target coreml -o b  for Apple silicon: ONNX Runtime with Core ML
   fvlm-export --target portable --precision q4 -o b      4-bit graphs for other people's engines
   fvlm-export --self-contained --page -o site            a page that runs the model in a browser
+  fvlm-export --from-onnx FastVLM-0.5B-ONNX -o bundle    graphs that others exported, for fvlm-run
   fvlm-export --check coreml --onnx FILE                 what Core ML would take of any ONNX model
   fvlm-export --model FastVLM-0.5B --dry-run             what would be read and written
   fvlm-export --verify bundle                            whether every file is as it was written
@@ -43,6 +44,20 @@ pub(crate) struct Cli {
     /// script wrote, or their file of a projector. Can be given several times; =WEIGHT multiplies what it changes
     #[arg(long, value_name = "DIR[=WEIGHT]", value_parser = adapter)]
     pub(crate) adapter: Vec<AdapterSource>,
+
+    /// Make a bundle of graphs that another program exported, as transformers.js reads them: a directory with config.json, the
+    /// tokenizer's and the processor's files, and onnx/. Each graph is checked against what config.json states, and copied as
+    /// it is; fvlm-run runs it on ONNX Runtime. --precision takes some of those that are there
+    #[arg(
+        long,
+        value_name = "DIR",
+        conflicts_with_all = [
+            "model", "adapter", "to", "ios16_encoder", "neural_engine", "target", "calibration", "image_size",
+            "self_contained", "weights", "max_context", "prefill", "check", "onnx", "verify", "dynamic_shapes", "card", "page",
+            "layout", "dump",
+        ]
+    )]
+    pub(crate) from_onnx: Option<PathBuf>,
 
     /// The form to write; can be given several times
     #[arg(long, value_enum, value_name = "FORM", default_value = "onnx")]

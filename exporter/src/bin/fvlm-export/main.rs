@@ -92,7 +92,10 @@ fn export(cli: &Cli, plan: &ExportPlan) -> Result<(), ExportError> {
     let mut progress = Progress::new(cli.quiet || cli.json);
     interrupt::install(progress.interrupted_flag());
     programs::faults::report(exporter::abandon);
-    let result = exporter::export(plan, &mut progress);
+    let result = match plan::adoption(cli) {
+        Some(plan) => exporter::adopt(&plan, &mut progress),
+        None => exporter::export(plan, &mut progress),
+    };
     progress.clear();
     let summary = result?;
     for warning in &summary.warnings {

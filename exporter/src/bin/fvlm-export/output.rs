@@ -68,7 +68,16 @@ fn hint(error: &ExportError) -> Option<&'static str> {
         ExportError::DamagedCache { .. } => Some("remove that file; the same command downloads it again"),
         ExportError::InterruptedDownload { .. } => Some("the same command goes on from there"),
         ExportError::Hub { problem, .. } => hub_hint(problem),
-        ExportError::NoModel { .. } => Some("--model takes a directory, `demo`, or ORG/NAME"),
+        ExportError::NoModel { .. } => {
+            Some("--model takes a directory, `demo`, or ORG/NAME; --from-onnx a directory with graphs")
+        }
+        ExportError::NoGraphs { .. } => Some(
+            "--from-onnx takes what `hf download ORG/NAME --local-dir DIR` brings of a repository with graphs for transformers.js",
+        ),
+        ExportError::Unfit { .. } => Some(
+            "--precision takes those that fit; --model makes graphs of the checkpoint that these were made of",
+        ),
+        ExportError::LinkOutside { .. } => Some("put the file itself there, if it is what it should be"),
         ExportError::NoBase { .. } => Some("--model names the model that adapters are merged into"),
         ExportError::Checkpoint(CheckpointError::HasAdapter { .. }) => {
             Some("--adapter names that directory, and --model the one with the weights that it was made from")
@@ -237,12 +246,14 @@ fn lines(text: &mut String, summary: &Summary) -> std::fmt::Result {
         HumanCount(count.decoder)
     )?;
     let accounting = &summary.accounting;
-    writeln!(
-        text,
-        "tensors     {} used, {} ignored",
-        accounting.used.len(),
-        accounting.ignored.len()
-    )?;
+    if !(accounting.used.is_empty() && accounting.ignored.is_empty()) {
+        writeln!(
+            text,
+            "tensors     {} used, {} ignored",
+            accounting.used.len(),
+            accounting.ignored.len()
+        )?;
+    }
     let mut rules: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for ignored in &accounting.ignored {
         rules.entry(&ignored.rule).or_default().push(&ignored.tensor);

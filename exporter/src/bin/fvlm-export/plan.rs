@@ -2,7 +2,7 @@
 
 use crate::cli::{Cli, Form, LayoutFlag, Place};
 use exporter::plan::{targets as targets_of, usual_precision};
-use exporter::{ExportPlan, Precision, Source, Target, Variant};
+use exporter::{AdoptPlan, ExportPlan, Precision, Source, Target, Variant};
 use models::bundle::CoreMlPackages;
 use models::checkpoint::Layout;
 
@@ -92,6 +92,18 @@ pub(crate) fn plan(cli: &Cli) -> Result<ExportPlan, String> {
         }
     }
     Ok(plan)
+}
+
+/// What the flags adopt instead, if they do.
+pub(crate) fn adoption(cli: &Cli) -> Option<AdoptPlan> {
+    let directory = cli.from_onnx.clone()?;
+    Some(AdoptPlan {
+        directory,
+        output: cli.output.clone(),
+        precisions: cli.precision.clone(),
+        overwrite: cli.overwrite,
+        dry_run: cli.dry_run,
+    })
 }
 
 /// Whether statistics of activations are used by every form that rounds.

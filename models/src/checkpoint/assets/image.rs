@@ -12,17 +12,8 @@ pub(super) fn llava_image(
     declared: &Value,
     config: &ModelConfig,
 ) -> Result<ImageSpec, CheckpointError> {
-    let aspect = match declared.get("image_aspect_ratio") {
-        // int(mean * 255) with means of 0.
-        Some(Value::String(name)) if name == "pad" => Aspect::Pad { color: [0; 3] },
-        None | Some(Value::Null) => Aspect::Crop,
-        Some(Value::String(name)) if name == "square" => Aspect::Crop,
-        Some(other) => {
-            let problem =
-                format!("`image_aspect_ratio` is {other}, this build supports \"pad\", \"square\" and null");
-            return Err(files.config(CONFIG, problem));
-        }
-    };
+    let mean = [0.0; 3];
+    let aspect = llava_aspect(files, declared, mean)?;
     let side = u32::try_from(config.vision.image_size).unwrap_or(u32::MAX);
     Ok(ImageSpec {
         height: side,
@@ -31,10 +22,42 @@ pub(super) fn llava_image(
         shortest_edge: side,
         resample: Resample::Bicubic,
         rescale: 1.0 / 255.0,
-        mean: [0.0; 3],
+        mean,
         std: [1.0; 3],
         tokens: tokens(config),
     })
+}
+
+/// What Apple's `process_images` does before the processor, which has that mean.
+pub(super) fn llava_aspect(
+    files: &Files<'_>,
+    declared: &Value,
+    mean: [f64; 3],
+) -> Result<Aspect, CheckpointError> {
+    match declared.get("image_aspect_ratio") {
+        // A byte, for a mean of pixels: what is above or below is cut off.
+        Some(Value::String(name)) if name == "pad" => Ok(Aspect::Pad {
+            color: mean.map(byte),
+        }),
+        None | Some(Value::Null) => Ok(Aspect::Crop),
+        Some(Value::String(name)) if name == "square" => Ok(Aspect::Crop),
+        Some(other) => {
+            let problem =
+                format!("`image_aspect_ratio` is {other}, this build supports \"pad\", \"square\" and null");
+            Err(files.config(CONFIG, problem))
+        }
+    }
+}
+
+/// Python's `int(mean * 255)`, within a byte.
+#[expect(
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the fraction is cut off, and `as` saturates"
+)]
+fn byte(mean: f64) -> u8 {
+    (mean * 255.0) as u8
 }
 
 fn tokens(config: &ModelConfig) -> usize {

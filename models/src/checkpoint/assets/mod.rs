@@ -6,6 +6,7 @@
 
 pub(super) mod asset;
 mod clients;
+mod graphs;
 mod image;
 mod text;
 mod tokens;
@@ -16,7 +17,7 @@ use crate::checkpoint::error::CheckpointError;
 use crate::config::{Declared, Layout, ModelConfig};
 pub use asset::{Asset, Origin};
 use clients::{client_config, client_image, client_processor, client_tokenizer};
-use image::{llava_image, transformers_image};
+use image::{llava_aspect, llava_image, transformers_image};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use text::{Ids, image_token, special_tokens, stop_ids, template, tokenizer};
@@ -70,19 +71,54 @@ pub(super) fn assets(
     declared: &Declared,
 ) -> Result<Assets, CheckpointError> {
     let files = Files { directory };
+    let (image, from) = match declared.layout {
+        Layout::Llava | Layout::Mlx => {
+            let image = llava_image(&files, &declared.fields, config)?;
+            let from = format!("the processor in Apple's code, at {} pixels", image.width);
+            (image, from)
+        }
+        Layout::Transformers => {
+            let image = transformers_image(&files, &declared.processors, config)?;
+            (image, PROCESSOR_FIELDS.to_owned())
+        }
+    };
+    with_image(&files, config, declared, image, from)
+}
+
+/// Reads everything but the graphs of the directory that others exported them to.
+///
+/// # Errors
+/// As [`assets`], and files that contradict each other.
+pub(super) fn of_graphs(directory: &Path, declared: &Declared) -> Result<Assets, CheckpointError> {
+    let files = Files { directory };
+    let config = &declared.config;
+    let mut image = transformers_image(&files, &declared.processors, config)?;
+    if declared.layout != Layout::Transformers {
+        image.aspect = llava_aspect(&files, &declared.fields, image.mean)?;
+    }
+    graphs::check(&files, declared)?;
+    with_image(&files, config, declared, image, PROCESSOR_FIELDS.to_owned())
+}
+
+/// Where a written processor is from, if the checkpoint has one.
+const PROCESSOR_FIELDS: &str = "all fields of CLIPImageProcessor, defaults included";
+
+/// Everything beside the image's way to pixels, which is `image`, and `from` what it is derived.
+fn with_image(
+    files: &Files<'_>,
+    config: &ModelConfig,
+    declared: &Declared,
+    image: ImageSpec,
+    from: String,
+) -> Result<Assets, CheckpointError> {
     let Declared {
         layout,
         fields: declared,
-        processors,
         ..
     } = declared;
     let layout = *layout;
-    let image = match layout {
-        Layout::Llava | Layout::Mlx => llava_image(&files, declared, config)?,
-        Layout::Transformers => transformers_image(&files, processors, config)?,
-    };
     let tokenizer_config = files.json("tokenizer_config.json")?.unwrap_or_else(|| json!({}));
-    let (mut tokenizer, made) = tokenizer(&files)?;
+    let (mut tokenizer, made) = tokenizer(files)?;
     if !tokenizer
         .pointer("/model/vocab")
         .is_some_and(|vocab| vocab.is_object() || vocab.is_array())
@@ -93,17 +129,17 @@ pub(super) fn assets(
         ));
     }
     let rows = config.decoder.vocab_size;
-    let special = tokens::complete(&files, &tokenizer_config, &mut tokenizer, made, rows)?;
+    let special = tokens::complete(files, &tokenizer_config, &mut tokenizer, made, rows)?;
     let named = Ids::of(&tokenizer).added.contains_key(IMAGE_TOKEN);
-    let image_token_id = image_token(&files, declared, config, layout, &mut tokenizer)?;
+    let image_token_id = image_token(files, declared, config, layout, &mut tokenizer)?;
     let ids = Ids::of(&tokenizer);
     let generation = files.json("generation_config.json")?.unwrap_or_else(|| json!({}));
-    let stop_ids = stop_ids(&files, &generation, declared, &ids)?;
+    let stop_ids = stop_ids(files, &generation, declared, &ids)?;
     if let Some(id) = image_token_id.filter(|id| stop_ids.contains(id)) {
         let problem = format!("{id} is the id of `{IMAGE_TOKEN}` and a stop id: {stop_ids:?}");
         return Err(files.config("generation_config.json", problem));
     }
-    let (template, template_origin) = template(&files, &tokenizer_config, layout)?;
+    let (template, template_origin) = template(files, &tokenizer_config, layout)?;
     let special_tokens = special_tokens(&tokenizer_config, &special.named, &template);
     let prompt = PromptSpec {
         tokenizer: "tokenizer.json".to_owned(),
@@ -143,7 +179,7 @@ pub(super) fn assets(
         }
     };
     let token_side = config.vision.token_side();
-    let terms = license::find(directory)?;
+    let terms = license::find(files.directory)?;
     let mut assets = terms.files;
     assets.extend([
         Asset {
@@ -161,16 +197,7 @@ pub(super) fn assets(
             pretty(&generation),
             "greedy, with the model's stop ids".to_owned(),
         ),
-        file(
-            "preprocessor_config.json",
-            pretty(&client_image(&image)),
-            match layout {
-                Layout::Llava | Layout::Mlx => {
-                    format!("the processor in Apple's code, at {} pixels", image.width)
-                }
-                Layout::Transformers => "all fields of CLIPImageProcessor, defaults included".to_owned(),
-            },
-        ),
+        file("preprocessor_config.json", pretty(&client_image(&image)), from),
         file(
             "processor_config.json",
             pretty(&client_processor(token_side)),

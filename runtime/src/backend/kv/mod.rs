@@ -7,7 +7,7 @@ use super::session::{EngineSession, Input, Placement, Positions, Tensor};
 use super::{Decoder, DecoderState};
 use crate::error::BackendError;
 use group::{Group, Member, Place, Source, lock, sets};
-use models::bundle::{GraphEntry, IoDim, KvSpec};
+use models::bundle::{Adopted, GraphEntry, IoDim, KvSpec};
 use models::dtype::DType;
 use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, s};
 use ports::{POSITIONS, Ports};
@@ -29,6 +29,8 @@ pub struct KvDecoder<S: EngineSession> {
     head_dim: usize,
     /// Whether several sequences can be continued by one computation.
     together: AtomicBool,
+    /// Whether, with a cache, one position is fed in a computation: a graph that was adopted may be made so.
+    steps: bool,
     /// Held by who changes what is in groups. Whoever holds this may wait for a sequence's [`Place`], not the other way.
     groups: Mutex<()>,
 }
@@ -57,6 +59,7 @@ impl<S: EngineSession> KvDecoder<S> {
             heads: kv.kv_heads,
             head_dim: kv.head_dim,
             together: AtomicBool::new(together && varies),
+            steps: entry.adopted.as_ref().is_some_and(Adopted::steps),
             groups: Mutex::new(()),
         })
     }
@@ -340,8 +343,9 @@ struct KvState<S: EngineSession> {
     beside: usize,
 }
 
-impl<S: EngineSession + 'static> DecoderState for KvState<S> {
-    fn feed(&mut self, embeds: ArrayView2<'_, f32>) -> Result<Array1<f32>, BackendError> {
+impl<S: EngineSession + 'static> KvState<S> {
+    /// Feeds positions in one computation.
+    fn feed_at_once(&mut self, embeds: ArrayView2<'_, f32>) -> Result<Array1<f32>, BackendError> {
         let decoder = &*self.decoder;
         let KvDecoder { session, ports, .. } = decoder;
         let new = ports.positions(session, &embeds)?;
@@ -370,13 +374,34 @@ impl<S: EngineSession + 'static> DecoderState for KvState<S> {
         inputs.extend(past.zip(cache.iter().map(Input::Held)));
         let outputs = session.compute(&inputs)?;
         drop(inputs);
-        let logits = ports.logits(session, &outputs)?;
+        let logits = ports.of_last(ports.logits(session, &outputs)?);
         // Only now: a step that failed leaves the state as it was.
         *cache = decoder.present(outputs)?;
         drop(place);
         self.len = total;
         self.beside = 1;
         Ok(logits)
+    }
+}
+
+impl<S: EngineSession + 'static> DecoderState for KvState<S> {
+    fn feed(&mut self, embeds: ArrayView2<'_, f32>) -> Result<Array1<f32>, BackendError> {
+        if !self.decoder.steps || self.len == 0 {
+            return self.feed_at_once(embeds);
+        }
+        let before = self.len;
+        let mut rows = embeds.axis_chunks_iter(Axis(0), 1);
+        // No rows at all are for the engine's own complaint.
+        let mut fed = self.feed_at_once(rows.next().unwrap_or(embeds));
+        for row in rows {
+            if fed.is_ok() {
+                fed = self.feed_at_once(row);
+            }
+        }
+        if fed.is_err() {
+            self.truncate(before)?;
+        }
+        fed
     }
 
     fn len(&self) -> usize {

@@ -4,7 +4,7 @@ use crate::backend::session::{EngineSession, Tensor};
 use crate::error::BackendError;
 use models::bundle::{GraphEntry, IoDim, KvSpec};
 use models::dtype::DType;
-use ndarray::{Array1, ArrayView2};
+use ndarray::{Array1, ArrayView2, s};
 use std::path::Path;
 
 /// The axis of a cache tensor `[batch, kv_heads, past, head_dim]` along which positions follow each other.
@@ -21,6 +21,8 @@ pub(in crate::backend) struct Ports {
     pub(in crate::backend) present: Vec<usize>,
     /// Which output has the logits.
     logits: usize,
+    /// How many there are of a position, where the contract says so.
+    vocab: Option<usize>,
     /// Values of one position in one tensor of the cache.
     width: usize,
 }
@@ -52,6 +54,11 @@ impl Ports {
             Some(IoDim::Fixed(hidden)) => usize::try_from(*hidden).ok(),
             _ => None,
         });
+        let logits = entry.outputs.iter().find(|io| io.name == "logits");
+        let vocab = logits.and_then(|io| match io.dims.last() {
+            Some(IoDim::Fixed(vocab)) => usize::try_from(*vocab).ok(),
+            _ => None,
+        });
         let nameless = || {
             broken(
                 session,
@@ -60,6 +67,7 @@ impl Ports {
         };
         Ok(Ports {
             logits: output("logits")?,
+            vocab,
             hidden: hidden.filter(|&hidden| hidden > 0).ok_or_else(nameless)?,
             past,
             present,
@@ -93,7 +101,23 @@ impl Ports {
             path: session.description().path.clone(),
             reason: format!("`logits` is {found}, expected real numbers"),
         })?;
+        if let (Some(vocab), Some(found)) = (self.vocab, logits.shape().last())
+            && *found != vocab
+        {
+            return Err(BackendError::Run {
+                path: session.description().path.clone(),
+                reason: format!("`logits` has {found} for a position, expected {vocab}"),
+            });
+        }
         Ok(logits.into_flat())
+    }
+
+    /// Of logits of one sequence those of the last position: an adopted graph may give those of all.
+    pub(in crate::backend) fn of_last(&self, logits: Array1<f32>) -> Array1<f32> {
+        match self.vocab {
+            Some(vocab) if logits.len() > vocab => logits.slice(s![logits.len() - vocab..]).to_owned(),
+            _ => logits,
+        }
     }
 
     /// A cache tensor of this shape for each of the names.

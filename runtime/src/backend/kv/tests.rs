@@ -139,6 +139,7 @@ fn decoder_of(session: Sum) -> Arc<KvDecoder<Sum>> {
             vec![IoDim::Symbol("batch".to_owned()), IoDim::Fixed(2)],
         )],
         outputs: Vec::new(),
+        adopted: None,
     };
     let kv = KvSpec {
         layers: 1,
