@@ -2,85 +2,26 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
+#[path = "support/ran.rs"]
+mod ran;
+#[path = "support/tensors.rs"]
+mod tensors;
+#[path = "support/world.rs"]
+mod world;
 #[path = "../../models/src/checkpoint/tests/write.rs"]
 mod write;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use tempfile::TempDir;
+use tensors::read;
+use world::World;
 
 /// Shape and values by name.
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// A working directory with the demo model's checkpoint in `model`.
-struct World {
-    directory: TempDir,
-}
-
-struct Ran {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
 impl World {
-    fn new() -> World {
-        let directory = tempfile::tempdir().unwrap();
-        let model = directory.path().join("model");
-        fs::create_dir(&model).unwrap();
-        exporter::demo::extract(&model).unwrap();
-        World { directory }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn run(&self, arguments: &[&str]) -> Ran {
-        let output = Command::new(env!("CARGO_BIN_EXE_fvlm-export"))
-            .current_dir(self.directory.path())
-            .args(arguments)
-            .env("HF_HUB_OFFLINE", "1")
-            .env("HF_HOME", self.path("cache"))
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        Ran {
-            code: output.status.code(),
-            stdout: String::from_utf8(output.stdout).unwrap(),
-            stderr: String::from_utf8(output.stderr).unwrap(),
-        }
-    }
-
-    fn exported(&self, arguments: &[&str]) -> Ran {
-        let ran = self.run(arguments);
-        assert_eq!(ran.code, Some(0), "{arguments:?}: {}", ran.stderr);
-        ran
-    }
-
-    /// Runs and expects an error that says all of these, and no bundle.
-    fn refused(&self, arguments: &[&str], says: &[&str]) {
-        let ran = self.run(arguments);
-        assert_eq!(ran.code, Some(2), "{arguments:?}: {}{}", ran.stdout, ran.stderr);
-        for text in says {
-            assert!(
-                ran.stderr.contains(text),
-                "{arguments:?} should say `{text}`: {}",
-                ran.stderr
-            );
-        }
-        assert!(!ran.stderr.contains("panicked"), "{}", ran.stderr);
-        assert_eq!(ran.stdout, "");
-        assert!(!self.path("fastvlm-bundle").exists());
-    }
-
-    fn json(&self, name: &str) -> Value {
-        serde_json::from_slice(&fs::read(self.path(name)).unwrap()).unwrap()
-    }
-
     /// An adapter whose sums are exact in float32: whoever computes them finds the same bits.
     fn adapter(&self, name: &str, changes: Value) -> PathBuf {
         let directory = self.path(name);
@@ -144,50 +85,6 @@ impl World {
         }
         write::float32(&path, &stored);
     }
-}
-
-/// Tensors of a safetensors file as float32.
-fn read(path: &Path) -> Tensors {
-    let bytes = fs::read(path).unwrap();
-    let (length, rest) = bytes.split_first_chunk::<8>().unwrap();
-    let (header, data) = rest.split_at(usize::try_from(u64::from_le_bytes(*length)).unwrap());
-    let header: Map<String, Value> = serde_json::from_slice(header).unwrap();
-    let number = |value: &Value| usize::try_from(value.as_u64().unwrap()).unwrap();
-    let entries = header.iter().filter(|(name, _)| *name != "__metadata__");
-    let tensors = entries
-        .filter(|(_, entry)| entry["dtype"] != "I64")
-        .map(|(name, entry)| {
-            let shape = entry["shape"].as_array().unwrap().iter().map(number).collect();
-            let [start, end] = [0, 1].map(|at| number(&entry["data_offsets"][at]));
-            let data = &data[start..end];
-            let values = match entry["dtype"].as_str().unwrap() {
-                "F32" => data
-                    .as_chunks()
-                    .0
-                    .iter()
-                    .map(|bytes| f32::from_le_bytes(*bytes))
-                    .collect(),
-                "BF16" => {
-                    let words = data
-                        .as_chunks()
-                        .0
-                        .iter()
-                        .map(|bytes| u32::from(u16::from_le_bytes(*bytes)));
-                    words.map(|word| f32::from_bits(word << 16)).collect()
-                }
-                "F16" => {
-                    let words = data
-                        .as_chunks()
-                        .0
-                        .iter()
-                        .map(|bytes| half::f16::from_le_bytes(*bytes));
-                    words.map(half::f16::to_f32).collect()
-                }
-                other => panic!("{name} is {other}"),
-            };
-            (name.clone(), (shape, values))
-        });
-    tensors.collect()
 }
 
 /// Hashes of the files that weights are in, by path.

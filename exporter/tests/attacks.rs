@@ -4,6 +4,9 @@
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
+#[path = "support/world.rs"]
+mod world;
+
 use exporter::onnx::proto::{GraphProto, ModelProto, NodeProto};
 use programs::testing::hearing;
 use prost::Message as _;
@@ -12,38 +15,14 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
+use world::World;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_fvlm-export");
 
-/// A working directory with a checkpoint in `model`.
-struct World(TempDir);
-
 impl World {
-    fn new() -> World {
-        let directory = tempfile::tempdir().unwrap();
-        let model = directory.path().join("model");
-        fs::create_dir(&model).unwrap();
-        exporter::demo::extract(&model).unwrap();
-        World(directory)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(PROGRAM);
-        command
-            .current_dir(self.0.path())
-            .args(arguments)
-            .stdin(Stdio::null());
-        command
-    }
-
     fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
@@ -51,7 +30,9 @@ impl World {
     /// What a shell makes of a command; `$0` is the program.
     fn shell(&self, script: &str) -> Output {
         let mut shell = Command::new("bash");
-        shell.args(["-c", script, PROGRAM]).current_dir(self.0.path());
+        shell
+            .args(["-c", script, PROGRAM])
+            .current_dir(self.directory.path());
         shell.output().unwrap()
     }
 
@@ -86,7 +67,7 @@ impl World {
     }
 
     fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.0.path()).unwrap();
+        let entries = fs::read_dir(self.directory.path()).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
         let mut names: Vec<String> = names.collect();
         names.sort();
@@ -148,7 +129,7 @@ fn ignored_signals_stay_ignored() {
     shell
         .args(["-c", "trap '' HUP INT; exec \"$0\" \"$@\"", PROGRAM])
         .args(LONG)
-        .current_dir(world.0.path());
+        .current_dir(world.directory.path());
     let child = world.begun(&mut shell);
     for name in ["-HUP", "-INT", "-HUP"] {
         signal(&child, name);

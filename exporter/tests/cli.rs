@@ -2,81 +2,22 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
+#[path = "support/ran.rs"]
+mod ran;
+#[path = "support/world.rs"]
+mod world;
+
 use models::bundle::{FileEntry, GraphEntry};
+use ran::tree;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
-use tempfile::TempDir;
-
-/// A working directory with a checkpoint in `model`.
-struct World {
-    directory: TempDir,
-}
-
-struct Ran {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
+use world::World;
 
 impl World {
-    fn new() -> World {
-        let directory = tempfile::tempdir().unwrap();
-        let model = directory.path().join("model");
-        fs::create_dir(&model).unwrap();
-        exporter::demo::extract(&model).unwrap();
-        World { directory }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_fvlm-export"));
-        command
-            .current_dir(self.directory.path())
-            .args(arguments)
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> Ran {
-        let output = self.command(arguments).output().unwrap();
-        Ran {
-            code: output.status.code(),
-            stdout: String::from_utf8(output.stdout).unwrap(),
-            stderr: String::from_utf8(output.stderr).unwrap(),
-        }
-    }
-
-    /// Runs and expects an error that says all of these, exit code 2, and nothing new on the disk.
-    fn refused(&self, arguments: &[&str], says: &[&str]) {
-        let before = tree(self.directory.path());
-        let ran = self.run(arguments);
-        assert_eq!(ran.code, Some(2), "{arguments:?}: {}{}", ran.stdout, ran.stderr);
-        for text in says {
-            assert!(
-                ran.stderr.contains(text),
-                "{arguments:?} should say `{text}`: {}",
-                ran.stderr
-            );
-        }
-        assert!(!ran.stderr.contains("panicked"), "{}", ran.stderr);
-        assert_eq!(ran.stdout, "");
-        assert!(
-            tree(self.directory.path()) == before,
-            "{arguments:?} left something behind"
-        );
-    }
-
-    fn json(&self, name: &str) -> Value {
-        serde_json::from_slice(&fs::read(self.path(name)).unwrap()).unwrap()
-    }
-
     fn edit_config(&self, edit: impl FnOnce(&mut Value)) {
         let path = self.path("model/config.json");
         let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -101,21 +42,6 @@ fn split(file: &[u8]) -> (Map<String, Value>, Vec<u8>) {
     let (length, rest) = file.split_first_chunk::<8>().unwrap();
     let (header, data) = rest.split_at(usize::try_from(u64::from_le_bytes(*length)).unwrap());
     (serde_json::from_slice(header).unwrap(), data.to_vec())
-}
-
-/// Every file below a directory with its contents.
-fn tree(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut files = BTreeMap::new();
-    for entry in fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            files.insert(path.clone(), Vec::new());
-            files.extend(tree(&path));
-        } else {
-            files.insert(path.clone(), fs::read(&path).unwrap());
-        }
-    }
-    files
 }
 
 fn relative(files: BTreeMap<PathBuf, Vec<u8>>, root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -230,7 +156,7 @@ fn image_sizes_share_the_weights() {
         "--image-size=256",
         "--image-size=512",
     ];
-    assert_eq!(world.run(&[&variants[..], &["-o", "one"]].concat()).code, Some(0));
+    world.exported(&[&variants[..], &["-o", "one"]].concat());
     let ran = world.run(&[&variants[..], &sizes, &["-o", "b"]].concat());
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     // The model's own is 256.
@@ -372,7 +298,7 @@ fn packages_for_core_ml() {
 #[test]
 fn targets_that_exist() {
     let world = World::new();
-    assert_eq!(world.run(&["-o", "b"]).code, Some(0));
+    world.exported(&["-o", "b"]);
     world.refused(&["-o", "b"], &["the bundle", "exists", "--overwrite"]);
     assert_eq!(
         world.run(&["-o", "b", "--overwrite", "--precision", "fp16"]).code,
@@ -533,10 +459,10 @@ fn weights_that_are_not_numbers_are_named() {
 #[test]
 fn killed_at_any_moment_it_leaves_the_old_bundle_or_the_new_one() {
     let world = World::new();
-    assert_eq!(world.run(&["-o", "b"]).code, Some(0));
+    world.exported(&["-o", "b"]);
     let root = world.path("b");
     let old = relative(tree(&root), &root);
-    assert_eq!(world.run(&["-o", "new", "--precision", "fp16"]).code, Some(0));
+    world.exported(&["-o", "new", "--precision", "fp16"]);
     let root_of_new = world.path("new");
     let new = relative(tree(&root_of_new), &root_of_new);
     for milliseconds in (0..120).step_by(8) {
@@ -554,7 +480,7 @@ fn killed_at_any_moment_it_leaves_the_old_bundle_or_the_new_one() {
         );
     }
     // The next export removes what the killed ones left.
-    assert_eq!(world.run(&["-o", "b", "--overwrite"]).code, Some(0));
+    world.exported(&["-o", "b", "--overwrite"]);
     let mut left: Vec<String> = fs::read_dir(world.directory.path())
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
