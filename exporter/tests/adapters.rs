@@ -48,7 +48,7 @@ impl World {
 
     /// The layers that adapters here change.
     fn targets(&self) -> Vec<(String, [usize; 2])> {
-        let stored = read(&self.path("model/model.safetensors"));
+        let stored: Tensors = read(&self.path("model/model.safetensors"));
         let weights = stored.into_iter().filter_map(|(name, (shape, _))| {
             let module = name.strip_suffix(".weight")?;
             let wanted =
@@ -67,8 +67,8 @@ impl World {
             fs::copy(entry.path(), directory.join(entry.file_name())).unwrap();
         }
         let path = directory.join("model.safetensors");
-        let mut stored = read(&path);
-        let parts = read(&adapter.join("adapter_model.safetensors"));
+        let mut stored: Tensors = read(&path);
+        let parts: Tensors = read(&adapter.join("adapter_model.safetensors"));
         for (module, [outputs, inputs]) in self.targets() {
             let part = |half: &str| &parts[&format!("base_model.model.{module}.lora_{half}.weight")].1;
             let (a, b) = (part("A"), part("B"));
@@ -271,7 +271,7 @@ fn bases_and_weights_that_lead_nowhere_are_refused() {
     );
 
     // All that is wrong, each on a line of its own.
-    let mut tensors = read(&world.path("mine/adapter_model.safetensors"));
+    let mut tensors: Tensors = read(&world.path("mine/adapter_model.safetensors"));
     let names: Vec<String> = tensors
         .keys()
         .filter(|name| name.contains("lora_A"))

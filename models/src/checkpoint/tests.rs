@@ -13,6 +13,7 @@ use write::float32 as write_file;
 
 mod bin;
 mod mlx;
+mod mlx_write;
 mod write;
 
 const LAYOUTS: [Layout; 3] = [Layout::Llava, Layout::Transformers, Layout::Mlx];
@@ -119,7 +120,7 @@ fn the_same_model_in_every_layout_has_the_same_weights() {
                 stored.insert(format!("{tower}.x.num_batches_tracked"), (vec![], vec![0.0]));
             }
             if layout == Layout::Mlx {
-                stored = mlx::channels_last(stored);
+                stored = mlx_write::channels_last(stored);
             }
             let directory = directory(&config, &stored);
             let (canonical, accounting) = open(directory.path(), None).unwrap();

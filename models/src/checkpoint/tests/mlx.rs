@@ -2,69 +2,10 @@
 
 use super::super::grouped::{Grouped, Groups};
 use super::super::tensor_file::TensorId;
+use super::mlx_write::{channels_last, grouped};
 use super::*;
-use half::bf16;
 
-/// A tensor as a file has it.
-type Typed = (&'static str, Vec<u64>, Vec<u8>);
-
-/// The order of dimensions that MLX has, in Apple's.
-fn order(name: &str, shape: &[u64]) -> Option<[usize; 4]> {
-    let scale = name.rsplit('.').next().unwrap().starts_with("layer_scale");
-    match shape.len() {
-        4 if name.starts_with("vision_tower.") => Some([0, 2, 3, 1]),
-        3 if scale => Some([1, 2, 0, 3]),
-        _ => None,
-    }
-}
-
-/// Tensors with mlx-vlm's names, in its orders of dimensions.
-pub(super) fn channels_last(stored: Stored) -> Stored {
-    let last = |(name, (shape, values)): (String, (Vec<u64>, Vec<f32>))| {
-        let Some(order) = order(&name, &shape) else {
-            return (name, (shape, values));
-        };
-        let mut four = shape.clone();
-        four.resize(4, 1);
-        let strides = [four[1] * four[2] * four[3], four[2] * four[3], four[3], 1];
-        let turned = order.map(|dimension| four[dimension]);
-        let steps = order.map(|dimension| strides[dimension]);
-        let mut moved = Vec::new();
-        for a in 0..turned[0] {
-            for b in 0..turned[1] {
-                for c in 0..turned[2] {
-                    for d in 0..turned[3] {
-                        let at = a * steps[0] + b * steps[1] + c * steps[2] + d * steps[3];
-                        moved.push(values[usize::try_from(at).unwrap()]);
-                    }
-                }
-            }
-        }
-        (name, (turned[..shape.len()].to_vec(), moved))
-    };
-    stored.into_iter().map(last).collect()
-}
-
-fn write_typed(path: &Path, stored: &BTreeMap<String, Typed>) {
-    let mut header = Map::new();
-    let mut data: Vec<u8> = Vec::new();
-    for (name, (dtype, shape, bytes)) in stored {
-        let start = data.len();
-        data.extend(bytes);
-        let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [start, data.len()]});
-        header.insert(name.clone(), entry);
-    }
-    let header = Value::Object(header).to_string();
-    let mut file = u64::try_from(header.len()).unwrap().to_le_bytes().to_vec();
-    file.extend(header.as_bytes());
-    file.extend(data);
-    fs::write(path, file).unwrap();
-}
-
-fn in_bf16(values: &[f32]) -> Vec<u8> {
-    let brain = values.iter().map(|value| bf16::from_f32(*value).to_le_bytes());
-    brain.flatten().collect()
-}
+type Typed = write::Typed<u64>;
 
 /// A config whose matrices have whole groups, and its tensors with mlx-vlm's names.
 fn wide() -> (Value, Stored) {
@@ -75,57 +16,11 @@ fn wide() -> (Value, Stored) {
     (config, stored)
 }
 
-/// Puts matrices into groups; what they then stand for is written back into `stored`.
-fn grouped(stored: &mut Stored, groups: impl Fn(&str) -> Option<Groups>) -> BTreeMap<String, Typed> {
-    let mut typed = BTreeMap::new();
-    for (name, (shape, values)) in stored.iter_mut() {
-        let module = name.trim_end_matches(".weight");
-        let of = groups(module).filter(|groups| shape.len() == 2 && shape[1] % groups.size == 0);
-        let Some(groups) = of else {
-            // As bf16 rounds them.
-            values
-                .iter_mut()
-                .for_each(|value| *value = bf16::from_f32(*value).to_f32());
-            typed.insert(name.clone(), ("BF16", shape.clone(), in_bf16(values)));
-            continue;
-        };
-        let size = usize::try_from(groups.size).unwrap();
-        let levels = if groups.bits == 4 { 15.0 } else { 255.0 };
-        let (mut codes, mut scales, mut biases) = (Vec::new(), Vec::new(), Vec::new());
-        for values in values.chunks_exact_mut(size) {
-            let least = values.iter().copied().fold(f32::INFINITY, f32::min);
-            let most = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let bias = bf16::from_f32(least).to_f32();
-            let scale = bf16::from_f32((most - least) / levels).to_f32();
-            for value in values {
-                let code = ((*value - bias) / scale).round().clamp(0.0, levels);
-                *value = code * scale + bias;
-                codes.push(format!("{code}").parse::<u8>().unwrap());
-            }
-            scales.push(scale);
-            biases.push(bias);
-        }
-        let bytes: Vec<u8> = match groups.bits {
-            4 => codes.chunks_exact(2).map(|pair| pair[0] | pair[1] << 4).collect(),
-            _ => codes,
-        };
-        let words = vec![shape[0], shape[1] * groups.bits / 32];
-        let parts = vec![shape[0], shape[1] / groups.size];
-        typed.insert(name.clone(), ("U32", words, bytes));
-        typed.insert(
-            format!("{module}.scales"),
-            ("BF16", parts.clone(), in_bf16(&scales)),
-        );
-        typed.insert(format!("{module}.biases"), ("BF16", parts, in_bf16(&biases)));
-    }
-    typed
-}
-
 /// A checkpoint of these tensors.
 fn typed_directory(config: &Value, typed: &BTreeMap<String, Typed>) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join(CONFIG), config.to_string()).unwrap();
-    write_typed(&directory.path().join(SINGLE), typed);
+    write::typed(&directory.path().join(SINGLE), typed);
     directory
 }
 
@@ -145,7 +40,7 @@ fn matrices_in_groups_are_the_values_that_they_stand_for() {
     ] {
         let (mut config, stored) = wide();
         let mut stored = channels_last(stored);
-        let typed = grouped(&mut stored, |_| Some(Groups { bits, size }));
+        let typed = grouped(&mut stored, |_| Some((bits, size)));
         assert!(typed.contains_key("language_model.model.embed_tokens.scales"));
         assert!(typed.contains_key("language_model.lm_head.scales"));
         assert!(typed.contains_key("mm_projector.0.biases"));
@@ -177,11 +72,10 @@ fn matrices_in_groups_are_the_values_that_they_stand_for() {
 fn modules_may_have_groups_of_their_own() {
     let (mut config, stored) = wide();
     let mut stored = channels_last(stored);
-    let (four, eight) = (Groups { bits: 4, size: 64 }, Groups { bits: 8, size: 32 });
     let typed = grouped(&mut stored, |module| match module {
-        "language_model.model.embed_tokens" => Some(eight),
+        "language_model.model.embed_tokens" => Some((8, 32)),
         "mm_projector.2" => None,
-        _ => Some(four),
+        _ => Some((4, 64)),
     });
     let expected = open(directory(&config, &stored).path(), None).unwrap().0;
     config["quantization"] = json!({
@@ -199,7 +93,7 @@ fn a_head_in_groups_may_be_the_table() {
     let table = stored["language_model.model.embed_tokens.weight"].clone();
     stored.insert("language_model.lm_head.weight".to_owned(), table);
     let mut stored = channels_last(stored);
-    let mut typed = grouped(&mut stored, |_| Some(Groups { bits: 4, size: 64 }));
+    let mut typed = grouped(&mut stored, |_| Some((4, 64)));
     config["quantization"] = json!({"bits": 4, "group_size": 64});
     let (canonical, accounting) = open(typed_directory(&config, &typed).path(), None).unwrap();
     assert!(canonical.config().decoder.tie_word_embeddings);
@@ -255,7 +149,7 @@ fn groups_that_do_not_fit_are_named() {
     for (change, expected) in cases {
         let (mut config, stored) = wide();
         let mut stored = channels_last(stored);
-        let mut typed = grouped(&mut stored, |_| Some(Groups { bits: 4, size: 64 }));
+        let mut typed = grouped(&mut stored, |_| Some((4, 64)));
         config["quantization"] = json!({"bits": 4, "group_size": 64});
         change(&mut config, &mut typed);
         match open(typed_directory(&config, &typed).path(), None) {
