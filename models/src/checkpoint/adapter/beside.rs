@@ -4,26 +4,13 @@
 use super::Adapter;
 use crate::checkpoint::error::CheckpointError;
 use crate::checkpoint::small::{self, MAX_INDEX};
-use crate::checkpoint::{Checkpoint, Layout};
+use crate::checkpoint::{Checkpoint, Layout, assets};
 use crate::config::{CONFIG, Declared, ModelConfig, TokenMixer};
 use serde_json::Value;
 use std::path::Path;
 
 /// How images that are not square are made so, in Apple's dialect.
 const ASPECT: &str = "image_aspect_ratio";
-/// Files that say how text and images become inputs.
-const INPUTS: [&str; 10] = [
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "merges.txt",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-];
 
 impl Checkpoint {
     /// Looks at what lies beside adapters: the model of their `config.json` must be this one, and how it made
@@ -95,7 +82,7 @@ impl Checkpoint {
     /// Files for inputs that are not as they are beside the checkpoint's weights.
     fn different_inputs(&self, adapter: &Adapter) -> Result<Vec<String>, CheckpointError> {
         let mut differ = Vec::new();
-        for name in INPUTS {
+        for name in assets::input_files() {
             let read = |directory: &Path| small::text_if_there(&directory.join(name), MAX_INDEX);
             let Some(found) = read(&adapter.path)? else {
                 continue;

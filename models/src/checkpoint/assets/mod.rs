@@ -56,6 +56,20 @@ pub const SMALL_FILES: [&str; 14] = [
     "vocab.json",
 ];
 
+/// Those that say nothing of how text and images become inputs.
+const NO_INPUTS: [&str; 4] = [
+    "README.md",
+    "adapter_config.json",
+    "config.json",
+    "generation_config.json",
+];
+
+/// The small files that say how text and images become inputs.
+pub fn input_files() -> impl Iterator<Item = &'static str> {
+    let inputs = |name: &&str| !NO_INPUTS.contains(name);
+    SMALL_FILES.into_iter().filter(inputs)
+}
+
 /// Marks an image in a prompt, in both layouts.
 const IMAGE_TOKEN: &str = "<image>";
 /// Longest small file that is read.
