@@ -358,6 +358,12 @@ pub enum HubProblem {
         /// What it has.
         found: Vec<String>,
     },
+    /// A repository without an adapter.
+    #[error("has no adapter there: the repository {problem}")]
+    NoAdapter {
+        /// What it has or lacks; reads on after who has it.
+        problem: String,
+    },
     /// Another program downloads the same file.
     #[error("is being asked for the same file by another program, which holds `{}`", lock.display())]
     Busy {
@@ -375,6 +381,7 @@ impl HubProblem {
             HubProblem::Size { .. }
             | HubProblem::Protocol { .. }
             | HubProblem::NoCheckpoint { .. }
+            | HubProblem::NoAdapter { .. }
             | HubProblem::Setting { .. }
             | HubProblem::Busy { .. } => false,
         }

@@ -27,7 +27,7 @@ mod write;
 
 pub use adopt::{AdoptPlan, adopt};
 pub use error::{ExportError, HubProblem};
-pub use plan::{AdapterSource, ExportPlan, Precision, Source, Target, Variant};
+pub use plan::{AdapterPlace, AdapterSource, ExportPlan, Precision, Source, Target, Variant};
 pub use report::{Phase, Report, Silent};
 pub use summary::{FileOrigin, FileSummary, GraphSummary, PackageSummary, Summary, VariantSummary};
 
@@ -45,7 +45,7 @@ pub fn export(plan: &ExportPlan, report: &mut dyn Report) -> Result<Summary, Exp
     if !plan.dry_run {
         target::look(&plan.output, plan.overwrite)?;
     }
-    let adapters = adapters(plan)?;
+    let (adapters, warnings) = adapters(plan, !plan.dry_run, report)?;
     let source = source::resolve(&plan.source, &adapters, !plan.dry_run, report)?;
     let mut opened = Opened::open(source.directory(), plan, adapters)?;
     trial::prompt(source.directory(), &opened.assets)?;
@@ -54,6 +54,7 @@ pub fn export(plan: &ExportPlan, report: &mut dyn Report) -> Result<Summary, Exp
     let variants = contract::variants(&opened, &forms);
     clients::transformers_js::announce(&mut opened.assets, &variants)?;
     let mut summary = Summary::new(&opened, info, &forms);
+    summary.warnings.extend(warnings);
     summary.warnings.extend(source.warnings);
     summary.warnings.extend(opened.assets.warnings.iter().cloned());
     if plan.dry_run {
@@ -74,16 +75,25 @@ pub fn export(plan: &ExportPlan, report: &mut dyn Report) -> Result<Summary, Exp
     Ok(summary)
 }
 
-/// Opens the adapters of a plan.
-fn adapters(plan: &ExportPlan) -> Result<Arc<[Adapter]>, ExportError> {
-    let adapters = plan.adapters.iter();
-    let opened = adapters.map(|adapter| Adapter::open(&adapter.path, adapter.weight));
-    Ok(opened.collect::<Result<Vec<_>, _>>()?.into())
+/// Opens the adapters of a plan; what the user should know comes with them.
+fn adapters(
+    plan: &ExportPlan,
+    download: bool,
+    report: &mut dyn Report,
+) -> Result<(Arc<[Adapter]>, Vec<String>), ExportError> {
+    let mut warnings = Vec::new();
+    let mut adapters = Vec::new();
+    for adapter in &plan.adapters {
+        let (adapter, more) = source::adapter(adapter, download, report)?;
+        adapters.push(adapter);
+        warnings.extend(more);
+    }
+    Ok((adapters.into(), warnings))
 }
 
 /// A plan's checkpoint for what only looks: nothing is downloaded.
 fn look(plan: &ExportPlan) -> Result<(Resolved, Arc<[Adapter]>), ExportError> {
-    let adapters = adapters(plan)?;
+    let (adapters, _) = adapters(plan, false, &mut Silent)?;
     let source = source::resolve(&plan.source, &adapters, false, &mut Silent)?;
     Ok((source, adapters))
 }

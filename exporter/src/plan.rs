@@ -161,10 +161,35 @@ pub struct FixedLengths {
 /// A fine-tune of a checkpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterSource {
-    /// A directory of PEFT's or of LLaVA's training script, or a file of tensors.
-    pub path: PathBuf,
+    /// Where it is.
+    pub place: AdapterPlace,
     /// What it makes of the weights is multiplied by this.
     pub weight: f64,
+}
+
+/// Where a fine-tune comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdapterPlace {
+    /// A directory of PEFT's or of LLaVA's training script, or a file of tensors.
+    Path(PathBuf),
+    /// A repository of the Hugging Face hub with the files of one. What the local cache lacks is downloaded, by an export only.
+    Hub {
+        /// `org/name`.
+        id: String,
+        /// Branch, tag or commit.
+        revision: String,
+    },
+}
+
+impl AdapterPlace {
+    /// The place that a name means: what exists is a directory or a file; `a/b` is a repository of the hub, `a/b@c` one at a
+    /// revision.
+    pub fn named(name: &str) -> AdapterPlace {
+        match on_hub(name).filter(|_| !Path::new(name).exists()) {
+            Some((id, revision)) => AdapterPlace::Hub { id, revision },
+            None => AdapterPlace::Path(name.into()),
+        }
+    }
 }
 
 /// Where a checkpoint comes from.
@@ -196,23 +221,23 @@ impl Source {
         if Path::new(model).exists() {
             return directory();
         }
-        let (id, revision) = model.split_once('@').unwrap_or((model, "main"));
-        let word = |text: &str| {
-            let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-            !text.is_empty() && !text.starts_with('.') && text.chars().all(legal)
-        };
-        match id.split_once('/') {
-            Some((organisation, name))
-                if word(organisation) && word(name) && revision.split('/').all(word) =>
-            {
-                Source::Hub {
-                    id: id.to_owned(),
-                    revision: revision.to_owned(),
-                }
-            }
-            _other => directory(),
+        match on_hub(model) {
+            Some((id, revision)) => Source::Hub { id, revision },
+            None => directory(),
         }
     }
+}
+
+/// The id and the revision of what a name means on the hub: `a/b` is at `main`.
+fn on_hub(name: &str) -> Option<(String, String)> {
+    let (id, revision) = name.split_once('@').unwrap_or((name, "main"));
+    let word = |text: &str| {
+        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        !text.is_empty() && !text.starts_with('.') && text.chars().all(legal)
+    };
+    let (organisation, repository) = id.split_once('/')?;
+    let legal = word(organisation) && word(repository) && revision.split('/').all(word);
+    legal.then(|| (id.to_owned(), revision.to_owned()))
 }
 
 /// The precision that a target has unless another is asked for.

@@ -2,9 +2,9 @@
 
 use crate::demo;
 use crate::error::ExportError;
-use crate::hub;
+use crate::hub::{self, Wanted};
 use crate::marked::{self, Marked};
-use crate::plan::Source;
+use crate::plan::{AdapterPlace, AdapterSource, Source};
 use crate::report::Report;
 use models::checkpoint::Adapter;
 use std::path::{Path, PathBuf};
@@ -28,6 +28,24 @@ pub(crate) struct Resolved {
 impl Resolved {
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
+    }
+}
+
+/// Opens an adapter; with `download`, what the cache lacks of one of the hub is brought there. What the user should know comes
+/// with it.
+pub(crate) fn adapter(
+    source: &AdapterSource,
+    download: bool,
+    report: &mut dyn Report,
+) -> Result<(Adapter, Vec<String>), ExportError> {
+    match &source.place {
+        AdapterPlace::Path(path) => Ok((Adapter::open(path, source.weight)?, Vec::new())),
+        AdapterPlace::Hub { id, revision } => {
+            let settings = hub::Settings::from_env();
+            let snapshot = hub::snapshot(&settings, Wanted::Adapter, id, revision, download, report)?;
+            let adapter = Adapter::open(&snapshot.directory, source.weight)?;
+            Ok((adapter.called(id.clone()), snapshot.warnings))
+        }
     }
 }
 
@@ -118,7 +136,7 @@ pub(crate) fn resolve(
         }
         Source::Hub { id, revision } => {
             let settings = hub::Settings::from_env();
-            let snapshot = hub::snapshot(&settings, id, revision, download, report)?;
+            let snapshot = hub::snapshot(&settings, Wanted::Checkpoint, id, revision, download, report)?;
             Ok(Resolved {
                 directory: snapshot.directory,
                 warnings: snapshot.warnings,

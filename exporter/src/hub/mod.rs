@@ -12,6 +12,7 @@ mod needed;
 mod transfer;
 
 pub(crate) use cache::{Settings, stated_sha256};
+pub(crate) use needed::Wanted;
 
 use crate::error::{ExportError, HubProblem};
 use crate::files;
@@ -19,7 +20,7 @@ use crate::report::{Phase, Report};
 use file::{Announced, Client, Fault};
 use hf_hub::api::sync::{Api, ApiBuilder};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
-use models::checkpoint::MAX_INDEX;
+use models::checkpoint::{MAX_INDEX, check_adapter_config};
 use models::config::ModelConfig;
 use serde::Deserialize;
 use std::fs::{self, File};
@@ -69,14 +70,16 @@ struct Listing {
 /// next call goes on from there.
 pub(crate) fn snapshot(
     settings: &Settings,
+    wanted: Wanted,
     id: &str,
     revision: &str,
     download: bool,
     report: &mut dyn Report,
 ) -> Result<Snapshot, ExportError> {
     let cached = settings.snapshot(id, revision);
-    let from_cache = |warnings: Vec<String>| {
-        if needed::is_whole(&cached) {
+    let from_cache = |mut warnings: Vec<String>| {
+        if wanted.is_whole(&cached) {
+            warnings.extend(wanted.unknown(&cached, id));
             return Ok(Snapshot {
                 directory: cached.clone(),
                 warnings,
@@ -111,11 +114,12 @@ pub(crate) fn snapshot(
         settings,
         api,
         client: Client::new(settings),
+        wanted,
         id,
         refuse: &problem,
     };
     let listing = match connection.listing(revision, report) {
-        Err(ExportError::Hub { problem, .. }) if problem.passing() && needed::is_whole(&cached) => {
+        Err(ExportError::Hub { problem, .. }) if problem.passing() && wanted.is_whole(&cached) => {
             let warning = format!("{} {problem}; what the cache has is used", settings.endpoint);
             return from_cache(vec![warning]);
         }
@@ -186,6 +190,7 @@ struct Connection<'a> {
     api: Api,
     /// For what is asked.
     client: Client,
+    wanted: Wanted,
     id: &'a str,
     refuse: &'a dyn Fn(HubProblem) -> ExportError,
 }
@@ -205,14 +210,18 @@ impl Connection<'_> {
         })
     }
 
-    /// Downloads what is missing: small files, then, if they are those of a FastVLM, the weights.
+    /// Downloads what is missing: small files, then, if they are those of a FastVLM or of an adapter, the weights.
     fn complete(&self, place: &Place, download: bool, report: &mut dyn Report) -> Result<(), ExportError> {
         let siblings = &place.listing.siblings;
-        let small = needed::small(siblings);
+        let small = self.wanted.small(siblings);
         let weights = || {
-            needed::weights(siblings, &place.directory)
-                .map_err(|what| (self.refuse)(HubProblem::Protocol { what }))
+            let weights = self.wanted.weights(siblings, &place.directory);
+            weights.map_err(|problem| (self.refuse)(problem))
         };
+        if self.wanted == Wanted::Adapter {
+            // The list alone says whether there is one.
+            weights()?;
+        }
         if !download {
             let wanted: Vec<&Sibling> = small.iter().copied().chain(weights()?).collect();
             let missing = place.missing(&wanted);
@@ -233,6 +242,10 @@ impl Connection<'_> {
         }
         self.fetch(place, &small, report)?;
         let weights = weights()?;
+        if self.wanted == Wanted::Adapter {
+            check_adapter_config(&place.directory)?;
+            return self.fetch(place, &weights, report);
+        }
         if weights.is_empty() || !place.directory.join("config.json").exists() {
             let found = siblings.iter().take(MAX_NAMED).map(named);
             let more = siblings.len().saturating_sub(MAX_NAMED);

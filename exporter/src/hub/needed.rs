@@ -1,11 +1,81 @@
 //! What of a repository is needed? Not the other formats of the weights, nor the pictures.
 
 use super::Sibling;
-use models::checkpoint::{self, MAX_INDEX};
+use crate::error::HubProblem;
+use models::checkpoint::{self, MAX_INDEX, adapter_files};
 use models::regular;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+
+/// What a repository is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// A model.
+    Checkpoint,
+    /// A fine-tune of one.
+    Adapter,
+}
+
+impl Wanted {
+    /// The small files, the config first, and the index of shards if weights are sharded.
+    pub(super) fn small(self, siblings: &[Sibling]) -> Vec<&Sibling> {
+        let mut wanted = small(siblings);
+        if self == Wanted::Adapter {
+            let read =
+                |name: &str| CONFIGS.contains(&name) || checkpoint::input_files().any(|one| one == name);
+            wanted.retain(|sibling| read(&sibling.name));
+        }
+        wanted
+    }
+
+    /// The files of tensors, as far as can be told: see [`weights`]. Of an adapter that which is missing where a program was
+    /// killed, its LoRA, comes last.
+    ///
+    /// # Errors
+    /// An index that cannot be read, or names what the repository does not have; a repository without an adapter.
+    pub(super) fn weights<'a>(
+        self,
+        siblings: &'a [Sibling],
+        directory: &Path,
+    ) -> Result<Vec<&'a Sibling>, HubProblem> {
+        match self {
+            Wanted::Checkpoint => weights(siblings, directory).map_err(|what| HubProblem::Protocol { what }),
+            Wanted::Adapter => {
+                let files = adapter_files(&|name| has(siblings, name));
+                let files = files.map_err(|problem| HubProblem::NoAdapter { problem })?;
+                let find = |name: &&str| siblings.iter().find(|sibling| sibling.name == **name);
+                Ok(files.iter().rev().filter_map(find).collect())
+            }
+        }
+    }
+
+    /// Whether a snapshot has all that an export cannot do without.
+    pub(super) fn is_whole(self, directory: &Path) -> bool {
+        match self {
+            Wanted::Checkpoint => is_whole(directory),
+            Wanted::Adapter => adapter_files(&|name| directory.join(name).is_file()).is_ok(),
+        }
+    }
+
+    /// What nobody knows without the hub of a snapshot that is whole: PEFT brings LoRA into the cache and nothing beside it.
+    pub(super) fn unknown(self, directory: &Path, id: &str) -> Option<String> {
+        let files = adapter_files(&|name| directory.join(name).is_file()).ok()?;
+        let [lora] = files[..] else {
+            return None;
+        };
+        let known = self == Wanted::Checkpoint || !directory.join(CONFIGS[0]).is_file();
+        (!known).then(|| {
+            format!(
+                "of the adapter `{id}` the cache has `{lora}`; whether the hub has `non_lora_trainables.bin` or \
+                 `mm_projector.bin` beside it was not asked"
+            )
+        })
+    }
+}
+
+/// What says of which kind an adapter is, and of which model.
+const CONFIGS: [&str; 2] = ["adapter_config.json", "config.json"];
 
 /// A format of weights.
 struct Form {
@@ -32,7 +102,7 @@ const FORMS: [Form; 2] = [
 ];
 
 /// The small files, the config first, and the index of shards if the weights are sharded.
-pub(crate) fn small(siblings: &[Sibling]) -> Vec<&Sibling> {
+fn small(siblings: &[Sibling]) -> Vec<&Sibling> {
     let form = form(siblings);
     let index = form
         .filter(|form| !has(siblings, form.single))
@@ -56,7 +126,7 @@ pub(crate) fn small(siblings: &[Sibling]) -> Vec<&Sibling> {
 ///
 /// # Errors
 /// An index that cannot be read, or names what the repository does not have.
-pub(crate) fn weights<'a>(siblings: &'a [Sibling], directory: &Path) -> Result<Vec<&'a Sibling>, String> {
+fn weights<'a>(siblings: &'a [Sibling], directory: &Path) -> Result<Vec<&'a Sibling>, String> {
     let Some(Form {
         single,
         index,
@@ -83,7 +153,7 @@ pub(crate) fn weights<'a>(siblings: &'a [Sibling], directory: &Path) -> Result<V
 }
 
 /// Whether a snapshot has all that an export cannot do without.
-pub(crate) fn is_whole(directory: &Path) -> bool {
+fn is_whole(directory: &Path) -> bool {
     let there = |name: &str| directory.join(name).is_file();
     let shards = |form: &Form| {
         let text = regular::text(&directory.join(form.index), MAX_INDEX).ok()?;
@@ -241,5 +311,67 @@ mod tests {
         assert_eq!(names(&weights(&both, nowhere).unwrap()), ["a.safetensors"]);
         let neither = siblings(&["config.json", "model.pth"]);
         assert!(weights(&neither, nowhere).unwrap().is_empty());
+    }
+
+    #[test]
+    fn of_an_adapter_its_tensors_and_what_says_what_they_are() {
+        let nowhere = Path::new("/nowhere");
+        let repository = siblings(&[
+            ".gitattributes",
+            "LICENSE",
+            "README.md",
+            "adapter_config.json",
+            "adapter_model.bin",
+            "adapter_model.safetensors",
+            "config.json",
+            "generation_config.json",
+            "mm_projector.bin",
+            "non_lora_trainables.bin",
+            "optimizer.pt",
+            "tokenizer_config.json",
+            "training_args.bin",
+        ]);
+        let adapter = Wanted::Adapter;
+        assert_eq!(
+            names(&adapter.small(&repository)),
+            ["config.json", "adapter_config.json", "tokenizer_config.json"]
+        );
+        assert_eq!(
+            names(&adapter.weights(&repository, nowhere).unwrap()),
+            [
+                "mm_projector.bin",
+                "non_lora_trainables.bin",
+                "adapter_model.safetensors"
+            ]
+        );
+        let refused = |names: &[&str]| {
+            adapter
+                .weights(&siblings(names), nowhere)
+                .unwrap_err()
+                .to_string()
+        };
+        let message = refused(&["config.json", "model.safetensors"]);
+        assert!(
+            message.contains("the repository has no `adapter_model.safetensors`"),
+            "{message}"
+        );
+        assert!(
+            message.contains("`model.safetensors` is a whole model"),
+            "{message}"
+        );
+        assert!(refused(&["adapter_model.bin"]).contains("without `adapter_config.json`"));
+        assert!(refused(&["adapter_config.json", "mm_projector.bin"]).contains("neither"));
+
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str| std::fs::write(directory.path().join(name), "").unwrap();
+        write("adapter_config.json");
+        assert!(!adapter.is_whole(directory.path()));
+        write("adapter_model.bin");
+        assert!(adapter.is_whole(directory.path()));
+        let said = adapter.unknown(directory.path(), "a/b").unwrap();
+        assert!(said.contains("the cache has `adapter_model.bin`"), "{said}");
+        write("non_lora_trainables.bin");
+        assert_eq!(adapter.unknown(directory.path(), "a/b"), None);
+        assert_eq!(Wanted::Checkpoint.unknown(directory.path(), "a/b"), None);
     }
 }

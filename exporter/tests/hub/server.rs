@@ -1,4 +1,4 @@
-//! A hub on the loopback device: it serves one repository the way the real one does, and misbehaves on demand.
+//! A hub on the loopback device: it serves repositories the way the real one does, and misbehaves on demand.
 
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -59,7 +59,10 @@ pub(crate) struct Request {
 #[derive(Debug)]
 pub(crate) struct State {
     endpoint: String,
+    /// Those of `org/name`.
     pub(crate) files: BTreeMap<String, Vec<u8>>,
+    /// Those of other repositories, by id.
+    pub(crate) others: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
     /// What the list of files says instead of the true length.
     pub(crate) listed: BTreeMap<String, usize>,
     pub(crate) commit: String,
@@ -86,6 +89,7 @@ impl Hub {
             state: Arc::new(Mutex::new(State {
                 endpoint: format!("http://{}", listener.local_addr().unwrap()),
                 files,
+                others: BTreeMap::new(),
                 listed: BTreeMap::new(),
                 commit: COMMIT.to_owned(),
                 token: None,
@@ -209,21 +213,24 @@ impl State {
             return Answer::status(401);
         }
         let (path, query) = request.path.split_once('?').unwrap_or((&request.path, ""));
-        for revision in ["main", "v1", "refs%2Fpr%2F1", COMMIT] {
-            if path == format!("/api/models/org/name/revision/{revision}") && query == "blobs=true" {
-                return self.listing();
+        for (id, files) in self.repositories() {
+            for revision in ["main", "v1", "refs%2Fpr%2F1", COMMIT] {
+                if path == format!("/api/models/{id}/revision/{revision}") && query == "blobs=true" {
+                    return self.listing(id, files);
+                }
+            }
+            if let Some(name) = path.strip_prefix(&format!("/{id}/resolve/{}/", self.commit)) {
+                let name = name
+                    .replace("%20", " ")
+                    .replace("%28", "(")
+                    .replace("%29", ")")
+                    .replace("%23", "#");
+                return self.file(files, &name.replace("%25", "%"), request);
             }
         }
-        if let Some(name) = path.strip_prefix(&format!("/org/name/resolve/{}/", self.commit)) {
-            let name = name
-                .replace("%20", " ")
-                .replace("%28", "(")
-                .replace("%29", ")")
-                .replace("%23", "#");
-            return self.file(&name.replace("%25", "%"), request);
-        }
         if let Some(name) = path.strip_prefix("/cdn/") {
-            return match self.files.get(name) {
+            let mut repositories = self.repositories();
+            return match repositories.find_map(|(_, files)| files.get(name)) {
                 Some(contents) => Answer::part(contents, request.from),
                 None => Answer::status(404),
             };
@@ -231,24 +238,28 @@ impl State {
         Answer::status(404)
     }
 
-    fn listing(&self) -> Answer {
-        let siblings: Vec<serde_json::Value> = self
-            .files
+    fn repositories(&self) -> impl Iterator<Item = (&str, &BTreeMap<String, Vec<u8>>)> {
+        let others = self.others.iter().map(|(id, files)| (id.as_str(), files));
+        others.chain([("org/name", &self.files)])
+    }
+
+    fn listing(&self, id: &str, files: &BTreeMap<String, Vec<u8>>) -> Answer {
+        let siblings: Vec<serde_json::Value> = files
             .iter()
             .map(|(name, contents)| {
                 let size = self.listed.get(name).copied().unwrap_or(contents.len());
                 serde_json::json!({"rfilename": name, "size": size, "blobId": "0"})
             })
             .collect();
-        let listing = serde_json::json!({"id": "org/name", "sha": self.commit, "siblings": siblings});
+        let listing = serde_json::json!({"id": id, "sha": self.commit, "siblings": siblings});
         let mut answer = Answer::status(200);
         answer.body = listing.to_string().into_bytes();
         answer
     }
 
     /// Large files lie elsewhere, as on the hub; their ETag is their SHA-256.
-    fn file(&self, name: &str, request: &Request) -> Answer {
-        let Some(contents) = self.files.get(name) else {
+    fn file(&self, files: &BTreeMap<String, Vec<u8>>, name: &str, request: &Request) -> Answer {
+        let Some(contents) = files.get(name) else {
             return Answer::status(404);
         };
         let hash: String = Sha256::digest(contents)

@@ -26,7 +26,7 @@ mod weight_files;
 
 pub use crate::config::Layout;
 pub use accounting::{Accounting, Ignored, Used};
-pub use adapter::{Adapter, Merged};
+pub use adapter::{Adapter, Merged, adapter_files, check_adapter_config};
 pub use assets::{Asset, Assets, Origin, SMALL_FILES, input_files};
 pub use canonical::{Canonical, canonical, canonical_with};
 pub use error::{CheckpointError, WeightProblems};

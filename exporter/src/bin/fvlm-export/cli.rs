@@ -2,7 +2,7 @@
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
-use exporter::{AdapterSource, Precision, Target};
+use exporter::{AdapterPlace, AdapterSource, Precision, Target};
 use models::bundle::UnknownWord;
 use programs::manual::Generate;
 use std::path::{Path, PathBuf};
@@ -41,8 +41,9 @@ pub(crate) struct Cli {
     pub(crate) model: Option<String>,
 
     /// A fine-tune to merge into the model's weights: a directory that PEFT (LoRA, DoRA) or LLaVA's or ml-fastvlm's training
-    /// script wrote, or their file of a projector. Can be given several times; =WEIGHT multiplies what it changes
-    #[arg(long, value_name = "DIR[=WEIGHT]", value_parser = adapter)]
+    /// script wrote, their file of a projector, or such a repository of the Hugging Face hub: ORG/NAME, also ORG/NAME@REVISION,
+    /// downloaded as a model is. Can be given several times; =WEIGHT multiplies what it changes
+    #[arg(long, value_name = "DIR|ORG/NAME[=WEIGHT]", value_parser = adapter)]
     pub(crate) adapter: Vec<AdapterSource>,
 
     /// Make a bundle of graphs that another program exported, as transformers.js reads them: a directory with config.json, the
@@ -183,22 +184,21 @@ pub(crate) struct Cli {
 
 /// A fine-tune, with `=WEIGHT` behind it unless there is something of the whole name.
 fn adapter(text: &str) -> Result<AdapterSource, String> {
-    let whole = |weight| AdapterSource {
-        path: text.into(),
+    let named = |name: &str, weight| AdapterSource {
+        place: AdapterPlace::named(name),
         weight,
     };
-    let Some((path, weight)) = text.rsplit_once('=').filter(|_| !Path::new(text).exists()) else {
-        return Ok(whole(1.0));
+    let Some((name, weight)) = text.rsplit_once('=').filter(|_| !Path::new(text).exists()) else {
+        return Ok(named(text, 1.0));
     };
     match weight.parse::<f64>() {
-        Ok(weight) if weight.is_finite() && weight != 0.0 && !path.is_empty() => Ok(AdapterSource {
-            path: path.into(),
-            weight,
-        }),
-        _ if Path::new(path).exists() => Err(format!(
-            "the weight is `{weight}`, expected a number other than 0"
-        )),
-        _ => Ok(whole(1.0)),
+        Ok(weight) if weight.is_finite() && weight != 0.0 && !name.is_empty() => Ok(named(name, weight)),
+        _ if Path::new(name).exists() || matches!(AdapterPlace::named(name), AdapterPlace::Hub { .. }) => {
+            Err(format!(
+                "the weight is `{weight}`, expected a number other than 0"
+            ))
+        }
+        _ => Ok(named(text, 1.0)),
     }
 }
 
@@ -291,24 +291,35 @@ mod tests {
     #[test]
     fn adapters_with_weights() {
         let of = |path: &str, weight| {
-            Ok(AdapterSource {
-                path: path.into(),
-                weight,
-            })
+            let place = AdapterPlace::Path(path.into());
+            Ok(AdapterSource { place, weight })
+        };
+        let hub = |id: &str, revision: &str, weight| {
+            let (id, revision) = (id.to_owned(), revision.to_owned());
+            let place = AdapterPlace::Hub { id, revision };
+            Ok(AdapterSource { place, weight })
         };
         let cases = [
             ("lora", of("lora", 1.0)),
             ("lora=0.5", of("lora", 0.5)),
             ("a=b=-2e-1", of("a=b", -0.2)),
-            ("no/such=one", of("no/such=one", 1.0)),
+            ("no/such/place=one", of("no/such/place=one", 1.0)),
+            ("./no=one", of("./no=one", 1.0)),
+            ("org/lora", hub("org/lora", "main", 1.0)),
+            ("org/lora@v1=-0.5", hub("org/lora", "v1", -0.5)),
+            ("org/lora@refs/pr/1", hub("org/lora", "refs/pr/1", 1.0)),
+            ("../lora", of("../lora", 1.0)),
+            ("org/lora/", of("org/lora/", 1.0)),
             ("=1", of("=1", 1.0)),
         ];
         for (text, expected) in cases {
             assert_eq!(adapter(text), expected, "{text}");
         }
         for weight in ["0", "nan", "inf", "", "half", "-0", "1e999"] {
-            let error = adapter(&format!("src={weight}")).unwrap_err();
-            assert!(error.contains(&format!("`{weight}`")), "{error}");
+            for name in ["src", "org/lora", "org/lora@v1"] {
+                let error = adapter(&format!("{name}={weight}")).unwrap_err();
+                assert!(error.contains(&format!("`{weight}`")), "{error}");
+            }
         }
         // What is there is meant.
         let folder = tempfile::tempdir().unwrap();

@@ -60,7 +60,7 @@ fn hint(error: &ExportError) -> Option<&'static str> {
         }
         ExportError::SourceChanged { .. } => Some("export again when nobody writes there any more"),
         ExportError::NotCached { .. } => {
-            Some("without HF_HUB_OFFLINE it is downloaded; --model also takes a checkpoint directory")
+            Some("without HF_HUB_OFFLINE it is downloaded; --model and --adapter also take a directory")
         }
         ExportError::NotDownloaded { .. } => {
             Some("only an export downloads: not --dry-run, --dump or --check")
@@ -109,13 +109,11 @@ fn hub_hint(problem: &HubProblem) -> Option<&'static str> {
             code: 401,
             token: false,
             ..
-        } => Some("`hf auth login`, or a token in HF_TOKEN; --model ORG/NAME@REVISION names a revision"),
+        } => Some("`hf auth login`, or a token in HF_TOKEN; ORG/NAME@REVISION names a revision"),
         HubProblem::Status { code: 401 | 403, .. } => {
             Some("accept the model's terms on its page with the account of that token")
         }
-        HubProblem::Status { code: 404, .. } => {
-            Some("--model ORG/NAME@REVISION names a branch, tag or commit")
-        }
+        HubProblem::Status { code: 404, .. } => Some("ORG/NAME@REVISION names a branch, tag or commit"),
         HubProblem::Status { code: 429, .. } => {
             Some("wait some minutes, or set HF_TOKEN; the same command goes on")
         }
@@ -125,9 +123,11 @@ fn hub_hint(problem: &HubProblem) -> Option<&'static str> {
         ),
         HubProblem::Unreachable { .. } | HubProblem::BrokenOff { .. } | HubProblem::Silent { .. } => Some(
             "the same command goes on from where it was; HF_ENDPOINT names another hub, HTTPS_PROXY a proxy, \
-             and --model takes a directory",
+             and --model and --adapter take a directory",
         ),
-        HubProblem::NoCheckpoint { .. } => Some("--model ORG/NAME@REVISION names another revision"),
+        HubProblem::NoCheckpoint { .. } | HubProblem::NoAdapter { .. } => {
+            Some("ORG/NAME@REVISION names another revision; --model takes a model, --adapter a fine-tune")
+        }
         _other => None,
     }
 }

@@ -151,36 +151,16 @@ impl Adapter {
             self.warnings.extend(config.warnings.iter().cloned());
             self.config = Some(config);
         }
-        let mut lora = LORA.into_iter().filter(|name| there(name));
-        let weights = lora.next();
-        if let (Some(read), Some(other)) = (weights, lora.next()) {
+        if let [read, other] = LORA
+            && there(read)
+            && there(other)
+        {
             self.warnings.push(format!(
                 "`{other}` stands beside `{read}` and, as in peft, is not read"
             ));
         }
-        match (weights, &self.config) {
-            (Some(name), Some(_)) => self.add(&directory.join(name), Kind::Lora)?,
-            (Some(name), None) => {
-                let problem = format!("has `{name}` without `{ADAPTER}`, which states its rank and alpha");
-                return Err(Problem::Here(problem));
-            }
-            (None, Some(_)) => {
-                let others = OTHERS.iter().find(|(name, _)| there(name));
-                let others = others.map_or(String::new(), |(name, what)| format!("; `{name}` is {what}"));
-                let [first, second] = LORA;
-                return Err(Problem::Here(format!(
-                    "has `{ADAPTER}` and neither `{first}` nor `{second}`{others}"
-                )));
-            }
-            (None, None) => {}
-        }
-        for (name, kind) in [(TRAINABLES, Kind::Trainables), (PROJECTOR, Kind::Projector)] {
-            if there(name) {
-                self.add(&directory.join(name), kind)?;
-            }
-        }
-        if self.files.is_empty() {
-            return Err(Problem::Here(nothing(&directory)));
+        for (name, kind) in files(&there).map_err(Problem::Here)? {
+            self.add(&directory.join(name), kind)?;
         }
         // Looked at with the base's.
         if there(CONFIG) {
@@ -225,9 +205,15 @@ impl Adapter {
         &self.path
     }
 
-    /// For people: the name of its directory or file.
+    /// For people: the name of its directory or file, or what it was [called](Adapter::called).
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The same adapter under another name: that of a model of the hub, say.
+    #[must_use]
+    pub fn called(self, name: String) -> Adapter {
+        Adapter { name, ..self }
     }
 
     /// What it makes of the base is multiplied by this.
@@ -259,17 +245,55 @@ impl From<CheckpointError> for Problem {
     }
 }
 
-/// What to say about a directory without an adapter.
-fn nothing(directory: &Path) -> String {
+/// The files of tensors that are read of an adapter, where `there` says which files it has, by name: what
+/// [`Adapter::open`] reads of a directory.
+///
+/// # Errors
+/// Why these files are no adapter; reads on after who has them.
+pub fn adapter_files(there: &dyn Fn(&str) -> bool) -> Result<Vec<&'static str>, String> {
+    Ok(files(there)?.into_iter().map(|(name, _)| name).collect())
+}
+
+/// As [`adapter_files`], and what is expected in each.
+fn files(there: &dyn Fn(&str) -> bool) -> Result<Vec<(&'static str, Kind)>, String> {
     let [first, second] = LORA;
-    let looked_for = format!(
-        "has no `{first}`, `{second}`, `{TRAINABLES}` or `{PROJECTOR}`, by one of which an adapter is known"
-    );
-    let others = OTHERS.iter().find(|(name, _)| directory.join(name).exists());
-    match others {
-        Some((name, what)) => format!("{looked_for}; `{name}` is {what}"),
-        None => looked_for,
+    let others = OTHERS.iter().find(|(name, _)| there(name));
+    let others = others.map_or(String::new(), |(name, what)| format!("; `{name}` is {what}"));
+    let lora = match (LORA.into_iter().find(|name| there(name)), there(ADAPTER)) {
+        (Some(name), false) => {
+            return Err(format!(
+                "has `{name}` without `{ADAPTER}`, which states its rank and alpha"
+            ));
+        }
+        (None, true) => {
+            return Err(format!(
+                "has `{ADAPTER}` and neither `{first}` nor `{second}`{others}"
+            ));
+        }
+        (lora, _) => lora.map(|name| (name, Kind::Lora)),
+    };
+    let beside = [(TRAINABLES, Kind::Trainables), (PROJECTOR, Kind::Projector)];
+    let beside = beside.into_iter().filter(|(name, _)| there(name));
+    let found: Vec<_> = lora.into_iter().chain(beside).collect();
+    if found.is_empty() {
+        return Err(format!(
+            "has no `{first}`, `{second}`, `{TRAINABLES}` or `{PROJECTOR}`, by one of which an adapter is \
+             known{others}"
+        ));
     }
+    Ok(found)
+}
+
+/// Whether the `adapter_config.json` in a directory, where there is one, asks for what this build does.
+///
+/// # Errors
+/// As [`Adapter::open`] of that file.
+pub fn check_adapter_config(directory: &Path) -> Result<(), CheckpointError> {
+    let config = directory.join(ADAPTER);
+    if config.exists() {
+        LoraConfig::read(&config)?;
+    }
+    Ok(())
 }
 
 /// The name of a file, for messages.
