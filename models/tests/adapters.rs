@@ -5,70 +5,14 @@
 #![cfg(feature = "describe")]
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
-#[path = "../src/checkpoint/tests/write.rs"]
-mod write;
+#[path = "adapters/recorded.rs"]
+mod recorded;
 
-use models::checkpoint::{Accounting, Adapter, Canonical, Checkpoint, canonical_with};
 use models::weights::Weights as _;
-use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use recorded::{Tensors, case, data, merged, written};
+use serde_json::{Map, Value};
 use std::fs;
-use std::path::{Path, PathBuf};
-use tempfile::TempDir;
-
-/// Shape and float32 values of tensors by name.
-type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
-
-fn data() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/adapters")
-}
-
-fn json(path: &Path) -> Value {
-    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
-}
-
-/// The recorder's formula.
-fn values(name: &str, count: usize) -> Vec<f32> {
-    let seed = name
-        .bytes()
-        .fold(7, |seed, byte| seed * 31 % 1009 + usize::from(byte));
-    let value = |at: usize| f32::from(u8::try_from((at * 17 + seed) % 61).unwrap()) / 64.0 + 0.25;
-    (0..count).map(value).collect()
-}
-
-/// The base that the recorder made.
-fn base(layout: &str) -> (Value, Tensors) {
-    let base = json(&data().join(format!("{layout}.json")));
-    let shape = |shape: &Value| -> Vec<usize> {
-        let sides = shape.as_array().unwrap().iter();
-        sides
-            .map(|side| usize::try_from(side.as_u64().unwrap()).unwrap())
-            .collect()
-    };
-    let tensors = base["tensors"].as_object().unwrap().iter();
-    let tensors = tensors
-        .filter(|(name, _)| !name.ends_with("num_batches_tracked"))
-        .map(|(name, of)| {
-            let shape = shape(of);
-            let count = shape.iter().product();
-            (name.clone(), (shape, values(name, count)))
-        });
-    (base["config"].clone(), tensors.collect())
-}
-
-/// A checkpoint on disk.
-fn written(config: &Value, tensors: &Tensors) -> TempDir {
-    let directory = tempfile::tempdir().unwrap();
-    write::float32(&directory.path().join("model.safetensors"), tensors);
-    fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
-    let image = json!({"crop_size": {"height": 64, "width": 64}, "size": {"shortest_edge": 64}});
-    fs::write(
-        directory.path().join("preprocessor_config.json"),
-        image.to_string(),
-    )
-    .unwrap();
-    directory
-}
+use std::path::Path;
 
 /// Tensors of a safetensors file of float32.
 fn tensors_of(path: &Path) -> Tensors {
@@ -90,30 +34,21 @@ fn tensors_of(path: &Path) -> Tensors {
         .collect()
 }
 
-fn merged(base: &Path, adapters: &[(PathBuf, f64)]) -> (Canonical, Accounting) {
-    let mut opened = Checkpoint::open(base).unwrap();
-    let adapters = adapters.iter().map(|(path, weight)| Adapter::open(path, *weight));
-    let adapters: Vec<Adapter> = adapters.collect::<Result<_, _>>().unwrap();
-    opened.adapt(&adapters).unwrap();
-    canonical_with(&opened, None, adapters.into()).unwrap()
-}
-
 /// Merged by us, and a checkpoint of the tensors that were recorded.
-fn check(case: &str) {
-    let folder = data().join(case);
-    let stated = json(&folder.join("case.json"));
-    let (config, mut tensors) = base(stated["base"].as_str().unwrap());
-    let adapters = stated["adapters"].as_array().unwrap().iter();
-    let adapters: Vec<(PathBuf, f64)> = adapters
-        .map(|one| (folder.join(one[0].as_str().unwrap()), one[1].as_f64().unwrap()))
-        .collect();
+fn check(name: &str) {
+    let recorded::Case {
+        folder,
+        config,
+        mut tensors,
+        adapters,
+    } = case(name);
     let plain = written(&config, &tensors);
     let (found, accounting) = merged(plain.path(), &adapters);
 
     let recorded = tensors_of(&folder.join("merged.safetensors"));
-    for (name, tensor) in &recorded {
-        let own = tensors.insert(name.clone(), tensor.clone()).unwrap();
-        assert_eq!(own.0, tensor.0, "{name}");
+    for (tensor, found) in &recorded {
+        let own = tensors.insert(tensor.clone(), found.clone()).unwrap();
+        assert_eq!(own.0, found.0, "{tensor}");
     }
     // All that peft changed was merged, and nothing else.
     let mut touched: Vec<&str> = accounting
@@ -125,7 +60,7 @@ fn check(case: &str) {
     assert_eq!(
         touched,
         recorded.keys().map(String::as_str).collect::<Vec<_>>(),
-        "{case}"
+        "{name}"
     );
 
     let reference = written(&config, &tensors);
@@ -137,7 +72,7 @@ fn check(case: &str) {
             let off = (found - expected).abs() / expected.abs().max(1.0);
             assert!(
                 off < ROUNDING,
-                "{case}, {}: {found}, expected {expected}",
+                "{name}, {}: {found}, expected {expected}",
                 spec.name
             );
         }

@@ -4,7 +4,8 @@ python -m fvlm_conformance.reference.adapters [CASE ...]
 
 Needs PyTorch, transformers, timm and peft. A base is FastVLM in the geometry below; its values are a formula of
 tensors' names, so that only names and shapes are kept. A case is what peft's `save_pretrained` or LLaVA's training
-script leaves behind, and `merged.safetensors`: the tensors of the base that `merge_and_unload` changed.
+script leaves behind, `merged.safetensors`: the tensors of the base that `merge_and_unload` changed, and
+`answers.safetensors`: the features of an image and the logits of a prompt about it, by transformers with these.
 """
 
 import json
@@ -20,6 +21,7 @@ from transformers import FastVlmConfig, FastVlmForConditionalGeneration, Qwen2Co
 
 from ..common import ROOT
 from . import synth
+from .published import transformers_name
 
 OUT = ROOT / "models" / "tests" / "data" / "adapters"
 SIZE = synth.TABLE["sizes"]["demo"] | {
@@ -36,17 +38,33 @@ SIZE = synth.TABLE["sizes"]["demo"] | {
     "max_position_embeddings": 64,
     "tied": False,
 }
+# A prompt: 19 is the image.
+PROMPT = [1, 19, 5, 9, 3, 14, 2]
 # Batch normalisations keep what they measured in buffers.
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def values(name, shape):
-    """The base's tensor of that name: multiples of a 64th, so that every float type holds them."""
+    """The base's tensor of that name: of 7 bits, so that every float type holds them, and of a size at which a signal
+    neither dies nor explodes."""
     seed = 7
     for byte in name.encode():
         seed = seed * 31 % 1009 + byte
     count = torch.Size(shape).numel()
-    return ((torch.arange(count) * 17 + seed) % 61 / 64 + 0.25).reshape(shape)
+    noise = ((torch.arange(count) * 17 + seed) % 61 - 30).reshape(shape).float()
+    if len(shape) > 1:
+        inputs, scale = torch.Size(shape[1:]).numel(), 1 / 8
+        while scale * scale * 64 * inputs > 1:
+            scale /= 2
+        return noise * scale
+    offset = 0 if name.endswith((".bias", ".running_mean")) else 0.75
+    return offset + noise / 128
+
+
+def picture(side):
+    """An image as the tower takes it, row by row."""
+    count = 3 * side * side
+    return (torch.arange(count) * 7 % 61 / 64).reshape(1, 3, side, side)
 
 
 # --- the models ---------------------------------------------------------------------------------------------------
@@ -139,15 +157,34 @@ def save(model, directory, **how):
     (directory / "README.md").unlink(missing_ok=True)
 
 
-def changed(before, model):
+def changed(before, after):
     """The base's tensors that are others now."""
-    after = model.state_dict()
     if set(after) != set(before):
         raise SystemExit(f"error: merging changed names: {sorted(set(after) ^ set(before))}")
     return {
         name: tensor.float().contiguous().clone()
         for name, tensor in after.items()
         if not torch.equal(tensor, before[name])
+    }
+
+
+@torch.no_grad()
+def answers(layout, state):
+    """What transformers computes with these tensors."""
+    model = transformers_model()
+    renamed = {transformers_name(name) if layout == "llava" else name: state[name] for name in state}
+    renamed.pop(None, None)
+    missing, unexpected = model.load_state_dict(renamed, strict=False)
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        raise SystemExit(f"error: the merged model: missing {missing}, unexpected {unexpected}")
+    pixels, ids = picture(SIZE["image_size"]), torch.tensor([PROMPT])
+    features = model.model.get_image_features(pixels, return_dict=True).pooler_output
+    logits = model(input_ids=ids, pixel_values=pixels).logits
+    return {
+        "image_features": torch.as_tensor(features).reshape(1, -1, SIZE["hidden_size"]).contiguous(),
+        "input_ids": ids[0],
+        "logits": logits[0].contiguous(),
     }
 
 
@@ -164,7 +201,7 @@ def adapted(case, layout, make, seed, config, **how):
     base = make()
     before = snapshot(base)
     merged = PeftModel.from_pretrained(base, directory).merge_and_unload()
-    return layout, [(directory.name, 1.0)], changed(before, merged)
+    return layout, [(directory.name, 1.0)], before, merged
 
 
 def two_weighted(case, config, weights, second):
@@ -180,7 +217,7 @@ def two_weighted(case, config, weights, second):
     model.add_weighted_adapter(["a", "b"], list(weights), "sum", combination_type="cat")
     merged = model.merge_and_unload(adapter_names=["sum"])
     used = [(f"adapter{index}", weight) for index, weight in enumerate(weights)]
-    return "transformers", used, changed(before, merged)
+    return "transformers", used, before, merged
 
 
 def llava_lora(case, bias, **how):
@@ -218,7 +255,7 @@ def llava_lora(case, bias, **how):
     if unexpected:
         raise SystemExit(f"error: {unexpected} fit nothing")
     merged = PeftModel.from_pretrained(base, directory).merge_and_unload()
-    return "llava", [(directory.name, 1.0)], changed(before, merged)
+    return "llava", [(directory.name, 1.0)], before, merged
 
 
 def projector_alone(case):
@@ -232,7 +269,7 @@ def projector_alone(case):
     train(base, 60)
     projector = {name: tensor.detach() for name, tensor in base.named_parameters() if "mm_projector" in name}
     torch.save(projector, directory / "mm_projector.bin")
-    return "llava", [(directory.name, 1.0)], changed(before, base)
+    return "llava", [(directory.name, 1.0)], before, base
 
 
 # --- the cases ----------------------------------------------------------------------------------------------------
@@ -316,10 +353,17 @@ def record(name):
     case = OUT / name
     shutil.rmtree(case, ignore_errors=True)
     case.mkdir(parents=True)
-    layout, adapters, merged = CASES[name](case)
+    layout, adapters, before, model = CASES[name](case)
+    merged = changed(before, model.state_dict())
+    plain, found = answers(layout, before), answers(layout, before | merged)
+    # Of what moves nothing, nothing would be seen.
+    moved = [torch.dist(found[part], plain[part]) / plain[part].norm() for part in ("image_features", "logits")]
+    if moved[1] < 0.1:
+        raise SystemExit(f"error: {name} moves the logits by {moved[1]:.4f} alone")
     save_file(merged, case / "merged.safetensors")
+    save_file(found, case / "answers.safetensors")
     synth.write_json(case / "case.json", {"base": layout, "adapters": [list(one) for one in adapters]})
-    print(f"{name}: {len(merged)} tensors")
+    print(f"{name}: {len(merged)} tensors; features move by {moved[0]:.3f}, logits by {moved[1]:.3f}")
 
 
 def main():
