@@ -5,6 +5,7 @@
 //! keeps one at a time. Bytes between frames (padding, the headers of `multipart/x-mixed-replace`) are passed over, up to
 //! [`MAX_GAP`]. A broken frame is an error, and the next one follows.
 
+mod claim;
 mod error;
 mod search;
 mod sketch;

@@ -1,5 +1,6 @@
 //! Where does a JPEG or a PNG end? By its segments or chunks: what stands inside them, a thumbnail for example, ends nothing.
 
+use super::claim::{self, Claim};
 use super::window::Window;
 use crate::image::decode::Limits;
 use flate2::Crc;
@@ -45,8 +46,46 @@ fn big(bytes: &[u8], at: usize, count: usize) -> u64 {
     number.fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
-/// A JPEG: its segments by their lengths, and what stands between them, the data of scans, by its markers.
+/// What a JPEG has shown so far.
+#[derive(Debug, Default)]
+struct Seen {
+    size: bool,
+    /// Tables of quantisation, or that it is lossless.
+    quantization: bool,
+    scan: bool,
+    /// Where a picture stands in a segment that claims it, and that is not believed before a scan begins.
+    doubt: Option<usize>,
+}
+
+impl Seen {
+    /// A segment of this code. Before the first scan stands what it is decoded by, or something was lost.
+    fn note(&mut self, code: u8) {
+        self.size |= is_size(code);
+        self.quantization |= matches!(code, 0xdb | 0xc3 | 0xc7 | 0xcb | 0xcf);
+        if code == 0xda && self.size && self.quantization {
+            self.scan = true;
+            self.doubt = None;
+        }
+    }
+}
+
+/// Whether a segment says a picture's size.
+fn is_size(code: u8) -> bool {
+    matches!(code, 0xc0..=0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf)
+}
+
+/// A JPEG: its segments by their lengths, and what stands between them, the data of scans, by its markers. Where a
+/// segment that was cut claims a picture, that is the next frame.
 pub(super) fn jpeg<R: Read>(window: &mut Window<R>, limits: &Limits) -> Result<Walk> {
+    let mut seen = Seen::default();
+    let walk = markers(window, limits, &mut seen)?;
+    Ok(match seen.doubt {
+        Some(next) => Walk::Broken { next, why: Why::Cut },
+        None => walk,
+    })
+}
+
+fn markers<R: Read>(window: &mut Window<R>, limits: &Limits, seen: &mut Seen) -> Result<Walk> {
     let broken = |next, why| Ok(Walk::Broken { next, why });
     let mut most = BESIDE;
     // Behind SOI.
@@ -78,43 +117,76 @@ pub(super) fn jpeg<R: Read>(window: &mut Window<R>, limits: &Limits) -> Result<W
             0xd8 => return broken(at - 1, Why::Cut),
             0xd9 => return Ok(Walk::Whole(at + 1)),
             _ => {
-                let segment = at + 1;
-                window.have(segment + 2)?;
-                let length = usize::try_from(big(window.bytes(), segment, 2)).unwrap_or(0);
-                let end = segment + length;
-                let whole = window.have(end.max(segment + 2))?;
-                // Two bytes at least follow, of the next marker.
-                window.have(end.saturating_add(2))?;
-                // What an application or a person wrote may hold anything, behind its length; tables hold no image.
-                let tables = code < 0xe0;
-                let content = if tables {
-                    end.saturating_add(2)
-                } else {
-                    segment + 4
+                let end = match segment(window, at, seen)? {
+                    Ok(end) => end,
+                    Err((next, why)) => return broken(next, why),
                 };
-                let content = window.bytes().get(segment..content.min(window.bytes().len()));
-                let mut places = content.unwrap_or_default().windows(3);
-                if let Some(place) = places.position(|bytes| bytes == [0xff, 0xd8, 0xff]) {
-                    return broken(segment + place, Why::Cut);
-                }
-                if !whole {
-                    return broken(if tables { segment } else { window.bytes().len() }, Why::Short);
-                }
-                if length >= 7 && matches!(code, 0xc0..=0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf) {
-                    let (height, width) = (
-                        big(window.bytes(), segment + 3, 2),
-                        big(window.bytes(), segment + 5, 2),
-                    );
+                if is_size(code) && end >= at + 8 {
+                    let (height, width) = (big(window.bytes(), at + 4, 2), big(window.bytes(), at + 6, 2));
                     if limits.check("", width, height.max(1)).is_err() {
                         return broken(end, Why::Size { width, height });
                     }
                     most = most_bytes(width, height);
                 }
-                // The decoder says what is wrong with a segment of less than two bytes.
-                at = end.max(segment);
+                at = end;
             }
         }
     }
+}
+
+/// The end of the segment whose code stands at this place, or where the next frame may begin and why this one is
+/// broken.
+fn segment<R: Read>(
+    window: &mut Window<R>,
+    at: usize,
+    seen: &mut Seen,
+) -> Result<std::result::Result<usize, (usize, Why)>> {
+    let code = window.byte(at)?.unwrap_or_default();
+    let segment = at + 1;
+    window.have(segment + 2)?;
+    let length = usize::try_from(big(window.bytes(), segment, 2)).unwrap_or(0);
+    // The decoder says what is wrong with a segment of less than two bytes.
+    let end = segment + length;
+    let whole = window.have(end.max(segment + 2))?;
+    // Three bytes at least follow: the next marker, and a byte of its segment or of the data.
+    window.have(end.saturating_add(3))?;
+    let there = window.bytes();
+    let upto = |end: usize| there.get(segment..end.min(there.len())).unwrap_or_default();
+    // What an application or a person wrote may hold anything, behind its length; tables hold no image.
+    let tables = code < 0xe0;
+    let plain = upto(if tables {
+        end.saturating_add(2)
+    } else {
+        segment + 4
+    });
+    if let Some(place) = plain.windows(3).position(|bytes| bytes == [0xff, 0xd8, 0xff]) {
+        return Ok(Err((segment + place, Why::Cut)));
+    }
+    let content = segment + 2;
+    let bytes = upto(end.saturating_add(3)).get(2..).unwrap_or_default();
+    if !whole {
+        let next = claim::first(bytes).filter(|_| !tables);
+        let else_at = if tables { segment } else { there.len() };
+        return Ok(Err(match next {
+            Some(place) => (content + place, Why::Cut),
+            None => (else_at, Why::Short),
+        }));
+    }
+    if let Some(length) = length.checked_sub(2).filter(|_| !tables) {
+        match claim::claim(bytes, length, there) {
+            Claim::Nothing => {}
+            Claim::Next(place) => return Ok(Err((content + place, Why::Cut))),
+            Claim::Perhaps { at, open } if open && !claim::is_marker(bytes.get(length..)) => {
+                return Ok(Err((content + at, Why::Cut)));
+            }
+            Claim::Perhaps { at, .. } if !seen.scan && seen.doubt.is_none() => {
+                seen.doubt = Some(content + at)
+            }
+            Claim::Perhaps { .. } => {}
+        }
+    }
+    seen.note(code);
+    Ok(Ok(end.max(segment)))
 }
 
 /// A PNG: its chunks by their lengths.
