@@ -12,6 +12,8 @@ mod adapter;
 mod bundle;
 #[path = "../fuzz/src/config.rs"]
 mod config;
+#[path = "../fuzz/src/constraint.rs"]
+mod constraint;
 #[path = "../fuzz/src/edit.rs"]
 mod edit;
 #[path = "../fuzz/src/folder.rs"]
@@ -54,12 +56,13 @@ use std::path::{Path, PathBuf};
 /// A target, the longest input that it is given, and seeds that other tests have.
 type Target = (&'static str, fn(&[u8]), usize, Option<&'static str>);
 
-const TARGETS: [Target; 14] = [
+const TARGETS: [Target; 15] = [
     ("safetensors", safetensors::run, 4096, None),
     ("shards", shards::run, 512, None),
     ("torch", torch::run, 8192, None),
     ("adapter", adapter::run, 1024, None),
     ("config", config::run, 4096, None),
+    ("constraint", constraint::run, 1024, None),
     ("small_files", small_files::run, 2048, None),
     ("bundle", bundle::run, 16384, None),
     ("onnx", onnx::run, 4096, None),

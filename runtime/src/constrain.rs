@@ -7,6 +7,9 @@
 //! What is compiled is bounded in time and memory; a constraint that would need more is an error, and so is one that cannot be
 //! kept exactly: nothing of a schema is ignored but what JSON Schema itself calls an annotation, and keywords that it does not
 //! know.
+//!
+//! A [`Request`](crate::Request) takes a constraint; whoever samples tokens without a [`Model`](crate::Model) has [`Vocabulary`]
+//! and [`Follower`].
 
 #[cfg(feature = "constrain")]
 mod grammar;
@@ -16,9 +19,9 @@ mod missing;
 mod schema;
 
 #[cfg(feature = "constrain")]
-pub(crate) use grammar::{Follower, Vocabulary};
+pub use grammar::{Follower, Vocabulary};
 #[cfg(not(feature = "constrain"))]
-pub(crate) use missing::{Follower, Vocabulary};
+pub use missing::{Follower, Vocabulary};
 
 use thiserror::Error;
 

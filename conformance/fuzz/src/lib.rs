@@ -8,6 +8,7 @@
 pub mod adapter;
 pub mod bundle;
 pub mod config;
+pub mod constraint;
 mod edit;
 mod folder;
 pub mod frames;

@@ -65,7 +65,7 @@ impl TokenizerEnv for Words {
 
 /// What all constraints of a model share: the tokens' bytes as a trie, which takes some tenths of a
 /// second to make for 150,000 tokens.
-pub(crate) struct Vocabulary {
+pub struct Vocabulary {
     factory: ParserFactory,
 }
 
@@ -83,7 +83,7 @@ impl Vocabulary {
     ///
     /// # Errors
     /// A tokenizer that is not byte-level.
-    pub(crate) fn new(tokenizer: &Tokenizer, stop_ids: &[i64]) -> Result<Vocabulary, ConstraintError> {
+    pub fn new(tokenizer: &Tokenizer, stop_ids: &[i64]) -> Result<Vocabulary, ConstraintError> {
         let unusable = |reason: String| ConstraintError::Tokenizer { reason };
         let tokens = tokenizer
             .all_bytes()
@@ -119,7 +119,7 @@ impl Vocabulary {
     ///
     /// # Errors
     /// One that cannot be kept, or is too large.
-    pub(crate) fn follow(&self, constraint: &Constraint) -> Result<Follower, ConstraintError> {
+    pub fn follow(&self, constraint: &Constraint) -> Result<Follower, ConstraintError> {
         let (grammar, failed) = grammar(constraint)?;
         let work = || caught(|| Matcher::new(self.factory.create_parser(grammar)));
         let made = thread::scope(|scope| {
@@ -255,7 +255,7 @@ fn brief(words: &str) -> String {
 }
 
 /// Where an answer is within its constraint.
-pub(crate) struct Follower {
+pub struct Follower {
     matcher: Matcher,
     /// The tokens that may come next; empty if that was not asked yet.
     allowed: Vec<u32>,
@@ -270,12 +270,12 @@ impl fmt::Debug for Follower {
 }
 
 impl Follower {
-    /// Which tokens may come next, as [`Context::allowed`](crate::sample::Context::allowed): stop ids among them where the
-    /// answer is complete.
+    /// Which tokens may come next, a bit each: of id `i` bit `i % 32` of word `i / 32`. Stop ids are among them where the answer is
+    /// complete.
     ///
     /// # Errors
     /// [`ConstraintError::Stuck`].
-    pub(crate) fn allowed(&mut self) -> Result<&[u32], ConstraintError> {
+    pub fn allowed(&mut self) -> Result<&[u32], ConstraintError> {
         if self.allowed.is_empty() {
             let mask = self
                 .matcher
@@ -290,7 +290,7 @@ impl Follower {
     ///
     /// # Errors
     /// [`ConstraintError::Stuck`].
-    pub(crate) fn take(&mut self, id: i64) -> Result<bool, ConstraintError> {
+    pub fn take(&mut self, id: i64) -> Result<bool, ConstraintError> {
         self.allowed.clear();
         let id = u32::try_from(id).map_err(|_| stuck(&format!("{id} is not the id of a token")))?;
         self.matcher

@@ -5,28 +5,44 @@ use crate::text::Tokenizer;
 
 /// What all constraints of a model share.
 #[derive(Debug)]
-pub(crate) enum Vocabulary {}
+pub enum Vocabulary {}
 
 /// What an answer keeps to.
 #[derive(Debug)]
-pub(crate) enum Follower {}
+pub enum Follower {}
 
 impl Vocabulary {
-    pub(crate) fn new(_tokenizer: &Tokenizer, _stop_ids: &[i64]) -> Result<Vocabulary, ConstraintError> {
+    /// None.
+    ///
+    /// # Errors
+    /// [`ConstraintError::NotCompiled`].
+    pub fn new(_tokenizer: &Tokenizer, _stop_ids: &[i64]) -> Result<Vocabulary, ConstraintError> {
         Err(ConstraintError::NotCompiled)
     }
 
-    pub(crate) fn follow(&self, _constraint: &Constraint) -> Result<Follower, ConstraintError> {
+    /// What is never called.
+    ///
+    /// # Errors
+    /// None.
+    pub fn follow(&self, _constraint: &Constraint) -> Result<Follower, ConstraintError> {
         match *self {}
     }
 }
 
 impl Follower {
-    pub(crate) fn allowed(&mut self) -> Result<&[u32], ConstraintError> {
+    /// What is never called.
+    ///
+    /// # Errors
+    /// None.
+    pub fn allowed(&mut self) -> Result<&[u32], ConstraintError> {
         match *self {}
     }
 
-    pub(crate) fn take(&mut self, _id: i64) -> Result<bool, ConstraintError> {
+    /// What is never called.
+    ///
+    /// # Errors
+    /// None.
+    pub fn take(&mut self, _id: i64) -> Result<bool, ConstraintError> {
         match *self {}
     }
 }
