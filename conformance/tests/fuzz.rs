@@ -22,6 +22,8 @@ mod folder;
 mod frames;
 #[path = "../fuzz/src/fused.rs"]
 mod fused;
+#[path = "../fuzz/src/heif.rs"]
+mod heif;
 #[path = "../fuzz/src/image.rs"]
 mod image;
 #[path = "../fuzz/src/onnx.rs"]
@@ -56,7 +58,7 @@ use std::path::{Path, PathBuf};
 /// A target, the longest input that it is given, and seeds that other tests have.
 type Target = (&'static str, fn(&[u8]), usize, Option<&'static str>);
 
-const TARGETS: [Target; 15] = [
+const TARGETS: [Target; 16] = [
     ("safetensors", safetensors::run, 4096, None),
     ("shards", shards::run, 512, None),
     ("torch", torch::run, 8192, None),
@@ -67,6 +69,7 @@ const TARGETS: [Target; 15] = [
     ("bundle", bundle::run, 16384, None),
     ("onnx", onnx::run, 4096, None),
     ("image", image::run, 16384, Some("runtime/tests/data/images")),
+    ("heif", heif::run, 16384, Some("runtime/tests/data/heif")),
     ("template", template::run, 8192, None),
     ("tokenizer", tokenizer::run, 8192, None),
     ("stream", stream::run, 512, None),

@@ -21,7 +21,9 @@ use std::sync::mpsc::sync_channel;
 type Error = Box<dyn std::error::Error>;
 
 /// What is looked at.
-const ENDINGS: [&str; 8] = ["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"];
+const ENDINGS: [&str; 11] = [
+    "png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "heic", "heif", "avif",
+];
 
 /// Steps to run it:
 /// 1. `cargo run --release -p exporter --bin fvlm-export -- --model demo --output fastvlm-bundle`

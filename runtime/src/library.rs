@@ -8,10 +8,8 @@
 //!
 //! Python is never run to find out: its well-known folders are looked into.
 
-#[cfg(feature = "ort")]
 mod trust;
 
-#[cfg(feature = "ort")]
 pub(crate) use trust::check as check_trust;
 
 use std::ffi::{OsStr, OsString};
@@ -66,6 +64,16 @@ fn bare(name: &Path, places: &Places) -> Result<Vec<PathBuf>, String> {
             name.display()
         )),
     }
+}
+
+/// The folder of the program.
+pub(crate) fn program_folder() -> Option<PathBuf> {
+    Places::here().program
+}
+
+/// Whether the system's loader, given a name without a folder, keeps away from the current folder.
+pub(crate) fn loader_is_safe() -> bool {
+    Places::here().loader_is_safe()
 }
 
 /// What the process was started with, as far as it says where the library may be.

@@ -13,6 +13,7 @@ mod edit;
 mod folder;
 pub mod frames;
 pub mod fused;
+pub mod heif;
 pub mod image;
 pub mod onnx;
 mod panics;

@@ -200,7 +200,7 @@ enum fvlm_status fvlm_provider(struct fvlm_engine *engine, char **json, char **e
 // `engine` came from `fvlm_open`, is closed once and not used afterwards.
 void fvlm_close(struct fvlm_engine *engine);
 
-// Adds an image file (PNG, JPEG, WebP, GIF, BMP, TIFF), so that messages can show it. It is a regular file: nobody waits for a pipe. The
+// Adds an image file (PNG, JPEG, WebP, GIF, BMP, TIFF, and where libheif is installed HEIC and AVIF), so that messages can show it. It is a regular file: nobody waits for a pipe. The
 // same image is the same `image`. What was made of it for the model stays in memory until `fvlm_forget_images` or `fvlm_reset`,
 // here and in the next two functions; the model keeps the features of the latest images, up to 32 MiB.
 //

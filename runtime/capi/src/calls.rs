@@ -116,7 +116,7 @@ pub unsafe extern "C" fn fvlm_close(engine: *mut Engine) {
     }
 }
 
-/// Adds an image file (PNG, JPEG, WebP, GIF, BMP, TIFF), so that messages can show it. It is a regular file: nobody waits for a pipe. The
+/// Adds an image file (PNG, JPEG, WebP, GIF, BMP, TIFF, and where libheif is installed HEIC and AVIF), so that messages can show it. It is a regular file: nobody waits for a pipe. The
 /// same image is the same `image`. What was made of it for the model stays in memory until `fvlm_forget_images` or `fvlm_reset`,
 /// here and in the next two functions; the model keeps the features of the latest images, up to 32 MiB.
 ///

@@ -13,6 +13,8 @@
 //! - CMYK and YCCK JPEGs are inverted as Adobe writes them, then converted without colour management.
 //! - Colour profiles and gamma are not looked at.
 //!
+//! HEIC and AVIF are libheif's ([`heif`](super::heif)), within 2 levels of what its `heif-convert` makes of them.
+//!
 //! Nothing is believed before it is bounded: sizes are checked before anything is allocated for them.
 
 use super::detect::{Format, HEAD, detect};
@@ -26,7 +28,7 @@ use std::io::{Cursor, Read};
 use std::path::Path;
 
 /// The formats, for messages.
-pub const FORMATS: &str = "PNG, JPEG, WebP, GIF, BMP, TIFF";
+pub const FORMATS: &str = "PNG, JPEG, WebP, GIF, BMP, TIFF, HEIC, AVIF";
 
 /// Longest edge in pixels, whatever the limits say: it bounds tables whose size follows an edge.
 pub const MAX_EDGE: u32 = 1 << 20;
@@ -154,6 +156,9 @@ pub fn decode(bytes: &[u8], name: &str, limits: &Limits) -> Result<Picture, Imag
         Format::Gif => super::gif::decode(bytes, limits).and_then(of_pixels).map(upright),
         Format::Bmp => super::bmp::decode(bytes, limits).and_then(of_pixels).map(upright),
         Format::Tiff => decode_tiff(bytes, limits),
+        Format::Heic | Format::Avif => super::heif::decode(bytes, limits)
+            .and_then(of_pixels)
+            .map(upright),
     };
     let (format_name, expected) = format.words();
     let (mut picture, orientation) =

@@ -10,6 +10,8 @@ pub(super) enum Format {
     Gif,
     Bmp,
     Tiff,
+    Heic,
+    Avif,
 }
 
 impl Format {
@@ -25,6 +27,8 @@ impl Format {
                 "RGB or palette without compression, with masks or with run lengths",
             ),
             Format::Tiff => ("TIFF", super::tiff::EXPECTED),
+            Format::Heic => ("HEIC", super::heif::EXPECTED),
+            Format::Avif => ("AVIF", super::heif::EXPECTED),
         }
     }
 }
@@ -56,54 +60,103 @@ pub(super) fn detect(bytes: &[u8], name: &str) -> Result<Format, ImageError> {
         .any(|magic| starts(magic))
     {
         return Ok(Format::Tiff);
+    } else if let Some(format) = heif(bytes) {
+        return Ok(format);
     }
+    let (found, convert) = describe(bytes);
     Err(ImageError::UnknownFormat {
         name: name.to_owned(),
-        found: describe(bytes),
+        found,
+        convert,
     })
+}
+
+/// HEIC or AVIF, by the brands of the box that such a file begins with: of all of them, for the first may be one that only
+/// its maker knows.
+fn heif(bytes: &[u8]) -> Option<Format> {
+    let (size, rest) = bytes.split_first_chunk()?;
+    let brands = rest.strip_prefix(b"ftyp")?;
+    let size = usize::try_from(u32::from_be_bytes(*size)).ok()?;
+    let brands = &brands[..brands.len().min(size.saturating_sub(8))];
+    // Behind the first stands a number.
+    let brands = brands.as_chunks::<4>().0.iter().enumerate();
+    let brands = brands.filter(|(place, _)| *place != 1).map(|(_, brand)| brand);
+    let mut found = None;
+    for brand in brands {
+        match brand {
+            b"avif" | b"avis" => return Some(Format::Avif),
+            b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" | b"mif1" | b"mif2" | b"msf1" => {
+                found = Some(Format::Heic);
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// `a HEIC image`, `an AVIF image`.
+pub(super) fn with_article(format: &str) -> String {
+    let article = if format == "AVIF" { "an" } else { "a" };
+    format!("{article} {format} image")
 }
 
 /// What the first bytes of a file are, in words: `a GIF image`, `text`.
 pub(super) fn what(bytes: &[u8]) -> String {
     match detect(bytes, "") {
-        Ok(format) => format!("a {} image", format.words().0),
+        Ok(format) => with_article(format.words().0),
         Err(ImageError::Empty { .. }) => "empty (0 bytes)".to_owned(),
-        Err(_) => describe(bytes),
+        Err(_) => describe(bytes).0,
     }
 }
 
-/// What bytes that are none of ours look like.
-fn describe(bytes: &[u8]) -> String {
+/// How formats begin that are not decoded, what they are, and the command that converts them.
+const OTHERS: [(&[u8], &str, Option<&str>); 14] = [
+    (b"%PDF", "a PDF file", Some("pdftoppm -png in.pdf out")),
+    (b"\xff\x0a", "a JPEG XL image", Some("djxl in.jxl out.png")),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL image", Some("djxl in.jxl out.png")),
+    (
+        b"\0\0\0\x0cjP  ",
+        "a JPEG 2000 image",
+        Some("opj_decompress -i in.jp2 -o out.png"),
+    ),
+    (
+        b"\xff\x4f\xff\x51",
+        "a JPEG 2000 image",
+        Some("opj_decompress -i in.j2k -o out.png"),
+    ),
+    (b"\0\0\x01\0", "an icon (ICO)", Some("ffmpeg -i in.ico out.png")),
+    (
+        b"8BPS",
+        "a Photoshop file (PSD)",
+        Some("ffmpeg -i in.psd out.png"),
+    ),
+    (b"PK\x03\x04", "a zip archive", None),
+    (b"\x1f\x8b", "a gzip file", None),
+    (b"qoif", "a QOI image", Some("ffmpeg -i in.qoi out.png")),
+    (
+        b"\x76\x2f\x31\x01",
+        "an OpenEXR image",
+        Some("ffmpeg -i in.exr out.png"),
+    ),
+    (b"DDS ", "a DDS image", Some("ffmpeg -i in.dds out.png")),
+    (b"\x7fELF", "a program (ELF)", None),
+    (b"\x89PNG", "a PNG file damaged in its first 8 bytes", None),
+];
+
+/// What bytes that are none of ours look like, and the command that converts them.
+fn describe(bytes: &[u8]) -> (String, Option<&'static str>) {
     let at = |offset: usize, magic: &[u8]| bytes.get(offset..).is_some_and(|rest| rest.starts_with(magic));
     if at(4, b"ftyp") {
-        let brand = bytes.get(8..12).unwrap_or_default();
-        let kind = match brand {
-            b"avif" | b"avis" => "an AVIF image",
-            b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" | b"mif1" | b"msf1" => "a HEIC image",
-            b"crx " => "a raw camera image (CR3)",
-            _ => "an MP4 or QuickTime file",
+        let (kind, convert) = match bytes.get(8..12).unwrap_or_default() {
+            b"crx " => ("a raw camera image (CR3)", "darktable-cli in.cr3 out.jpg"),
+            _ => ("an MP4 or QuickTime file", "ffmpeg -i in.mp4 -frames:v 1 out.png"),
         };
-        return kind.to_owned();
+        return (kind.to_owned(), Some(convert));
     }
-    let known: [(&[u8], &str); 14] = [
-        (b"%PDF", "a PDF file"),
-        (b"\xff\x0a", "a JPEG XL image"),
-        (b"\0\0\0\x0cJXL ", "a JPEG XL image"),
-        (b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
-        (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
-        (b"\0\0\x01\0", "an icon (ICO)"),
-        (b"8BPS", "a Photoshop file (PSD)"),
-        (b"PK\x03\x04", "a zip archive"),
-        (b"\x1f\x8b", "a gzip file"),
-        (b"qoif", "a QOI image"),
-        (b"\x76\x2f\x31\x01", "an OpenEXR image"),
-        (b"DDS ", "a DDS image"),
-        (b"\x7fELF", "a program (ELF)"),
-        (b"\x89PNG", "a PNG file damaged in its first 8 bytes"),
-    ];
-    if let Some((_, kind)) = known.iter().find(|(magic, _)| bytes.starts_with(magic)) {
-        return (*kind).to_owned();
+    if let Some((_, kind, convert)) = OTHERS.iter().find(|(magic, ..)| bytes.starts_with(magic)) {
+        return ((*kind).to_owned(), *convert);
     }
+    let words = |words: &str| (words.to_owned(), None);
     let head = &bytes[..bytes.len().min(256)];
     // A character may be cut at the end of the head.
     let text = match std::str::from_utf8(head) {
@@ -121,15 +174,21 @@ fn describe(bytes: &[u8]) -> String {
             .get(..5)
             .is_some_and(|start| start.eq_ignore_ascii_case("<!doc") || start == "<html");
         return if markup {
-            "an SVG drawing".to_owned()
+            (
+                "an SVG drawing".to_owned(),
+                Some("rsvg-convert in.svg -o out.png"),
+            )
         } else if html {
-            "an HTML page".to_owned()
+            words("an HTML page")
         } else if text.starts_with("version https://git-lfs") {
-            "a Git LFS pointer instead of the file".to_owned()
+            words("a Git LFS pointer instead of the file")
         } else {
-            "text".to_owned()
+            words("text")
         };
     }
     let start: Vec<String> = bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    format!("of an unknown format (it starts with {})", start.join(" "))
+    words(&format!(
+        "of an unknown format (it starts with {})",
+        start.join(" ")
+    ))
 }

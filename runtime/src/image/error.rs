@@ -27,12 +27,14 @@ pub enum ImageError {
         name: String,
     },
     /// The bytes are of no format that is decoded here.
-    #[error("image `{name}` is {found}, expected one of {}", super::decode::FORMATS)]
+    #[error("image `{name}` is {found}, expected one of {}{}", super::decode::FORMATS, converted(.convert))]
     UnknownFormat {
         /// The image.
         name: String,
         /// What its first bytes look like.
         found: String,
+        /// A command that makes an image of it that is decoded, where one is known.
+        convert: Option<&'static str>,
     },
     /// The format is known, this kind of it is not decoded.
     #[error("image `{name}` is {found}, expected {expected}")]
@@ -43,6 +45,16 @@ pub enum ImageError {
         found: String,
         /// Which kinds are decoded.
         expected: String,
+    },
+    /// The format is decoded by a library that is not installed, is too old, or lacks a part.
+    #[error("image `{name}` is {}, which is not decoded here: {reason}", super::detect::with_article(.format))]
+    NoDecoder {
+        /// The image.
+        name: String,
+        /// `HEIC` or `AVIF`.
+        format: &'static str,
+        /// What is missing, how to install it, and the command that converts the image.
+        reason: String,
     },
     /// The header declares more pixels than the limit. Nothing was decoded.
     #[error("image `{name}` is {width} x {height} pixels, expected at most {max_pixels} pixels")]
@@ -111,4 +123,9 @@ pub enum ImageError {
         /// One sentence a fault.
         problems: Vec<String>,
     },
+}
+
+/// The end of a sentence: how to convert an image.
+fn converted(command: &Option<&'static str>) -> String {
+    command.map_or_else(String::new, |command| format!("; convert it: `{command}`"))
 }

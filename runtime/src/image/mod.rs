@@ -10,6 +10,7 @@ mod detect;
 mod error;
 pub mod frames;
 mod gif;
+pub mod heif;
 mod jpeg;
 mod orientation;
 pub mod preprocess;

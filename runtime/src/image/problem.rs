@@ -11,6 +11,8 @@ pub(super) enum Problem {
     Damaged(String),
     /// A kind of its format that is not decoded: which, if that is known.
     Unsupported(String),
+    /// What decodes its format is not installed: what to do about it.
+    NoDecoder(String),
     /// It would take more memory than any image within the limits.
     Memory,
     /// Of a size that the limits refuse.
@@ -51,6 +53,7 @@ impl Problem {
                 },
                 expected: expected.to_owned(),
             },
+            Problem::NoDecoder(reason) => ImageError::NoDecoder { name, format, reason },
             Problem::Memory => ImageError::TooMuchMemory { name, max_bytes },
             Problem::Size { width, height } => match limits.check(&name, width, height) {
                 Err(error) => error,

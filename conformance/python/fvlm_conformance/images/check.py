@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Compares what `runtime` decodes with what Pillow does, on generated files and any others.
 
-    python -m fvlm_conformance.images.check PROGRAM [FILE_OR_FOLDER ...] [--keep FOLDER] [--record]
+    python -m fvlm_conformance.images.check PROGRAM [FILE_OR_FOLDER ...] [--keep FOLDER] [--heif] [--record]
 
-PROGRAM is `target/release/examples/pixels`. What `jpegs.py` and `formats.py` generate is compared, and every image in
-the paths given: those that packages ship, say. A file that Pillow opens must have the pixels that Pillow has, by
+PROGRAM is `target/release/examples/pixels`. What `jpegs.py`, `formats.py` and `heif.py` generate is compared, and every
+image in the paths given: those that packages ship, say. A file that Pillow opens must have the pixels that Pillow has, by
 format as `LIMITS` says, or be refused; where Pillow refuses, nothing is compared. Pictures whose 16-bit gray Pillow
-clips are compared with their upper byte. `--keep` leaves the generated files and their pixels there; `--record`
-writes the files and hashes of `runtime/tests/data/matrix`, which a test decodes. Exit code 1 on a difference.
+clips are compared with their upper byte. HEIC and AVIF are compared with libheif's `heif-convert`, and what that decodes
+of the generated ones must be decoded. `--heif` takes HEIC and AVIF alone. `--keep` leaves the generated files and their
+pixels there; `--record` writes the files and hashes of `runtime/tests/data/matrix`, and with `--heif` the files of
+`runtime/tests/data/heif`, which tests decode. Exit code 1 on a difference.
 """
 
 import argparse
@@ -26,11 +28,13 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..common import ROOT
-from . import formats, jpegs
+from . import formats, heif, jpegs
 
 # The largest difference of a value, by format.
-LIMITS = {"JPEG": 0, "PNG": 0, "BMP": 0, "GIF": 0, "TIFF": 0, "WEBP": 0}
+LIMITS = {"JPEG": 0, "PNG": 0, "BMP": 0, "GIF": 0, "TIFF": 0, "WEBP": 0, "HEIC": 2, "AVIF": 2}
 DATA = ROOT / "runtime/tests/data/matrix"
+HEIF_DATA = ROOT / "runtime/tests/data/heif"
+HEIF = {".heic", ".heif", ".hif", ".avif"}
 # What is recorded of the matrix: small files, at most so many bytes.
 RECORDED = re.compile(
     r"^(?!.*color.*-420).*-33x17\.jpg$"
@@ -42,10 +46,19 @@ RECORDED = re.compile(
     r"|^gif-16-\w+-(own.*|whole-(None|1)|part-(5\.6|23\.12)-(None|1)-[01]|3\.17|32\.2)\.gif$"
 )
 MOST = 2_000
+# Small ones of each kind.
+HEIF_RECORDED = re.compile(
+    r"^heic-(42[02]-33x17|444-16x16|alpha|gray-10|rgb-10|irot-1-imir-0|clap-31x21|exif-irot-6|two-primary1|iovl-70)\.heic$"
+    r"|^avif-(420-33x17|444-16x16|alpha|rgb-12|imir-1-irot-3|clap-irot-31x21|two-primary1)\.avif$"
+    r"|^(heic|avif)-grid-2x3-150x90\.\w+$"
+)
 
 
 def expected(path):
     """Pillow's format, and pixels or error; of a file that Pillow reads wrongly, those of its twin."""
+    if path.suffix.lower() in HEIF:
+        with tempfile.TemporaryDirectory() as folder:
+            return "AVIF" if path.suffix.lower() == ".avif" else "HEIC", heif.reference(path, folder)
     twins = dict(formats.twins())
     path = io.BytesIO(twins[path.name]) if path.name in twins else path
     with warnings.catch_warnings():
@@ -73,20 +86,26 @@ def decode(program, paths, folder):
     return dict(line.split("\t", 1) for line in done.stdout.splitlines())
 
 
-def compare(program, paths, folder):
+def compare(program, paths, folder, ours=False):
+    """`ours`: the files are generated, and none of HEIF's kinds is refused that libheif decodes."""
     tally, failures = collections.defaultdict(collections.Counter), []
     answers = decode(program, paths, folder)
     for path in paths:
         answer = answers[str(path)]
         format, pixels = expected(path)
         if isinstance(pixels, Exception):
+            other = "libheif" if path.suffix.lower() in HEIF else "Pillow"
             tally[path.suffix.lower()][
-                "Pillow refuses, we " + ("decode" if answer == "ok" else "refuse")
+                f"{other} refuses, we " + ("decode" if answer == "ok" else "refuse")
             ] += 1
+            if ours and other == "libheif":
+                failures.append(f"{path.name}: libheif does not decode it: {pixels}")
             continue
         if answer != "ok":
             tally[format]["refused"] += 1
             print(f"refused: {answer}")
+            if ours and path.suffix.lower() in HEIF:
+                failures.append(f"{path.name}: refused, and libheif decodes it")
             continue
         found = np.asarray(Image.open(folder / (path.name + ".ppm")))
         if found.shape != pixels.shape:
@@ -103,7 +122,7 @@ def compare(program, paths, folder):
 
 def images(paths):
     """All files in `paths` that may be images, by their ends."""
-    ends = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp"}
+    ends = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", *HEIF}
     for path in map(pathlib.Path, paths):
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.suffix.lower() in ends and file.is_file():
@@ -143,11 +162,26 @@ def record(program, folder):
     print(f"{len(cases)} files, {size} bytes in {DATA.relative_to(ROOT)}")
 
 
+def record_heif(folder):
+    """Writes the files that the test of HEIC and AVIF decodes, each beside what libheif makes of it."""
+    shutil.rmtree(HEIF_DATA, ignore_errors=True)
+    HEIF_DATA.mkdir(parents=True)
+    for path in sorted(folder.iterdir()):
+        if HEIF_RECORDED.search(path.name):
+            _, pixels = expected(path)
+            Image.fromarray(pixels).save(HEIF_DATA / f"{path.name}.png", optimize=True)
+            shutil.copy(path, HEIF_DATA)
+    made = list(HEIF_DATA.iterdir())
+    size = sum(path.stat().st_size for path in made)
+    print(f"{len(made)} files, {size} bytes in {HEIF_DATA.relative_to(ROOT)}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("program", type=pathlib.Path)
     parser.add_argument("paths", nargs="*")
     parser.add_argument("--keep", type=pathlib.Path)
+    parser.add_argument("--heif", action="store_true")
     parser.add_argument("--record", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -155,8 +189,13 @@ def main():
         generated, pixels = folder / "generated", folder / "pixels"
         generated.mkdir(parents=True, exist_ok=True)
         pixels.mkdir(exist_ok=True)
-        for name, data in [*jpegs.files(), *formats.files()]:
-            (generated / name).write_bytes(data)
+        sources = [heif] if options.heif else [jpegs, formats, heif]
+        for source in sources:
+            for name, data in source.files():
+                (generated / name).write_bytes(data)
+        if options.record and options.heif:
+            record_heif(generated)
+            return
         if options.record:
             record(options.program, generated)
             return
@@ -167,7 +206,7 @@ def main():
             (given / f"{number:05}-{path.name}").symlink_to(path.resolve())
         for source in (generated, given):
             paths = sorted(source.iterdir())
-            tally, wrong = compare(options.program, paths, pixels)
+            tally, wrong = compare(options.program, paths, pixels, ours=source == generated)
             failures += wrong
             print(f"{source.name}: {len(paths)} files")
             for format, counts in sorted(tally.items(), key=str):
@@ -177,7 +216,7 @@ def main():
         # What must be refused is.
         damaged = folder / "damaged"
         damaged.mkdir(exist_ok=True)
-        for name, data in jpegs.damaged():
+        for name, data in [*([] if options.heif else jpegs.damaged()), *heif.damaged()]:
             (damaged / name).write_bytes(data)
         answers = decode(options.program, sorted(damaged.iterdir()), pixels)
         failures += [f"{path}: decoded, and is damaged" for path, answer in answers.items() if answer == "ok"]

@@ -27,7 +27,7 @@ FVLM_ISA names the instruction set that kernels of target cpu use, for measureme
 or what else --stats or an error names [default: the best of this processor]."
 )]
 pub(crate) struct Cli {
-    /// Images: PNG, JPEG, WebP, GIF, BMP or TIFF; `-` is stdin. Each is described in turn
+    /// Images: PNG, JPEG, WebP, GIF, BMP, TIFF, HEIC or AVIF; `-` is stdin. Each is described in turn
     #[arg(value_name = "IMAGE")]
     pub(crate) images: Vec<PathBuf>,
 

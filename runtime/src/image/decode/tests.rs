@@ -51,7 +51,7 @@ fn png_header(width: u32, height: u32) -> Vec<u8> {
 
 #[test]
 fn what_is_no_image_is_named() {
-    let cases: [(&[u8], &str); 16] = [
+    let cases: [(&[u8], &str); 18] = [
         (b"", "is empty (0 bytes)"),
         (b"hello, I am no image\n", "is text, expected one of PNG, JPEG"),
         ("h\u{e9}llo".as_bytes(), "is text"),
@@ -59,9 +59,24 @@ fn what_is_no_image_is_named() {
         (b"<?xml version='1.0'?>\n<svg/>", "is an SVG drawing"),
         (b"<!DOCTYPE html><html></html>", "is an HTML page"),
         (b"%PDF-1.7\n", "is a PDF file"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "is a HEIC image"),
-        (b"\0\0\0\x18ftypavif\0\0\0\0", "is an AVIF image"),
-        (b"\0\0\0\x18ftypisom\0\0\0\0", "is an MP4 or QuickTime file"),
+        (
+            b"\0\0\0\x18ftypheic\0\0\0\0",
+            "is a damaged HEIC file: it ends too early",
+        ),
+        (
+            b"\0\0\0\x18ftypMiHE\0\0\0\0mif1heic",
+            "is a HEIF file without a still image",
+        ),
+        (
+            b"\0\0\0\x1cftypmif1\0\0\0\0mif1avif",
+            "is a damaged AVIF file: it ends too early",
+        ),
+        (
+            b"\0\0\0\x18ftypisom\0\0\0\0isomavc1",
+            "is an MP4 or QuickTime file, expected one of PNG, JPEG, WebP, GIF, BMP, TIFF, HEIC, AVIF; convert it: \
+             `ffmpeg -i in.mp4 -frames:v 1 out.png`",
+        ),
+        (b"qoif", "is a QOI image, expected one of PNG"),
         (
             b"version https://git-lfs.github.com/spec/v1\n",
             "is a Git LFS pointer",

@@ -85,7 +85,9 @@ pub(super) fn begin(bytes: &[u8], y4m: bool) -> Found {
 /// What a stream is that begins with another picture.
 pub(super) fn refuse_first(bytes: &[u8]) -> Option<String> {
     match detect(bytes, "") {
-        Ok(Format::WebP | Format::Gif | Format::Bmp | Format::Tiff) => Some(what(bytes)),
+        Ok(Format::WebP | Format::Gif | Format::Bmp | Format::Tiff | Format::Heic | Format::Avif) => {
+            Some(what(bytes))
+        }
         _ => None,
     }
 }
