@@ -29,13 +29,23 @@ def tools():
     if not all(map(shutil.which, names)) and shutil.which("apt-get") and os.geteuid() == 0:
         print(f"installing {PACKAGE} ...", file=sys.stderr)
         environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        install = ["apt-get", "-qy", "-o", "DPkg::Lock::Timeout=600", "install", "--no-install-recommends", PACKAGE]
+        install = [
+            "apt-get",
+            "-qy",
+            "-o",
+            "DPkg::Lock::Timeout=600",
+            "install",
+            "--no-install-recommends",
+            PACKAGE,
+        ]
         for command in (install, ["apt-get", "-q", "update"], install):
             subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
             if all(map(shutil.which, names)):
                 break
     if not all(map(shutil.which, names)):
-        sys.exit(f"error: this machine lacks heif-enc or heif-convert; on Debian, as root: apt-get install {PACKAGE}")
+        sys.exit(
+            f"error: this machine lacks heif-enc or heif-convert; on Debian, as root: apt-get install {PACKAGE}"
+        )
 
 
 def painted(width, height, channels, kind=0):
@@ -175,7 +185,13 @@ def alpha():
 def item(kind, data=b"", properties=(), refers=(), inside=False, hidden=False, more=b""):
     """`refers` are a type of references and numbers of items, from 1; `inside` lies in `idat`."""
     return dict(
-        kind=kind, data=data, properties=list(properties), refers=refers, inside=inside, hidden=hidden, more=more
+        kind=kind,
+        data=data,
+        properties=list(properties),
+        refers=refers,
+        inside=inside,
+        hidden=hidden,
+        more=more,
     )
 
 
@@ -190,7 +206,14 @@ def heif(items, primary=1, brands=(b"heic", b"mif1", b"heic"), split=False):
                 places[whole] = len(ipco)
             found.append(places[whole] | essential << 7)
         ipma += struct.pack(">HB", number, len(found)) + bytes(found)
-        iinf += full(b"infe", 2, int(entry["hidden"]), struct.pack(">HH4s", number, 0, entry["kind"]), b"\0", entry["more"])
+        iinf += full(
+            b"infe",
+            2,
+            int(entry["hidden"]),
+            struct.pack(">HH4s", number, 0, entry["kind"]),
+            b"\0",
+            entry["more"],
+        )
         for kind, numbers in entry["refers"]:
             iref += box(kind, struct.pack(f">HH{len(numbers)}H", number, len(numbers), *numbers))
         data = entry["data"]
@@ -221,7 +244,9 @@ def heif(items, primary=1, brands=(b"heic", b"mif1", b"heic"), split=False):
         ]
         if iref:
             parts.append(full(b"iref", 0, 0, iref))
-        parts.append(box(b"iprp", box(b"ipco", *ipco), full(b"ipma", 0, 0, struct.pack(">I", len(items)), ipma)))
+        parts.append(
+            box(b"iprp", box(b"ipco", *ipco), full(b"ipma", 0, 0, struct.pack(">I", len(items)), ipma))
+        )
         if idat:
             parts.append(box(b"idat", idat))
         return full(b"meta", 0, 0, *parts)
@@ -261,7 +286,10 @@ def plain():
         for width, height in SIZES:
             for chroma in ("420", "422", "444"):
                 image = Image.fromarray(painted(width, height, 3))
-                yield f"{kind}-{chroma}-{width}x{height}.{kind}", encode(kind, image, "-p", f"chroma={chroma}")
+                yield (
+                    f"{kind}-{chroma}-{width}x{height}.{kind}",
+                    encode(kind, image, "-p", f"chroma={chroma}"),
+                )
         rgb, rgba = Image.fromarray(painted(65, 47, 3)), Image.fromarray(painted(65, 47, 4), "RGBA")
         gray, even = Image.fromarray(painted(65, 47, 1)[:, :, 0]), Image.fromarray(painted(64, 48, 3))
         yield f"{kind}-gray.{kind}", encode(kind, gray)
@@ -279,7 +307,10 @@ def plain():
                 yield f"{kind}-matrix-{matrix}-{whole}.{kind}", encode(kind, even, *flags)
         # Of 16 bits; heif-enc keeps the upper ones.
         for channels, name in ((1, "gray"), (3, "rgb"), (4, "rgba")):
-            deep = painted(64, 48, channels).astype(np.uint16) * 257 - np.arange(64, dtype=np.uint16)[None, :, None] % 29
+            deep = (
+                painted(64, 48, channels).astype(np.uint16) * 257
+                - np.arange(64, dtype=np.uint16)[None, :, None] % 29
+            )
             for bits in (10, 12):
                 chroma = ()
                 if kind == "avif" and bits == 10:
@@ -349,7 +380,13 @@ def composed():
 
 
 def grids(kind, brands):
-    for rows, columns, width, height in [(1, 1, 64, 64), (1, 1, 50, 33), (2, 2, 128, 128), (2, 3, 150, 90), (3, 1, 64, 130)]:
+    for rows, columns, width, height in [
+        (1, 1, 64, 64),
+        (1, 1, 50, 33),
+        (2, 2, 128, 128),
+        (2, 3, 150, 90),
+        (3, 1, 64, 130),
+    ]:
         tiles = [tile(kind, seed) for seed in range(rows * columns)]
         items = [item(code, data, how, hidden=True) for code, how, data, _ in tiles]
         numbers = list(range(1, len(items) + 1))
@@ -359,8 +396,13 @@ def grids(kind, brands):
             ("-turned", [(irot(1), True), (imir(0), True)], False, True),
         ]:
             properties = [(ispe(width, height), False), *more]
-            whole = item(b"grid", grid(rows, columns, width, height, wide), properties, [(b"dimg", numbers)], inside)
-            yield f"{kind}-grid-{rows}x{columns}-{width}x{height}{name}.{kind}", heif([*items, whole], len(items) + 1, brands)
+            whole = item(
+                b"grid", grid(rows, columns, width, height, wide), properties, [(b"dimg", numbers)], inside
+            )
+            yield (
+                f"{kind}-grid-{rows}x{columns}-{width}x{height}{name}.{kind}",
+                heif([*items, whole], len(items) + 1, brands),
+            )
 
 
 def files():
@@ -379,9 +421,14 @@ def damaged():
         yield f"{kind}-no-config.{kind}", heif([item(code, data, how[1:])], brands=brands)
         yield f"{kind}-no-primary.{kind}", heif([item(code, data, how)], 7, brands)
         yield f"{kind}-other-codec.{kind}", heif([item(b"j2k1", data, how)], brands=brands)
-        yield f"{kind}-size.{kind}", heif([item(code, data, [how[0], (ispe(60000, 60000), False)])], brands=brands)
+        yield (
+            f"{kind}-size.{kind}",
+            heif([item(code, data, [how[0], (ispe(60000, 60000), False)])], brands=brands),
+        )
         tiles = item(code, data, how, hidden=True)
-        bomb = item(b"grid", grid(255, 255, 64, 64), [(ispe(*size), False)], [(b"dimg", [1] * 255 * 255)], True)
+        bomb = item(
+            b"grid", grid(255, 255, 64, 64), [(ispe(*size), False)], [(b"dimg", [1] * 255 * 255)], True
+        )
         yield f"{kind}-tiles.{kind}", heif([tiles, bomb], 2, brands)
         itself = item(b"grid", grid(1, 1, 64, 64), [(ispe(*size), False)], [(b"dimg", [1])], True)
         yield f"{kind}-itself.{kind}", heif([itself], 1, brands)
@@ -389,7 +436,9 @@ def damaged():
         yield f"{kind}-canvas.{kind}", heif([tiles, large], 2, brands)
         uncovered = item(b"grid", grid(1, 1, 65, 64), [(ispe(65, 64), False)], [(b"dimg", [1])], True)
         yield f"{kind}-uncovered.{kind}", heif([tiles, uncovered], 2, brands)
-        above = item(b"iovl", overlay(100, 80, [(0, -20)]), [(ispe(100, 80), False)], [(b"dimg", [1])], inside=True)
+        above = item(
+            b"iovl", overlay(100, 80, [(0, -20)]), [(ispe(100, 80), False)], [(b"dimg", [1])], inside=True
+        )
         yield f"{kind}-above.{kind}", heif([tiles, above], 2, brands)
         # As many pictures as stand one behind the other: libheif would decode them all.
         yield f"{kind}-pictures.{kind}", heif([item(code, data * 400, how)], brands=brands)

@@ -357,7 +357,9 @@ def record(name):
     merged = changed(before, model.state_dict())
     plain, found = answers(layout, before), answers(layout, before | merged)
     # Of what moves nothing, nothing would be seen.
-    moved = [torch.dist(found[part], plain[part]) / plain[part].norm() for part in ("image_features", "logits")]
+    moved = [
+        torch.dist(found[part], plain[part]) / plain[part].norm() for part in ("image_features", "logits")
+    ]
     if moved[1] < 0.1:
         raise SystemExit(f"error: {name} moves the logits by {moved[1]:.4f} alone")
     save_file(merged, case / "merged.safetensors")
