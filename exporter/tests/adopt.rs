@@ -7,7 +7,7 @@ use exporter::onnx::proto::{
     DimensionProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
     TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
 };
-use models::bundle::{Adopted, Bundle, Content, Given, IoDim, Precision, Target, Told};
+use models::bundle::{Adopted, Aspect, Bundle, Content, Given, IoDim, Precision, Target, Told};
 use models::dtype::DType;
 use prost::Message as _;
 use std::collections::BTreeMap;
@@ -828,4 +828,46 @@ fn the_template_says_what_it_takes() {
     let world = World::new();
     fs::write(world.path("chat_template.jinja"), "{{ 'hello' }}").unwrap();
     world.refused(&["could not be asked anything"]);
+}
+
+/// The dialect of Apple's config, which the community's exports have.
+#[test]
+fn a_config_in_apples_dialect_says_how_images_are_made_square() {
+    let config = serde_json::json!({
+        "model_type": "llava_qwen2", "hidden_act": "silu", "hidden_size": 192, "intermediate_size": 512,
+        "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 1024,
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0, "tie_word_embeddings": true,
+        "mm_hidden_size": 512, "mm_projector_type": "mlp2x_gelu", "mm_vision_tower": "mobileclip_l_256",
+        "image_aspect_ratio": "pad", "image_token_index": 1023, "eos_token_id": 1022,
+        "transformers.js_config": {"dtype": "fp32"},
+        "vision_config": {"embed_dims": [16, 32, 64, 128, 256], "layers": [1, 1, 3, 1, 1]},
+    });
+    let world = World::new();
+    fs::write(world.path("config.json"), config.to_string()).unwrap();
+    let (bundle, _) = world.adopted("");
+    assert_eq!(bundle.image.aspect, Aspect::Pad { color: [0; 3] });
+    assert_eq!((bundle.image.height, bundle.image.tokens), (256, 16));
+    assert_eq!(bundle.prompt.image_token_id, Some(1023));
+    let written = fs::read(world.folder.path().join("bundle/config.json")).unwrap();
+    let written: serde_json::Value = serde_json::from_slice(&written).unwrap();
+    assert_eq!(
+        written["transformers.js_config"],
+        config["transformers.js_config"]
+    );
+    for (old, new, says) in [
+        (
+            "1023",
+            "1021",
+            "`image_token_index` is 1021, tokenizer.json has id 1023",
+        ),
+        ("\"pad\"", "\"anyres\"", "`image_aspect_ratio` is \"anyres\""),
+    ] {
+        let world = World::new();
+        fs::write(
+            world.path("config.json"),
+            config.to_string().replacen(old, new, 1),
+        )
+        .unwrap();
+        world.refused(&[says]);
+    }
 }
