@@ -26,6 +26,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
+from .onnxruntime_plain import clip_pixels
 from .packages import HERE, ROOT, call
 from .run import recorded
 
@@ -57,16 +58,6 @@ class Foreign:
             for name in NETWORKS
         )
 
-    def pixels(self, image):
-        p = self.processor
-        edge, crop = p["size"]["shortest_edge"], p["crop_size"]
-        size = [edge if side == min(image.size) else edge * side // min(image.size) for side in image.size]
-        image = image.convert("RGB").resize(size, Image.Resampling(p["resample"]))
-        left, top = (image.width - crop["width"]) // 2, (image.height - crop["height"]) // 2
-        image = image.crop((left, top, left + crop["width"], top + crop["height"]))
-        values = (np.asarray(image) * p["rescale_factor"] - p["image_mean"]) / p["image_std"]
-        return values.transpose(2, 0, 1)[None]
-
     def one(self, session, value):
         """The output of the last rank and type that an image or ids have, rows by rows."""
         (port,) = session.get_inputs()
@@ -75,7 +66,7 @@ class Foreign:
 
     def ask(self, image, question, limit):
         token = self.config["image_token_index"]
-        features = self.one(self.encoder, self.pixels(image))
+        features = self.one(self.encoder, clip_pixels(self.processor, image))
         prompt = (
             "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
             f"<|im_start|>user\n{self.tokenizer.id_to_token(token)}\n{question}<|im_end|>\n<|im_start|>assistant\n"

@@ -14,6 +14,17 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 
+def clip_pixels(p, image):
+    """The shortest edge to its size, the middle cut out, normalised: `[1,3,H,W]`. `p` is preprocessor_config.json."""
+    edge, crop = p["size"]["shortest_edge"], p["crop_size"]
+    size = [edge if side == min(image.size) else edge * side // min(image.size) for side in image.size]
+    image = image.convert("RGB").resize(size, Image.Resampling(p["resample"]))
+    left, top = (image.width - crop["width"]) // 2, (image.height - crop["height"]) // 2
+    image = image.crop((left, top, left + crop["width"], top + crop["height"]))
+    values = (np.asarray(image) * p["rescale_factor"] - p["image_mean"]) / p["image_std"]
+    return values.transpose(2, 0, 1)[None]
+
+
 class FastVlm:
     def __init__(self, bundle, suffix=""):
         bundle = Path(bundle)
@@ -27,21 +38,11 @@ class FastVlm:
         stop = json.loads((bundle / "generation_config.json").read_text())["eos_token_id"]
         self.stop = set(stop) if isinstance(stop, list) else {stop}
 
-    def pixels(self, image):
-        """The shortest edge to its size, the middle cut out, normalised: `[1,3,H,W]`."""
-        p = self.processor
-        edge, crop = p["size"]["shortest_edge"], p["crop_size"]
-        size = [edge if side == min(image.size) else edge * side // min(image.size) for side in image.size]
-        image = image.convert("RGB").resize(size, Image.Resampling(p["resample"]))
-        left, top = (image.width - crop["width"]) // 2, (image.height - crop["height"]) // 2
-        image = image.crop((left, top, left + crop["width"], top + crop["height"]))
-        values = (np.asarray(image) * p["rescale_factor"] - p["image_mean"]) / p["image_std"]
-        return values.transpose(2, 0, 1)[None].astype(np.float32)
-
     def ask(self, image, question, limit=64):
         """The greedy answer's token ids, without the stop token."""
         image_token = self.config["image_token_index"]
-        (features,) = self.encoder.run(["image_features"], {"pixel_values": self.pixels(image)})
+        pixels = clip_pixels(self.processor, image).astype(np.float32)
+        (features,) = self.encoder.run(["image_features"], {"pixel_values": pixels})
         word = self.tokenizer.id_to_token(image_token)
         prompt = (
             "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
