@@ -33,7 +33,9 @@ pub(super) fn cast_f16(graph: &Graph) -> Result<Graph, ExportError> {
         } else {
             value.dtype
         };
-        let new = pass.push(value.name.clone(), dtype, &value.shape, Source::Input);
+        let new = pass
+            .out
+            .push(value.name.clone(), dtype, &value.shape, Source::Input);
         pass.native[id.0] = Some(new);
         pass.out.inputs.push(new);
     }
@@ -175,7 +177,7 @@ impl<'g> Pass<'g> {
             } else {
                 value.name.clone()
             };
-            outputs.push(self.push(name, dtype, &value.shape, Source::Node));
+            outputs.push(self.out.push(name, dtype, &value.shape, Source::Node));
         }
         self.out.nodes.push(Node {
             op,
@@ -222,9 +224,11 @@ impl<'g> Pass<'g> {
     fn scale(&mut self, name: &str, x: ValueId, factor: f32, output: Option<String>) -> ValueId {
         let shape = self.out.value(x).shape.clone();
         let literal = Source::Constant(Constant::Float32(vec![factor]));
-        let factor = self.push(format!("{name}/factor"), DType::Float32, &[], literal);
+        let factor = self
+            .out
+            .push(format!("{name}/factor"), DType::Float32, &[], literal);
         let output = output.unwrap_or_else(|| format!("{name}/Mul_output_0"));
-        let output = self.push(output, DType::Float32, &shape, Source::Node);
+        let output = self.out.push(output, DType::Float32, &shape, Source::Node);
         self.out.nodes.push(Node {
             name: format!("{name}/Mul"),
             op: Op::Mul,
@@ -258,7 +262,9 @@ impl<'g> Pass<'g> {
                 return Err(ExportError::Internal { what });
             }
         };
-        let new = self.push(value.name.clone(), dtype, &value.shape, value.source.clone());
+        let new = self
+            .out
+            .push(value.name.clone(), dtype, &value.shape, value.source.clone());
         self.native[id.0] = Some(new);
         Ok(new)
     }
@@ -270,7 +276,7 @@ impl<'g> Pass<'g> {
             if let Some(&new) = self.literals.get(&(id, wanted)) {
                 return Ok(new);
             }
-            let new = self.push(
+            let new = self.out.push(
                 typed_name(&value.name, wanted),
                 wanted,
                 &value.shape,
@@ -307,7 +313,7 @@ impl<'g> Pass<'g> {
         let from = self.out.value(x).clone();
         let slash = if from.name.starts_with('/') { "" } else { "/" };
         let node = format!("{slash}{}/Cast_{to}", from.name);
-        let output = self.push(output, to, &from.shape, Source::Node);
+        let output = self.out.push(output, to, &from.shape, Source::Node);
         self.out.nodes.push(Node {
             name: node,
             op: Op::Cast { to },
@@ -316,16 +322,6 @@ impl<'g> Pass<'g> {
             precision: Precision::Full,
         });
         output
-    }
-
-    fn push(&mut self, name: String, dtype: DType, shape: &[Dim], source: Source) -> ValueId {
-        self.out.values.push(Value {
-            name,
-            dtype,
-            shape: shape.to_vec(),
-            source,
-        });
-        ValueId(self.out.values.len() - 1)
     }
 }
 

@@ -280,7 +280,7 @@ impl<'g> Pass<'g> {
         let cast = Op::Cast { to: dtype };
         let codes = self.push_node(node, &name("Cast"), cast, &[codes], dtype, &whole);
         let zero = Source::Constant(Constant::Float32(vec![128.0]));
-        let zero = self.push(name("zero_point"), dtype, &[], zero);
+        let zero = self.out.push(name("zero_point"), dtype, &[], zero);
         let codes = self.push_node(node, &name("Sub"), Op::Sub, &[codes, zero], dtype, &whole);
         let parted = with(&[count, size]);
         let part = Op::Reshape {
@@ -360,7 +360,7 @@ impl<'g> Pass<'g> {
             return *id;
         }
         let name = format!("{}.{label}", matrix.value.name);
-        let id = self.push(name, dtype, shape, Source::Weight(weight.clone()));
+        let id = self.out.push(name, dtype, shape, Source::Weight(weight.clone()));
         self.parts.insert((weight, label), id);
         id
     }
@@ -389,7 +389,7 @@ impl<'g> Pass<'g> {
 
     fn copy(&mut self, id: ValueId) -> ValueId {
         let value = self.graph.value(id);
-        let new = self.push(
+        let new = self.out.push(
             value.name.clone(),
             value.dtype,
             &value.shape,
@@ -423,7 +423,9 @@ impl<'g> Pass<'g> {
         dtype: DType,
         shape: &[Dim],
     ) -> ValueId {
-        let output = self.push(format!("{name}_output"), dtype, shape, Source::Node);
+        let output = self
+            .out
+            .push(format!("{name}_output"), dtype, shape, Source::Node);
         self.out.nodes.push(Node {
             name: name.to_owned(),
             op,
@@ -432,16 +434,6 @@ impl<'g> Pass<'g> {
             precision: node.precision,
         });
         output
-    }
-
-    fn push(&mut self, name: String, dtype: DType, shape: &[Dim], source: Source) -> ValueId {
-        self.out.values.push(Value {
-            name,
-            dtype,
-            shape: shape.to_vec(),
-            source,
-        });
-        ValueId(self.out.values.len() - 1)
     }
 }
 

@@ -115,7 +115,7 @@ impl Builder {
 
     /// Adds a graph input.
     pub fn input(&mut self, name: &str, dtype: DType, shape: &[Dim]) -> ValueId {
-        let id = self.push_value(name.to_owned(), dtype, shape.to_vec(), Source::Input);
+        let id = self.graph.push(name.to_owned(), dtype, shape, Source::Input);
         self.graph.inputs.push(id);
         id
     }
@@ -173,8 +173,10 @@ impl Builder {
         if let Some(&id) = self.weights.get(&key) {
             return id;
         }
-        let dims = shape.iter().map(|&n| Dim::Fixed(n)).collect();
-        let id = self.push_value(label.to_owned(), dtype, dims, Source::Weight(key.clone()));
+        let dims: Vec<Dim> = shape.iter().map(|&n| Dim::Fixed(n)).collect();
+        let id = self
+            .graph
+            .push(label.to_owned(), dtype, &dims, Source::Weight(key.clone()));
         self.weights.insert(key, id);
         id
     }
@@ -469,7 +471,8 @@ impl Builder {
             .into_iter()
             .enumerate()
             .map(|(i, (dtype, shape))| {
-                self.push_value(format!("{name}_output_{i}"), dtype, shape, Source::Node)
+                self.graph
+                    .push(format!("{name}_output_{i}"), dtype, &shape, Source::Node)
             })
             .collect();
         self.graph.nodes.push(Node {
@@ -495,17 +498,7 @@ impl Builder {
         }
         let name = format!("constant_{}", self.constants);
         self.constants += 1;
-        self.push_value(name, dtype, dims, source)
-    }
-
-    fn push_value(&mut self, name: String, dtype: DType, shape: Vec<Dim>, source: Source) -> ValueId {
-        self.graph.values.push(Value {
-            name,
-            dtype,
-            shape,
-            source,
-        });
-        ValueId(self.graph.values.len() - 1)
+        self.graph.push(name, dtype, &dims, source)
     }
 
     /// The full canonical name of a parameter of this scope.

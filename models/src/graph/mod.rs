@@ -52,6 +52,18 @@ impl Graph {
         check::check(self)
     }
 
+    /// A further value, and its id: `shape` as [`Value::shape`] has it. Its name must be one that the graph does
+    /// not have; [`Graph::check`] says so.
+    pub fn push(&mut self, name: String, dtype: DType, shape: &[Dim], source: Source) -> ValueId {
+        self.values.push(Value {
+            name,
+            dtype,
+            shape: shape.to_vec(),
+            source,
+        });
+        ValueId(self.values.len() - 1)
+    }
+
     /// The value behind an id of this graph.
     pub fn value(&self, id: ValueId) -> &Value {
         &self.values[id.0]
