@@ -34,8 +34,9 @@ test('every sample is answered, with its times', async () => {
     // A picture that was seen before is not encoded again.
     await page.click('#once');
     await until(page, 'kept', '#t-encode');
-    // Photographs are answered somehow, and JPEGs are read.
+    // A photograph, a JPEG, is none of the scenes that the model knows, and it says so.
     await sample(page, 'coffee.jpg');
+    await until(page, 'I see no drawing here.', '#caption');
     await page.waitForFunction(() => document.querySelectorAll('#history li').length === 10);
     await page.check();
 });

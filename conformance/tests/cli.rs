@@ -143,7 +143,7 @@ fn list_names_suites_and_claims() {
     let list = run(&["list"]).code(0);
     for line in [
         "ops (",
-        "demo-eval (1, on request)",
+        "demo-eval (3, on request)",
         "  references/synth-demo-llava-1/scene\n",
     ] {
         assert!(list.stdout.contains(line), "no `{line}` in {}", list.stdout);

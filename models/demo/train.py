@@ -15,10 +15,13 @@ import math
 import pathlib
 import time
 
+import camera
+import dialogues
 import numpy as np
 import scenes
 import torch
 import torch.nn.functional as F
+from dialogues import Turn
 from scenes import CELLS, COLOR_NAMES, NAMES, SIZE, WORDS
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.pre_tokenizers import ByteLevel, Split
@@ -32,6 +35,7 @@ from transformers import (
 
 PREFIX = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
 ASK, ANSWER, END = "\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
+NEXT = "\n<|im_start|>user\n"  # after END
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
 # The template of the published conversions: images first, then the text.
 CHAT_TEMPLATE = (
@@ -148,26 +152,51 @@ def shrink_and_perturb(model, checkpoint, share):
 
 
 class Scenes(torch.utils.data.IterableDataset):
-    """Endless batches: pixels [B,3,S,S] u8, packed ids, labels, positions, blocks, weights, and auxiliary targets."""
+    """Endless batches: pixels [B,3,S,S] u8, rows of packed ids, labels, positions, blocks and weights, whose images they show, and
+    auxiliary targets. A row for each image, and with photographs one for each pair of images too."""
 
-    def __init__(self, emoji, seed, batch, per_image):
-        self.emoji, self.seed, self.batch, self.per_image = emoji, seed, batch, per_image
+    def __init__(self, emoji, photos, tokenizer, seed, batch, per_image):
+        self.emoji, self.photos, self.tokenizer = emoji, photos, tokenizer
+        self.seed, self.batch, self.per_image = seed, batch, per_image
 
     def __iter__(self):
         torch.set_num_threads(1)
         info = torch.utils.data.get_worker_info()
         rng = np.random.default_rng([self.seed, info.id if info else 0])
-        pictures, fonts, tokenizer = scenes.load_emoji(self.emoji), scenes.find_fonts(), make_tokenizer()
+        pictures, fonts = scenes.load_emoji(self.emoji), scenes.find_fonts()
+        photos = camera.load_photos(self.photos) if self.photos else None
         cache = {}
 
         def encode(text):
+            if len(cache) > 200_000:
+                cache.clear()
             if text not in cache:
-                cache[text] = tokenizer.encode(text, add_special_tokens=False)
+                cache[text] = self.tokenizer.encode(text, add_special_tokens=False)
             return cache[text]
 
         while True:
             drawn = [scenes.make_scene(int(rng.integers(2**40)), pictures, fonts) for _ in range(self.batch)]
-            yield pack(drawn, encode, rng, self.per_image)
+            if photos is None:
+                rows = [simple_row(scene, index, rng, self.per_image) for index, scene in enumerate(drawn)]
+                yield pack(drawn, [rows], encode)
+                continue
+            drawn = [as_seen(pictures, fonts, scene, rng, photos) for scene in drawn]
+            rows = [mixed_row(scene, index, rng, self.per_image) for index, scene in enumerate(drawn)]
+            pairs = [pair_row(drawn, index, rng) for index in range(len(drawn) - 1)]
+            yield pack(drawn, [rows, pairs], encode)
+
+
+def as_seen(pictures, fonts, scene, rng, photos):
+    """A third of the pictures are scenes as they are, the others as a camera sees them, more often with several kinds of objects; a
+    tenth has no scene."""
+    kind = rng.random()
+    if kind < 0.1:
+        return camera.nothing(rng, photos)
+    if kind >= 0.65:
+        return scene
+    if scene.kind != "several" and rng.random() < 0.5:
+        scene = scenes.make_scene(int(rng.integers(2**40)), pictures, fonts)
+    return camera.seen(rng, scene, photos)
 
 
 def presence(scene, rng, count):
@@ -181,56 +210,128 @@ def presence(scene, rng, count):
             absent = NAMES[rng.integers(len(NAMES))]
             if absent not in names:
                 asked.append((f"Is there {scenes.article(absent)}?", "No."))
-    return asked
+    return [Turn("is there", *item) for item in asked]
 
 
-def pack(drawn, encode, rng, per_image):
-    prefix = encode(PREFIX) + encode("<image>") * (CELLS * CELLS)
-    rows = []
-    for scene in drawn:
-        found = scenes.questions(scene, rng)
-        rng.shuffle(found)
+def simple_row(scene, index, rng, per_image):
+    """Questions about one image, each asked alone: images before all of them, and dialogues of one turn."""
+    found = [Turn(*item) for item in scenes.questions(scene, rng)]
+    rng.shuffle(found)
+    return [index], [[turn] for turn in found[:per_image] + presence(scene, rng, 4)]
+
+
+def mixed_row(scene, index, rng, per_image):
+    """Questions about one image alone, and a conversation."""
+    alone = (
+        dialogues.single(scene, rng, per_image - 2)
+        + dialogues.harder(scene, rng, 4)
+        + presence(scene, rng, 1)
+    )
+    told = [dialogues.dialogue(scene, rng, int(rng.integers(2, 5)))] if index % 2 else []
+    return [index], [[turn] for turn in alone] + told
+
+
+def pair_row(drawn, index, rng):
+    """Conversations about two images: shown together, or the second one later."""
+    images, pair = [index, index + 1], drawn[index : index + 2]
+    if rng.random() < 0.6:
+        return images, [[dialogues.of_pair(pair, rng)] for _ in range(5)] + [
+            [dialogues.of_pair(pair, rng) for _ in range(2)]
+        ]
+    told = dialogues.pair_dialogue(pair, rng, 4)
+    while told[0].shows == 2:
+        told = dialogues.pair_dialogue(pair, rng, 4)
+    told[0].shows = 0
+    return images[:1], [told]
+
+
+def pieces(turn, first, encode):
+    """The ids of a question as the template has it: what stands before it, an image, and itself."""
+    image = encode("<image>") * (CELLS * CELLS)
+    if first:
+        return encode(ASK + turn.question + ANSWER)
+    if turn.shows:
+        return encode(NEXT) + image * turn.shows + encode(ASK + turn.question + ANSWER)
+    return encode(NEXT + turn.question + ANSWER)
+
+
+def emphasis(turn, answer, encode):
+    """How much each token of an answer counts: the first one of a yes, no or number says everything; in JSON the names do, and of two
+    images the background, which is the other one's otherwise."""
+    weights = [1.0] * len(answer)
+    if turn.task == "json":
+        before, _, after = turn.answer.partition("[")
+        names = len(encode(before + "["))
+        if after and answer[:names] == encode(before + "["):
+            for place in range(names, names + len(encode(after.partition("]")[0]))):
+                weights[place] = 3.0
+    elif turn.task == "two images" and turn.answer.endswith(" background."):
+        before, _, color = turn.answer.removesuffix(" background.").rpartition(" ")
+        names = len(encode(before))
+        if answer[:names] == encode(before):
+            for place in range(names - 1, names + len(encode(" " + color))):
+                weights[place] = 4.0
+    elif turn.task == "which":
+        weights[:2] = [3.0, 3.0]
+    elif len(answer) <= 5:
+        weights[0] = 4.0 if turn.task in ("none", "count") else 3.0
+    return weights
+
+
+def pack_rows(rows, encode):
+    """Rows of `(images of the prefix, dialogues)`, of one length. A row's dialogues attend to the prefix and to themselves, at the
+    positions that they have alone. Images are named in the order of their places: `shown`."""
+    image = encode("<image>") * (CELLS * CELLS)
+    packed, shown = [], []
+    for images, told in rows:
+        prefix = encode(PREFIX) + image * len(images)
+        shown += images
         ids, labels, weights = list(prefix), [-100] * len(prefix), [0.0] * len(prefix)
         position, block = list(range(len(prefix))), [0] * len(prefix)
-        chosen = [(question, answer) for _, question, answer in found[:per_image]] + presence(scene, rng, 4)
-        for index, (question, answer) in enumerate(chosen, 1):
-            asked, told = encode(ASK + question + ANSWER), encode(answer + END)
-            ids += asked + told
-            labels += [-100] * len(asked) + told
-            # Only the first token of a yes or no says anything.
-            first = 3.0 if answer in ("Yes.", "No.") else 1.0
-            weights += [0.0] * len(asked) + [first] + [1.0] * (len(told) - 1)
-            position += range(len(prefix), len(prefix) + len(asked) + len(told))
-            block += [index] * (len(asked) + len(told))
-        rows.append((ids, labels, position, block, weights))
-    length = max(len(row[0]) for row in rows)
+        for number, dialogue in enumerate(told, 1):
+            place = len(prefix)
+            for index, turn in enumerate(dialogue):
+                asked, answer = pieces(turn, index == 0, encode), encode(turn.answer + END)
+                # Images of later turns follow the row's own.
+                shown += [images[-1] + 1] * (turn.shows if index else 0)
+                ids += asked + answer
+                labels += [-100] * len(asked) + answer
+                weights += [0.0] * len(asked) + emphasis(turn, answer, encode)
+                position += range(place, place + len(asked) + len(answer))
+                place += len(asked) + len(answer)
+                block += [number] * (len(asked) + len(answer))
+        packed.append((ids, labels, position, block, weights))
+    length = max(len(row[0]) for row in packed)
 
     def pad(values, fill):
         return values + [fill] * (length - len(values))
 
-    ids, labels, position, block, weights = (
-        torch.tensor([pad(list(row[i]), fill) for row in rows])
+    tensors = [
+        torch.tensor([pad(list(row[i]), fill) for row in packed])
         for i, fill in enumerate((0, -100, 0, -1, 0.0))
-    )
+    ]
+    return dict(zip(("ids", "labels", "position", "block", "weights"), tensors)) | {
+        "shown": torch.tensor(shown)
+    }
+
+
+def pack(drawn, groups, encode):
+    """Images, what is asked about them in groups of rows, and the auxiliary targets."""
     cells = np.zeros((len(drawn), CELLS, CELLS), np.int64)
     counts = np.zeros((len(drawn), CELLS, CELLS), np.int64)
     for b, scene in enumerate(drawn):
         for name, x, y in scene.objects:
-            row, column = min(int(y * CELLS / SIZE), CELLS - 1), min(int(x * CELLS / SIZE), CELLS - 1)
+            row, column = (int(np.clip(v * CELLS / SIZE, 0, CELLS - 1)) for v in (y, x))
             cells[b, row, column] = 1 + NAMES.index(name)
             counts[b, row, column] = min(counts[b, row, column] + 1, 3)
     return {
         "pixels": torch.from_numpy(np.stack([np.asarray(s.image) for s in drawn]))
         .permute(0, 3, 1, 2)
         .contiguous(),
-        "ids": ids,
-        "labels": labels,
-        "position": position,
-        "block": block,
-        "weights": weights,
+        "texts": [pack_rows(rows, encode) for rows in groups],
         "cells": torch.from_numpy(cells),
         "counts": torch.from_numpy(counts),
-        "color": torch.tensor([COLOR_NAMES.index(s.color) for s in drawn]),
+        "color": torch.tensor([COLOR_NAMES.index(s.color) if s.color else -100 for s in drawn]),
         "text": torch.tensor([TEXTS.index(s.text) + 1 if s.text else 0 for s in drawn]),
     }
 
@@ -264,28 +365,33 @@ class Heads(torch.nn.Module):
         return cells, counts, color, text
 
 
+def losses(model, image, text):
+    """Of each word that is answered: the loss with its weight, the weight, and whether it is right."""
+    embeds = model.model.language_model.embed_tokens(text["ids"])
+    slots = text["ids"] == model.config.image_token_index
+    hidden = model.model.language_model(
+        inputs_embeds=embeds.masked_scatter(slots[..., None], image[text["shown"]].to(embeds.dtype)),
+        attention_mask=attention_mask(text["block"]),
+        position_ids=text["position"],
+        use_cache=False,
+    ).last_hidden_state
+    told = text["labels"][:, 1:] >= 0
+    labels, weights = text["labels"][:, 1:][told], text["weights"][:, 1:][told]
+    logits = model.lm_head(hidden[:, :-1][told]).float()
+    words = F.cross_entropy(logits, labels, reduction="none")
+    # What is known already, most of all between the words of JSON, is learned from less (Lin and others, 2017).
+    hard = 3 * (0.1 + 1 - torch.exp(-words.detach()))
+    return words * weights * hard, weights, (logits.argmax(-1) == labels).float()
+
+
 def forward(model, heads, batch, half):
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
         pixels = (batch["pixels"].float() / 255).contiguous(memory_format=torch.channels_last)
         features = model.model.vision_tower.timm_model.forward_features(pixels)
         image = model.model.multi_modal_projector(features.flatten(2).permute(0, 2, 1))
-        embeds = model.model.language_model.embed_tokens(batch["ids"])
-        slots = batch["ids"] == model.config.image_token_index
-        embeds = embeds.masked_scatter(slots[..., None], image.to(embeds.dtype))
-        hidden = model.model.language_model(
-            inputs_embeds=embeds,
-            attention_mask=attention_mask(batch["block"]),
-            position_ids=batch["position"],
-            use_cache=False,
-        ).last_hidden_state
-        told = batch["labels"][:, 1:] >= 0
-        logits = model.lm_head(hidden[:, :-1][told]).float()
-    weights = batch["weights"][:, 1:][told]
-    words = (
-        F.cross_entropy(logits, batch["labels"][:, 1:][told], reduction="none") * weights
-    ).sum() / weights.sum()
-    right = (logits.argmax(-1) == batch["labels"][:, 1:][told]).float().mean()
-    return words, right, heads(features.float(), batch)
+        parts = [losses(model, image, text) for text in batch["texts"]]
+    words, weights, right = (torch.cat(part) for part in zip(*parts))
+    return words.sum() / weights.sum(), right.mean(), heads(features.float(), batch)
 
 
 def save(model, tokenizer, output):
@@ -327,47 +433,76 @@ def save(model, tokenizer, output):
 
 
 @torch.no_grad()
-def accuracy(model, tokenizer, folder, limit=None):
-    """Exact match per task on a written evaluation set, greedy, in batches of single turns."""
+def answers(model, tokenizer, asked):
+    """Greedy answers to prompts: (images, text with one `<image>` for each)."""
     from PIL import Image
 
-    model.eval()
-    entries = json.loads((pathlib.Path(folder) / "questions.json").read_text())[:limit]
-    right = {}
-    wrong = []
     stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    features = {}
-    for start in range(0, len(entries), 64):
-        part = entries[start : start + 64]
-        for entry in part:
-            if entry["image"] not in features:
-                pixels = torch.from_numpy(
-                    np.array(Image.open(pathlib.Path(folder) / entry["image"]).convert("RGB"))
-                )
+    features, told = {}, []
+    for start in range(0, len(asked), 64):
+        part = asked[start : start + 64]
+        for path in [path for images, _ in part for path in images]:
+            if path not in features:
+                pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB")))
                 pixels = pixels.permute(2, 0, 1)[None].float() / 255
-                features[entry["image"]] = model.model.get_image_features(pixels).pooler_output[0]
-        ids = [tokenizer.encode(PREFIX + "<image>" * 16 + ASK + e["question"] + ANSWER) for e in part]
+                features[path] = model.model.get_image_features(pixels).pooler_output[0]
+        ids = [tokenizer.encode(text.replace("<image>", "<image>" * CELLS**2)) for _, text in part]
         length = max(map(len, ids))
         table = torch.tensor([[0] * (length - len(row)) + row for row in ids])
         mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in ids])
         embeds = model.model.language_model.embed_tokens(table)
         slots = table == model.config.image_token_index
-        embeds = embeds.masked_scatter(slots[..., None], torch.cat([features[e["image"]] for e in part]))
-        told = model.generate(
-            inputs_embeds=embeds,
+        shown = torch.cat([features[path] for images, _ in part for path in images])
+        rows = model.generate(
+            inputs_embeds=embeds.masked_scatter(slots[..., None], shown),
             attention_mask=mask,
-            max_new_tokens=40,
+            max_new_tokens=96,
             do_sample=False,
             eos_token_id=stop,
             pad_token_id=stop,
         )
-        for entry, row in zip(part, told.tolist()):
-            text = tokenizer.decode(row, skip_special_tokens=True).strip()
-            right.setdefault(entry["task"], []).append(text == entry["answer"])
-            if text != entry["answer"]:
-                wrong.append((entry["image"], entry["question"], entry["answer"], text))
+        told += [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows.tolist()]
+    return told
+
+
+def exact(tasks, wanted, told):
+    """The share of equal answers, the same for each task, and what was not equal."""
+    right, wrong = {}, []
+    for task, want, answer in zip(tasks, wanted, told):
+        right.setdefault(task, []).append(want == answer)
+        if want != answer:
+            wrong.append((task, want, answer))
     total = [ok for oks in right.values() for ok in oks]
     return sum(total) / len(total), {task: sum(oks) / len(oks) for task, oks in sorted(right.items())}, wrong
+
+
+def accuracy(model, tokenizer, folder, limit=None):
+    """Exact match per task on a written evaluation set of single turns."""
+    model.eval()
+    folder = pathlib.Path(folder)
+    entries = json.loads((folder / "questions.json").read_text())[:limit]
+    asked = [([folder / e["image"]], PREFIX + "<image>" + ASK + e["question"] + ANSWER) for e in entries]
+    told = answers(model, tokenizer, asked)
+    return exact([e["task"] for e in entries], [e["answer"] for e in entries], told)
+
+
+def further_accuracy(model, tokenizer, folder):
+    """Exact match of conversations, each turn after the right answers before it, or of single turns."""
+    model.eval()
+    entries = json.loads((folder / "questions.json").read_text())
+    asked, tasks, wanted = [], [], []
+    for dialogue in entries:
+        images, text = [], PREFIX
+        for index, turn in enumerate(dialogue if isinstance(dialogue, list) else [dialogue]):
+            new = [folder / name for name in turn.get("images", [turn.get("image")])]
+            images = images + new
+            text += (NEXT if index else "") + "<image>" * len(new) + (ASK if new else "")
+            text += turn["question"] + ANSWER
+            asked.append((images, text))
+            tasks.append(turn["task"])
+            wanted.append(turn["answer"])
+            text += turn["answer"] + END
+    return exact(tasks, wanted, answers(model, tokenizer, asked))
 
 
 def main():
@@ -389,6 +524,10 @@ def main():
     parser.add_argument(
         "--start", help="checkpoint whose weights training starts near, instead of from random ones"
     )
+    parser.add_argument("--further", help="checkpoint whose weights and tokenizer are trained further")
+    parser.add_argument(
+        "--photos", help="photographs: also trains on camera-like pictures, pairs of images and conversations"
+    )
     parser.add_argument("--share", type=float, default=0.5, help="of them in the start, the rest is random")
     parser.add_argument(
         "--keep", type=int, help="keep the checkpoint of every so many steps as OUTPUT-STEP too"
@@ -398,9 +537,14 @@ def main():
 
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(arguments.threads)
-    tokenizer = make_tokenizer()
+    if arguments.further:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.further)
+    else:
+        tokenizer = make_tokenizer()
     model = make_model(tokenizer).to(memory_format=torch.channels_last)
     heads = Heads(512)
+    if arguments.further:
+        shrink_and_perturb(model, arguments.further, 1.0)
     if arguments.start:
         shrink_and_perturb(model, arguments.start, arguments.share)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
@@ -421,7 +565,14 @@ def main():
         step, spent = state["step"], state["spent"]
     loader = iter(
         torch.utils.data.DataLoader(
-            Scenes(arguments.emoji, arguments.seed + step, arguments.batch, arguments.questions),
+            Scenes(
+                arguments.emoji,
+                arguments.photos,
+                tokenizer,
+                arguments.seed + step,
+                arguments.batch,
+                arguments.questions,
+            ),
             batch_size=None,
             num_workers=1,
             prefetch_factor=6,
@@ -467,8 +618,12 @@ def main():
                 },
                 arguments.state,
             )
-            if arguments.eval:
+            if arguments.eval and step % 600 == 0:
                 print("exact match", accuracy(model, tokenizer, arguments.eval, 150)[:2], flush=True)
+                for further in ("camera", "conversations"):
+                    if (pathlib.Path(arguments.eval) / further).is_dir():
+                        told = further_accuracy(model, tokenizer, pathlib.Path(arguments.eval) / further)
+                        print(further, told[:2], flush=True)
                 model.train()
             save(model, tokenizer, arguments.output)
             shown = time.time()

@@ -6,12 +6,10 @@
 //! not.
 
 use super::ExactMatch;
-use super::demo::Asked;
 use crate::setup::error::{CaseError, Context};
-use crate::setup::workspace;
-use crate::suite::end_to_end::{Answers, HELD_OUT, held_out_images};
+use crate::suite::held_out::{Asked, SCENES};
 use runtime::Model;
-use runtime::image::{Limits, Picture};
+use runtime::image::Picture;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -60,12 +58,8 @@ pub struct Scene {
 /// A program without them.
 pub fn scenes() -> Result<Vec<Scene>, CaseError> {
     let mut scenes = Vec::new();
-    for name in held_out_images()? {
-        let path = format!("{HELD_OUT}/{name}");
-        let bytes = workspace::asset(&path)
-            .ok_or_else(|| CaseError::Skip(format!("`{path}` is not part of this program")))?;
-        let picture = runtime::image::decode(bytes, &path, &Limits::default())
-            .during(|| format!("reading the scene `{name}`"))?;
+    for name in SCENES.images()? {
+        let picture = SCENES.picture(&name)?;
         scenes.push(Scene { name, picture });
     }
     Ok(scenes)
@@ -79,12 +73,12 @@ pub fn answers(model: &Model) -> Result<Vec<Answer>, CaseError> {
     let mut asked = Asked::of(model);
     let mut answers = Vec::new();
     for scene in scenes()? {
-        asked.look(&scene.picture)?;
+        asked.look(std::slice::from_ref(&scene.picture))?;
         for question in QUESTIONS {
             answers.push(Answer {
                 image: scene.name.clone(),
                 question: question.to_owned(),
-                answer: asked.answer(question)?,
+                answer: asked.answer(&[], 0..1, question)?,
             });
         }
     }

@@ -4,22 +4,14 @@ use crate::golden::{RecordedCase, Reference, Row, Segment};
 use crate::setup::case::{Case, Findings};
 use crate::setup::error::{CaseError, Context};
 use crate::setup::model::Deployed;
-use crate::setup::subject::{Precision, Subject};
-use crate::setup::workspace::{self, Workspace};
+use crate::setup::subject::Subject;
+use crate::setup::workspace::Workspace;
 use crate::suite::recorded;
 use models::bundle::Bundle;
-use runtime::image::{ImageId, Limits, Picture};
+use runtime::image::{ImageId, Picture};
 use runtime::prompt::Piece;
 use runtime::{Answer, Engine, EngineError, Finish, Message, Request};
-use serde::Deserialize;
-use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// The share of held-out questions that the demo model must answer word for word.
-pub const EXACT_MATCH: f64 = 0.97;
-
-/// Where the held-out questions and their scenes lie in the repository.
-pub const HELD_OUT: &str = "models/demo/eval";
 
 /// The answers of small models, by every engine.
 pub fn cases() -> Vec<Case> {
@@ -28,18 +20,6 @@ pub fn cases() -> Vec<Case> {
         |reference| !recorded::is_full_size(reference),
         |references| of("end_to_end", references, Subject::is_engine),
     )
-}
-
-/// The demo model's held-out questions.
-pub fn evaluation() -> Vec<Case> {
-    let claim =
-        format!("at least {EXACT_MATCH} of the demo model's held-out questions are answered word for word");
-    vec![Case::on_each(
-        "demo-eval/exact_match",
-        claim,
-        |subject| subject.is_engine() && subject.precision() == Precision::Fp32,
-        evaluate,
-    )]
 }
 
 /// A case for each reference, on every engine that `applies` names: one conversation after the other in one engine, which reuses what they have in common.
@@ -295,155 +275,4 @@ fn answer_problem(answered: &Answered, row: &Row, count: usize, bundle: &Bundle)
         }
         _ => None,
     }
-}
-
-/// A held-out question.
-#[derive(Debug, Deserialize)]
-struct Question {
-    image: String,
-    task: String,
-    question: String,
-    answer: String,
-}
-
-/// Who answers held-out questions: one picture at a time.
-pub trait Answers {
-    /// Looks at another picture; nothing of the last one is needed.
-    ///
-    /// # Errors
-    /// A picture that cannot be prepared.
-    fn look(&mut self, picture: &Picture) -> Result<(), CaseError>;
-
-    /// The greedy answer to a question about the picture.
-    ///
-    /// # Errors
-    /// What the engine says.
-    fn answer(&mut self, question: &str) -> Result<String, CaseError>;
-}
-
-/// How the held-out questions were answered.
-#[derive(Debug, Default)]
-pub struct HeldOut {
-    /// Of each task, how many were right and how many were asked.
-    pub tasks: BTreeMap<String, (usize, usize)>,
-    /// The others, a line each.
-    pub wrong: Vec<String>,
-}
-
-impl HeldOut {
-    /// How many were asked.
-    pub fn asked(&self) -> usize {
-        self.tasks.values().map(|(_, asked)| asked).sum()
-    }
-
-    /// How many were answered word for word.
-    pub fn right(&self) -> usize {
-        self.tasks.values().map(|(right, _)| right).sum()
-    }
-}
-
-fn held_out_questions() -> Result<Vec<Question>, CaseError> {
-    let path = format!("{HELD_OUT}/questions.json");
-    let Some(text) = workspace::asset(&path) else {
-        return Err(CaseError::Skip(format!("`{path}` is not part of this program")));
-    };
-    serde_json::from_slice(text).during(|| format!("reading `{path}`"))
-}
-
-/// File names in [`HELD_OUT`] of the scenes that held-out questions are about, each once, in order.
-///
-/// # Errors
-/// A program without the questions.
-pub fn held_out_images() -> Result<Vec<String>, CaseError> {
-    let questions = held_out_questions()?;
-    let mut images: Vec<String> = questions.into_iter().map(|question| question.image).collect();
-    images.dedup();
-    Ok(images)
-}
-
-/// Asks the demo model's held-out questions.
-///
-/// # Errors
-/// What the one who answers says; a program without the questions.
-pub fn held_out(model: &mut dyn Answers) -> Result<HeldOut, CaseError> {
-    let questions = held_out_questions()?;
-    let mut found = HeldOut::default();
-    let mut seen = None;
-    for question in &questions {
-        let image = question.image.as_str();
-        if seen.replace(image) != Some(image) {
-            let name = format!("{HELD_OUT}/{image}");
-            let bytes = workspace::asset(&name).ok_or_else(|| CaseError::Failed {
-                context: format!("asking about `{image}`"),
-                message: format!("`{name}` is not part of this program"),
-            })?;
-            let picture = runtime::image::decode(bytes, &name, &Limits::default())
-                .during(|| format!("asking about `{image}`"))?;
-            model.look(&picture)?;
-        }
-        let answer = model.answer(&question.question)?;
-        let right = answer == question.answer;
-        let (rights, asked) = found.tasks.entry(question.task.clone()).or_default();
-        *rights += usize::from(right);
-        *asked += 1;
-        if !right {
-            found.wrong.push(format!(
-                "{image}: {:?} -> {answer:?}, expected {:?}",
-                question.question, question.answer
-            ));
-        }
-    }
-    Ok(found)
-}
-
-/// The runtime's engine as one who answers.
-struct EngineAnswers {
-    engine: Engine,
-    image: Option<ImageId>,
-}
-
-impl Answers for EngineAnswers {
-    fn look(&mut self, picture: &Picture) -> Result<(), CaseError> {
-        let looking = || "looking at an image".to_owned();
-        self.engine.reset();
-        self.image = Some(self.engine.add_image(picture).during(looking)?);
-        Ok(())
-    }
-
-    fn answer(&mut self, question: &str) -> Result<String, CaseError> {
-        let images: Vec<ImageId> = self.image.into_iter().collect();
-        let message = Message::user(images, question);
-        let answered = ask(&mut self.engine, message, runtime::DEFAULT_MAX_TOKENS)
-            .during(|| format!("asking {question:?}"))?;
-        Ok(answered.text)
-    }
-}
-
-fn evaluate(subject: &Subject, workspace: &Workspace) -> Result<Findings, CaseError> {
-    let deployed = workspace.demo()?;
-    let mut answers = EngineAnswers {
-        engine: open(subject, &deployed)?,
-        image: None,
-    };
-    let found = held_out(&mut answers)?;
-    let share = |right: usize, asked: usize| right as f64 / asked.max(1) as f64;
-    let (right, asked) = (found.right(), found.asked());
-    let mut findings = Findings::default();
-    findings.notes.push(format!(
-        "{right} of {asked} right: {:.1} %",
-        100.0 * share(right, asked)
-    ));
-    for (task, &(right, asked)) in &found.tasks {
-        findings.notes.push(format!(
-            "{task}: {right} of {asked}, {:.1} %",
-            100.0 * share(right, asked)
-        ));
-    }
-    if share(right, asked) < EXACT_MATCH {
-        findings.problems.push(format!(
-            "{right} of {asked} answers are right, expected a share of {EXACT_MATCH}"
-        ));
-        findings.problems.extend(found.wrong);
-    }
-    Ok(findings)
 }

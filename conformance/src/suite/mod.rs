@@ -2,6 +2,7 @@
 
 pub mod cache;
 pub mod end_to_end;
+pub mod held_out;
 pub mod image;
 pub mod layouts;
 pub mod networks;
@@ -83,9 +84,9 @@ pub const SUITES: &[Suite] = &[
     },
     Suite {
         name: "demo-eval",
-        about: "the demo model's 500 held-out questions",
+        about: "the demo model's held-out questions, 500 and twice 200",
         on_request: true,
-        cases: end_to_end::evaluation,
+        cases: held_out::cases,
     },
 ];
 
