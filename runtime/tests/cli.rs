@@ -9,6 +9,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+#[path = "cli/captions.rs"]
+mod captions;
 #[path = "cli/structured.rs"]
 mod structured;
 

@@ -1,5 +1,6 @@
 //! Which flags are there? Only the flags: what they mean together is decided in `plan`.
 
+use crate::captions::shard::Shard;
 use crate::newest::Every;
 use clap::Parser;
 use programs::manual::Generate;
@@ -19,9 +20,11 @@ Examples:
   cat image.png | fvlm-run --json -                     one JSON object per answer
   fvlm-run --interactive image.png                      a chat about it
   ffmpeg ... -f image2pipe - | fvlm-run --frames -      what a camera sees, frame by frame
+  fvlm-run --output captions.jsonl photos/              a folder, a line an image; goes on where it was
 ",
     after_help = "\
-Answers go to stdout, everything else to stderr. Exit codes: 0 done, 2 an error, 130 after Ctrl-C.
+Answers go to stdout, everything else to stderr. Exit codes: 0 done, 2 an error, 130 after Ctrl-C; with --output 1 \
+where all is done and some images have an error.
 In a chat: /image PATH adds an image to the next question, /reset forgets everything, /quit ends.
 FVLM_ISA names the instruction set that kernels of target cpu use, for measurements and bug reports: portable, avx2, \
 or what else --stats or an error names [default: the best of this processor]."
@@ -130,6 +133,17 @@ pub(crate) struct Cli {
     /// Drop no frame: a pipe waits for answers, too
     #[arg(long)]
     pub(crate) no_drop: bool,
+
+    /// Append a line for each of many images to this file: {"image", "text", "finish"} as JSON, or an "error" in the place of
+    /// an answer. IMAGE is then also a folder, a pattern ("*.png", "**/*.jpg"), or a list of images (a .txt file; `-` is one on
+    /// stdin). Images that have a line are not asked again: what was interrupted goes on
+    #[arg(long, short, value_name = "FILE",
+        conflicts_with_all = ["together", "interactive", "frames", "json", "stats"])]
+    pub(crate) output: Option<PathBuf>,
+
+    /// Only a part of the images, by their names: 2/8 is the second of eight. Each part needs an --output of its own
+    #[arg(long, value_name = "N/OF")]
+    pub(crate) shard: Option<Shard>,
 
     /// A chat about the images, a line a question; follow-ups reuse what is computed
     #[arg(long, short)]

@@ -1,5 +1,6 @@
 //! `fvlm-run`: answers questions about images with a FastVLM bundle.
 
+mod captions;
 mod cli;
 mod lines;
 mod newest;

@@ -284,26 +284,42 @@ impl Drop for Spinner {
     }
 }
 
-/// Shows on a terminal how many bytes of so many are done, until dropped. Any thread may advance it.
+/// Shows on a terminal how many bytes or images of so many are done, until dropped. Any thread may advance it.
 pub(crate) struct Bar(Option<ProgressBar>);
 
 impl Bar {
+    /// As [`Bar::new`], of so many images.
+    pub(crate) fn images(quiet: bool, count: usize) -> Bar {
+        Bar::of(
+            quiet,
+            count as u64,
+            "{wide_bar} {pos} of {len} images, {per_sec}, {eta} left",
+        )
+    }
+
     pub(crate) fn new(quiet: bool, message: &str, bytes: u64) -> Bar {
+        let template = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
+        let bar = Bar::of(quiet, bytes, template);
+        if let Some(bar) = &bar.0 {
+            bar.set_message(message.to_owned());
+        }
+        bar
+    }
+
+    fn of(quiet: bool, length: u64, template: &str) -> Bar {
         if quiet || !io::stderr().is_terminal() {
             return Bar(None);
         }
-        let bar = ProgressBar::new(bytes);
-        let template = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
+        let bar = ProgressBar::new(length);
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
-        bar.set_message(message.to_owned());
         Bar(Some(bar))
     }
 
-    pub(crate) fn advance(&self, bytes: u64) {
+    pub(crate) fn advance(&self, by: u64) {
         if let Some(bar) = &self.0 {
-            bar.inc(bytes);
+            bar.inc(by);
         }
     }
 }

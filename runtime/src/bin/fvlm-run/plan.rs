@@ -1,5 +1,7 @@
 //! What is to be done? The flags, checked against each other; nothing is left open.
 
+use crate::captions::CaptionTask;
+use crate::captions::shard::Shard;
 use crate::cli::{Cli, QUESTION};
 use crate::newest::Every;
 use crate::structure;
@@ -74,6 +76,8 @@ pub(crate) enum Task {
     Each(Vec<Source>),
     /// The question about all images at once; without images, about nothing.
     Once(Vec<Source>),
+    /// The question about each of many images, whose answers go to a file.
+    Captions(CaptionTask),
     /// The question about the frames of a stream.
     Frames(FrameTask),
     /// A chat, which may begin with images and a question.
@@ -186,6 +190,18 @@ impl Plan {
                 problems.push(format!("--{flag} needs --frames"));
             }
         }
+        if cli.output.is_none() && cli.shard.is_some() {
+            problems.push("--shard needs --output".to_owned());
+        }
+        if cli.output.is_some() && cli.images.is_empty() {
+            problems.push("--output needs images: folders, files, patterns, lists".to_owned());
+        }
+        let shard = cli.shard.unwrap_or(Shard::WHOLE);
+        let captions = cli.output.map(|output| CaptionTask {
+            inputs: cli.images.clone(),
+            output,
+            shard,
+        });
         let images: Vec<Source> = cli.images.into_iter().map(Source::of).collect();
         let frames = cli.frames.map(|path| FrameTask {
             source: Source::of(path),
@@ -212,6 +228,8 @@ impl Plan {
         }
         let task = if nothing {
             Task::Verify
+        } else if let Some(captions) = captions {
+            Task::Captions(captions)
         } else if let Some(frames) = frames {
             Task::Frames(frames)
         } else if cli.interactive {
@@ -270,7 +288,7 @@ mod tests {
                 no_drop,
             })
         };
-        let cases: [(&[&str], Task); 11] = [
+        let cases: [(&[&str], Task); 12] = [
             (
                 &["a.png", "b.png"],
                 Task::Each(vec![file("a.png"), file("b.png")]),
@@ -299,6 +317,14 @@ mod tests {
             ),
             (&["--verify", "a.png"], Task::Each(vec![file("a.png")])),
             (
+                &["--output", "o", "--shard", "2/3", "a", "-"],
+                Task::Captions(CaptionTask {
+                    inputs: vec!["a".into(), "-".into()],
+                    output: "o".into(),
+                    shard: "2/3".parse().unwrap(),
+                }),
+            ),
+            (
                 &["-i", "-p", "hello", "a.png"],
                 Task::Chat(vec![file("a.png")], Some("hello".to_owned())),
             ),
@@ -310,7 +336,7 @@ mod tests {
 
     #[test]
     fn commands_that_make_no_sense() {
-        let cases: [(&[&str], &str); 37] = [
+        let cases: [(&[&str], &str); 39] = [
             (&[], "no image and no question"),
             (&["--max-tokens", "0", "a"], "--max-tokens is 0"),
             (&["--threads", "0", "a"], "--threads is 0"),
@@ -370,6 +396,8 @@ mod tests {
             (&["--every", "2", "a"], "--every needs --frames"),
             (&["--on-change", "0.1"], "--on-change needs --frames"),
             (&["--no-drop", "-i"], "--no-drop needs --frames"),
+            (&["--shard", "1/2", "a"], "--shard needs --output"),
+            (&["--output", "x"], "--output needs images"),
             (&["--frames", "-", "--on-change", "-1"], "--on-change is -1"),
             (&["--frames", "-", "--on-change", "NaN"], "--on-change is NaN"),
         ];
@@ -401,6 +429,12 @@ mod tests {
             &["fvlm-run", "--frames", "-", "--together"],
             &["fvlm-run", "--frames", "-", "--batch", "2"],
             &["fvlm-run", "--frames", "-", "--every", "0"],
+            &["fvlm-run", "--output", "x", "--together", "a"],
+            &["fvlm-run", "--output", "x", "--json", "a"],
+            &["fvlm-run", "--output", "x", "--stats", "a"],
+            &["fvlm-run", "--output", "x", "--frames", "-"],
+            &["fvlm-run", "--output", "x", "-i"],
+            &["fvlm-run", "--output", "x", "--shard", "3/2", "a"],
         ] {
             assert!(Cli::try_parse_from(arguments).is_err(), "{arguments:?}");
         }

@@ -1,6 +1,7 @@
 //! The work of `fvlm-run`: opens the bundle, asks, writes answers.
 
 mod beside;
+mod captions;
 mod chat;
 mod frames;
 
@@ -9,6 +10,7 @@ use crate::output::{
 };
 use crate::plan::{Name, Plan, Source, Task};
 use crate::verify;
+use captions::CaptionRun;
 use programs::signals::{self, Signal};
 use programs::stdout;
 use runtime::image::{self, ImageId, Picture};
@@ -24,6 +26,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// All is done.
 const DONE: u8 = 0;
 
+/// All is done, and some of the lines of `--output` have an error in the place of an answer.
+const SOME_FAILED: u8 = 1;
+
 /// An error was said.
 const FAILED: u8 = 2;
 
@@ -32,6 +37,8 @@ enum Failure {
     Engine(EngineError),
     /// stdout is closed or full.
     Output(io::Error),
+    /// The file of `--output` cannot be written; it is named.
+    Captions(String),
 }
 
 impl From<EngineError> for Failure {
@@ -88,6 +95,8 @@ struct Run<'a> {
     left_out: usize,
     /// The frame of a stream that is asked about.
     frame: Option<frames::Note>,
+    /// Where answers go that are lines of a file.
+    captions: Option<CaptionRun>,
 }
 
 /// Does what the plan says; the exit code.
@@ -116,6 +125,21 @@ pub(crate) fn run(plan: Plan, timeline: &Timeline) -> u8 {
             Err(error) => complain(error),
         };
     }
+    let captions = match &plan.task {
+        Task::Captions(task) => match CaptionRun::begin(task) {
+            Ok(begun) => Some(begun),
+            Err(problem) => {
+                output::complain(&problem, None);
+                return FAILED;
+            }
+        },
+        _ => None,
+    };
+    let (images, mut captions) = captions.unzip();
+    if let (Some([]), Some(captions)) = (images.as_deref(), &mut captions) {
+        // Nothing is left to ask.
+        return if captions.end(&plan) { DONE } else { SOME_FAILED };
+    }
     let engine = match Engine::open_timed(&plan.model, &plan.options, timeline) {
         Ok(engine) => engine,
         Err(error) => return complain(error),
@@ -137,11 +161,13 @@ pub(crate) fn run(plan: Plan, timeline: &Timeline) -> u8 {
         failed: false,
         left_out: 0,
         frame: None,
+        captions,
     };
     run.engine.conversation().set_context_shift(plan.context_shift);
     let result = match &plan.task {
         Task::Each(images) => run.each(images),
         Task::Once(images) => run.once(images),
+        Task::Captions(_) => run.lines(&images.unwrap_or_default()),
         Task::Frames(task) => run.frames(task),
         Task::Chat(images, question) => run.chat(images, question.as_deref()),
         Task::Verify => Ok(Finish::Stop),
@@ -157,7 +183,12 @@ pub(crate) fn run(plan: Plan, timeline: &Timeline) -> u8 {
             run.complain(&error);
             FAILED
         }
+        Err(Failure::Captions(problem)) => {
+            output::complain(&problem, None);
+            FAILED
+        }
         Ok(Finish::Cancelled) => programs::INTERRUPTED,
+        Ok(_) if run.failed && run.captions.is_some() => SOME_FAILED,
         Ok(_) if run.failed => FAILED,
         Ok(_) => DONE,
     };
@@ -173,6 +204,23 @@ fn is_stream(path: &Path) -> bool {
 }
 
 impl Run<'_> {
+    /// Whether people read the answers on stdout as they come.
+    fn shows(&self) -> bool {
+        !self.plan.json && self.captions.is_none()
+    }
+
+    /// The question about each image, whose answers become lines of a file.
+    fn lines(&mut self, images: &[Source]) -> Result<Finish, Failure> {
+        if let Some(captions) = &mut self.captions {
+            captions.show(self.plan, images.len());
+        }
+        let result = self.each(images);
+        if let Some(captions) = &mut self.captions {
+            self.failed |= !captions.end(self.plan);
+        }
+        result
+    }
+
     /// The question about each image; one that fails does not stop the others.
     fn each(&mut self, images: &[Source]) -> Result<Finish, Failure> {
         let batch = match self.plan.choices.as_slice() {
@@ -183,16 +231,14 @@ impl Run<'_> {
             return self.each_beside(images, batch);
         }
         for source in images {
-            if images.len() > 1 && !self.plan.json {
+            if images.len() > 1 && self.shows() {
                 self.title = Some(output::title(&source.name(), self.answered));
             }
             match self.once(std::slice::from_ref(source)) {
                 Ok(Finish::Cancelled) => return Ok(Finish::Cancelled),
                 Ok(_) => {}
                 Err(Failure::Engine(error)) if !error.is_about_model() => {
-                    self.complain(&error);
-                    self.failed = true;
-                    self.note_failure(&[source.name()], &error.to_string())?;
+                    self.failed_on(&source.name(), &error)?;
                 }
                 Err(fatal) => return Err(fatal),
             }
@@ -212,6 +258,16 @@ impl Run<'_> {
         let names: Vec<Name> = images.iter().map(Source::name).collect();
         self.answer(&messages, &names, &self.plan.prompt)
             .map(|(_, finish)| finish)
+    }
+
+    /// Says that one of several images has no answer; the others have theirs.
+    fn failed_on(&mut self, name: &Name, error: &EngineError) -> Result<(), Failure> {
+        self.failed = true;
+        if let Some(captions) = &mut self.captions {
+            return captions.error(name, &error.to_string());
+        }
+        self.complain(error);
+        self.note_failure(std::slice::from_ref(name), &error.to_string())
     }
 
     /// For programs, what became of a question that has no answer.
@@ -285,7 +341,8 @@ impl Run<'_> {
         if !self.plan.choices.is_empty() {
             return self.write_choice(messages, names, prompt);
         }
-        let spinner = Spinner::new(self.plan.quiet, "reading the question");
+        let shows = self.shows();
+        let spinner = Spinner::new(self.plan.quiet || self.captions.is_some(), "reading the question");
         let model = self.engine.model().clone();
         let mut answer = match self.engine.chat(messages, &self.request) {
             Ok(answer) => answer,
@@ -313,7 +370,7 @@ impl Run<'_> {
         for piece in answer.by_ref() {
             match piece {
                 Ok(piece) => {
-                    if !self.plan.json && !piece.text.is_empty() {
+                    if shows && !piece.text.is_empty() {
                         output::write_text(&piece.text)?;
                     }
                     text.push_str(&piece.text);
@@ -322,7 +379,7 @@ impl Run<'_> {
                 Err(error) => failure = Some(error),
             }
         }
-        if !self.plan.json && !text.ends_with('\n') && (failure.is_none() || !text.is_empty()) {
+        if shows && !text.ends_with('\n') && (failure.is_none() || !text.is_empty()) {
             output::write_text("\n")?;
         }
         if let Some(error) = failure {
@@ -336,6 +393,10 @@ impl Run<'_> {
             ));
         }
         self.left_out = left_out;
+        if let (Some(captions), [name, ..]) = (&mut self.captions, names) {
+            captions.answer(name, &text, finish)?;
+            return Ok((text, finish.unwrap_or(Finish::Stop)));
+        }
         let logprobs = logprob_records(self.plan, &model, &logprobs)?;
         let first_token = answer.stats().time_to_first_token;
         let frame = self.frame.map(|note| note.record(self.timeline, first_token));
@@ -350,7 +411,10 @@ impl Run<'_> {
         names: &[Name],
         prompt: &str,
     ) -> Result<(String, Finish), Failure> {
-        let spinner = Spinner::new(self.plan.quiet, "comparing the choices");
+        let spinner = Spinner::new(
+            self.plan.quiet || self.captions.is_some(),
+            "comparing the choices",
+        );
         let result = self.engine.choose(messages, &self.plan.choices, &self.request);
         drop(spinner);
         let notices = match &result {
@@ -377,6 +441,10 @@ impl Run<'_> {
             .best()
             .map(|choice| choice.text.clone())
             .unwrap_or_default();
+        if let (Some(captions), [name, ..]) = (&mut self.captions, names) {
+            captions.choice(name, &text, &chosen.choices)?;
+            return Ok((text, Finish::Stop));
+        }
         if !self.plan.json {
             output::write_text(&format!("{text}\n"))?;
         }

@@ -148,7 +148,7 @@ impl Run<'_> {
 
     /// Reads the prompt of one of several images.
     fn begin(&mut self, source: &Source, mut conversation: Conversation) -> Result<Answer<'static>, Failure> {
-        let spinner = Spinner::new(self.plan.quiet, "reading the question");
+        let spinner = Spinner::new(self.plan.quiet || self.captions.is_some(), "reading the question");
         let picture = self.open(source)?;
         conversation.forget_images();
         let image = conversation.add_image(&picture)?;
@@ -168,7 +168,7 @@ impl Run<'_> {
 
     /// Writes what came of a description whose turn it is.
     fn write_coming(&mut self, description: &mut Description) -> Result<(), Failure> {
-        if self.plan.json || matches!(&description.state, State::Failed(_) if description.text.is_empty()) {
+        if !self.shows() || matches!(&description.state, State::Failed(_) if description.text.is_empty()) {
             return Ok(());
         }
         if !description.titled {
@@ -196,13 +196,18 @@ impl Run<'_> {
             logprobs,
             ..
         } = description;
-        if !self.plan.json
-            && !text.ends_with('\n')
-            && (matches!(state, State::Answering(_)) || !text.is_empty())
+        if self.shows() && !text.ends_with('\n') && (matches!(state, State::Answering(_)) || !text.is_empty())
         {
             output::write_text("\n")?;
         }
         match state {
+            State::Answering(answer) if self.captions.is_some() => {
+                let finish = answer.finish();
+                if let Some(captions) = &mut self.captions {
+                    captions.answer(&name, &text, finish)?;
+                }
+                Ok((finish.unwrap_or(Finish::Stop), answer.into_conversation()))
+            }
             State::Answering(answer) => {
                 let logprobs = logprob_records(self.plan, self.engine.model(), &logprobs)?;
                 let names = [name];
@@ -221,9 +226,7 @@ impl Run<'_> {
                 ))
             }
             State::Failed(Failure::Engine(error)) if !error.is_about_model() => {
-                self.complain(&error);
-                self.failed = true;
-                self.note_failure(&[name], &error.to_string())?;
+                self.failed_on(&name, &error)?;
                 Ok((Finish::Stop, None))
             }
             State::Failed(fatal) => Err(fatal),
