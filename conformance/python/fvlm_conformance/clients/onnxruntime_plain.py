@@ -54,6 +54,15 @@ class FastVlm:
         ids = np.array([ids])
         (embeds,) = self.embedding.run(None, {"input_ids": ids})
         embeds[ids == image_token] = features[0]
+        return self.go_on(embeds, limit)
+
+    def text(self, prompt, limit=64):
+        """A prompt without an image, special tokens and all: its ids, and the greedy answer's."""
+        ids = self.tokenizer.encode(prompt, add_special_tokens=False).ids
+        return ids, self.go_on(self.embedding.run(None, {"input_ids": np.array([ids])})[0], limit)
+
+    def go_on(self, embeds, limit):
+        """The ids that follow `[1,positions,hidden]`, without the stop token."""
         cache = {}
         for port in self.decoder.get_inputs():
             if port.name.startswith("past_key_values."):

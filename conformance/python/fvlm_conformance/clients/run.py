@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 
+from . import texts
 from .packages import HERE, ROOT, call, node_packages
 
 # Precisions that the WebAssembly engine runs.
@@ -333,6 +334,13 @@ def main():
             f"| onnxruntime-genai, text alone | {version('onnxruntime-genai')} | fp32 | {problem or f'{equal} of {count}'} |",
             flush=True,
         )
+        for precision, equal, count, problem in texts.compare(binaries, work, client, stop):
+            failed |= equal != count
+            print(
+                f"| onnxruntime-genai, text alone, as plain onnxruntime and fvlm-run answer | {version('onnxruntime-genai')} "
+                f"| standard {precision} | {problem or f'{equal} of {count}'} |",
+                flush=True,
+            )
         # rten is an engine of the conformance suites, linked into their program.
         done = subprocess.run(
             [binaries / "fvlm-conform", "run", "--provider", "rten", "--suite", "end_to_end"],
