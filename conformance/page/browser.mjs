@@ -16,6 +16,13 @@ export const require = createRequire(join(NODE, 'any.js'));
 const { chromium } = require('playwright-core');
 const sharp = require('sharp');
 
+/** The files of the packages that the static page loads, where npm has put them: nothing of it is fetched from elsewhere. */
+export const LIBRARY = join(NODE, 'node_modules/@huggingface/transformers/dist/transformers.min.js');
+export const ENGINE = ['', '.asyncify'].flatMap((build) =>
+    ['mjs', 'wasm'].map((end) => join(NODE, `node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded${build}.${end}`)),
+);
+export const PACKAGES = [LIBRARY, ...ENGINE];
+
 export const PAGE = join(ROOT, 'runtime/server/page');
 export const SCENES = join(ROOT, 'models/demo/scenes');
 /** What the demo model says of each scene. */

@@ -3,26 +3,27 @@ import assert from 'node:assert/strict';
 import { cpSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { NODE, PATIENCE, TOLD, accessible, browser, finish, host, run, scratch, state, text, until, visit } from './browser.mjs';
-
-/** The files of the packages, where npm has put them: nothing of it is fetched from elsewhere. */
-const LIBRARY = join(NODE, 'node_modules/@huggingface/transformers/dist/transformers.min.js');
-const ENGINE = ['', '.asyncify'].flatMap((build) =>
-    ['mjs', 'wasm'].map((end) => join(NODE, `node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded${build}.${end}`)),
-);
-const PACKAGES = [LIBRARY, ...ENGINE];
+import { ENGINE, LIBRARY, PACKAGES, PATIENCE, TOLD, accessible, browser, finish, host, run, scratch, state, text, until, visit } from './browser.mjs';
 
 /** transformers.js asks for lengths, and for files that it then reads from its cache: those requests end early by intention. */
 const EXPECTED = [/Failed to load resource.*404/];
 
 let site;
+/** A site of standard graphs in few bits, with a fused form of one of their precisions beside it. */
+let standard;
 let started;
 
 before(async () => {
     site = scratch('site');
     await run('fvlm-export', '--quiet', '--self-contained', '--page', '--precision', 'fp32', '--precision', 'q4', '--output', site);
-    mkdirSync(join(site, 'vendor'));
-    for (const file of PACKAGES) cpSync(file, join(site, 'vendor', basename(file)));
+    standard = scratch('standard');
+    const precisions = ['fp16', 'q4', 'q4f16'].flatMap((precision) => ['--precision', precision]);
+    const targets = ['--target', 'portable', '--target', 'cpu'];
+    await run('fvlm-export', '--quiet', '--self-contained', '--page', ...targets, ...precisions, '--output', standard);
+    for (const folder of [site, standard]) {
+        mkdirSync(join(folder, 'vendor'));
+        for (const file of PACKAGES) cpSync(file, join(folder, 'vendor', basename(file)));
+    }
     started = await browser();
 });
 after(finish);
@@ -73,6 +74,49 @@ test('WebAssembly, q4, by the address', async () => {
     const none = await visit(started, `${await host(site)}?dtype=fp16`);
     await until(none, 'no form of this bundle in fp16. It has: portable fp32, cpu q4', '#problem');
     await none.check();
+});
+
+for (const dtype of ['q4', 'q4f16', 'fp16']) {
+    test(`WebAssembly, standard graphs in ${dtype}: scenes are described, by the graphs of that name`, async () => {
+        const fetched = new Set();
+        const route = (context) => context.on('request', (request) => fetched.add(basename(new URL(request.url()).pathname)));
+        const page = await visit(started, `${await host(standard)}?dtype=${dtype}&device=wasm`, { route });
+        await state(page, 'idle');
+        assert.equal(await text(page, '#model'), `demo · ${dtype}, in this browser by WebAssembly`);
+        await answers(page, [...TOLD.keys()].filter((scene) => scene.startsWith('scene_')));
+        await page.check();
+        assert.deepEqual(page.elsewhere, [], 'requests that leave loopback');
+        const graphs = ['decoder_model_merged', 'embed_tokens', 'vision_encoder'];
+        const wanted = graphs.flatMap((graph) => [`${graph}_${dtype}.onnx`, `${graph}_${dtype}.onnx_data`]);
+        assert.deepEqual([...fetched].filter((name) => name.includes('.onnx')).sort(), wanted);
+    });
+}
+
+test('standard graphs: forms that are not there are told', async () => {
+    const address = await host(standard);
+    for (const dtype of ['int8', 'q8', 'fp32', 'bnb4']) {
+        const page = await visit(started, `${address}?dtype=${dtype}&device=wasm`);
+        const has = 'portable fp16, portable q4, portable q4f16, cpu q4';
+        await until(page, `transformers.js opens no form of this bundle in ${dtype}. It has: ${has}.`, '#problem');
+        await page.check();
+    }
+});
+
+test('a data file that is not whole is told, and is not kept', async () => {
+    const cut = scratch('cut');
+    cpSync(standard, cut, { recursive: true });
+    const path = join(cut, 'onnx/decoder_model_merged_q4.onnx_data');
+    const whole = readFileSync(path);
+    writeFileSync(path, whole.subarray(0, whole.length - 1));
+    const page = await visit(started, `${await host(cut)}?dtype=q4&device=wasm`);
+    await state(page, 'problem');
+    const sizes = `has ${whole.length - 1} bytes, expected ${whole.length}`;
+    await until(page, `onnx/decoder_model_merged_q4.onnx_data ${sizes}`, '#problem');
+    writeFileSync(path, whole);
+    await page.reload();
+    await state(page, 'idle');
+    await answers(page, ['scene_1.png']);
+    await page.check();
 });
 
 // Shaders of software take a minute on two cores: only on request, and with patience.

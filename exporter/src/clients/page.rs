@@ -32,7 +32,7 @@ macro_rules! files {
 const FILES: &[(&str, &[u8])] = files![
     "runtime/server/page" => "page":
         "app.js", "bundle.js", "chart.js", "history.js", "icon.svg", "prompts.js", "samples.js", "sources.js", "speech.js",
-        "style.css", "worker.js";
+        "style.css", "weights.js", "worker.js";
     "models/demo/scenes" => "page/samples":
         "README.md", "astronaut.jpg", "chelsea.jpg", "coffee.jpg", "scene_1.png", "scene_2.png", "scene_3.png",
         "scene_4.png", "scene_5.png", "scene_6.png", "scene_7.png", "scene_8.png";

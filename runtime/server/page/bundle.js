@@ -108,7 +108,9 @@ class Local {
             };
             const { precision: dtype } = form;
             const base = beside('.').href;
-            worker.postMessage({ kind: 'load', base, version: this.version, device, dtype, image, content: prompt.content, name: model.name });
+            const data = files(this.bundle, form, (graph) => graph.data);
+            const given = { base, version: this.version, device, dtype, data, image, content: prompt.content, name: model.name };
+            worker.postMessage({ kind: 'load', ...given });
         });
     }
 
@@ -139,7 +141,11 @@ class Local {
 
 /** Bytes of the graphs of a form and of their data. */
 function bytes(bundle, form) {
-    const graphs = [form.vision_encoder, form.embed_tokens, form.decoder];
-    const wanted = new Set(graphs.flatMap((graph) => [graph.path, ...graph.data]));
-    return bundle.files.filter(({ path }) => wanted.has(path)).reduce((sum, file) => sum + file.bytes, 0);
+    return files(bundle, form, (graph) => [graph.path, ...graph.data]).reduce((sum, { bytes }) => sum + bytes, 0);
+}
+
+/** Files of a form's graphs, each once: path and bytes. */
+function files(bundle, form, of) {
+    const wanted = new Set([form.vision_encoder, form.embed_tokens, form.decoder].flatMap(of));
+    return bundle.files.filter(({ path }) => wanted.has(path)).map(({ path, bytes }) => ({ path, bytes }));
 }

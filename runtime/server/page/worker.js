@@ -1,5 +1,7 @@
 // The worker in which transformers.js runs the bundle, so that the page stays quick. bundle.js talks to it by messages.
 
+import { weights } from './weights.js';
+
 // What is loaded is pinned by version and by hash. A folder `vendor` beside index.html with these files is preferred: then nothing is
 // fetched from elsewhere.
 const LIBRARY = {
@@ -55,28 +57,36 @@ async function load() {
     ending = new library.InterruptableStoppingCriteria();
     const { env } = library;
     Object.assign(env, { remoteHost: settings.base, remotePathTemplate: './', allowLocalModels: false, useWasmCache: false });
-    Object.assign(env, await cache());
+    const cacheKey = await cached();
+    Object.assign(env, cacheKey ? { useBrowserCache: true, cacheKey } : { useBrowserCache: false });
     const wasm = { wasmBinary: await binary.arrayBuffer(), wasmPaths: { mjs: script(glue) } };
     // More threads need headers that not every host of files can send.
     Object.assign(env.backends.onnx.wasm, wasm, { numThreads: self.crossOriginIsolated ? undefined : 1 });
     const sizes = new Map();
-    const progress_callback = ({ status, file, loaded }) => {
-        if (status !== 'progress' || !file.startsWith('onnx/')) return;
-        sizes.set(file, loaded);
+    const there = (file, bytes) => {
+        sizes.set(file, bytes);
         postMessage({ kind: 'progress', bytes: [...sizes.values()].reduce((sum, bytes) => sum + bytes, 0) });
     };
-    const { dtype, device } = settings;
+    const progress_callback = ({ status, file, loaded }) => {
+        if (status === 'progress' && file.startsWith('onnx/')) there(file, loaded);
+    };
+    const { dtype, device, base, data } = settings;
     processor = await library.AutoProcessor.from_pretrained('bundle');
-    model = await library.AutoModelForImageTextToText.from_pretrained('bundle', { dtype, device, progress_callback });
+    const cache = cacheKey && (await caches.open(cacheKey));
+    const externalData = [];
+    for (const file of data) externalData.push(await weights(file, base, cache, (bytes) => there(file.path, bytes)));
+    // The library would read each file as a whole, all of them at once.
+    const lazy = externalData.length ? { use_external_data_format: false, session_options: { externalData } } : {};
+    model = await library.AutoModelForImageTextToText.from_pretrained('bundle', { dtype, device, progress_callback, ...lazy });
 }
 
 /** Where the model is kept: by the bundle's version, older ones are thrown away. Without such a place, nowhere. */
-async function cache() {
-    if (typeof caches === 'undefined') return { useBrowserCache: false };
+async function cached() {
+    if (typeof caches === 'undefined') return null;
     const place = `fvlm ${settings.base} `;
     const cacheKey = place + settings.version;
     for (const name of await caches.keys()) if (name.startsWith(place) && name !== cacheKey) await caches.delete(name);
-    return { useBrowserCache: true, cacheKey };
+    return cacheKey;
 }
 
 /** The picture as the model's recipe wants it before its own crop: square by padding, or the shortest edge as long as it will be. */

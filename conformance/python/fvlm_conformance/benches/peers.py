@@ -50,7 +50,9 @@ def options():
     parser.add_argument("--rounds", type=int, default=3, help="how often each contestant has its turn")
     parser.add_argument("--peers", default=",".join(PEERS), help="comma-separated, or empty (default: all)")
     parser.add_argument(
-        "--ours", default=OURS, help=f"comma-separated PROVIDER:TARGET:PRECISION (default: {OURS})"
+        "--ours",
+        default=OURS,
+        help=f"comma-separated PROVIDER:TARGET:PRECISION; provider genai is onnxruntime-genai (default: {OURS})",
     )
     parser.add_argument(
         "--warm-up", type=int, default=2, help="runs before those that count, in each process"
@@ -103,9 +105,8 @@ def machine():
     return found
 
 
-def contestant(name, work, chosen, *more):
+def contestant(peer, work, chosen, *more):
     """A peer's line, or a string that says why there is none."""
-    peer = PEERS[name]
     command = [
         sys.executable,
         "-m",
@@ -145,10 +146,10 @@ def prepare(chosen, work):
         else:
             case.say(f"absent: {name}: {reason}")
     peers = []
-    contestant("transformers-fp32", work, chosen, "--prepare")
+    contestant(PEERS["transformers-fp32"], work, chosen, "--prepare")
     for name in chosen.peers:
         case.say(f"preparing {name}")
-        reason = contestant(name, work, chosen, "--prepare")
+        reason = contestant(PEERS[name], work, chosen, "--prepare")
         if reason is None:
             peers.append(name)
         else:
@@ -161,7 +162,8 @@ def rounds(chosen, work, mine, peers):
     for k in range(chosen.rounds):
         for name in [*mine, *peers]:
             case.say(f"round {k + 1} of {chosen.rounds}: {name}")
-            line = mine[name].measure(facts, chosen, ROOT) if name in mine else contestant(name, work, chosen)
+            peer = mine[name].peer if name in mine else PEERS[name]
+            line = contestant(peer, work, chosen) if peer else mine[name].measure(facts, chosen, ROOT)
             if isinstance(line, str):
                 case.say(f"absent in this round: {name}: {line}")
             else:
@@ -194,6 +196,8 @@ def cold(chosen, work, mine, peers):
     """Wall time of whole processes, files in the page cache: ours and the Python peers that have both halves."""
     facts, commands = Case(work), {}
     for name, entry in mine.items():
+        if entry.peer:
+            continue
         commands[name] = [
             chosen.programs / "fvlm-run",
             "--model",

@@ -42,6 +42,8 @@ class Genai:
         self.case = case
         self.threads = threads
         self.generator = None
+        # Of what is run; built where there is none.
+        self.directory = None
 
     def prepare(self):
         build(self.case)
@@ -50,7 +52,7 @@ class Genai:
         import onnxruntime_genai
 
         self.genai = onnxruntime_genai
-        config = onnxruntime_genai.Config(str(build(self.case)))
+        config = onnxruntime_genai.Config(str(self.directory or build(self.case)))
         session = {"intra_op_num_threads": self.threads}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
         self.model = onnxruntime_genai.Model(config)

@@ -1,13 +1,17 @@
-"""Ours: one bundle a contestant, exported from the same checkpoint, measured by `fvlm-conform bench`."""
+"""Ours: one bundle a contestant, exported from the same checkpoint, measured by `fvlm-conform bench`, or in an engine of others."""
 
 import json
 import subprocess
 
+from . import Peer
+
+# Engines of others that run our bundles, in the place of a provider.
+ENGINES = {"genai": "genai_bundle"}
 PHASES = ("load_s", "preprocess_s", "encode_s", "prefill_s", "ttft_s", "decode_s")
 
 
 class Ours:
-    """`name` is PROVIDER:TARGET:PRECISION."""
+    """`name` is PROVIDER:TARGET:PRECISION; a provider may be one of ENGINES too."""
 
     def __init__(self, name, work, programs):
         parts = name.split(":")
@@ -20,6 +24,12 @@ class Ours:
         self.work = work
         self.programs = programs
         self.bundle = work / "bundles" / f"{self.target}-{self.precision}"
+        if self.provider in ENGINES and self.target != "portable":
+            raise SystemExit(
+                f"error: --ours {name}: {self.provider} has none of our kernels, expected target portable"
+            )
+        # The program that runs the bundle, where that is not ours.
+        self.peer = Peer(ENGINES[self.provider], self.precision) if self.provider in ENGINES else None
 
     def export(self):
         """None, or why there is no such bundle. A bundle older than the exporter is made again."""
