@@ -105,6 +105,8 @@ async function measure(address, form) {
         return Math.max(0, ...sizes.flat());
     };
     const found = { form, weights: weights(form), empty: peaks() };
+    const say = (phase, { renderer, others }, heap) =>
+        console.error(`${form.target} ${form.precision}, ${phase}: renderer ${mega(renderer)}, engine ${mega(heap)}, others ${mega(others)}`);
     try {
         for (const name of ['first', 'load']) {
             if (name === 'load') await page.reload();
@@ -115,6 +117,7 @@ async function measure(address, form) {
                 await globalThis.local.load(() => {});
             });
             found[name] = peaks();
+            say(name, found[name], await heap());
         }
         found.loaded = await heap();
         const picture = readFileSync(join(SCENES, 'scene_1.png')).toString('base64');

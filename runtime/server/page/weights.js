@@ -1,6 +1,10 @@
 // Weights for the engine: it reads each tensor from where the browser keeps the file, so that no file is in the page's memory as a whole.
 
 const reader = new FileReaderSync();
+
+/** A tensor is read in pieces of so many bytes: a reader holds what it reads twice. */
+const PIECE = 8 << 20;
+
 /** What was read last. The engine has copied it when it asks for more: its memory is given back at once, not when somebody collects it. */
 let last = null;
 
@@ -19,9 +23,13 @@ class Kept extends Uint8Array {
     }
 
     subarray(begin, end) {
-        last?.transfer?.(0);
-        last = reader.readAsArrayBuffer(this.blob.slice(begin, end));
-        return new Uint8Array(last);
+        last?.buffer.transfer?.(0);
+        last = new Uint8Array(end - begin);
+        for (let at = begin; at < end; at += PIECE) {
+            const piece = this.blob.slice(at, Math.min(at + PIECE, end));
+            last.set(new Uint8Array(reader.readAsArrayBuffer(piece)), at - begin);
+        }
+        return last;
     }
 }
 
