@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { cpSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { ENGINE, LIBRARY, PACKAGES, PATIENCE, TOLD, accessible, browser, finish, host, run, scratch, state, text, until, visit } from './browser.mjs';
+import { ENGINE, LIBRARY, PACKAGES, PAGE, PATIENCE, TOLD, accessible, browser, finish, host, run, scratch, state, text, until, visit } from './browser.mjs';
 
 /** transformers.js asks for lengths, and for files that it then reads from its cache: those requests end early by intention. */
 const EXPECTED = [/Failed to load resource.*404/];
@@ -100,6 +100,47 @@ test('standard graphs: forms that are not there are told', async () => {
         await until(page, `transformers.js opens no form of this bundle in ${dtype}. It has: ${has}.`, '#problem');
         await page.check();
     }
+});
+
+test('weights: parts of a large file, in pieces and at any place, from the network and from the cache', async () => {
+    const bytes = 20_000_003;
+    const content = Buffer.alloc(bytes);
+    for (let at = 0; at < bytes; at += 1) content[at] = Math.imul(at, 0x9e3779b1) >>> 24;
+    const folder = scratch('parts');
+    mkdirSync(join(folder, 'onnx'), { recursive: true });
+    cpSync(join(PAGE, 'weights.js'), join(folder, 'weights.js'));
+    writeFileSync(join(folder, 'onnx/large_data'), content);
+    writeFileSync(join(folder, 'index.html'), '<!doctype html><html lang="en"><title>parts</title></html>');
+    const page = await visit(started, await host(folder), { expected: EXPECTED });
+    const found = await page.evaluate((bytes) => {
+        const work = async (bytes) => {
+            const { weights } = await import(`${location.origin}/weights.js`);
+            const wrong = [];
+            for (const name of [null, 'kept', 'kept']) {
+                let last = 0;
+                const cache = name && (await caches.open(name));
+                const { path, data } = await weights({ path: 'onnx/large_data', bytes }, location.origin, cache, (there) => (last = there));
+                if (path !== 'large_data' || data.byteLength !== bytes || last !== bytes) wrong.push([path, data.byteLength, last]);
+                const ends = [[0, 0], [0, 1], [5, 8 << 20], [1, (8 << 20) + 1], [7, 8 + (16 << 20)], [bytes - 9, bytes], [0, bytes]];
+                for (const [begin, end] of ends) {
+                    const part = data.subarray(begin, end);
+                    let good = part.length === end - begin;
+                    for (let at = begin; good && at < end; at += 1) good = part[at - begin] === Math.imul(at, 0x9e3779b1) >>> 24;
+                    if (!good) wrong.push([name, begin, end, part.length]);
+                }
+            }
+            postMessage(wrong);
+        };
+        const code = `onmessage = ({ data }) => (${work})(data)`;
+        const worker = new Worker(URL.createObjectURL(new Blob([code], { type: 'text/javascript' })), { type: 'module' });
+        return new Promise((resolve, reject) => {
+            worker.onmessage = ({ data }) => resolve(data);
+            worker.onerror = (event) => reject(new Error(event.message));
+            worker.postMessage(bytes);
+        });
+    }, bytes);
+    assert.deepEqual(found, []);
+    await page.check();
 });
 
 test('a data file that is not whole is told, and is not kept', async () => {
