@@ -333,6 +333,20 @@ test('files by picker, drop and paste', async () => {
     await page.check();
 });
 
+test('a question that comes before the first picture waits for it', async () => {
+    chat = (_, __, response) => said(response, 'Seen.');
+    const slow = (context) => context.route('**/samples/*', async (route) => {
+        await new Promise((resolve) => setTimeout(resolve, 1000));
+        await route.continue();
+    });
+    const page = await begin({ route: slow });
+    await page.keyboard.press('s');
+    await until(page, 'Seen.', '#caption');
+    assert.equal(await text(page, '#problem'), '');
+    assert.ok(same(asked[0], 'scene_1.png'));
+    await page.check();
+});
+
 test('by keyboard alone, and for ears', async () => {
     const listening = () => {
         globalThis.spoken = [];

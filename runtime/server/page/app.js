@@ -412,16 +412,22 @@ $('key-form').addEventListener('submit', () => {
     begin();
 });
 
+/** What is seen first. Who allowed the camera before sees it at once; nobody is asked before they did something. */
+async function look() {
+    const permission = await navigator.permissions?.query({ name: 'camera' }).catch(() => null);
+    const granted = permission?.state === 'granted' && (await sources.cameras()).length > 0;
+    // What was chosen meanwhile is preferred.
+    if (sources.wanted > 0) return;
+    if (granted) await choose(() => sources.camera());
+    else {
+        await still();
+        if (sources.wanted === 0 && !navigator.mediaDevices?.getUserMedia) await choose(() => sources.camera());
+    }
+}
+
 new ResizeObserver(chart).observe($('chart'));
 recall();
 chart();
 begin();
-// Who allowed the camera before sees it at once; nobody is asked before they did something.
-const permission = await navigator.permissions?.query({ name: 'camera' }).catch(() => null);
-const granted = permission?.state === 'granted' && (await sources.cameras()).length > 0;
-// What was chosen meanwhile is preferred.
-if (sources.wanted === 0 && granted) await choose(() => sources.camera());
-else if (sources.wanted === 0) {
-    await still();
-    if (sources.wanted === 0 && !navigator.mediaDevices?.getUserMedia) await choose(() => sources.camera());
-}
+// A question that comes before the first picture waits for it.
+sources.awaited(look());

@@ -22,7 +22,7 @@ const INSECURE =
 export class Sources {
     /** `video` and `still` are the elements of the view; `ended` is told a reason when a stream ends by itself. */
     constructor(video, still, ended) {
-        Object.assign(this, { video, still, ended, kind: 'none', stream: null, picture: null, wanted: 0 });
+        Object.assign(this, { video, still, ended, kind: 'none', stream: null, picture: null, wanted: 0, opening: null });
     }
 
     /** Whether new frames come by themselves. */
@@ -70,11 +70,15 @@ export class Sources {
         this.video.classList.remove('mirrored');
     }
 
-    /** Takes what a request brings. Whoever wants a frame meanwhile waits for it. */
+    /** Takes what a request brings. */
     use(kind, request, why) {
-        const taken = this.take(kind, request, why);
-        this.opening = taken.catch(() => {});
-        return taken;
+        return this.awaited(this.take(kind, request, why));
+    }
+
+    /** A source that is being opened: whoever wants a frame meanwhile waits for it. */
+    awaited(source) {
+        this.opening = source.catch(() => {});
+        return source;
     }
 
     async take(kind, request, why) {
@@ -111,7 +115,11 @@ export class Sources {
     }
 
     /** Shows a picture of a file. `name` is for messages, `alt` for those who do not see it. With a `turn` of before, only if nothing was chosen since. */
-    async file(blob, name, alt = name, turn = ++this.wanted) {
+    file(blob, name, alt = name, turn = ++this.wanted) {
+        return this.awaited(this.shown(blob, name, alt, turn));
+    }
+
+    async shown(blob, name, alt, turn) {
         const url = URL.createObjectURL(blob);
         const image = new Image();
         image.src = url;
@@ -144,7 +152,11 @@ export class Sources {
 
     /** What is seen now: the picture to send, and a small one to remember it by. */
     async frame() {
-        await this.opening;
+        // What is opened while we wait may open another: a picture that is loaded is then decoded.
+        for (let waited = null; waited !== this.opening; ) {
+            waited = this.opening;
+            await waited;
+        }
         if (this.picture) {
             const { image, sent } = this.picture;
             return { image: sent, thumbnail: thumbnail(image, image.naturalWidth, image.naturalHeight) };
