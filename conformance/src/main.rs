@@ -15,7 +15,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // `--help` and `--version` come as errors too.
-            return programs::flags::answer(&error);
+            return ExitCode::from(programs::flags::answer(&error));
         }
     };
     programs::faults::report(|| ());

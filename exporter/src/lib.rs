@@ -5,6 +5,7 @@ mod adopt;
 mod balance;
 pub mod calibration;
 mod clients;
+pub mod command;
 mod contract;
 pub mod demo;
 mod error;

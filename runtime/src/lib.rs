@@ -4,6 +4,8 @@ pub mod backend;
 mod choose;
 #[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "cli")]
+pub mod command;
 pub mod constrain;
 mod conversation;
 mod engine;

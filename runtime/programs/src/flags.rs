@@ -4,10 +4,9 @@
 use crate::stdout;
 use models::plain;
 use std::io::{self, IsTerminal as _, Write as _};
-use std::process::ExitCode;
 
-/// Says what clap has to say: a refused command on stderr, exit code 2; help and version on stdout.
-pub fn answer(error: &clap::Error) -> ExitCode {
+/// Says what clap has to say: a refused command on stderr; help and version on stdout. The exit code: 2 for what is refused or lost.
+pub fn answer(error: &clap::Error) -> u8 {
     let text = error.render().to_string();
     if error.use_stderr() {
         if plain::text(&text) == text {
@@ -15,7 +14,7 @@ pub fn answer(error: &clap::Error) -> ExitCode {
         } else {
             drop(io::stderr().write_all(plain::text(&text).as_bytes()));
         }
-        return ExitCode::from(2);
+        return 2;
     }
     let coloured = io::stdout().is_terminal();
     let written = if coloured {
@@ -26,8 +25,8 @@ pub fn answer(error: &clap::Error) -> ExitCode {
     match written {
         Err(error) if !stdout::is_had_enough(&error) => {
             drop(writeln!(io::stderr(), "error: cannot write to stdout: {error}"));
-            ExitCode::from(2)
+            2
         }
-        _written_or_had_enough => ExitCode::SUCCESS,
+        _written_or_had_enough => 0,
     }
 }

@@ -6,6 +6,7 @@ mod app;
 mod asked;
 mod body;
 mod budget;
+pub mod command;
 mod error;
 mod fetch;
 mod guard;

@@ -1,7 +1,7 @@
 //! `--verify`: has every file of a bundle, weights too, the SHA-256 that its contract states?
 
-use crate::output::{self, Progress};
-use exporter::{ExportError, Phase, Report as _};
+use crate::command::output::{self, Progress};
+use crate::{ExportError, Phase, Report as _};
 use indicatif::HumanBytes;
 use models::bundle::{Bundle, BundleError};
 use models::plain;

@@ -1,4 +1,4 @@
-//! `fvlm-serve`: answers questions about images over HTTP, as OpenAI's and Ollama's servers do.
+//! The command `fvlm-serve`: its flags, its plan, what it says. The program and the Python wheel call [`main`].
 
 mod cli;
 mod output;
@@ -9,11 +9,13 @@ use clap::{CommandFactory as _, Parser as _};
 use cli::Cli;
 use plan::Plan;
 use programs::{faults, flags, stdout};
-use std::process::ExitCode;
+use std::ffi::OsString;
 
-fn main() -> ExitCode {
+/// What `fvlm-serve` does with `arguments`, its name first; the exit code. It takes over the signals of the process, which
+/// is to end then by [`programs::finish`].
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     runtime::backend::silence_caught_panics();
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         // `--help` and `--version` come as errors too.
         Err(error) => return flags::answer(&error),
@@ -22,9 +24,9 @@ fn main() -> ExitCode {
         return match stdout::write(&kind.text(Cli::command())) {
             Err(error) if !stdout::is_had_enough(&error) => {
                 output::complain(&format!("cannot write to stdout: {error}"), None);
-                ExitCode::from(2)
+                2
             }
-            _written_or_had_enough => ExitCode::SUCCESS,
+            _written_or_had_enough => 0,
         };
     }
     let key = std::env::var_os("FVLM_API_KEY");
@@ -32,9 +34,9 @@ fn main() -> ExitCode {
         Ok(plan) => plan,
         Err(problems) => {
             output::complain(&problems.join("; "), None);
-            return ExitCode::from(2);
+            return 2;
         }
     };
     faults::report(|| ());
-    programs::leave(run::run(&plan))
+    run::run(&plan)
 }

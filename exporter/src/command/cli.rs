@@ -1,8 +1,8 @@
 //! The flags, and nothing but the flags: `plan.rs` says which export they mean.
 
+use crate::{AdapterPlace, AdapterSource, Precision, Target};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
-use exporter::{AdapterPlace, AdapterSource, Precision, Target};
 use models::bundle::UnknownWord;
 use programs::manual::Generate;
 use std::path::{Path, PathBuf};

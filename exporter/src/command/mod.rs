@@ -1,4 +1,4 @@
-//! `fvlm-export`: turns a FastVLM checkpoint into a bundle.
+//! The command `fvlm-export`: its flags, its plan, what it says. The program and the Python wheel call [`main`].
 
 mod cli;
 mod interrupt;
@@ -6,17 +6,18 @@ mod output;
 mod plan;
 mod verify;
 
+use crate::{ExportError, ExportPlan, ort_coreml};
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 use cli::{Check, Cli};
-use exporter::{ExportError, ExportPlan, ort_coreml};
 use models::plain;
 use output::Progress;
 use programs::flags;
-use std::process::ExitCode;
+use std::ffi::OsString;
 
-fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+/// What `fvlm-export` does with `arguments`, its name first; the exit code. It takes over the signals of the process.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
             // `--help` and `--version` come as errors too.
@@ -30,14 +31,14 @@ fn main() -> ExitCode {
         }
     };
     match run(&cli, &plan) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(1),
+        Ok(true) => 0,
+        Ok(false) => 1,
         Err(error) => {
             output::complain(&error);
             match error {
                 // Cleaned up: now it ends as that signal ends a program.
                 ExportError::Interrupted | ExportError::InterruptedDownload { .. } => interrupt::end(),
-                _other => ExitCode::from(2),
+                _other => 2,
             }
         }
     }
@@ -70,7 +71,7 @@ fn run(cli: &Cli, plan: &ExportPlan) -> Result<bool, ExportError> {
 fn check(cli: &Cli, plan: &ExportPlan) -> Result<bool, ExportError> {
     let fixed = !cli.dynamic_shapes;
     let verdicts = if cli.onnx.is_empty() {
-        exporter::check_ort_coreml(plan, fixed)?
+        crate::check_ort_coreml(plan, fixed)?
     } else {
         let files = cli.onnx.iter();
         files
@@ -87,14 +88,14 @@ fn check(cli: &Cli, plan: &ExportPlan) -> Result<bool, ExportError> {
 
 fn export(cli: &Cli, plan: &ExportPlan) -> Result<(), ExportError> {
     if cli.dump {
-        return output::write(&exporter::dump(plan)?);
+        return output::write(&crate::dump(plan)?);
     }
     let mut progress = Progress::new(cli.quiet || cli.json);
     interrupt::install(progress.interrupted_flag());
-    programs::faults::report(exporter::abandon);
+    programs::faults::report(crate::abandon);
     let result = match plan::adoption(cli) {
-        Some(plan) => exporter::adopt(&plan, &mut progress),
-        None => exporter::export(plan, &mut progress),
+        Some(plan) => crate::adopt(&plan, &mut progress),
+        None => crate::export(plan, &mut progress),
     };
     progress.clear();
     let summary = result?;

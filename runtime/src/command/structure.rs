@@ -1,7 +1,7 @@
 //! Which answers are allowed? What `--choices`, `--json-schema` and `--regex` mean.
 
-use crate::cli::Cli;
-use runtime::{Constraint, MAX_LOGPROBS};
+use crate::command::cli::Cli;
+use crate::{Constraint, MAX_LOGPROBS};
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;

@@ -1,8 +1,8 @@
 //! The file of `--output`: one JSON object a line. It is appended to, a line with one write; a later run goes on with it.
 
-use crate::plan::Name;
+use crate::command::plan::Name;
+use crate::{Choice, Finish};
 use models::plain;
-use runtime::{Choice, Finish};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::fs::{File, TryLockError};

@@ -1,4 +1,4 @@
-//! `fvlm-run`: answers questions about images with a FastVLM bundle.
+//! The command `fvlm-run`: its flags, its plan, what it says. The program and the Python wheel call [`main`].
 
 mod captions;
 mod cli;
@@ -14,12 +14,14 @@ use clap::{CommandFactory as _, Parser as _};
 use cli::Cli;
 use plan::Plan;
 use programs::{faults, flags, stdout};
-use std::process::ExitCode;
+use std::ffi::OsString;
 
-fn main() -> ExitCode {
-    let timeline = runtime::Timeline::begin();
-    runtime::backend::silence_caught_panics();
-    let cli = match Cli::try_parse() {
+/// What `fvlm-run` does with `arguments`, its name first; the exit code. It takes over the signals of the process, which
+/// is to end then by [`programs::finish`].
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    let timeline = crate::Timeline::begin();
+    crate::backend::silence_caught_panics();
+    let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
             // `--help` and `--version` come as errors too.
@@ -29,24 +31,24 @@ fn main() -> ExitCode {
     // Before the work whose answer has no place to go.
     if let Err(error) = stdout::check() {
         output::complain(&format!("cannot write the answer: {error}"), None);
-        return ExitCode::from(2);
+        return 2;
     }
     if let Some(kind) = cli.generate {
         return match stdout::write(&kind.text(Cli::command())) {
             Err(error) if !stdout::is_had_enough(&error) => {
                 output::complain(&format!("cannot write to stdout: {error}"), None);
-                ExitCode::from(2)
+                2
             }
-            _written_or_had_enough => ExitCode::SUCCESS,
+            _written_or_had_enough => 0,
         };
     }
     let plan = match Plan::new(cli) {
         Ok(plan) => plan,
         Err(error) => {
             output::complain(&error.problems.join("; "), error.hint.as_deref());
-            return ExitCode::from(2);
+            return 2;
         }
     };
     faults::report(|| ());
-    programs::leave(run::run(plan, &timeline))
+    run::run(plan, &timeline)
 }

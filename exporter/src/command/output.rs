@@ -1,6 +1,6 @@
 //! How does `fvlm-export` talk? Accounts on stdout, everything else on stderr.
 
-use exporter::{ExportError, FileOrigin, HubProblem, Phase, Report, Summary};
+use crate::{ExportError, FileOrigin, HubProblem, Phase, Report, Summary};
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use models::checkpoint::CheckpointError;
 use models::plain;
@@ -154,7 +154,7 @@ pub(crate) fn lost(source: io::Error) -> ExportError {
 }
 
 /// What Core ML would take, for people.
-pub(crate) fn verdicts(verdicts: &[exporter::ort_coreml::Verdict]) -> String {
+pub(crate) fn verdicts(verdicts: &[crate::ort_coreml::Verdict]) -> String {
     let mut text = String::new();
     for verdict in verdicts {
         let _ = writeln!(text, "{verdict}");
@@ -162,7 +162,7 @@ pub(crate) fn verdicts(verdicts: &[exporter::ort_coreml::Verdict]) -> String {
     let _ = writeln!(
         text,
         "rules of ONNX Runtime {}, ML Program format; nothing was run on Core ML",
-        exporter::ort_coreml::VERSION
+        crate::ort_coreml::VERSION
     );
     text
 }

@@ -1,8 +1,8 @@
 //! The plan of an export: which one the flags mean, and what is wrong with them.
 
-use crate::cli::{Cli, Form, LayoutFlag, Place};
-use exporter::plan::{targets as targets_of, usual_precision};
-use exporter::{AdoptPlan, ExportPlan, Precision, Source, Target, Variant};
+use crate::command::cli::{Cli, Form, LayoutFlag, Place};
+use crate::plan::{targets as targets_of, usual_precision};
+use crate::{AdoptPlan, ExportPlan, Precision, Source, Target, Variant};
 use models::bundle::CoreMlPackages;
 use models::checkpoint::Layout;
 

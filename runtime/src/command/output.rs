@@ -1,15 +1,15 @@
 //! How does `fvlm-run` talk? Answers on stdout, everything else on stderr.
 
-use crate::plan::Name;
-use indicatif::{ProgressBar, ProgressStyle};
-use models::plain;
-use programs::stdout;
-use runtime::backend::session::Placement;
-use runtime::timeline::Step;
-use runtime::{
+use crate::backend::session::Placement;
+use crate::command::plan::Name;
+use crate::timeline::Step;
+use crate::{
     Choice, ConstraintError, EngineError, Finish, ImageSize, KernelReport, LogprobRecord, Precision,
     Provider, ProviderReport, Stats,
 };
+use indicatif::{ProgressBar, ProgressStyle};
+use models::plain;
+use programs::stdout;
 use serde::{Serialize, Serializer};
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -338,7 +338,7 @@ const ROOM: &str = "fewer images, or a shorter question; in a chat /reset forget
 
 /// What a user of this program could do about an error of the library, which knows no flags.
 pub(crate) fn hint(error: &EngineError, model: &std::path::Path) -> Option<String> {
-    use runtime::BackendError;
+    use crate::BackendError;
     match error {
         EngineError::Bundle(models::bundle::BundleError::NotABundle { .. }) => Some(format!(
             "`fvlm-export --output {}` makes one of the demo model; --model names another",
@@ -385,7 +385,7 @@ pub(crate) fn hint(error: &EngineError, model: &std::path::Path) -> Option<Strin
         EngineError::Constraint(ConstraintError::Regex { .. }) => {
             Some("--regex takes the syntax of Rust's crate regex, without anchors and look-around".to_owned())
         }
-        EngineError::Image(runtime::image::ImageError::TooManyPixels { .. }) => {
+        EngineError::Image(crate::image::ImageError::TooManyPixels { .. }) => {
             Some("--max-pixels raises the limit, in megapixels".to_owned())
         }
         EngineError::Backend(BackendError::InstructionSet { variable, .. }) => {
@@ -398,7 +398,7 @@ pub(crate) fn hint(error: &EngineError, model: &std::path::Path) -> Option<Strin
 #[cfg(test)]
 mod tests {
     use super::*;
-    use runtime::BackendError;
+    use crate::BackendError;
     use std::path::Path;
 
     #[test]

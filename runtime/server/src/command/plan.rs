@@ -1,9 +1,9 @@
 //! What is to be done? The flags, checked against each other; nothing is left open.
 
-use crate::cli::Cli;
+use crate::command::cli::Cli;
+use crate::schedule::{Limits, MOST_SLOTS};
+use crate::{About, Hosts, Key, Settings, tls};
 use runtime::Options;
-use server::schedule::{Limits, MOST_SLOTS};
-use server::{About, Hosts, Key, Settings, tls};
 use std::ffi::OsString;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};

@@ -1,12 +1,12 @@
 //! The work of `fvlm-serve`: opens the bundle, listens, and ends when it is told to.
 
-use crate::output;
-use crate::plan::Plan;
+use crate::command::output;
+use crate::command::plan::Plan;
+use crate::schedule::Scheduler;
+use crate::{About, App, tls};
 use programs::signals::{self, Signal};
 use programs::stdout;
 use runtime::{EngineError, Model};
-use server::schedule::Scheduler;
-use server::{About, App, tls};
 use std::io;
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -107,7 +107,7 @@ fn serve(plan: &Plan, ended: &Arc<Mutex<Option<Signal>>>) -> Result<(), Failure>
     threads
         .block_on(async {
             let listener = tokio::net::TcpListener::from_std(listener)?;
-            server::serve(listener, tls, app, stopped, grace).await;
+            crate::serve(listener, tls, app, stopped, grace).await;
             Ok(())
         })
         .map_err(|error: io::Error| Failure::Other(format!("cannot listen: {error}")))?;

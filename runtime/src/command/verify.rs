@@ -1,9 +1,9 @@
 //! `--verify`: has every file of the bundle, weights too, the SHA-256 that its contract states?
 
-use crate::output::{self, Bar, VerifiedRecord};
-use crate::plan::Plan;
+use crate::command::output::{self, Bar, VerifiedRecord};
+use crate::command::plan::Plan;
+use crate::{EngineError, Model};
 use models::bundle::{Bundle, FileEntry};
-use runtime::{EngineError, Model};
 use std::io;
 
 /// Hashes the bundle and does nothing else; what was found goes to stdout for programs.

@@ -1,11 +1,11 @@
 //! Which flags are there? Only the flags: what they mean together is decided in `plan`.
 
-use crate::captions::shard::Shard;
-use crate::newest::Every;
+use crate::cli::EngineFlags;
+use crate::command::captions::shard::Shard;
+use crate::command::newest::Every;
+use crate::{DEFAULT_MAX_TOKENS, DEFAULT_PROMPT};
 use clap::Parser;
 use programs::manual::Generate;
-use runtime::cli::EngineFlags;
-use runtime::{DEFAULT_MAX_TOKENS, DEFAULT_PROMPT};
 use std::path::PathBuf;
 
 /// Answers questions about images with a FastVLM bundle

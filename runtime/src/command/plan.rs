@@ -1,12 +1,12 @@
 //! What is to be done? The flags, checked against each other; nothing is left open.
 
-use crate::captions::CaptionTask;
-use crate::captions::shard::Shard;
-use crate::cli::{Cli, QUESTION};
-use crate::newest::Every;
-use crate::structure;
-use runtime::image::Limits;
-use runtime::{Options, Request, Sampling};
+use crate::command::captions::CaptionTask;
+use crate::command::captions::shard::Shard;
+use crate::command::cli::{Cli, QUESTION};
+use crate::command::newest::Every;
+use crate::command::structure;
+use crate::image::Limits;
+use crate::{Options, Request, Sampling};
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::path::PathBuf;

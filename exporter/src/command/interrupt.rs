@@ -2,7 +2,6 @@
 //! wait for that. SIGTERM and SIGHUP do the same, and end the program as they end others.
 
 use programs::signals::{self, Signal};
-use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,17 +17,17 @@ pub(crate) fn install(interrupted: Arc<AtomicBool>) {
             .replace(signal);
         interrupted.store(true, Ordering::Relaxed);
         if before.is_some() {
-            exporter::abandon();
+            crate::abandon();
             signal.end();
         }
     });
 }
 
 /// Ends the program as the signal that came ends one.
-pub(crate) fn end() -> ExitCode {
+pub(crate) fn end() -> u8 {
     let came = *CAME.lock().unwrap_or_else(PoisonError::into_inner);
     match came {
         Some(signal) => signal.end(),
-        None => ExitCode::from(programs::INTERRUPTED),
+        None => programs::INTERRUPTED,
     }
 }

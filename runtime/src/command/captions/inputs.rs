@@ -1,6 +1,6 @@
 //! Which images do folders, files, patterns and lists name?
 
-use crate::plan::Name;
+use crate::command::plan::Name;
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fmt::Display;

@@ -1,10 +1,10 @@
 //! `--interactive`: a chat, a line a question.
 
 use super::{Failure, Run};
-use crate::lines::{Lines, MAX_LINE, Problem};
-use crate::plan::{Name, Source};
-use runtime::image::ImageId;
-use runtime::{Finish, Message, Role};
+use crate::command::lines::{Lines, MAX_LINE, Problem};
+use crate::command::plan::{Name, Source};
+use crate::image::ImageId;
+use crate::{Finish, Message, Role};
 use std::io::{self, IsTerminal as _};
 
 impl Run<'_> {

@@ -1,10 +1,10 @@
 //! Which flags are there? Only the flags: what they mean together is decided in `plan`.
 
+use crate::schedule;
 use clap::Parser;
 use programs::manual::Generate;
 use runtime::DEFAULT_MAX_TOKENS;
 use runtime::cli::EngineFlags;
-use server::schedule;
 use std::path::PathBuf;
 
 /// Answers questions about images over HTTP, as OpenAI's and Ollama's servers do

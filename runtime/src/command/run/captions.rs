@@ -1,12 +1,12 @@
 //! Many images, a line each in a file: what is still to do, and what was done.
 
 use super::Failure;
-use crate::captions::CaptionTask;
-use crate::captions::file::{Captions, Outcome};
-use crate::captions::inputs;
-use crate::output::{self, Bar};
-use crate::plan::{Name, Plan, Source};
-use runtime::{Choice, Finish};
+use crate::command::captions::CaptionTask;
+use crate::command::captions::file::{Captions, Outcome};
+use crate::command::captions::inputs;
+use crate::command::output::{self, Bar};
+use crate::command::plan::{Name, Plan, Source};
+use crate::{Choice, Finish};
 
 /// The lines of this run.
 pub(super) struct CaptionRun {
@@ -110,7 +110,7 @@ impl CaptionRun {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::captions::shard::Shard;
+    use crate::command::captions::shard::Shard;
 
     #[test]
     fn nothing_behind_an_answer_that_was_cut_off() {

@@ -1,12 +1,12 @@
 //! `--frames`: the question about each frame of a stream, or about the newest where they come faster than answers.
 
 use super::{Failure, Run};
-use crate::newest::{Counts, Newest, Next, Patient};
-use crate::output::{self, FrameRecord};
-use crate::plan::{FrameTask, Name, Source};
-use runtime::image::Picture;
-use runtime::image::frames::{Frame, Frames, Sketch};
-use runtime::{Finish, Message, Timeline};
+use crate::command::newest::{Counts, Newest, Next, Patient};
+use crate::command::output::{self, FrameRecord};
+use crate::command::plan::{FrameTask, Name, Source};
+use crate::image::Picture;
+use crate::image::frames::{Frame, Frames, Sketch};
+use crate::{Finish, Message, Timeline};
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Read};
 use std::sync::atomic::Ordering;

@@ -1,7 +1,7 @@
 //! Which frame is asked about next? A thread takes all frames as they come, so that nobody who writes them waits; the
 //! newest one is kept, what it replaces is dropped and counted.
 
-use runtime::image::frames::{Frame, FrameError, Frames};
+use crate::image::frames::{Frame, FrameError, Frames};
 use std::io::{self, Read};
 use std::str::FromStr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -219,7 +219,7 @@ impl<R: Read> Read for Patient<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use runtime::image::Limits;
+    use crate::image::Limits;
     use std::sync::mpsc;
 
     /// `count` frames of one pixel.

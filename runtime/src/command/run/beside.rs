@@ -1,9 +1,9 @@
 //! Several images that are described at once: what they cost together is little more than what one costs.
 
 use super::{Failure, Run, logprob_records, write_record};
-use crate::output::{self, Spinner};
-use crate::plan::{Name, Source};
-use runtime::{Answer, Conversation, EngineError, Finish, Message, TokenLogprob};
+use crate::command::output::{self, Spinner};
+use crate::command::plan::{Name, Source};
+use crate::{Answer, Conversation, EngineError, Finish, Message, TokenLogprob};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 

@@ -5,19 +5,19 @@ mod captions;
 mod chat;
 mod frames;
 
-use crate::output::{
+use crate::command::output::{
     self, ChoicesRecord, FailureRecord, FrameRecord, OfFrame, Question, Record, Spinner, Work,
 };
-use crate::plan::{Name, Plan, Source, Task};
-use crate::verify;
-use captions::CaptionRun;
-use programs::signals::{self, Signal};
-use programs::stdout;
-use runtime::image::{self, ImageId, Picture};
-use runtime::{
+use crate::command::plan::{Name, Plan, Source, Task};
+use crate::command::verify;
+use crate::image::{self, ImageId, Picture};
+use crate::{
     Answer, Choices, Engine, EngineError, Finish, LogprobRecord, Message, Model, Request, Role, Timeline,
     TokenLogprob,
 };
+use captions::CaptionRun;
+use programs::signals::{self, Signal};
+use programs::stdout;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
