@@ -15,8 +15,9 @@ use crate::shift::{Room, Shift};
 use crate::stats::{Stats, peak_memory};
 use crate::text::TextStream;
 use crate::timeline::Timeline;
-use ndarray::Array1;
+use ndarray::{Array1, Array2};
 pub use reading::{Progress, Reading};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// One dialogue with a [`Model`], which it keeps alive. It remembers what was said: what the next prompt has in common with
@@ -52,6 +53,22 @@ impl Model {
     /// A conversation of nothing.
     pub fn conversation(&self) -> Conversation {
         Conversation::new(self.clone())
+    }
+
+    /// The features `[tokens, hidden]` of an image, as the decoder takes them: computed, or those that are kept of it.
+    ///
+    /// # Errors
+    /// As [`Conversation::add_image`], what cannot be opened, and what the engine says.
+    pub fn encode(&self, picture: &Picture) -> Result<Arc<Array2<f32>>, EngineError> {
+        let mut conversation = self.conversation();
+        let turn = self.image_turn();
+        let image = conversation.add_image(picture)?;
+        conversation.sequence.encode([image].into_iter())?;
+        drop(turn);
+        conversation
+            .sequence
+            .features_of(image)
+            .ok_or(EngineError::UnknownImage)
     }
 }
 

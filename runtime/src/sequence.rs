@@ -130,6 +130,14 @@ impl<P: Parts> Sequence<P> {
         matches!(self.images.get(&id), Some(Image::Features(_)))
     }
 
+    /// The features of an image that has them.
+    pub(crate) fn features_of(&self, id: ImageId) -> Option<Shared> {
+        match self.images.get(&id)? {
+            Image::Features(features) => Some(Arc::clone(features)),
+            Image::Pixels(_) => None,
+        }
+    }
+
     /// Forgets sequence and images, and frees the KV cache.
     pub(crate) fn reset(&mut self) {
         self.running = None;

@@ -25,21 +25,28 @@ pub use error::ImageError;
 pub use preprocess::preprocess;
 
 use ndarray::Array4;
+use std::sync::Arc;
 
-/// A decoded image: 8-bit RGB, upright.
-#[derive(Clone, PartialEq, Eq)]
+/// A decoded image: 8-bit RGB, upright. Clones share its pixels.
+#[derive(Clone)]
 pub struct Picture {
     width: u32,
     height: u32,
-    pixels: Vec<u8>,
+    pixels: Arc<dyn AsRef<[u8]> + Send + Sync>,
 }
 
 impl Picture {
     /// An image of `pixels`: rows from the top, three bytes (red, green, blue) a pixel. `None` if the image has no
     /// pixels or `pixels` has another length than `width * height * 3`.
     pub fn new(width: u32, height: u32, pixels: Vec<u8>) -> Option<Picture> {
+        Picture::shared(width, height, Arc::new(pixels))
+    }
+
+    /// As [`Picture::new`], of bytes that somebody else holds too: they are not copied, and always the same.
+    pub fn shared(width: u32, height: u32, pixels: Arc<dyn AsRef<[u8]> + Send + Sync>) -> Option<Picture> {
         let expected = u64::from(width) * u64::from(height) * 3;
-        (expected > 0 && u64::try_from(pixels.len()) == Ok(expected)).then_some(Picture {
+        let found = u64::try_from((*pixels).as_ref().len());
+        (expected > 0 && found == Ok(expected)).then_some(Picture {
             width,
             height,
             pixels,
@@ -58,9 +65,17 @@ impl Picture {
 
     /// `[height, width, 3]`, rows from the top.
     pub fn pixels(&self) -> &[u8] {
-        &self.pixels
+        (*self.pixels).as_ref()
     }
 }
+
+impl PartialEq for Picture {
+    fn eq(&self, other: &Picture) -> bool {
+        (self.width, self.height, self.pixels()) == (other.width, other.height, other.pixels())
+    }
+}
+
+impl Eq for Picture {}
 
 impl std::fmt::Debug for Picture {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
