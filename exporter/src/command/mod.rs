@@ -6,7 +6,7 @@ mod output;
 mod plan;
 mod verify;
 
-use crate::{ExportError, ExportPlan, ort_coreml};
+use crate::{ExportError, ExportPlan, Report, Summary, ort_coreml};
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 use cli::{Check, Cli};
@@ -42,6 +42,42 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             }
         }
     }
+}
+
+/// Why [`export_as`] has no summary.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExportAsError {
+    /// Flags that mean no export, as the program would say it.
+    #[error("{0}")]
+    Flags(String),
+    /// The export failed.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+}
+
+/// The export that `fvlm-export` would do with `flags` (without the program's name), told to `report` alone: signals,
+/// stdout and stderr are left as they are.
+///
+/// # Errors
+/// Flags that are wrong or ask for something else than an export, and what an export says.
+pub fn export_as(
+    flags: impl IntoIterator<Item = OsString>,
+    report: &mut dyn Report,
+) -> Result<Summary, ExportAsError> {
+    let wrong = |error: clap::Error| {
+        let text = error.render().to_string();
+        let sentence = text.lines().next().unwrap_or_default();
+        ExportAsError::Flags(sentence.trim_start_matches("error: ").to_owned())
+    };
+    let program = OsString::from("fvlm-export");
+    let cli = Cli::try_parse_from(std::iter::once(program).chain(flags)).map_err(wrong)?;
+    if cli.check.is_some() || cli.verify.is_some() || cli.generate.is_some() || cli.dump {
+        let problem = "expected an export, found --check, --verify, --generate or --dump";
+        return Err(ExportAsError::Flags(problem.to_owned()));
+    }
+    let plan = plan::plan(&cli).map_err(ExportAsError::Flags)?;
+    Ok(carry_out(&cli, &plan, report)?)
 }
 
 /// Whether the answer is yes: only a check and a verification can say no.
@@ -86,6 +122,13 @@ fn check(cli: &Cli, plan: &ExportPlan) -> Result<bool, ExportError> {
     Ok(verdicts.iter().all(ort_coreml::Verdict::whole))
 }
 
+fn carry_out(cli: &Cli, plan: &ExportPlan, report: &mut dyn Report) -> Result<Summary, ExportError> {
+    match plan::adoption(cli) {
+        Some(plan) => crate::adopt(&plan, report),
+        None => crate::export(plan, report),
+    }
+}
+
 fn export(cli: &Cli, plan: &ExportPlan) -> Result<(), ExportError> {
     if cli.dump {
         return output::write(&crate::dump(plan)?);
@@ -93,10 +136,7 @@ fn export(cli: &Cli, plan: &ExportPlan) -> Result<(), ExportError> {
     let mut progress = Progress::new(cli.quiet || cli.json);
     interrupt::install(progress.interrupted_flag());
     programs::faults::report(crate::abandon);
-    let result = match plan::adoption(cli) {
-        Some(plan) => crate::adopt(&plan, &mut progress),
-        None => crate::export(plan, &mut progress),
-    };
+    let result = carry_out(cli, plan, &mut progress);
     progress.clear();
     let summary = result?;
     for warning in &summary.warnings {
