@@ -1,0 +1,5 @@
+"""`python -m fvlm` is `fvlm-run`."""
+
+from fvlm._commands import run
+
+run()

@@ -1,0 +1,159 @@
+//! Images: what Python programs have in their hands, as a [`Picture`].
+
+use crate::error;
+use numpy::{PyArray3, PyArrayMethods as _, PyUntypedArray, PyUntypedArrayMethods as _};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::{PyByteArray, PyBytes, PyList, PyMemoryView, PyTuple};
+use runtime::image::{self, Limits, Picture};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What an error says of any other object.
+const EXPECTED: &str = "a path, bytes of an image file, a PIL image, or an array [height, width, 3] of uint8";
+
+/// An image before it is decoded: that needs no interpreter.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// A file.
+    Path(PathBuf),
+    /// What a file holds.
+    File(PyBackedBytes),
+    /// Its pixels.
+    Pixels(Picture),
+}
+
+impl Source {
+    /// What `object` is an image of.
+    pub(crate) fn of(object: &Bound<'_, PyAny>) -> PyResult<Source> {
+        let py = object.py();
+        if object.is_instance_of::<PyBytes>() || object.is_instance_of::<PyByteArray>() {
+            return Ok(Source::File(object.extract()?));
+        }
+        if object.is_instance_of::<PyMemoryView>() {
+            return Ok(Source::File(object.call_method0("tobytes")?.extract()?));
+        }
+        if let Ok(path) = object.extract::<PathBuf>() {
+            return Ok(Source::Path(path));
+        }
+        let array = if is_pil(object)? {
+            let upright = py
+                .import("PIL.ImageOps")?
+                .call_method1("exif_transpose", (object,))?;
+            array(&upright.call_method1("convert", ("RGB",))?)?
+        } else if object.is_instance_of::<PyUntypedArray>() {
+            object.clone()
+        } else if object.hasattr("__array_interface__")? || object.hasattr("__array__")? {
+            array(object)?
+        } else {
+            let found = object.get_type().name()?;
+            return Err(PyTypeError::new_err(format!(
+                "found an image of type {found}, expected {EXPECTED}"
+            )));
+        };
+        pixels(array.cast::<PyUntypedArray>()?).map(Source::Pixels)
+    }
+
+    /// All images of `object`: one, or a list or tuple of them.
+    pub(crate) fn several(object: Option<&Bound<'_, PyAny>>) -> PyResult<Vec<Source>> {
+        match object {
+            None => Ok(Vec::new()),
+            Some(several) if several.is_instance_of::<PyList>() || several.is_instance_of::<PyTuple>() => {
+                several.try_iter()?.map(|one| Source::of(&one?)).collect()
+            }
+            Some(one) => Ok(vec![Source::of(one)?]),
+        }
+    }
+
+    /// The decoded image.
+    pub(crate) fn picture(self) -> Result<Picture, image::ImageError> {
+        let limits = Limits::default();
+        match self {
+            Source::Path(path) => image::open(&path, &limits),
+            Source::File(bytes) => image::decode(&bytes, "bytes", &limits),
+            Source::Pixels(picture) => Ok(picture),
+        }
+    }
+}
+
+/// Whether it is an image of Pillow, which has an array interface too, but not only of RGB.
+fn is_pil(object: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let modules = object.py().import("sys")?.getattr("modules")?;
+    match modules.call_method1("get", ("PIL.Image",))? {
+        none if none.is_none() => Ok(false),
+        module => object.is_instance(&module.getattr("Image")?),
+    }
+}
+
+/// What `numpy.asarray` makes of it: a view, where its memory is an array's.
+fn array<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    object.py().import("numpy")?.call_method1("asarray", (object,))
+}
+
+/// The pixels of an array `[height, width, 3]` of bytes, which are not copied where rows have no gaps.
+fn pixels(array: &Bound<'_, PyUntypedArray>) -> PyResult<Picture> {
+    let py = array.py();
+    let shape = array.shape().to_vec();
+    let (&[height, width, 3], Ok(bytes)) = (&shape[..], array.cast::<PyArray3<u8>>()) else {
+        return Err(PyValueError::new_err(format!(
+            "found an array {shape:?} of {}, expected [height, width, 3] of uint8: red, green, blue",
+            array.dtype()
+        )));
+    };
+    let bytes = if bytes.is_c_contiguous() {
+        bytes.clone()
+    } else {
+        let whole = py.import("numpy")?.call_method1("ascontiguousarray", (bytes,))?;
+        whole.cast_into::<PyArray3<u8>>()?
+    };
+    let edge = |edge: usize| u32::try_from(edge).ok();
+    let (Some(height), Some(width)) = (edge(height), edge(width)) else {
+        return Err(error::ImageError_::new_err(format!(
+            "an array {shape:?} has too long an edge for an image"
+        )));
+    };
+    let memory = Memory {
+        length: bytes.len(),
+        first: bytes.data(),
+        _owner: bytes.unbind(),
+    };
+    Picture::shared(width, height, Arc::new(memory))
+        .ok_or_else(|| error::ImageError_::new_err(format!("an array {shape:?} has no pixels")))
+}
+
+/// The memory of an array, which stays as long as this.
+struct Memory {
+    first: *const u8,
+    length: usize,
+    _owner: Py<PyArray3<u8>>,
+}
+
+#[expect(
+    unsafe_code,
+    reason = "the memory of an array is used without the interpreter's lock"
+)]
+// SAFETY: a pointer into memory that nobody frees while this is there; it is only read.
+unsafe impl Send for Memory {}
+
+#[expect(
+    unsafe_code,
+    reason = "the memory of an array is used without the interpreter's lock"
+)]
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+impl AsRef<[u8]> for Memory {
+    #[expect(
+        unsafe_code,
+        reason = "the memory of an array is used without the interpreter's lock"
+    )]
+    fn as_ref(&self) -> &[u8] {
+        if self.length == 0 {
+            return &[];
+        }
+        // SAFETY: an array's data without gaps, of so many bytes, which its owner keeps. As with NumPy's own functions that
+        // give up the lock, who writes to an array that is being looked at gets neither the old nor the new image.
+        unsafe { std::slice::from_raw_parts(self.first, self.length) }
+    }
+}
