@@ -2,4 +2,5 @@
 
 from fvlm._commands import run
 
-run()
+if __name__ == "__main__":
+    run()

@@ -1,64 +1,29 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Protocol, TypeAlias, TypedDict
+from typing import Any, Literal, final
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Unpack
 
+from fvlm.types import ExportFlags, Image, Options, Precision, Provider, Target
+
+__all__ = [
+    "__version__",
+    "Error",
+    "ImageError",
+    "ExportError",
+    "IncompleteError",
+    "Model",
+    "Conversation",
+    "Answer",
+    "Choice",
+    "export",
+    "command",
+]
+
 __version__: str
-
-class _ArrayInterface(Protocol):
-    @property
-    def __array_interface__(self) -> dict[str, Any]: ...
-
-class _Array(Protocol):
-    def __array__(self) -> npt.NDArray[Any]: ...
-
-Image: TypeAlias = (
-    str | os.PathLike[str] | bytes | bytearray | memoryview | npt.NDArray[np.uint8] | _ArrayInterface | _Array
-)
-"""An image: a path, the bytes of an image file, a PIL image, or pixels `[height, width, 3]` of uint8 (red, green, blue)."""
-
-Provider: TypeAlias = Literal["auto", "coreml", "coreml-native", "cpu", "tract"]
-Precision: TypeAlias = Literal["fp32", "fp16", "int8", "q8", "q4", "q4f16"]
-Target: TypeAlias = Literal["portable", "cpu", "coreml"]
-
-class Options(TypedDict, total=False):
-    """How an answer is made; what is left out is greedy, 256 tokens."""
-
-    max_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    seed: int
-    stop: str | Sequence[str]
-    regex: str
-
-class _ExportFlags(TypedDict, total=False):
-    adapter: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
-    calibration: str | os.PathLike[str] | None
-    card: bool
-    dry_run: bool
-    dynamic_shapes: bool
-    from_onnx: str | os.PathLike[str] | None
-    image_size: int | Sequence[int] | None
-    ios16_encoder: bool
-    layout: Literal["auto", "llava", "transformers", "mlx"] | None
-    max_context: int | None
-    neural_engine: bool
-    overwrite: bool
-    page: bool
-    precision: Precision | Sequence[Precision] | None
-    prefill: int | Sequence[int] | None
-    self_contained: bool
-    target: Target | Sequence[Target] | None
-    to: Literal["onnx", "coreml"] | Sequence[Literal["onnx", "coreml"]]
-    weights: Literal["beside", "inside"] | None
 
 class Error(Exception):
     """What fvlm refuses, or cannot do; the message says what was found and what was expected."""
@@ -75,6 +40,7 @@ class IncompleteError(Error):
     text: str
     """What there is of it."""
 
+@final
 class Choice:
     """One of several answers, and how likely it is."""
 
@@ -88,6 +54,7 @@ class Choice:
     def probability(self) -> float:
         """Its share among the choices, 0 to 1; those of all choices sum to 1."""
 
+@final
 class Answer(Iterator[str]):
     """An answer as it comes: an iterator over pieces of its text, computed one token at a time."""
 
@@ -114,6 +81,7 @@ class Answer(Iterator[str]):
     def provider(self) -> dict[str, Any]:
         """Who computes, and with which graphs: `used`, `target`, `precision`, `image`, `notices` ..."""
 
+@final
 class Conversation:
     """One dialogue with a model: it remembers what was said, and computes only what is new."""
 
@@ -138,6 +106,7 @@ class Conversation:
     def cache_bytes(self) -> int:
         """Bytes of its KV cache; 0 before the first question."""
 
+@final
 class Model:
     """A bundle that is opened once: graphs, tokenizer, chat template. Threads share it.
 
@@ -146,8 +115,8 @@ class Model:
     the one that opened a model cannot use it.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         bundle: str | os.PathLike[str],
         *,
         provider: Provider = "auto",
@@ -157,7 +126,7 @@ class Model:
         image_size: int | None = None,
         threads: int | None = None,
         onnxruntime: str | os.PathLike[str] | None = None,
-    ) -> None:
+    ) -> Model:
         """Opens the bundle in a directory.
 
         provider: who computes; `auto` is the first that works here.
@@ -228,7 +197,7 @@ def export(
     output: str | os.PathLike[str],
     *,
     progress: Callable[[str, int, int], object] | None = None,
-    **flags: Unpack[_ExportFlags],
+    **flags: Unpack[ExportFlags],
 ) -> dict[str, Any]:
     """Exports a checkpoint to a bundle; what it holds, as `fvlm-export --json` says it.
 

@@ -17,6 +17,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+/// Signatures show the text itself.
+const _: () = assert!(matches!(DEFAULT_PROMPT.as_bytes(), b"Describe the image."));
+
 /// The process that opened a model: a copy of it made by `fork` has none of its threads.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Owner(u32);
@@ -161,7 +164,7 @@ impl Model {
     }
 
     /// The answer to a question about an image.
-    #[pyo3(signature = (image, question=DEFAULT_PROMPT, **options))]
+    #[pyo3(signature = (image, question="Describe the image.", **options))]
     fn describe(
         &self,
         py: Python<'_>,
@@ -173,7 +176,7 @@ impl Model {
     }
 
     /// The answer to a question about an image, as it comes: an iterator over its text.
-    #[pyo3(signature = (image, question=DEFAULT_PROMPT, **options))]
+    #[pyo3(signature = (image, question="Describe the image.", **options))]
     fn stream(
         &self,
         py: Python<'_>,
@@ -186,7 +189,7 @@ impl Model {
     }
 
     /// The answers to one question about each of several images, whose tokens are computed together.
-    #[pyo3(signature = (images, question=DEFAULT_PROMPT, *, errors="raise", **options))]
+    #[pyo3(signature = (images, question="Describe the image.", *, errors="raise", **options))]
     fn describe_each<'py>(
         &self,
         py: Python<'py>,
