@@ -1,6 +1,7 @@
 //! An answer as it comes: an iterator over pieces of its text.
 
 use crate::conversation::Dialogue;
+use crate::owner::Owned;
 use crate::{error, values};
 use pyo3::exceptions::PyUserWarning;
 use pyo3::prelude::*;
@@ -16,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub(crate) struct Answer {
     state: Mutex<State>,
     cancel: Arc<AtomicBool>,
+    owned: Owned,
 }
 
 struct State {
@@ -77,6 +79,7 @@ impl Answer {
         py: Python<'_>,
         answer: runtime::Answer<'static>,
         cancel: Arc<AtomicBool>,
+        owned: Owned,
         dialogue: Option<Arc<Mutex<Dialogue>>>,
     ) -> PyResult<Answer> {
         let notices = answer.notices().to_vec();
@@ -90,6 +93,7 @@ impl Answer {
                 dialogue,
             }),
             cancel,
+            owned,
         };
         warn(py, &notices)?;
         Ok(answer)
@@ -128,6 +132,7 @@ impl Answer {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<String>> {
+        self.owned.check()?;
         if let Err(interrupted) = py.check_signals() {
             self.close(py);
             return Err(interrupted);

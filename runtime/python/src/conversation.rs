@@ -2,6 +2,7 @@
 
 use crate::answer::{self, Answer};
 use crate::images::Source;
+use crate::owner::Owned;
 use crate::values::Choice;
 use crate::{error, options};
 use pyo3::prelude::*;
@@ -62,17 +63,12 @@ impl From<Refusal> for PyErr {
 #[pyclass(frozen, module = "fvlm")]
 pub(crate) struct Conversation {
     dialogue: Arc<Mutex<Dialogue>>,
-    owner: super::model::Owner,
+    owned: Owned,
 }
 
 impl Conversation {
-    pub(crate) fn new(
-        model: &runtime::Model,
-        owner: super::model::Owner,
-        system: Option<String>,
-        context_shift: bool,
-    ) -> Conversation {
-        let mut conversation = model.conversation();
+    pub(crate) fn new(owned: Owned, system: Option<String>, context_shift: bool) -> Conversation {
+        let mut conversation = owned.model().conversation();
         conversation.set_context_shift(context_shift);
         let dialogue = Dialogue {
             conversation: Some(conversation),
@@ -83,7 +79,7 @@ impl Conversation {
         };
         Conversation {
             dialogue: Arc::new(Mutex::new(dialogue)),
-            owner,
+            owned,
         }
     }
 
@@ -116,7 +112,7 @@ impl Conversation {
         image: Option<&Bound<'_, PyAny>>,
         options: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Answer> {
-        self.owner.check()?;
+        self.owned.check()?;
         let (request, cancel) = options::request(options)?;
         let sources = Source::several(image)?;
         let begin = || -> Result<runtime::Answer<'static>, Refusal> {
@@ -141,7 +137,8 @@ impl Conversation {
                 })
         };
         let begun = py.detach(begin)?;
-        Answer::begin(py, begun, cancel, Some(Arc::clone(&self.dialogue)))
+        let dialogue = Some(Arc::clone(&self.dialogue));
+        Answer::begin(py, begun, cancel, self.owned.clone(), dialogue)
     }
 
     /// The answer to a question, about images that are shown with it or were before.
@@ -165,7 +162,7 @@ impl Conversation {
         choices: Vec<String>,
         image: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Vec<Choice>> {
-        self.owner.check()?;
+        self.owned.check()?;
         let (request, _) = options::request(None)?;
         let sources = Source::several(image)?;
         let choose = || -> Result<runtime::Choices, Refusal> {

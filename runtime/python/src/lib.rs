@@ -8,6 +8,7 @@ mod export;
 mod images;
 mod model;
 mod options;
+mod owner;
 mod values;
 
 use pyo3::prelude::*;

@@ -3,6 +3,7 @@
 use crate::answer::{self, Answer};
 use crate::conversation::Conversation;
 use crate::images::Source;
+use crate::owner::Owned;
 use crate::values::{self, Choice};
 use crate::{error, options};
 use numpy::{PyArray3, ToPyArray as _};
@@ -20,30 +21,11 @@ use std::sync::atomic::AtomicBool;
 /// Signatures show the text itself.
 const _: () = assert!(matches!(DEFAULT_PROMPT.as_bytes(), b"Describe the image."));
 
-/// The process that opened a model: a copy of it made by `fork` has none of its threads.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Owner(u32);
-
-impl Owner {
-    /// Refuses a process that is another.
-    pub(crate) fn check(self) -> PyResult<()> {
-        let Owner(opened) = self;
-        let now = std::process::id();
-        if opened == now {
-            return Ok(());
-        }
-        Err(error::Error::new_err(format!(
-            "this model was opened by process {opened}, found process {now}: open it after `fork`, in each process"
-        )))
-    }
-}
-
 /// A bundle that is opened once: graphs, tokenizer, chat template. Threads share it.
 #[pyclass(frozen, module = "fvlm")]
 pub(crate) struct Model {
-    model: runtime::Model,
+    owned: Owned,
     bundle: PathBuf,
-    owner: Owner,
 }
 
 /// A word of a set, or an error with those that there are.
@@ -76,17 +58,17 @@ impl Model {
         request: &Request,
         cancel: Arc<AtomicBool>,
     ) -> PyResult<Answer> {
-        self.owner.check()?;
+        let model = self.owned.check()?;
         let source = Source::of(image)?;
         let begin = || -> Result<runtime::Answer<'static>, EngineError> {
-            let mut conversation = self.model.conversation();
+            let mut conversation = model.conversation();
             let image = conversation.add_image(&source.picture()?)?;
             let messages = [Message::user([image], question)];
             let begun = conversation.into_chat(&messages, request);
             begun.map_err(|refused| refused.1)
         };
         let begun = py.detach(begin).map_err(error::engine)?;
-        Answer::begin(py, begun, cancel, None)
+        Answer::begin(py, begun, cancel, self.owned.clone(), None)
     }
 }
 
@@ -134,9 +116,8 @@ impl Model {
             .detach(|| runtime::Model::open(&bundle, &options))
             .map_err(error::engine)?;
         Ok(Model {
-            model,
+            owned: Owned::new(model),
             bundle,
-            owner: Owner(std::process::id()),
         })
     }
 
@@ -148,19 +129,16 @@ impl Model {
     fn ready<'py>(this: &Bound<'py, Model>) -> PyResult<Bound<'py, Model>> {
         let py = this.py();
         let inner = this.get();
-        inner.owner.check()?;
-        let notices = py.detach(|| {
-            let ready = inner.model.ready();
-            ready.map(|()| inner.model.notices())
-        });
+        let model = inner.owned.check()?;
+        let notices = py.detach(|| model.ready().map(|()| model.notices()));
         answer::warn(py, &notices.map_err(error::engine)?)?;
         Ok(this.clone())
     }
 
     /// Reads every file of the bundle and compares its SHA-256 with the contract.
     fn verify(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| self.model.verify(&|_bytes| ()))
-            .map_err(error::engine)
+        let model = self.owned.check()?;
+        py.detach(|| model.verify(&|_bytes| ())).map_err(error::engine)
     }
 
     /// The answer to a question about an image.
@@ -198,7 +176,7 @@ impl Model {
         errors: &str,
         options: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        self.owner.check()?;
+        let model = self.owned.check()?;
         let keep = match errors {
             "raise" => false,
             "return" => true,
@@ -226,7 +204,7 @@ impl Model {
                 Err(error) => return Err(error),
             }
         }
-        let mut described = together(py, &self.model, sources, question, &request)?.into_iter();
+        let mut described = together(py, model, sources, question, &request)?.into_iter();
         let mut all = Vec::with_capacity(refused.len());
         for refusal in refused {
             let outcome = match refusal {
@@ -254,11 +232,11 @@ impl Model {
         question: &str,
         choices: Vec<String>,
     ) -> PyResult<Vec<Choice>> {
-        self.owner.check()?;
+        let model = self.owned.check()?;
         let (request, _) = options::request(None)?;
         let source = Source::of(image)?;
         let choose = || -> Result<runtime::Choices, EngineError> {
-            let mut conversation = self.model.conversation();
+            let mut conversation = model.conversation();
             let image = conversation.add_image(&source.picture()?)?;
             conversation.choose(&[Message::user([image], question)], &choices, &request)
         };
@@ -309,14 +287,14 @@ impl Model {
         py: Python<'py>,
         images: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyArray3<f32>>> {
-        self.owner.check()?;
+        let model = self.owned.check()?;
         let mut rows = Vec::new();
         for source in Source::several(Some(images))? {
             py.check_signals()?;
-            let encode = || -> Result<_, EngineError> { self.model.encode(&source.picture()?) };
+            let encode = || -> Result<_, EngineError> { model.encode(&source.picture()?) };
             rows.push(py.detach(encode).map_err(error::engine)?);
         }
-        let bundle = self.model.bundle();
+        let bundle = model.bundle();
         let (tokens, hidden) = (bundle.image.tokens, bundle.prompt.hidden_size);
         let mut all = ndarray::Array3::zeros((rows.len(), tokens, hidden));
         for (mut to, row) in all.outer_iter_mut().zip(&rows) {
@@ -328,23 +306,23 @@ impl Model {
     /// A dialogue that remembers what was said.
     #[pyo3(signature = (*, system=None, context_shift=false))]
     fn conversation(&self, system: Option<String>, context_shift: bool) -> PyResult<Conversation> {
-        self.owner.check()?;
-        Ok(Conversation::new(&self.model, self.owner, system, context_shift))
+        self.owned.check()?;
+        Ok(Conversation::new(self.owned.clone(), system, context_shift))
     }
 
     /// Who computes, and with which graphs; waits for them.
     #[getter]
     fn provider<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.owner.check()?;
-        let provider = py.detach(|| self.model.provider()).map_err(error::engine)?;
+        let model = self.owned.check()?;
+        let provider = py.detach(|| model.provider()).map_err(error::engine)?;
         values::object(py, &provider)
     }
 
     /// Positions of the longest sequence, prompt and answer; waits for the engine.
     #[getter]
     fn context(&self, py: Python<'_>) -> PyResult<usize> {
-        self.owner.check()?;
-        py.detach(|| self.model.context()).map_err(error::engine)
+        let model = self.owned.check()?;
+        py.detach(|| model.context()).map_err(error::engine)
     }
 
     /// The bundle's directory.

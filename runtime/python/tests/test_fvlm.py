@@ -3,6 +3,7 @@
 FVLM_ROOT is the repository, FVLM_BUNDLE a bundle of the demo model in fp32.
 """
 
+import gc
 import io
 import json
 import os
@@ -299,16 +300,28 @@ def test_an_answer_is_closed_by_another_thread(model: fvlm.Model) -> None:
     assert len(answer.text + answer.read()) < 1000
 
 
-def test_a_model_that_was_opened_elsewhere(model: fvlm.Model) -> None:
-    model.describe(SCENE)
+@pytest.mark.parametrize("provider", ["cpu", "tract"])
+def test_a_model_that_was_opened_elsewhere(provider: typing.Literal["cpu", "tract"]) -> None:
+    """A forked process has none of the model's threads: it is told so, and does not wait for them, not even at its end."""
+    model = fvlm.Model(BUNDLE, provider=provider)
+    conversation = model.conversation()
+    conversation.ask("Describe the image.", SCENE)
+    answer = model.stream(SCENE)
+    first = next(answer)
     child = os.fork()
     if child == 0:
-        try:
-            model.describe(SCENE)
-        except fvlm.Error as error:
-            os._exit(0 if "after `fork`" in str(error) else 3)
-        os._exit(4)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        signal.alarm(30)
+        refused = 0
+        for use in (lambda: model.describe(SCENE), lambda: conversation.ask("And now?"), lambda: next(answer)):
+            try:
+                use()
+            except fvlm.Error as error:
+                refused += "after `fork`" in str(error)
+        del use, answer, conversation, model
+        gc.collect()
+        os._exit(refused)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    assert first + answer.read() == model.describe(SCENE)
     with pytest.raises(TypeError, match="pickle"):
         pickle.dumps(model)
 
