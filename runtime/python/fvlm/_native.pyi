@@ -175,7 +175,7 @@ class Model:
         Without a schema, any object. Raises IncompleteError where `max_tokens` or the context ends it before.
         """
     def encode(self, images: Image | Sequence[Image]) -> npt.NDArray[np.float32]:
-        """Features `[n, tokens, hidden]` of images, as the decoder takes them."""
+        """Features `[n, tokens, hidden]` of images, as the decoder takes them; an array of several is `[n, height, width, 3]`."""
     def conversation(self, *, system: str | None = None, context_shift: bool = False) -> Conversation:
         """A dialogue that remembers what was said.
 

@@ -55,11 +55,11 @@ impl Source {
         pixels(array.cast::<PyUntypedArray>()?).map(Source::Pixels)
     }
 
-    /// All images of `object`: one, or a list or tuple of them.
+    /// All images of `object`: one, a list or tuple of them, or an array of several, `[n, height, width, 3]`.
     pub(crate) fn several(object: Option<&Bound<'_, PyAny>>) -> PyResult<Vec<Source>> {
         match object {
             None => Ok(Vec::new()),
-            Some(several) if several.is_instance_of::<PyList>() || several.is_instance_of::<PyTuple>() => {
+            Some(several) if is_several(several) => {
                 several.try_iter()?.map(|one| Source::of(&one?)).collect()
             }
             Some(one) => Ok(vec![Source::of(one)?]),
@@ -75,6 +75,14 @@ impl Source {
             Source::Pixels(picture) => Ok(picture),
         }
     }
+}
+
+/// Whether it is more than one image.
+fn is_several(object: &Bound<'_, PyAny>) -> bool {
+    let array = object.cast::<PyUntypedArray>();
+    object.is_instance_of::<PyList>()
+        || object.is_instance_of::<PyTuple>()
+        || array.is_ok_and(|array| array.ndim() == 4)
 }
 
 /// Whether it is an image of Pillow, which has an array interface too, but not only of RGB.

@@ -83,6 +83,8 @@ def test_what_an_image_can_be(model: fvlm.Model) -> None:
     for form, found in zip(forms, features, strict=True):
         assert np.array_equal(found, features[0]), type(form)
     assert model.encode(SCENE).shape == (1, *features.shape[1:])
+    assert np.array_equal(model.encode(np.stack([pixels, pixels])), features[:2])
+    assert model.encode([]).shape == (0, *features.shape[1:])
     assert np.abs(features).max() > 0
 
 
