@@ -314,7 +314,11 @@ def test_a_model_that_was_opened_elsewhere(provider: typing.Literal["cpu", "trac
     if child == 0:
         signal.alarm(30)
         refused = 0
-        for use in (lambda: model.describe(SCENE), lambda: conversation.ask("And now?"), lambda: next(answer)):
+        for use in (
+            lambda: model.describe(SCENE),
+            lambda: conversation.ask("And now?"),
+            lambda: next(answer),
+        ):
             try:
                 use()
             except fvlm.Error as error:
