@@ -106,6 +106,7 @@ fn replace(path: &Path, fill: &dyn Fn(&mut File) -> std::io::Result<()>) -> std:
     // Where a link leads, so that it stays one.
     let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    #[cfg_attr(not(unix), expect(unused_mut, reason = "permissions are of Unix"))]
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
