@@ -160,18 +160,24 @@ fn left_behind(directory: &Path) -> Option<File> {
     (words == WORDS || (words.is_empty() && alone())).then_some(file)
 }
 
-/// Removes a directory, its mark last, so that what is left after another kill is still ours to remove.
+/// Removes a directory, its mark last, so that what is left after another kill is still ours to remove. So it is where
+/// something cannot be removed: Windows keeps files that another program has mapped. The mark then stays, without a lock.
 fn remove(directory: &Path, mark: Option<File>) {
+    let mut whole = true;
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         if entry.file_name() == MARK {
             continue;
         }
         let path = entry.path();
-        if entry.file_type().is_ok_and(|found| found.is_dir()) {
-            drop(fs::remove_dir_all(path));
+        let removed = if entry.file_type().is_ok_and(|found| found.is_dir()) {
+            fs::remove_dir_all(path)
         } else {
-            drop(fs::remove_file(path));
-        }
+            fs::remove_file(path)
+        };
+        whole &= removed.is_ok();
+    }
+    if !whole {
+        return;
     }
     if cfg!(windows) {
         // A file that is open cannot be removed there.
@@ -237,6 +243,25 @@ mod tests {
         let path = alive.path().to_owned();
         drop(alive);
         assert!(!path.exists());
+    }
+
+    #[cfg(windows)]
+    #[test]
+    fn what_another_program_has_open_is_removed_later() {
+        use std::os::windows::fs::OpenOptionsExt as _;
+        let parent = tempfile::tempdir().unwrap();
+        let replaced = Marked::create(parent.path(), ".b.partial-").unwrap();
+        let file = replaced.path().join("weights");
+        fs::write(&file, "x").unwrap();
+        // Nobody else may remove it, as if it were mapped.
+        let open = File::options().read(true).share_mode(1).open(&file).unwrap();
+        let left = replaced.path().to_owned();
+        drop(replaced);
+        assert_eq!(names(&left), [MARK, "weights"]);
+        drop(open);
+        let next = Marked::create(parent.path(), ".b.partial-").unwrap();
+        remove_stale(&next, ".b.partial-");
+        assert!(!left.exists());
     }
 
     #[cfg(unix)]
