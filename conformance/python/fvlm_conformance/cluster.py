@@ -81,9 +81,9 @@ def rows(folder):
 
 
 class Run:
-    """The program, as it runs."""
+    """The program, as it runs; with one worker more than there is room for."""
 
-    def __init__(self, cluster, model, output, inputs, workers=2):
+    def __init__(self, cluster, model, output, inputs, workers=3):
         self.output, self.said = output, tempfile.TemporaryFile("w+")
         command = [sys.executable, "-m", "fvlm.ray", "--bundle", model, "--output", output, *MOST]
         command += ["--rows", ROWS, "--batch", 8, "--workers", workers, "--address", cluster.address, *inputs]
@@ -179,15 +179,12 @@ def killed(cluster, second, given, images, expected, work):
     say(f"driver interrupted with {before} rows")
     last = Run(cluster, given.model, output, [images])
     alive = last.until(before + BEFORE)
-    # The one that is not on the node that goes next, if there is one.
-    here = [pid for node in cluster.list_all_nodes() if node is not second for pid in workers(node)]
-    there = workers(second)
-    expect("workers to kill", alive and bool(here or there), True)
-    for pid in (here or there)[:1]:
-        os.kill(pid, signal.SIGKILL)
-        say(f"worker killed with {len(rows(output))} rows; {len(here)} and {len(there)} workers on the nodes")
-    alive = last.until(before + 2 * BEFORE)
-    expect("a node to kill", alive, True)
+    nodes = [[node for node in cluster.list_all_nodes() if node is not second], [second]]
+    here, there = ([pid for node in some for pid in workers(node)] for some in nodes)
+    expect("workers on both nodes", (alive, len(here), len(there)), (True, 1, 1))
+    os.kill(here[0], signal.SIGKILL)
+    say(f"worker killed with {len(rows(output))} rows")
+    expect("a node to kill", last.until(before + 2 * BEFORE), True)
     cluster.remove_node(second, allow_graceful=False)
     say(f"node killed with {len(rows(output))} rows")
     third = cluster.add_node(num_cpus=1, object_store_memory=100 << 20)

@@ -17,7 +17,7 @@ import pytest
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
-pytest.importorskip("ray")
+ray = pytest.importorskip("ray")
 
 import fvlm  # noqa: E402
 import fvlm.ray  # noqa: E402
@@ -47,7 +47,8 @@ def archive(members: list[tuple[str, bytes | str]]) -> bytes:
 def rows(path: pathlib.Path, done: typing.Collection[str] = ()) -> list[dict[str, typing.Any]]:
     """What a worker reads of a path, without the ends of tars, which are compared."""
     plan = _inputs.plan([str(path)], done)
-    found, ends = [], []
+    found: list[dict[str, typing.Any]] = []
+    ends: list[dict[str, typing.Any]] = []
     for planned in plan.tables(64):
         for table in _inputs.read(planned):
             for row in table.to_pylist():
@@ -344,8 +345,6 @@ def test_the_program_without_a_cluster(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing to do ends before Ray is started, and what is refused is refused before."""
-    import ray
-
     monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was started"))
     images, output = tmp_path / "images", tmp_path / "images" / "captions"
     images.mkdir()

@@ -236,7 +236,7 @@ def caption(
                     captions.write(rows)
                     flushed = time.monotonic()
                     total = len(captions.done) - captions.waiting
-                    yield Progress(total - before, total, captions.errors, expected.left())
+                    yield Progress(total - before, total, captions.errors, expected.left(captions.waiting))
         finally:
             # Also of a run that is interrupted: what was computed is not computed again.
             last = captions.waiting > 0
@@ -270,12 +270,12 @@ class _Expected:
             rows.append((row["path"], row["caption"], row["error"]))
         return rows
 
-    def left(self) -> int | None:
-        """How many there are; None where tars have not been read to their ends."""
+    def left(self, waiting: int = 0) -> int | None:
+        """How many there are, with those whose rows wait; None where tars have not been read to their ends."""
         if None in self.tars.values():
             return None
         tars = sum((count or 0) - self.found[tar] for tar, count in self.tars.items())
-        return len(self.images) + tars
+        return len(self.images) + tars + waiting
 
     def check(self, output: str) -> None:
         """Refuses to be done where Ray gave back less than it got, or more."""
@@ -316,7 +316,8 @@ def _ask(plan: Any, *, workers: int, cpus: float, batch: int, arguments: Mapping
                 batch_size=batch,
                 batch_format="pyarrow",
                 num_cpus=cpus,
-                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
+                # One is enough to go on with: the others come as there is room.
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
             )
         )
         yield from answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)

@@ -84,8 +84,9 @@ def connect(given: argparse.Namespace) -> None:
     import ray
 
     ray.init(address=given.address, log_to_driver=False)
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    most = max(float(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"])
+    # Which has no types.
+    cluster: Any = ray
+    most = max(float(node["Resources"].get("CPU", 0)) for node in cluster.nodes() if node["Alive"])
     if given.cpus > most:
         say(
             f"warning: --cpus is {given.cpus:g}, and no machine of the cluster has more than {most:g}: this waits until one "

@@ -168,7 +168,7 @@ def plan(inputs: Sequence[str | os.PathLike[str]], done: Collection[str]) -> Pla
     result = Plan()
     for name in inputs:
         place = Place.of(name)
-        files = _local(place, name) if place.store is None else _remote(place, name)
+        files = _local(place, name) if place.store is None else _remote(place)
         before = len(found)
         any_of_them = False
         for one in files:
@@ -233,11 +233,11 @@ def _local(place: Place, name: str | os.PathLike[str]) -> Iterator[Planned]:
                 yield _named(os.path.join(folder, one))
 
 
-def _remote(place: Place, name: str | os.PathLike[str]) -> Iterator[Planned]:
+def _remote(place: Place) -> Iterator[Planned]:
     files = place.files()
     found = files.get_file_info(place.where)
     if found.type == fs.FileType.NotFound:
-        raise FileNotFoundError(f"{name}: no such file or folder, expected images or webdataset tars")
+        raise FileNotFoundError(f"{place.path}: no such file or folder, expected images or webdataset tars")
     if found.is_file:
         yield Planned(place.store, place.where, place.path)
         return

@@ -38,8 +38,9 @@ class Output:
     """A folder that one run writes. `done` are the paths that have a row, or will when all that waits is written."""
 
     def __init__(self, name: str, settings: dict[str, Any], *, retry_errors: bool = False) -> None:
-        self.name, self.settings = name, settings
         place = Place.of(name)
+        # As rows are called: a URI's keys are in no message.
+        self.name, self.settings = place.path, settings
         self.files, self.folder = place.files(), place.where
         self.is_local = place.store is None
         self.retry_errors = retry_errors
