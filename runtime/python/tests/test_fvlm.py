@@ -310,22 +310,28 @@ def test_a_model_that_was_opened_elsewhere(provider: typing.Literal["cpu", "trac
     conversation.ask("Describe the image.", SCENE)
     answer = model.stream(SCENE)
     first = next(answer)
-    child = os.fork()
-    if child == 0:
-        signal.alarm(30)
-        refused = 0
-        for use in (
+
+    def refused() -> int:
+        uses: list[typing.Callable[[], str]] = [
             lambda: model.describe(SCENE),
             lambda: conversation.ask("And now?"),
             lambda: next(answer),
-        ):
+        ]
+        count = 0
+        for use in uses:
             try:
                 use()
             except fvlm.Error as error:
-                refused += "after `fork`" in str(error)
-        del use, answer, conversation, model
+                count += "after `fork`" in str(error)
+        return count
+
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        count = refused()
+        del answer, conversation, model
         gc.collect()
-        os._exit(refused)
+        os._exit(count)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
     assert first + answer.read() == model.describe(SCENE)
     with pytest.raises(TypeError, match="pickle"):
