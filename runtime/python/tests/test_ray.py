@@ -251,6 +251,11 @@ def test_outputs_that_are_refused(tmp_path: pathlib.Path) -> None:
         with pytest.raises(fvlm.Error, match=f"{part.name}.*damaged.*delete it"):
             opened(folder).__enter__()
     part.write_bytes(whole)
+    # A run without a row stands in nobody's way.
+    with opened(tmp_path / "none", {**SETTINGS, "question": "refused"}):
+        pass
+    with opened(tmp_path / "none"):
+        assert json.loads((tmp_path / "none" / "_captions.json").read_text()) == SETTINGS
     (folder / "_captions.json").write_text("{")
     with pytest.raises(fvlm.Error, match="_captions.json.*damaged"):
         opened(folder).__enter__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -80,18 +81,28 @@ def say(*words: object) -> None:
 
 
 def connect(given: argparse.Namespace) -> None:
-    """Joins the cluster, and says so where no machine of it has what a worker needs."""
+    """Joins the cluster, or starts one here; says so where no machine of it has what a worker needs."""
     import ray
 
-    ray.init(address=given.address, log_to_driver=False)
+    own = False
+    try:
+        ray.init(address=given.address or "auto", log_to_driver=False)
+    except ConnectionError:
+        if given.address or os.environ.get("RAY_ADDRESS"):
+            raise
+        ray.init(address="local", log_to_driver=False)
+        own = True
     # Which has no types.
     cluster: Any = ray
     most = max(float(node["Resources"].get("CPU", 0)) for node in cluster.nodes() if node["Alive"])
-    if given.cpus > most:
-        say(
-            f"warning: --cpus is {given.cpus:g}, and no machine of the cluster has more than {most:g}: this waits until one "
-            "joins that has"
-        )
+    if given.cpus <= most:
+        return
+    if own:
+        raise fvlm.Error(f"--cpus is {given.cpus:g}, expected at most {most:g}: this machine has no more")
+    say(
+        f"warning: --cpus is {given.cpus:g}, and no machine of the cluster has more than {most:g}: this waits until one "
+        "joins that has"
+    )
 
 
 def report(progress: Progress, begun: float) -> None:
@@ -145,7 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except (RayError, ExecutionTimeoutError) as error:
         cause = getattr(error, "cause", None) or error
-        say(f"error: {str(cause).strip() or type(cause).__name__}")
+        # Ray has shown where it comes from; the last line is what went wrong.
+        words = str(cause).strip().splitlines() or [type(cause).__name__]
+        say(f"error: {words[-1]}")
         return 2
     except (fvlm.Error, OSError, ValueError, TypeError) as error:
         say(f"error: {error}")

@@ -97,7 +97,8 @@ class Output:
     def _resume(self) -> None:
         """Reads what earlier runs wrote, after a look at what they were asked."""
         found = self._list()
-        if SETTINGS in found:
+        # Without rows there is nothing to mix: of a run whose options were refused, say.
+        if SETTINGS in found and any(PART.fullmatch(name) for name in found):
             self._compare()
         else:
             self._publish(SETTINGS, json.dumps(self.settings, indent=2, sort_keys=True).encode() + b"\n")
