@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -84,11 +85,19 @@ def connect(given: argparse.Namespace) -> None:
     """Joins the cluster, or starts one here; says so where no machine of it has what a worker needs."""
     import ray
 
+    address = given.address or os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "//" not in host:
+        # Ray itself goes on trying for minutes.
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=20).close()
+        except (OSError, OverflowError) as error:
+            raise fvlm.Error(f"{address}: no cluster: {error}") from error
     own = False
     try:
         ray.init(address=given.address or "auto", log_to_driver=False)
     except ConnectionError:
-        if given.address or os.environ.get("RAY_ADDRESS"):
+        if address:
             raise
         ray.init(address="local", log_to_driver=False)
         own = True
