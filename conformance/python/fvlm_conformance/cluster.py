@@ -28,7 +28,7 @@ from ray.cluster_utils import Cluster
 from .attacks.captions import png
 
 # Pictures, and every how manyth of them is broken.
-COUNT, BROKEN = 500, 97
+COUNT, BROKEN = 1500, 97
 # Rows of a file, and rows that a run writes before something is killed.
 ROWS, BEFORE = 20, 60
 # Seconds after which a run is taken for one that hangs.

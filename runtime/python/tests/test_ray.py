@@ -283,12 +283,16 @@ def test_one_run_at_a_time_in_a_bucket(tmp_path: pathlib.Path, monkeypatch: pyte
     name = f"fsspec+file://{tmp_path}/out"
     outcomes: list[str] = []
 
-    def run() -> None:
+    def run(together: threading.Barrier | None = None) -> None:
         try:
             with opened(name):
                 outcomes.append("ran")
+                if together:
+                    together.wait()
         except fvlm.Error as error:
             outcomes.append(str(error))
+            if together:
+                together.wait()
 
     with opened(name) as output:
         output.take([("a", "A.", None)])
@@ -303,8 +307,9 @@ def test_one_run_at_a_time_in_a_bucket(tmp_path: pathlib.Path, monkeypatch: pyte
     (tmp_path / "out" / "_running-killed").write_text("7\n")
     run()
     assert outcomes[1] == "ran" and not list((tmp_path / "out").glob("_running-*"))
-    # Two at once: at most one.
-    threads = [threading.Thread(target=run) for _ in range(2)]
+    # Two at once: at most one. None ends before both know whether they may.
+    together = threading.Barrier(2)
+    threads = [threading.Thread(target=run, args=(together,)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
