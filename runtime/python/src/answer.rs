@@ -103,15 +103,15 @@ impl Answer {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The whole text; Ctrl-C is looked for between tokens.
-    pub(crate) fn whole(&self, py: Python<'_>) -> PyResult<String> {
-        while self.__next__(py)?.is_some() {}
-        Ok(py.detach(|| self.state().text.clone()))
-    }
-
-    /// Why it ended.
+    /// Why it ended; `None` while it goes on.
     pub(crate) fn ended(&self, py: Python<'_>) -> Option<Finish> {
-        py.detach(|| self.state().finish)
+        py.detach(|| {
+            let state = self.state();
+            match &state.going {
+                Some(answer) => answer.finish(),
+                None => state.finish,
+            }
+        })
     }
 }
 
@@ -141,8 +141,8 @@ impl Answer {
             .map_err(error::engine)
     }
 
-    /// The rest of the text, computed to its end.
-    fn read(&self, py: Python<'_>) -> PyResult<String> {
+    /// The rest of the text, computed to its end. Ctrl-C is looked for between tokens.
+    pub(crate) fn read(&self, py: Python<'_>) -> PyResult<String> {
         let mut rest = String::new();
         while let Some(piece) = self.__next__(py)? {
             rest.push_str(&piece);
@@ -174,14 +174,7 @@ impl Answer {
     /// Why it ended: `stop`, `stop_string`, `max_tokens`, `max_context` or `cancelled`; None while it goes on.
     #[getter]
     fn finish<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let finish = py.detach(|| {
-            let state = self.state();
-            match (&state.going, state.finish) {
-                (Some(answer), _) => answer.finish(),
-                (None, finish) => finish,
-            }
-        });
-        values::object(py, &finish)
+        values::object(py, &self.ended(py))
     }
 
     /// What it took so far: times in seconds, counts, bytes.

@@ -150,7 +150,7 @@ impl Conversation {
         image: Option<&Bound<'_, PyAny>>,
         options: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<String> {
-        self.stream(py, question, image, options)?.whole(py)
+        self.stream(py, question, image, options)?.read(py)
     }
 
     /// How likely each of several answers to a question is. Nothing is said by it: the conversation is as before.

@@ -150,7 +150,7 @@ impl Model {
         question: &str,
         options: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<String> {
-        self.stream(py, image, question, options)?.whole(py)
+        self.stream(py, image, question, options)?.read(py)
     }
 
     /// The answer to a question about an image, as it comes: an iterator over its text.
@@ -268,7 +268,7 @@ impl Model {
         let most = request.max_tokens;
         let request = request.with_constraint(constraint);
         let answer = self.begin(py, image, question, &request, cancel)?;
-        let text = answer.whole(py)?;
+        let text = answer.read(py)?;
         let why = match answer.ended(py) {
             Some(Finish::Stop) => return values::parse(py, &text),
             Some(Finish::MaxTokens) => format!("after {most} tokens (max_tokens)"),
