@@ -17,11 +17,20 @@ pub fn answer(error: &clap::Error) -> u8 {
         return 2;
     }
     let coloured = io::stdout().is_terminal();
-    let written = if coloured {
+    told(if coloured {
         error.print()
     } else {
         stdout::write(&text)
-    };
+    })
+}
+
+/// Writes what was asked for to stdout: completions, a manual page. The exit code.
+pub fn show(text: &str) -> u8 {
+    told(stdout::write(text))
+}
+
+/// Says what kept something from being written, if it was more than a reader who had enough. The exit code.
+fn told(written: io::Result<()>) -> u8 {
     match written {
         Err(error) if !stdout::is_had_enough(&error) => {
             drop(writeln!(io::stderr(), "error: cannot write to stdout: {error}"));

@@ -34,13 +34,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         return 2;
     }
     if let Some(kind) = cli.generate {
-        return match stdout::write(&kind.text(Cli::command())) {
-            Err(error) if !stdout::is_had_enough(&error) => {
-                output::complain(&format!("cannot write to stdout: {error}"), None);
-                2
-            }
-            _written_or_had_enough => 0,
-        };
+        return flags::show(&kind.text(Cli::command()));
     }
     let plan = match Plan::new(cli) {
         Ok(plan) => plan,

@@ -8,7 +8,7 @@ mod run;
 use clap::{CommandFactory as _, Parser as _};
 use cli::Cli;
 use plan::Plan;
-use programs::{faults, flags, stdout};
+use programs::{faults, flags};
 use std::ffi::OsString;
 
 /// What `fvlm-serve` does with `arguments`, its name first; the exit code. It takes over the signals of the process, which
@@ -21,13 +21,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Err(error) => return flags::answer(&error),
     };
     if let Some(kind) = cli.generate {
-        return match stdout::write(&kind.text(Cli::command())) {
-            Err(error) if !stdout::is_had_enough(&error) => {
-                output::complain(&format!("cannot write to stdout: {error}"), None);
-                2
-            }
-            _written_or_had_enough => 0,
-        };
+        return flags::show(&kind.text(Cli::command()));
     }
     let key = std::env::var_os("FVLM_API_KEY");
     let plan = match Plan::new(cli, key) {
