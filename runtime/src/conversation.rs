@@ -247,10 +247,12 @@ impl Conversation {
         request.check_values()?;
         request.check()?;
         self.model().anticipate(request);
-        // What to encode is known before the tokenizer is, and while the decoder loads.
+        // What to encode is known before the tokenizer is, and while the decoder loads. Not all that messages name has to be
+        // known: images that were fed already may be forgotten.
         if !self.model().is_ready() {
             let images = messages.iter().flat_map(|message| message.images.iter().copied());
-            let (encoded, encode) = self.sequence.encode(images)?;
+            let known: Vec<ImageId> = images.filter(|id| self.sequence.knows(*id)).collect();
+            let (encoded, encode) = self.sequence.encode(known.into_iter())?;
             self.ahead.encoded += encoded;
             self.ahead.encode += encode;
         }

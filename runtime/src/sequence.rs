@@ -130,6 +130,11 @@ impl<P: Parts> Sequence<P> {
         matches!(self.images.get(&id), Some(Image::Features(_)))
     }
 
+    /// Whether an image was made known, and not forgotten since.
+    pub(crate) fn knows(&self, id: ImageId) -> bool {
+        self.images.contains_key(&id)
+    }
+
     /// The features of an image that has them.
     pub(crate) fn features_of(&self, id: ImageId) -> Option<Shared> {
         match self.images.get(&id)? {

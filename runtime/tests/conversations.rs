@@ -11,6 +11,7 @@ use runtime::{
 };
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 fn bundle() -> PathBuf {
@@ -235,6 +236,41 @@ fn turns_of_conversations_may_alternate() {
         let conversation = &mut conversations[0];
         conversation.reset();
         assert_eq!(conversation.cache_bytes(), 0);
+    }
+}
+
+/// Others who look at the model at the same moment may make it seem not to be there yet: what was fed is not asked for again.
+#[test]
+fn forgotten_images_are_not_missed_while_others_look_at_the_model() {
+    for model in models() {
+        let mut conversation = model.conversation();
+        let image = conversation.add_image(&picture(1)).unwrap();
+        let messages = [Message::user([image], "What is it?")];
+        let first = conversation
+            .chat(&messages, &Request::default())
+            .unwrap()
+            .text()
+            .unwrap();
+        conversation.forget_images();
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        model.ready().unwrap();
+                    }
+                });
+            }
+            let again = (0..200).try_for_each(|_| {
+                let text = conversation
+                    .chat(&messages, &Request::default())
+                    .and_then(|mut answer| answer.text())
+                    .map_err(|error| error.to_string())?;
+                (text == first).then_some(()).ok_or(text)
+            });
+            over.store(true, Ordering::Relaxed);
+            assert_eq!(again, Ok(()));
+        });
     }
 }
 
