@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What do the inner loops of the kernels for AArch64 cost? Cuts them out of the disassembly and asks llvm-mca.
 
-    conformance/benches/arm_loops.py                   builds the kernels (see scripts/check_arm) and prints the tables
+    conformance/benches/arm_loops.py                   builds the kernels (as scripts/check_platforms does) and prints the tables
     conformance/benches/arm_loops.py --library FILE    of a libkernels-*.rlib or a program that is already built
     conformance/benches/arm_loops.py --show SET KIND   the instructions of one loop
     conformance/benches/arm_loops.py --check           an error if a loop misses what README.md says of it
@@ -176,10 +176,10 @@ def four_units(body, multiplying):
 
 
 def build():
-    triple = "aarch64-unknown-linux-gnu"
-    subprocess.run([ROOT / "scripts" / "check_arm", "--build-kernels"], check=True)
-    target = ROOT / "target" / "arm" / triple / "release"
-    return target / "libkernels.rlib"
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from platforms import arm64
+
+    return arm64.kernels_library()
 
 
 def main():

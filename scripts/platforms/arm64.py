@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 
-from . import programs, python
+from . import programs, python, tests
 from .common import (
     BUILT,
     COMPILER_PACKAGES,
@@ -17,6 +17,7 @@ from .common import (
     compiler_is_missing,
     debian,
     expect,
+    is_installed,
     onnxruntime,
     packages,
     run,
@@ -35,19 +36,21 @@ ENVIRONMENT = {
     "CC_aarch64_unknown_linux_gnu": LINKER,
     "CXX_aarch64_unknown_linux_gnu": "aarch64-linux-gnu-g++",
 }
-BUILD = ["--release", "--locked", "--target", TRIPLE]
 BINARIES = ["-p", "exporter", "-p", "runtime", "-p", "server", "-p", "conformance", "--bins"]
+# Tests that an emulated processor has no business with.
+FOREIGN = []
 LIBRARIES = ["libc6:arm64", "libstdc++6:arm64", "libgcc-s1:arm64"]
 
 
 def missing():
     """What the checks need and this machine lacks."""
-    found = compiler_is_missing(source=False) + without([LINKER, "aarch64-linux-gnu-g++"])
+    found = compiler_is_missing(TRIPLE) + without([LINKER, "aarch64-linux-gnu-g++"])
     for library in ["/lib/aarch64-linux-gnu/libc.so.6", "/usr/lib/aarch64-linux-gnu/libstdc++.so.6"]:
         if not pathlib.Path(library).exists():
             found.append(library)
-    if shutil.which("/usr/bin/rustc") and not (sysroot() / "lib/rustlib" / TRIPLE).exists():
-        found.append(f"the standard library for {TRIPLE}")
+    if shutil.which("/usr/bin/rustc") and not is_installed(TRIPLE):
+        if not (sysroot() / "lib/rustlib" / TRIPLE).exists():
+            found.append(f"the standard library for {TRIPLE}")
     qemu = shutil.which("qemu-aarch64-static")
     version = subprocess.run([qemu, "--version"], capture_output=True, text=True).stdout if qemu else ""
     number = re.search(r"version (\d+)", version)
@@ -86,6 +89,38 @@ def install():
 
 def emulated(processor):
     return ["qemu-aarch64-static", "-cpu", processor]
+
+
+def kernels_library():
+    """The kernels as a release has them, for who reads their instructions."""
+    install()
+    cargo("build", TRIPLE, "-p", "kernels", environment=ENVIRONMENT)
+    return RELEASE / "libkernels.rlib"
+
+
+def kernels(row):
+    """The tests of the kernels, on a processor of each instruction set."""
+    made = tests.built(TRIPLE, "-p", "kernels", environment=ENVIRONMENT)
+    for name, processor in PROCESSORS.items():
+        prefix = emulated(processor)
+        counts = [tests.passed(*program, prefix=prefix, settings=dict(os.environ)) for program in made]
+        row.append(f"{sum(counts)} of the kernels on {name}")
+
+
+def workspace(row, library):
+    """All tests of the workspace but those of the kernels, as on a machine with that processor."""
+    made = tests.built(TRIPLE, "--workspace", "--exclude", "kernels", environment=ENVIRONMENT)
+    settings = {
+        **os.environ,
+        "ORT_DYLIB_PATH": str(library),
+        "FVLM_REQUIRE": "cpu,tract",
+        "QEMU_CPU": PROCESSORS["neon-i8mm"],
+    }
+    for name in ["FVLM_BIN", "FVLM_ISA"]:
+        settings.pop(name, None)
+    with tests.programs_start_programs(shutil.which("qemu-aarch64-static")):
+        counts = [tests.passed(*program, prefix=[], settings=settings, skip=FOREIGN) for program in made]
+    row.append(f"{sum(counts)} of the workspace")
 
 
 def machines(library=None):
@@ -163,7 +198,7 @@ def pages(machine, work, bundle):
 def check(table, ci):
     install()
     with table.cell(TRIPLE, "built") as row:
-        cargo("build", *BUILD, *BINARIES, "-p", "capi", "--lib", environment=ENVIRONMENT)
+        cargo("build", TRIPLE, *BINARIES, "-p", "capi", "--lib", environment=ENVIRONMENT)
         row.append("four programs, `libfvlm`")
     if not table.is_earned(TRIPLE, "built"):
         return
@@ -194,5 +229,7 @@ def check(table, ci):
             row.append(
                 "replacing, locks, odd and long paths, a bundle in use, stdin, HTTP, pages of 16 and 64 KiB, C"
             )
+            kernels(row)
             if not ci:
+                workspace(row, library)
                 row.append(python.used(emulated("max"), python.wheel(ENVIRONMENT), bundle, work))

@@ -177,10 +177,20 @@ def sysroot():
     return pathlib.Path(run(["/usr/bin/rustc", "--print", "sysroot"], capture_output=True).stdout.strip())
 
 
-def compiler_is_missing(source):
-    """Debian's compiler, which has the standard library for other platforms, or its source."""
+@functools.cache
+def is_installed(triple):
+    """Whether the machine's own toolchain has the standard library for a target (`rustup target add`)."""
+    asked = ["rustc", "--print", "target-libdir", "--target", triple]
+    folder = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return bool(folder) and pathlib.Path(folder).exists()
+
+
+def compiler_is_missing(*triples):
+    """Debian's compiler, which has the standard library for other platforms, or its source; not where the own one has the targets."""
+    if all(is_installed(triple) for triple in triples):
+        return []
     found = without(["/usr/bin/rustc", "/usr/bin/cargo"])
-    if not found and source and not (sysroot() / "lib/rustlib/src/rust/library/std/src").exists():
+    if not found and not (sysroot() / "lib/rustlib/src/rust/library/std/src").exists():
         found.append("the standard library's source")
     return found
 
@@ -206,13 +216,20 @@ def hasten(ci):
     profile = PROFILES[ci]
 
 
-def cargo(command, *arguments, environment=None):
-    """Debian's cargo: what it says that it made. A warning of the compiler about our own code is a failure."""
-    settings = {**os.environ, **COMPILER, **(environment or {})}
+def cargo(command, triple, *arguments, environment=None):
+    """The own cargo where it knows the target, else Debian's: what it says that it made. A warning of the compiler about our own code
+    is a failure."""
+    own = is_installed(triple)
+    compiler = {"CARGO_TARGET_DIR": str(BUILT)} if own else COMPILER
+    settings = {**os.environ, **compiler, **(environment or {})}
     for name in ["RUSTFLAGS", "RUSTUP_TOOLCHAIN", "CARGO_ENCODED_RUSTFLAGS"]:
         settings.pop(name, None)
     config = [word for setting in profile for word in ("--config", setting)]
-    words = ["/usr/bin/cargo", *config, command, "--message-format", "json", *arguments]
+    build = ["--release", "--locked", "--target", triple]
+    if not own and not (sysroot() / "lib/rustlib" / triple).exists():
+        build.append("-Zbuild-std")
+    program = "cargo" if own else "/usr/bin/cargo"
+    words = [program, *config, command, "--message-format", "json", *build, *arguments]
     done = subprocess.run(words, cwd=ROOT, env=settings, text=True, stdout=subprocess.PIPE)
     messages = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     said = [message for message in messages if message["reason"] == "compiler-message"]

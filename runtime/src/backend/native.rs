@@ -1,44 +1,44 @@
 //! How do Core ML packages become the roles of a model? What a Mac is not needed for: pieces of a prompt, slots of the state,
-//! rows of the embedding. Core ML itself is in `native/coreml.rs`, which is compiled for macOS alone.
+//! rows of the embedding. Core ML itself is in `native/coreml.rs`, which is compiled for Apple's systems alone.
 
-#[cfg(any(target_os = "macos", fvlm_type_check))]
+#[cfg(target_vendor = "apple")]
 mod coreml;
 
 /// Where there is none.
-#[cfg(not(any(target_os = "macos", fvlm_type_check)))]
+#[cfg(not(target_vendor = "apple"))]
 mod coreml {
     use super::{Arc, BackendError, Decoder, Model, VisionEncoder, unavailable};
 
     pub(super) fn check() -> Result<(), BackendError> {
-        Err(unavailable("Core ML is part of macOS"))
+        Err(unavailable("Core ML is part of Apple's systems"))
     }
 
     pub(super) fn vision_encoder(_model: &Model<'_>) -> Result<Arc<dyn VisionEncoder>, BackendError> {
-        Err(unavailable("Core ML is part of macOS"))
+        Err(unavailable("Core ML is part of Apple's systems"))
     }
 
     pub(super) fn decoder(_model: &Model<'_>) -> Result<Arc<dyn Decoder>, BackendError> {
-        Err(unavailable("Core ML is part of macOS"))
+        Err(unavailable("Core ML is part of Apple's systems"))
     }
 }
 
-#[cfg(any(test, target_os = "macos", fvlm_type_check))]
+#[cfg(any(test, target_vendor = "apple"))]
 use super::DecoderState;
-#[cfg(any(test, target_os = "macos", fvlm_type_check))]
+#[cfg(any(test, target_vendor = "apple"))]
 use super::fixed::{check_room, in_pieces};
-#[cfg(any(test, target_os = "macos", fvlm_type_check))]
+#[cfg(any(test, target_vendor = "apple"))]
 use super::kv::ports::count_positions;
 use super::session::Session;
 use super::{Backend, Decoder, Form, Model, Options, Provider, TokenEmbedder, VisionEncoder};
 use crate::error::BackendError;
 use half::f16;
 use memmap2::Mmap;
-#[cfg(any(test, target_os = "macos", fvlm_type_check))]
+#[cfg(any(test, target_vendor = "apple"))]
 use models::bundle::KvSpec;
 use models::bundle::{CoreMlPackages, EmbeddingRows, Target};
 use models::dtype::DType;
 use ndarray::Array2;
-#[cfg(any(test, target_os = "macos", fvlm_type_check))]
+#[cfg(any(test, target_vendor = "apple"))]
 use ndarray::{Array1, ArrayView2, s};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -108,7 +108,7 @@ fn packages<'a>(model: &Model<'a>) -> Result<&'a CoreMlPackages, BackendError> {
 }
 
 /// A decoder with a state, as an engine runs it.
-#[cfg(any(test, target_os = "macos", fvlm_type_check))]
+#[cfg(any(test, target_vendor = "apple"))]
 pub(super) trait StatefulModel: Send + Sync {
     /// What it remembers of one sequence.
     type State: Send;
@@ -134,7 +134,7 @@ pub(super) trait StatefulModel: Send + Sync {
 }
 
 /// A decoder that keeps each sequence in a state of the model.
-#[cfg(any(test, target_os = "macos", fvlm_type_check))]
+#[cfg(any(test, target_vendor = "apple"))]
 #[derive(Debug)]
 pub(super) struct StatefulDecoder<M> {
     model: M,
@@ -147,7 +147,7 @@ pub(super) struct StatefulDecoder<M> {
     bytes: usize,
 }
 
-#[cfg(any(test, target_os = "macos", fvlm_type_check))]
+#[cfg(any(test, target_vendor = "apple"))]
 impl<M: StatefulModel> StatefulDecoder<M> {
     /// The decoder of packages.
     pub(super) fn new(
@@ -181,7 +181,7 @@ impl<M: StatefulModel> StatefulDecoder<M> {
     }
 }
 
-#[cfg(any(test, target_os = "macos", fvlm_type_check))]
+#[cfg(any(test, target_vendor = "apple"))]
 impl<M: StatefulModel + 'static> Decoder for StatefulDecoder<M> {
     fn start(self: Arc<Self>) -> Result<Box<dyn DecoderState>, BackendError> {
         let state = self.model.start()?;
@@ -197,7 +197,7 @@ impl<M: StatefulModel + 'static> Decoder for StatefulDecoder<M> {
 ///
 /// What lies behind the sequence is never looked at: a function writes all its slots, the padded ones too, and a later call
 /// writes over them. So nothing has to be undone after an error, and to forget is to count less.
-#[cfg(any(test, target_os = "macos", fvlm_type_check))]
+#[cfg(any(test, target_vendor = "apple"))]
 #[derive(Debug)]
 struct StatefulState<M: StatefulModel> {
     decoder: Arc<StatefulDecoder<M>>,
@@ -205,7 +205,7 @@ struct StatefulState<M: StatefulModel> {
     len: usize,
 }
 
-#[cfg(any(test, target_os = "macos", fvlm_type_check))]
+#[cfg(any(test, target_vendor = "apple"))]
 impl<M: StatefulModel + 'static> DecoderState for StatefulState<M> {
     fn feed(&mut self, embeds: ArrayView2<'_, f32>) -> Result<Array1<f32>, BackendError> {
         let decoder = &*self.decoder;

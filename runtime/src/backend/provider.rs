@@ -15,8 +15,8 @@ pub enum Provider {
     #[cfg_attr(feature = "cli", value(name = "coreml"))]
     #[serde(rename = "coreml")]
     OrtCoreMl,
-    /// Core ML itself, on the packages of `fvlm-export --to coreml`; on macOS, where it was built in. Never
-    /// run by its authors.
+    /// Core ML itself, on the packages of `fvlm-export --to coreml`; on Apple's systems, where it was built in.
+    /// Never run by its authors.
     #[cfg_attr(feature = "cli", value(name = "coreml-native"))]
     #[serde(rename = "coreml-native")]
     CoreMlNative,

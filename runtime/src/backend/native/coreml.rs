@@ -25,10 +25,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Whether this system has what packages need: older ones do not know the messages below.
 pub(super) fn check() -> Result<(), BackendError> {
-    if available!(macos = 15.0) {
+    if available!(ios = 18.0, macos = 15.0) {
         Ok(())
     } else {
-        Err(unavailable("Core ML has states and functions since macOS 15"))
+        Err(unavailable(
+            "Core ML has states and functions since macOS 15 and iOS 18",
+        ))
     }
 }
 

@@ -1,0 +1,67 @@
+"""The workspace's own tests on a processor that is emulated here."""
+
+import contextlib
+import pathlib
+import re
+import subprocess
+
+from .common import ROOT, Failed, cargo, run
+
+BINFMT = pathlib.Path("/proc/sys/fs/binfmt_misc")
+NAME = "fvlm-aarch64"
+# The beginning of a program for AArch64, and which of its bits count, as QEMU's own scripts have them.
+MAGIC = r"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00"
+MASK = r"\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff"
+
+
+@contextlib.contextmanager
+def programs_start_programs(emulator):
+    """Linux starts programs for AArch64 by the emulator while this lasts, so that tests can start what they test."""
+    if not (BINFMT / "register").exists():
+        run(["mount", "-t", "binfmt_misc", "binfmt_misc", BINFMT], capture_output=True)
+    if (BINFMT / NAME).exists():
+        (BINFMT / NAME).write_text("-1")
+    # F: the emulator is opened now.
+    (BINFMT / "register").write_text(f":{NAME}:M::{MAGIC}:{MASK}:{emulator}:F")
+    try:
+        yield
+    finally:
+        (BINFMT / NAME).write_text("-1")
+
+
+def built(triple, *crates, environment):
+    """Programs of tests, each with the folder that it is run in."""
+    artifacts = cargo("test", triple, "--no-run", *crates, environment=environment)
+    found = [
+        (pathlib.Path(artifact["executable"]), pathlib.Path(artifact["manifest_path"]).parent)
+        for artifact in artifacts
+        if artifact.get("executable") and artifact["profile"]["test"]
+    ]
+    if len(found) < 2:
+        raise Failed(f"{' '.join(crates)}: {len(found)} programs of tests, expected more")
+    return found
+
+
+def passed(program, folder, *, prefix, settings, skip=(), patience=3600):
+    """How many tests of a program passed; a test that fails, or is ignored, is a failure."""
+    command = [*prefix, program, "--test-threads=2", *(word for name in skip for word in ("--skip", name))]
+    try:
+        done = subprocess.run(
+            [str(word) for word in command],
+            cwd=folder,
+            env=settings,
+            text=True,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=patience,
+        )
+    except subprocess.TimeoutExpired as expired:
+        raise Failed(f"{program.name} of {folder.relative_to(ROOT)}: no end after {patience} seconds") from expired
+    counted = re.search(r"test result: ok\. (\d+) passed; 0 failed; 0 ignored", done.stdout)
+    if done.returncode != 0 or not counted:
+        raise Failed(
+            f"{program.name} of {folder.relative_to(ROOT)}: exit code {done.returncode}\n"
+            f"{done.stdout[-6000:]}{done.stderr[-2000:]}"
+        )
+    return int(counted.group(1))
