@@ -332,23 +332,24 @@ fn huge() -> Vec<(&'static str, Vec<u8>)> {
 fn files_that_are_none(engine: &Engine) {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    let mut none = vec![
+    let none = vec![
         (path("missing.png"), "missing.png"),
         (path("."), "a directory"),
         ("https://host/a.png".to_owned(), "is an address"),
         (String::new(), "cannot read"),
     ];
     #[cfg(unix)]
-    {
+    let none = {
         let pipe = path("pipe.png");
         let made = std::process::Command::new("mkfifo").arg(&pipe).status();
         assert!(made.unwrap().success());
-        none.extend([
+        let others = [
             (pipe, "a pipe, expected a regular file"),
             ("/dev/zero".to_owned(), "a device, expected a regular file"),
             ("/dev/stdin".to_owned(), "/dev/stdin"),
-        ]);
-    }
+        ];
+        [none, others.into()].concat()
+    };
     for (path, words) in none {
         match engine.add_file(&path) {
             // Whoever runs the tests may have given them a file, which is no image.

@@ -5,7 +5,9 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Read, Write};
+#[cfg(unix)]
+use std::io::Read as _;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+#[cfg(unix)]
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -121,6 +122,7 @@ impl World {
     }
 
     /// Starts an export and waits until a part of the weights is there.
+    #[cfg(unix)]
     fn begun(&self) -> Child {
         let mut command = self.command(&["--model", "org/name", "-o", "bundle"]);
         let child = command.stderr(Stdio::piped()).spawn().unwrap();
