@@ -5,7 +5,7 @@ use std::io::{BufRead, Write};
 
 /// Steps to run it:
 /// 1. `cargo run --release -p exporter --bin fvlm-export -- --model demo --output fastvlm-bundle`
-/// 2. `cargo run --release -p runtime --example chat -- fastvlm-bundle models/demo/scenes/scene_1.png`
+/// 2. `cargo run --release -p fvlm-runtime --example chat -- fastvlm-bundle models/demo/scenes/scene_1.png`
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args_os().skip(1);
     let (Some(bundle), Some(file)) = (arguments.next(), arguments.next()) else {

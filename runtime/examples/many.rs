@@ -16,7 +16,7 @@ struct Said {
 
 /// Steps to run it:
 /// 1. `cargo run --release -p exporter --bin fvlm-export -- --model demo --output fastvlm-bundle`
-/// 2. `cargo run --release -p runtime --example many -- fastvlm-bundle 8 models/demo/scenes/scene_*.png`
+/// 2. `cargo run --release -p fvlm-runtime --example many -- fastvlm-bundle 8 models/demo/scenes/scene_*.png`
 ///
 /// The exit code is 1 where an answer is another one than that of the same conversation alone.
 fn main() -> Result<(), Error> {

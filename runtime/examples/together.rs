@@ -12,7 +12,7 @@ const TOKENS: usize = 24;
 
 /// Steps to run it:
 /// 1. `cargo run --release -p exporter --bin fvlm-export -- --model demo --output fastvlm-bundle`
-/// 2. `cargo run --release -p runtime --example together -- fastvlm-bundle 8 models/demo/scenes/scene_*.png`
+/// 2. `cargo run --release -p fvlm-runtime --example together -- fastvlm-bundle 8 models/demo/scenes/scene_*.png`
 ///
 /// The exit code is 1 where an answer is another one than alone. A number after COUNT says how many threads compute.
 fn main() -> Result<(), Error> {

@@ -84,7 +84,7 @@ def check(table, ci):
     debian("Android", missing, [update(), packages(*COMPILER_PACKAGES, "llvm")])
     settings = environment()
     with table.cell(TRIPLE, "built") as row:
-        crates = ["--workspace", "--all-targets", "--features", "runtime/rten"]
+        crates = ["--workspace", "--all-targets", "--features", "fvlm-runtime/rten"]
         cargo("check", TRIPLE, *crates, environment=settings)
         row.append("types checked, all crates and tests, no warning")
     if ci or not table.is_earned(TRIPLE, "built"):

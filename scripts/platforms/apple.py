@@ -60,7 +60,7 @@ def environment(triple):
 
 
 def check_types(triple):
-    crates = ["--workspace", "--all-targets", "--features", "runtime/coreml-native,runtime/rten"]
+    crates = ["--workspace", "--all-targets", "--features", "fvlm-runtime/coreml-native,fvlm-runtime/rten"]
     cargo("check", triple, *crates, environment=environment(triple))
 
 
@@ -83,14 +83,14 @@ def linked(row):
     expect("libfvlm.dylib: its install name", own, ["@rpath/libfvlm.dylib"])
     exported = run(["llvm-nm", "-gU", folder / "libfvlm.dylib"], capture_output=True).stdout
     expect("libfvlm.dylib: fvlm_model_open is exported", " T _fvlm_model_open" in exported, True)
-    row.append(f"`libfvlm.dylib`, `fvlm-run`: macOS {OLDEST}, frameworks left open, no path inside but the system's")
+    row.append(
+        f"`libfvlm.dylib`, `fvlm-run`: macOS {OLDEST}, frameworks left open, no path inside but the system's"
+    )
 
 
 def check(table, ci):
     triples = [MAC] if ci else list(TARGETS)
-    debian(
-        "Apple's systems", lambda: missing(triples), [update(), packages(*COMPILER_PACKAGES, "llvm")]
-    )
+    debian("Apple's systems", lambda: missing(triples), [update(), packages(*COMPILER_PACKAGES, "llvm")])
     for triple in triples:
         with table.cell(triple, "built") as row:
             check_types(triple)
@@ -100,6 +100,6 @@ def check(table, ci):
     with table.cell(MAC, "linked") as row:
         # Debian's compiler has no program that strips a Mach-O.
         build = ["--config", "profile.release.strip=false", "--lib", "--bins"]
-        crates = ["-p", "capi", "-p", "runtime", "--features", "runtime/coreml-native"]
+        crates = ["-p", "capi", "-p", "fvlm-runtime", "--features", "fvlm-runtime/coreml-native"]
         cargo("build", MAC, *build, *crates, environment=environment(MAC))
         linked(row)

@@ -36,7 +36,7 @@ ENVIRONMENT = {
     "CC_aarch64_unknown_linux_gnu": LINKER,
     "CXX_aarch64_unknown_linux_gnu": "aarch64-linux-gnu-g++",
 }
-BINARIES = ["-p", "exporter", "-p", "runtime", "-p", "server", "-p", "conformance", "--bins"]
+BINARIES = ["-p", "exporter", "-p", "fvlm-runtime", "-p", "server", "-p", "conformance", "--bins"]
 # Tests that an emulated processor has no business with.
 FOREIGN = []
 LIBRARIES = ["libc6:arm64", "libstdc++6:arm64", "libgcc-s1:arm64"]
@@ -94,13 +94,13 @@ def emulated(processor):
 def kernels_library():
     """The kernels as a release has them, for who reads their instructions."""
     install()
-    cargo("build", TRIPLE, "-p", "kernels", environment=ENVIRONMENT)
+    cargo("build", TRIPLE, "-p", "fvlm-kernels", environment=ENVIRONMENT)
     return RELEASE / "libkernels.rlib"
 
 
 def kernels(row):
     """The tests of the kernels, on a processor of each instruction set."""
-    made = tests.built(TRIPLE, "-p", "kernels", environment=ENVIRONMENT)
+    made = tests.built(TRIPLE, "-p", "fvlm-kernels", environment=ENVIRONMENT)
     for name, processor in PROCESSORS.items():
         prefix = emulated(processor)
         counts = [tests.passed(*program, prefix=prefix, settings=dict(os.environ)) for program in made]
@@ -109,7 +109,7 @@ def kernels(row):
 
 def workspace(row, library):
     """All tests of the workspace but those of the kernels, as on a machine with that processor."""
-    made = tests.built(TRIPLE, "--workspace", "--exclude", "kernels", environment=ENVIRONMENT)
+    made = tests.built(TRIPLE, "--workspace", "--exclude", "fvlm-kernels", environment=ENVIRONMENT)
     settings = {
         **os.environ,
         "ORT_DYLIB_PATH": str(library),

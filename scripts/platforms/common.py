@@ -204,7 +204,7 @@ PROFILES = {
     True: [
         'profile.release.package."*".opt-level=0',
         "profile.release.opt-level=1",
-        "profile.release.package.kernels.opt-level=3",
+        "profile.release.package.fvlm-kernels.opt-level=3",
     ],
 }
 profile = PROFILES[False]
@@ -280,7 +280,7 @@ def onnxruntime(platform_tag, pattern):
 def own(program):
     """A program of this machine, which others are compared with."""
     folder = run(
-        [ROOT / "scripts/binaries", "-p", "exporter", "-p", "runtime", "--bins"], stdout=subprocess.PIPE
+        [ROOT / "scripts/binaries", "-p", "exporter", "-p", "fvlm-runtime", "--bins"], stdout=subprocess.PIPE
     ).stdout.strip()
     return pathlib.Path(folder, program)
 

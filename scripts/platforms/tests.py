@@ -57,7 +57,9 @@ def passed(program, folder, *, prefix, settings, skip=(), patience=3600):
             timeout=patience,
         )
     except subprocess.TimeoutExpired as expired:
-        raise Failed(f"{program.name} of {folder.relative_to(ROOT)}: no end after {patience} seconds") from expired
+        raise Failed(
+            f"{program.name} of {folder.relative_to(ROOT)}: no end after {patience} seconds"
+        ) from expired
     counted = re.search(r"test result: ok\. (\d+) passed; 0 failed; 0 ignored", done.stdout)
     if done.returncode != 0 or not counted:
         raise Failed(

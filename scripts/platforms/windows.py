@@ -168,7 +168,7 @@ def microsoft():
         "VCINSTALLDIR": str(tools),
         "VSINSTALLDIR": str(tools),
     }
-    crates = ["--workspace", "--all-targets", "--features", "runtime/rten"]
+    crates = ["--workspace", "--all-targets", "--features", "fvlm-runtime/rten"]
     cargo("check", MICROSOFT, *crates, environment=settings)
 
 
@@ -179,7 +179,7 @@ def check(table, ci):
             microsoft()
             row.append("types checked, all crates and tests, no warning")
     with table.cell(TRIPLE, "built") as row:
-        crates = ["-p", "exporter", "-p", "runtime", "-p", "server", "--bins"]
+        crates = ["-p", "exporter", "-p", "fvlm-runtime", "-p", "server", "--bins"]
         cargo("build", TRIPLE, *crates, environment=ENVIRONMENT)
         row.append("three programs")
     if not table.is_earned(TRIPLE, "built"):

@@ -1,7 +1,7 @@
 //! How fast is each kernel on each instruction set? At the shapes of FastVLM-0.5B, image of 1024 x 1024, prompt
 //! of 286 positions.
 //!
-//! `cargo bench -p kernels -- [--isa NAME].. [--form fp32|int8|q4].. [--ms N] [FILTER]..`
+//! `cargo bench -p fvlm-kernels -- [--isa NAME].. [--form fp32|int8|q4].. [--ms N] [FILTER]..`
 //!
 //! One thread, and where the system says it, the time that it computed: while other programs have the core no
 //! time passes. Of many repetitions the fastest counts. A line has a kernel's time, its multiplications and additions per second, and how often the model calls it; a phase's
@@ -551,7 +551,9 @@ fn main() -> ExitCode {
     };
     let mut arguments = std::env::args().skip(1).peekable();
     if arguments.peek().is_none() {
-        println!("nothing is measured: `cargo bench -p kernels`, or arguments, of which FILTER `` is all");
+        println!(
+            "nothing is measured: `cargo bench -p fvlm-kernels`, or arguments, of which FILTER `` is all"
+        );
         return ExitCode::SUCCESS;
     }
     while let Some(argument) = arguments.next() {

@@ -28,7 +28,7 @@ FORMS = {
 
 def programs():
     """The folder of the programs: FVLM_BIN, or what `scripts/binaries` builds."""
-    command = [ROOT / "scripts" / "binaries", "-p", "exporter", "-p", "runtime"]
+    command = [ROOT / "scripts" / "binaries", "-p", "exporter", "-p", "fvlm-runtime"]
     found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
     return pathlib.Path(found)
 

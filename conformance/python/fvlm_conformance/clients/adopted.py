@@ -302,7 +302,13 @@ def refused(binaries, bundle):
 
 def main():
     built = call(
-        ROOT / "scripts" / "binaries", "-p", "exporter", "-p", "runtime", stdout=subprocess.PIPE, text=True
+        ROOT / "scripts" / "binaries",
+        "-p",
+        "exporter",
+        "-p",
+        "fvlm-runtime",
+        stdout=subprocess.PIPE,
+        text=True,
     )
     binaries = pathlib.Path(built.stdout.strip())
     cases, stop = recorded()

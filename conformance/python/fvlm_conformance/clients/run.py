@@ -167,7 +167,7 @@ def main():
         "-p",
         "exporter",
         "-p",
-        "runtime",
+        "fvlm-runtime",
         "-p",
         "conformance",
         stdout=subprocess.PIPE,
