@@ -69,15 +69,19 @@ impl Backend for OnnxRuntime {
     }
 
     fn check_form(&self, form: Option<&Form>, options: &Options) -> Result<(), BackendError> {
+        let unavailable = |reason: String| BackendError::Unavailable {
+            provider: self.provider,
+            reason,
+        };
+        if let Some(form) = form {
+            version::takes_precision(form.precision(), version::has_half_arithmetic())
+                .map_err(unavailable)?;
+        }
         if self.provider != Provider::OrtCoreMl
             || form.is_some_and(|form| !version::has_weights_outside(form))
         {
             return Ok(());
         }
-        let unavailable = |reason: String| BackendError::Unavailable {
-            provider: self.provider,
-            reason,
-        };
         let loaded = load(options).map_err(unavailable)?;
         version::takes_external_weights(version::of(&loaded).as_deref(), &loaded).map_err(unavailable)
     }

@@ -1,6 +1,8 @@
-//! Which version is the loaded library? Its CoreML provider crashes on weights outside the graph in versions before 1.26.
+//! What does the loaded library end the process at? Its CoreML provider crashes on weights outside the graph in versions before
+//! 1.26; on AArch64 it multiplies blocks of 4 bits with float16 without asking the processor whether it can.
 
 use crate::backend::Form;
+use models::bundle::Precision;
 use std::path::Path;
 
 /// The first version that was branched off after the fix of microsoft/onnxruntime#28005, which was merged in April 2026.
@@ -30,6 +32,30 @@ pub(super) fn takes_external_weights(version: Option<&str>, path: &Path) -> Resu
          that lie outside the graph (microsoft/onnxruntime#28005); a bundle of `fvlm-export --weights inside` has none",
         path.display()
     ))
+}
+
+/// Whether this processor has what the library multiplies `q4f16` with: arithmetic in float16, of ARMv8.2 and later. Elsewhere
+/// than on AArch64 the library computes that in float32.
+pub(super) fn has_half_arithmetic() -> bool {
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("fp16");
+    #[cfg(not(target_arch = "aarch64"))]
+    true
+}
+
+/// Whether the library computes graphs of a precision on a processor that may have arithmetic in float16.
+///
+/// # Errors
+/// It ends the process by an instruction that the processor does not know, as version 1.32 does on a Cortex-A72.
+pub(super) fn takes_precision(precision: Precision, half_arithmetic: bool) -> Result<(), String> {
+    if precision != Precision::Q4F16 || half_arithmetic {
+        return Ok(());
+    }
+    Err(
+        "precision `q4f16` needs a processor with arithmetic in float16 (ARMv8.2 and later), which this one has not: ONNX \
+         Runtime would end the process; `fvlm-export --precision q4` is for every processor"
+            .to_owned(),
+    )
 }
 
 /// Major and minor number.
@@ -81,6 +107,18 @@ mod tests {
     use super::super::OnnxRuntime;
     use super::*;
     use crate::backend::{Backend as _, Provider};
+
+    #[test]
+    fn blocks_with_float16_are_refused_where_the_processor_lacks_it() {
+        for precision in Precision::ALL {
+            assert_eq!(takes_precision(precision, true), Ok(()));
+            assert_eq!(
+                takes_precision(precision, false).is_ok(),
+                precision != Precision::Q4F16,
+                "{precision}"
+            );
+        }
+    }
 
     #[test]
     fn older_libraries_are_refused_by_their_version() {
