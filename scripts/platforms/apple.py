@@ -84,7 +84,7 @@ def linked(row):
     exported = run(["llvm-nm", "-gU", folder / "libfvlm.dylib"], capture_output=True).stdout
     expect("libfvlm.dylib: fvlm_model_open is exported", " T _fvlm_model_open" in exported, True)
     row.append(
-        f"`libfvlm.dylib`, `fvlm-run`: macOS {OLDEST}, frameworks left open, no path inside but the system's"
+        f"`libfvlm.dylib`, `fvlm-run`: macOS {OLDEST}, frameworks left open, no library named but the system's"
     )
 
 

@@ -19,10 +19,13 @@ def programs_start_programs(emulator):
     """Linux starts programs for AArch64 by the emulator while this lasts, so that tests can start what they test."""
     if not (BINFMT / "register").exists():
         run(["mount", "-t", "binfmt_misc", "binfmt_misc", BINFMT], capture_output=True)
-    if (BINFMT / NAME).exists():
-        (BINFMT / NAME).write_text("-1")
-    # F: the emulator is opened now.
-    (BINFMT / "register").write_text(f":{NAME}:M::{MAGIC}:{MASK}:{emulator}:F")
+    try:
+        if (BINFMT / NAME).exists():
+            (BINFMT / NAME).write_text("-1")
+        # F: the emulator is opened now.
+        (BINFMT / "register").write_text(f":{NAME}:M::{MAGIC}:{MASK}:{emulator}:F")
+    except OSError as error:
+        raise Failed(f"{error}; by it tests start programs, and root may change it") from error
     try:
         yield
     finally:
