@@ -7,6 +7,7 @@ from .common import (
     BUILT,
     COMPILER_PACKAGES,
     cargo,
+    check_types,
     compiler_is_missing,
     debian,
     expect,
@@ -75,7 +76,7 @@ def linked(row):
     for line in re.findall(r"^\s+LOAD\s.*$", said, re.M):
         expect(f"{LIBRARY}: alignment of a segment", int(line.split()[-1], 16) % PAGE, 0)
     names = run(["llvm-nm", "-D", LIBRARY], capture_output=True).stdout
-    expect(f"{LIBRARY}: fvlm_open is exported", bool(re.search(r" T fvlm_model_open", names)), True)
+    expect(f"{LIBRARY}: fvlm_model_open is exported", bool(re.search(r" T fvlm_model_open", names)), True)
     open_ = sorted(set(re.findall(r" U (_Unwind\w+)", names)))
     row.append(f"`libfvlm.so`, pages of 16 KiB; {len(open_)} names of the NDK's unwinder are open")
 
@@ -84,9 +85,7 @@ def check(table, ci):
     debian("Android", missing, [update(), packages(*COMPILER_PACKAGES, "llvm")])
     settings = environment()
     with table.cell(TRIPLE, "built") as row:
-        crates = ["--workspace", "--all-targets", "--features", "fvlm-runtime/rten"]
-        cargo("check", TRIPLE, *crates, environment=settings)
-        row.append("types checked, all crates and tests, no warning")
+        check_types(row, TRIPLE, "fvlm-runtime/rten", settings)
     if ci or not table.is_earned(TRIPLE, "built"):
         return
     with table.cell(TRIPLE, "linked") as row:
