@@ -38,10 +38,13 @@ def tokenizer_with_words():
     """The byte-level stand-in of `synth`, with every word of the prompt as one token."""
     tokenizer = json.loads((ROOT / "conformance/src/synth/tokenizer.json").read_text(encoding="utf-8"))
     tokenizer["model"]["vocab"] = synth.byte_vocabulary()
-    known = dict.fromkeys(words(f"system\n{SYSTEM}\nuser\n{QUESTION}\nassistant"))
+    known = sorted(set(words(f"system\n{SYSTEM}\nuser\n{QUESTION}\nassistant")), key=lambda w: (-len(w), w))
+    # Of the vocabulary too: added tokens that it does not have get the ids after its last one, whatever they say.
+    ids = {word: 256 + i for i, word in enumerate(known)}
+    tokenizer["model"]["vocab"] |= ids
     tokenizer["added_tokens"] = [
         {
-            "id": 256 + i,
+            "id": i,
             "content": word,
             "single_word": False,
             "lstrip": False,
@@ -49,7 +52,7 @@ def tokenizer_with_words():
             "normalized": False,
             "special": False,
         }
-        for i, word in enumerate(sorted(known, key=len, reverse=True))
+        for word, i in ids.items()
     ]
     return tokenizer
 
