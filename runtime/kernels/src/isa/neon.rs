@@ -150,12 +150,12 @@ unsafe impl Products for Widened {
                 let weights = weights.add(panel * panel_stride);
                 for row in (0..ROWS / 2 * 2).step_by(2) {
                     let activations = activations.add(row * stride);
-                    let [a, b] = widened_rows::<2, false>(activations, stride, weights, quads);
+                    let [a, b] = tile_rows::<2>(activations, stride, weights, quads);
                     (sums[row][panel], sums[row + 1][panel]) = (a, b);
                 }
                 if ROWS % 2 == 1 {
                     let activations = activations.add((ROWS - 1) * stride);
-                    [sums[ROWS - 1][panel]] = widened_rows::<1, false>(activations, stride, weights, quads);
+                    [sums[ROWS - 1][panel]] = tile_rows::<1>(activations, stride, weights, quads);
                 }
             }
             sums
@@ -174,12 +174,12 @@ unsafe impl Products for Widened {
             let mut sums = [[vdupq_n_s32(0); 4]; ROWS];
             for row in (0..ROWS / 2 * 2).step_by(2) {
                 let activations = activations.add(row * stride);
-                let [a, b] = widened_rows::<2, true>(activations, stride, weights, quads);
+                let [a, b] = stored_rows::<2>(activations, stride, weights, quads);
                 (sums[row], sums[row + 1]) = (a, b);
             }
             if ROWS % 2 == 1 {
                 let activations = activations.add((ROWS - 1) * stride);
-                [sums[ROWS - 1]] = widened_rows::<1, true>(activations, stride, weights, quads);
+                [sums[ROWS - 1]] = stored_rows::<1>(activations, stride, weights, quads);
             }
             sums
         }
@@ -286,10 +286,54 @@ unsafe fn sadalp(mut acc: int32x4_t, words: int16x8_t) -> int32x4_t {
     acc
 }
 
-/// Sums of `ROWS` rows with one panel; each column has two until the end. With `STORED` weights are as they
-/// are stored, and read from memory; otherwise signed.
+/// Sums of `ROWS` rows with one panel of a tile: signed weights, a multiple of four quads. Each column has two
+/// sums until the end.
 #[inline(always)]
-unsafe fn widened_rows<const ROWS: usize, const STORED: bool>(
+unsafe fn tile_rows<const ROWS: usize>(
+    activations: *const i8,
+    stride: usize,
+    weights: *const u8,
+    quads: usize,
+) -> [Sums; ROWS] {
+    unsafe {
+        let mut acc = [[[vdupq_n_s32(0); 2]; 4]; ROWS];
+        for quad in (0..quads).step_by(4) {
+            let (activations, weights) = (activations.add(quad * 4), weights.add(quad * 4 * LANES));
+            tile_quads(&mut acc, activations, stride, weights);
+            tile_quads(&mut acc, activations.add(8), stride, weights.add(8 * LANES));
+        }
+        joined(acc)
+    }
+}
+
+/// Adds the products of two quads of signed weights.
+#[inline(always)]
+unsafe fn tile_quads<const ROWS: usize>(
+    acc: &mut [[[int32x4_t; 2]; 4]; ROWS],
+    activations: *const i8,
+    stride: usize,
+    weights: *const u8,
+) {
+    unsafe {
+        let mut a = [int32x4x2_t(vdupq_n_s32(0), vdupq_n_s32(0)); ROWS];
+        for row in 0..ROWS {
+            a[row] = vld2q_dup_s32(activations.add(row * stride).cast());
+        }
+        for i in 0..4 {
+            let weights = weights.cast::<i8>().add(16 * i);
+            let (first, second) = (vld1q_s8(weights), vld1q_s8(weights.add(4 * LANES)));
+            for row in 0..ROWS {
+                let a = (vreinterpretq_s8_s32(a[row].0), vreinterpretq_s8_s32(a[row].1));
+                let [low, high] = wide_products(first, a.0, second, a.1);
+                acc[row][i] = [sadalp(acc[row][i][0], low), sadalp(acc[row][i][1], high)];
+            }
+        }
+    }
+}
+
+/// Sums of `ROWS` rows with one panel of weights as they are stored, from memory.
+#[inline(always)]
+unsafe fn stored_rows<const ROWS: usize>(
     activations: *const i8,
     stride: usize,
     weights: *const u8,
@@ -300,17 +344,15 @@ unsafe fn widened_rows<const ROWS: usize, const STORED: bool>(
         let mut quad = 0;
         while quad + 2 <= quads {
             let weights = weights.add(quad * 4 * LANES);
-            if STORED {
-                prefetch::<AHEAD>(weights);
-            }
+            prefetch::<AHEAD>(weights);
             let mut a = [[vdupq_n_s8(0); 2]; ROWS];
             for row in 0..ROWS {
                 let at = activations.add(row * stride + quad * 4);
                 a[row] = [four_times(at), four_times(at.add(4))];
             }
             for i in 0..4 {
-                let first = sixteen::<STORED>(weights.add(i * 16));
-                let second = sixteen::<STORED>(weights.add(i * 16 + 4 * LANES));
+                let first = sixteen(weights.add(i * 16));
+                let second = sixteen(weights.add(i * 16 + 4 * LANES));
                 for row in 0..ROWS {
                     let [low, high] = wide_products(first, a[row][0], second, a[row][1]);
                     acc[row][i] = [
@@ -324,7 +366,7 @@ unsafe fn widened_rows<const ROWS: usize, const STORED: bool>(
         if quad < quads {
             let weights = weights.add(quad * 4 * LANES);
             for i in 0..4 {
-                let first = sixteen::<STORED>(weights.add(i * 16));
+                let first = sixteen(weights.add(i * 16));
                 for row in 0..ROWS {
                     let a = four_times(activations.add(row * stride + quad * 4));
                     acc[row][i][0] = sadalp(acc[row][i][0], smull(first, a));
@@ -332,14 +374,20 @@ unsafe fn widened_rows<const ROWS: usize, const STORED: bool>(
                 }
             }
         }
-        let mut sums = [[vdupq_n_s32(0); 4]; ROWS];
-        for row in 0..ROWS {
-            for i in 0..4 {
-                sums[row][i] = vpaddq_s32(acc[row][i][0], acc[row][i][1]);
-            }
-        }
-        sums
+        joined(acc)
     }
+}
+
+/// One sum for each column of the two that it has, of neighbours: those of the first eight bytes, and of the last.
+#[inline(always)]
+unsafe fn joined<const ROWS: usize>(acc: [[[int32x4_t; 2]; 4]; ROWS]) -> [Sums; ROWS] {
+    let mut sums = [[unsafe { vdupq_n_s32(0) }; 4]; ROWS];
+    for row in 0..ROWS {
+        for i in 0..4 {
+            sums[row][i] = unsafe { vpaddq_s32(acc[row][i][0], acc[row][i][1]) };
+        }
+    }
+    sums
 }
 
 /// Asks for the memory `OFFSET` bytes on, 128 bytes being what an instruction is worth: two of these processors'
@@ -365,13 +413,10 @@ pub(super) unsafe fn signed(stored: uint8x16_t) -> uint8x16_t {
     unsafe { veorq_u8(stored, vdupq_n_u8(0x80)) }
 }
 
-/// Sixteen signed weights from memory, `STORED` as value + 128 or not.
+/// Sixteen signed weights of stored ones.
 #[inline(always)]
-unsafe fn sixteen<const STORED: bool>(from: *const u8) -> int8x16_t {
-    unsafe {
-        let weights = vld1q_u8(from);
-        vreinterpretq_s8_u8(if STORED { signed(weights) } else { weights })
-    }
+unsafe fn sixteen(from: *const u8) -> int8x16_t {
+    unsafe { vreinterpretq_s8_u8(signed(vld1q_u8(from))) }
 }
 
 /// `$f` of the first registers, of the second ones, and so on.

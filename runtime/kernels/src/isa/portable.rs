@@ -18,6 +18,8 @@ pub(super) fn detected() -> bool {
 ///
 /// # Safety
 /// None: there is a promise only because other sets have one.
+// Never inlined, as those of other sets are not: who reads the disassembly finds it by its name.
+#[inline(never)]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
     // SAFETY: no instruction beyond the target's own.
     unsafe { kernel.run::<Portable>() }

@@ -212,6 +212,9 @@ unsafe fn few_bytes<V: Lanes, const ROWS: usize>(
     }
 }
 
+/// Blocks of nibbles in a block of activations.
+const PARTS: usize = BLOCK / NIBBLE_BLOCK;
+
 /// # Safety
 /// As [`few_panel`].
 #[inline(always)]
@@ -224,28 +227,36 @@ unsafe fn few_nibbles<V: Lanes, const ROWS: usize>(
 ) -> [V; ROWS] {
     unsafe {
         let blocks = rows.inputs.div_ceil(NIBBLE_BLOCK);
+        // Read once: a prefetch keeps the compiler from knowing that they stay.
+        let (stride, row_blocks) = (rows.stride, rows.blocks);
+        let bytes = rows.bytes.as_ptr().add(first * stride);
+        let row_scales = rows.scales.as_ptr().add(first * row_blocks);
+        let corrections = corrections.add(first * blocks);
         let mut sums = [V::splat(0.0); ROWS];
-        for block in 0..blocks {
-            let mut starts = [0; ROWS];
+        for step in 0..blocks.div_ceil(PARTS) {
+            let mut factors = [V::splat(0.0); ROWS];
             for row in 0..ROWS {
-                starts[row] = *corrections.add((first + row) * blocks + block);
+                factors[row] = V::splat(*row_scales.add(row * row_blocks + step));
             }
-            let acc = V::few_nibbles::<ROWS>(
-                rows.bytes
-                    .as_ptr()
-                    .add(first * rows.stride + block * NIBBLE_BLOCK),
-                rows.stride,
-                starts,
-                nibbles.add(block * 256),
-            );
-            prefetch(scales.wrapping_add(block * LANES + AHEAD / 16));
-            let scale = V::load_f16(scales.add(block * LANES));
-            for row in 0..ROWS {
-                let step = block * NIBBLE_BLOCK / BLOCK;
-                let factor = scale.mul(V::splat(
-                    *rows.scales.as_ptr().add((first + row) * rows.blocks + step),
-                ));
-                sums[row] = V::from_int(acc[row]).mul_add(factor, sums[row]);
+            // A line has the scales of two blocks.
+            for ahead in 0..PARTS / 2 {
+                prefetch(scales.wrapping_add((step * PARTS + 2 * ahead) * LANES + AHEAD / 16));
+            }
+            for block in step * PARTS..blocks.min((step + 1) * PARTS) {
+                let mut starts = [0; ROWS];
+                for row in 0..ROWS {
+                    starts[row] = *corrections.add(row * blocks + block);
+                }
+                let acc = V::few_nibbles::<ROWS>(
+                    bytes.add(block * NIBBLE_BLOCK),
+                    stride,
+                    starts,
+                    nibbles.add(block * 256),
+                );
+                let scale = V::load_f16(scales.add(block * LANES));
+                for row in 0..ROWS {
+                    sums[row] = V::from_int(acc[row]).mul_add(scale.mul(factors[row]), sums[row]);
+                }
             }
         }
         sums
