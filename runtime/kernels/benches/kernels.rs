@@ -41,6 +41,32 @@ const HEAD: usize = 64;
 const LAYERS: usize = 24;
 const TOKENS: usize = 151_936;
 
+/// A kernel's input and output, of each so many that none is in a cache when its turn comes: in a network other
+/// kernels ran meanwhile.
+struct InTurns {
+    sets: Vec<[Vec<f32>; 2]>,
+    next: usize,
+}
+
+impl InTurns {
+    /// More numbers than caches have.
+    const COLD: usize = 24 << 20;
+
+    fn new(x: &[f32], outputs: usize) -> Self {
+        let copies = 1 + Self::COLD / (x.len() + outputs);
+        InTurns {
+            sets: vec![[x.to_vec(), vec![0.0; outputs]]; copies],
+            next: 0,
+        }
+    }
+
+    fn turn(&mut self) -> (&[f32], &mut [f32]) {
+        self.next = (self.next + 1) % self.sets.len();
+        let [x, out] = &mut self.sets[self.next];
+        (x, out)
+    }
+}
+
 /// How weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
@@ -277,7 +303,7 @@ impl Bench {
         let down = Weight::new(&mut noise, form, width, hidden);
         let (x, residual) = (noise.floats(rows * width), noise.floats(rows * width));
         let (bias, gamma) = (noise.floats(hidden), noise.floats(width));
-        let mut out = vec![0.0; rows * width];
+        let mut turns = InTurns::new(&x, rows * width);
         let block = FeedForward {
             norm: if gated {
                 Norm::Rms {
@@ -295,8 +321,9 @@ impl Bench {
         };
         let products = rows * width * hidden * if gated { 3 } else { 2 };
         self.measure(&name, form.name(), times, products, |isa| {
-            feed_forward(isa, &Serial, black_box(&x), &block, Some(&residual), &mut out);
-            black_box(&mut out);
+            let (x, out) = turns.turn();
+            feed_forward(isa, &Serial, black_box(x), &block, Some(&residual), out);
+            black_box(out);
         });
     }
 
@@ -314,7 +341,7 @@ impl Bench {
             noise.floats(outputs),
         );
         let x = noise.floats(side * side * channels);
-        let mut out = vec![0.0; side * side / stride / stride * outputs];
+        let mut turns = InTurns::new(&x, side * side / stride / stride * outputs);
         let conv = DepthwiseConv {
             batch: 1,
             height: side,
@@ -327,10 +354,11 @@ impl Bench {
             bias: &bias,
             gelu: false,
         };
-        let products = out.len() * kernel_size * kernel_size;
+        let products = side * side / stride / stride * outputs * kernel_size * kernel_size;
         self.measure(&name, "", times, products, |isa| {
-            depthwise(isa, &Serial, &conv, black_box(&x), &mut out);
-            black_box(&mut out);
+            let (x, out) = turns.turn();
+            depthwise(isa, &Serial, &conv, black_box(x), out);
+            black_box(out);
         });
     }
 

@@ -7,15 +7,14 @@
 //! Up to sixteen rows, or too few rows for the threads there are: the two products one after the other, each
 //! split by columns.
 
+use super::coming::Coming;
 use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::linear::{Activation, Finish, Scaled, few_linear, many_linear, run_of_panels, with_few};
 use super::math::{gelu, gelu_coarse, silu};
 use super::matrix::{Cut, FEW, FewRows, Matrix, PAIR, Sums, TILE, accumulate, few_panel, in_groups};
 use super::norm::{Norm, load_part, store_part};
 use super::parallel::{Parallel, Serial, Shared, scratch};
-use super::quantise::{
-    BLOCK, Rows, Target, VECTORS, Wanted, largest, quantise_up_to, with_rows, with_target,
-};
+use super::quantise::{BLOCK, GROUP, Group, Rows, Target, VECTORS, Wanted, largest, with_rows, with_target};
 use super::sizes::product;
 use std::ops::Range;
 
@@ -122,13 +121,19 @@ pub fn feed_forward(
         few_rows(isa, parallel, x, rows, ff, &finish);
     } else if rows >= LEAST_ROWS * parallel.threads() || parallel.threads() == 1 {
         let tile = tile_rows(rows, ff, parallel.threads());
+        let inputs = ff.up.inputs;
+        let part = |start: usize| {
+            x.get(start * inputs..rows.min(start + tile) * inputs)
+                .unwrap_or(&[])
+        };
         parallel.run(rows.div_ceil(tile), &|task| {
             let start = task * tile;
-            let x = x
-                .get(start * ff.up.inputs..rows.min(start + tile) * ff.up.inputs)
-                .unwrap_or(&[]);
+            let place = Place {
+                start,
+                next: part(rows.min(start + parallel.threads() * tile)),
+            };
             // SAFETY: the tile's rows are this task's own.
-            unsafe { fused_tile(isa, x, ff, &finish, start) };
+            unsafe { fused_tile(isa, part(start), ff, &finish, &place) };
         });
     } else {
         by_columns(isa, parallel, x, rows, ff, &finish);
@@ -179,13 +184,16 @@ struct BlockSums<'a> {
     values: &'a mut [f32],
     /// What each column must be multiplied with.
     scales: [f32; BLOCK],
+    /// What is asked for while they are made.
+    coming: Option<&'a Coming>,
 }
 
 impl<'a> Hidden<'a> {
-    fn new(up: &'a mut [f32], gate: &'a mut [f32], bytes: bool) -> Self {
+    fn new(up: &'a mut [f32], gate: &'a mut [f32], bytes: bool, coming: Option<&'a Coming>) -> Self {
         let [up, gate] = [up, gate].map(|values| BlockSums {
             values,
             scales: [0.0; BLOCK],
+            coming,
         });
         Hidden {
             up,
@@ -236,10 +244,6 @@ impl Hidden<'_> {
     }
 }
 
-/// Rows that are activated before they are quantised: the first step of each row waits for nothing of another
-/// then, and they stay in a first cache.
-const ACTIVATED: usize = 16;
-
 /// Activates and quantises the first `rows` rows, to a block of the target's. The sums are lost.
 fn activate_bytes(isa: Isa, hidden: &mut Hidden<'_>, rows: usize, target: &Target, block: usize) {
     #[inline(always)]
@@ -249,12 +253,13 @@ fn activate_bytes(isa: Isa, hidden: &mut Hidden<'_>, rows: usize, target: &Targe
         target: &Target,
         block: usize,
     ) {
-        for start in (0..rows).step_by(ACTIVATED) {
-            let end = rows.min(start + ACTIVATED);
-            let mut tops = [0.0; ACTIVATED];
+        // All rows of a group are activated first: none waits for another, and they stay in a first cache.
+        for start in (0..rows).step_by(GROUP) {
             // SAFETY: rows are checked below; the target is this task's own.
             unsafe {
-                for (row, top) in (start..end).zip(&mut tops) {
+                let count = GROUP.min(rows - start);
+                let mut tops = [V::splat(0.0); GROUP];
+                for (row, top) in (start..start + count).zip(&mut tops) {
                     let mut values = [V::splat(0.0); VECTORS];
                     for (vector, value) in values.iter_mut().enumerate() {
                         *value = hidden.activated::<V, GATED>(row, vector);
@@ -265,14 +270,14 @@ fn activate_bytes(isa: Isa, hidden: &mut Hidden<'_>, rows: usize, target: &Targe
                     }
                     *top = largest(&values);
                 }
-                for (row, top) in (start..end).zip(tops) {
-                    let from = hidden.up.values.as_ptr().add(row * BLOCK);
-                    let mut values = [V::splat(0.0); VECTORS];
-                    for (vector, value) in values.iter_mut().enumerate() {
-                        *value = V::load(from.add(vector * LANES));
-                    }
-                    quantise_up_to(&values, top, target.slot(row, block));
-                }
+                let group = Group {
+                    from: hidden.up.values.as_ptr().add(start * BLOCK),
+                    stride: BLOCK,
+                    length: BLOCK,
+                    count,
+                    largest: tops,
+                };
+                group.quantise(target, start, block);
             }
         }
     }
@@ -341,7 +346,11 @@ fn hidden_block(
     room: &mut [u8],
     sums: &mut BlockSums<'_>,
 ) {
-    let BlockSums { values, scales } = sums;
+    let BlockSums {
+        values,
+        scales,
+        coming,
+    } = sums;
     let start = block * BLOCK / LANES;
     let end = weight.panel_count().min(start + BLOCK / LANES);
     scales.fill(0.0);
@@ -365,6 +374,7 @@ fn hidden_block(
             values: values.split_at_mut(column).1,
             stride: BLOCK,
             fresh: true,
+            coming: *coming,
         };
         accumulate(isa, rows, range.clone(), &pair, sums);
     }
@@ -395,12 +405,45 @@ fn hidden_bias(bias: Option<&[f32]>, block: usize, to: &mut [f32; BLOCK]) {
     }
 }
 
+/// Where a tile's rows lie.
+#[derive(Debug)]
+struct Place<'a> {
+    /// The first of them.
+    start: usize,
+    /// The rows that this thread will probably be given next.
+    next: &'a [f32],
+}
+
+impl Place<'_> {
+    /// What the tile writes and adds, and what the next one reads.
+    fn coming(&self, rows: usize, ff: &FeedForward<'_>, finish: &Finish<'_>) -> Coming {
+        let (from, length) = (self.start * finish.outputs, rows * finish.outputs);
+        let residual = match finish.residual {
+            Some(residual) => (residual.as_ptr().wrapping_add(from), length),
+            None => (std::ptr::null(), 0),
+        };
+        let pairs = |panels: usize| panels.div_ceil(PAIR);
+        let steps = ff.down.inputs.div_ceil(TOGETHER * BLOCK);
+        let calls = pairs(ff.up.panel_count()) + pairs(ff.down.panel_count()) * steps;
+        Coming::new(
+            [
+                residual,
+                (finish.out.at(from).cast_const(), length),
+                (self.next.as_ptr(), self.next.len()),
+            ],
+            rows.div_ceil(TILE) * 3 / 2 * calls,
+        )
+    }
+}
+
 /// All of the network for the rows `x`, to rows of `out` from `start` on.
 ///
 /// # Safety
 /// These rows belong to one task.
-unsafe fn fused_tile(isa: Isa, x: &[f32], ff: &FeedForward<'_>, finish: &Finish<'_>, start: usize) {
+unsafe fn fused_tile(isa: Isa, x: &[f32], ff: &FeedForward<'_>, finish: &Finish<'_>, place: &Place<'_>) {
     let rows = x.len() / ff.up.inputs;
+    let start = place.start;
+    let coming = place.coming(rows, ff, finish);
     let down = &ff.down;
     let hidden = down.inputs;
     let panels = down.panel_count();
@@ -429,7 +472,7 @@ unsafe fn fused_tile(isa: Isa, x: &[f32], ff: &FeedForward<'_>, finish: &Finish<
                             let (up, rest) = blocks.split_at_mut(rows * BLOCK);
                             let (gate, floats) = rest.split_at_mut(gates);
                             let (up_room, down_room) = room.split_at_mut(up_room);
-                            let mut middle = Hidden::new(up, gate, down.is_bytes());
+                            let mut middle = Hidden::new(up, gate, down.is_bytes(), Some(&coming));
                             for first in (0..hidden.div_ceil(BLOCK)).step_by(together) {
                                 let width = (together * BLOCK).min(hidden - first * BLOCK);
                                 let mut multiply = |activated: &Rows<'_>| {
@@ -449,6 +492,7 @@ unsafe fn fused_tile(isa: Isa, x: &[f32], ff: &FeedForward<'_>, finish: &Finish<
                                             values,
                                             stride,
                                             fresh: first == 0,
+                                            coming: Some(&coming),
                                         };
                                         accumulate(isa, activated, 0..rows, &pair, sums);
                                     }
@@ -532,7 +576,7 @@ fn by_columns(
                         scratch(room, |room: &mut [u8]| {
                             let (up, rest) = sums.split_at_mut(count * BLOCK);
                             let (gate, activated) = rest.split_at_mut(gates);
-                            let mut middle = Hidden::new(up, gate, ff.down.is_bytes());
+                            let mut middle = Hidden::new(up, gate, ff.down.is_bytes(), None);
                             let range = first..first + count;
                             hidden_numbers(isa, prepared, range, ff, block, room, &mut middle);
                             let width = BLOCK.min(hidden - block * BLOCK);

@@ -5,6 +5,7 @@
 )]
 #![expect(clippy::excessive_precision, reason = "coefficients as published")]
 
+mod coming;
 pub mod decoder_attention;
 pub mod depthwise;
 pub mod feed_forward;

@@ -147,15 +147,34 @@ impl Finish<'_> {
         #[inline(always)]
         unsafe fn body<V: Lanes>(finish: &Finish<'_>, from: &Scaled<'_>, row: usize) {
             let outputs = finish.outputs;
-            let bias = finish.bias.unwrap_or(&[]);
+            let whole = outputs / LANES * LANES;
             for i in 0..from.rows {
-                let sums = from.sums.split_at(i * from.stride).1;
-                for at in (0..outputs).step_by(LANES) {
-                    // SAFETY: lengths are checked by `put`, `load_part` and below.
-                    unsafe {
+                let start = (row + i) * outputs;
+                // SAFETY: lengths are checked by `part`, `get` and below; only whole vectors are read and written.
+                unsafe {
+                    let to = finish.out.part(start, outputs).as_mut_ptr();
+                    let residual = finish.residual.map(|residual| {
+                        let row = residual.get(start..start + outputs);
+                        row.expect("a residual has all rows").as_ptr()
+                    });
+                    let sums = from.sums.as_ptr().add(i * from.stride);
+                    for at in (0..whole).step_by(LANES) {
+                        let bias = match finish.bias {
+                            Some(bias) => V::load(bias.as_ptr().add(at)),
+                            None => V::splat(0.0),
+                        };
                         let scale = V::load(from.scales.as_ptr().add(at));
-                        let value = V::load(sums.as_ptr().add(at)).mul_add(scale, load_part(bias, at));
-                        finish.put(value, row + i, at, LANES.min(outputs - at));
+                        let mut value = V::load(sums.add(at)).mul_add(scale, bias);
+                        if let Some(residual) = residual {
+                            value = value.add(V::load(residual.add(at)));
+                        }
+                        value.store(to.add(at));
+                    }
+                    if whole < outputs {
+                        let scale = V::load(from.scales.as_ptr().add(whole));
+                        let bias = load_part(finish.bias.unwrap_or(&[]), whole);
+                        let value = V::load(sums.add(whole)).mul_add(scale, bias);
+                        finish.put(value, row + i, whole, outputs - whole);
                     }
                 }
             }
@@ -164,6 +183,10 @@ impl Finish<'_> {
         assert!(
             from.stride >= width && from.sums.len() >= from.rows * from.stride && from.scales.len() >= width,
             "too few sums"
+        );
+        assert!(
+            self.bias.is_none_or(|bias| bias.len() >= self.outputs),
+            "too short a bias"
         );
         assert_eq!(
             self.activation,
@@ -319,6 +342,7 @@ unsafe fn multiply(
                     values,
                     stride: WIDTH,
                     fresh: true,
+                    coming: None,
                 };
                 accumulate(isa, prepared, rows.clone(), &weights, sums);
                 let from = Scaled {

@@ -109,12 +109,18 @@ pub(super) unsafe fn load_part<V: Lanes>(from: &[f32], start: usize) -> V {
         if start + LANES <= from.len() {
             return V::load(from.as_ptr().add(start));
         }
-        let mut lanes = [0.0; LANES];
-        for (lane, value) in lanes.iter_mut().zip(from.iter().skip(start)) {
-            *lane = *value;
-        }
-        V::load(lanes.as_ptr())
+        V::load(rest(from, start).as_ptr())
     }
+}
+
+/// What there is from `start` on, and zeros. Apart, for the rare case would be the most of what it is inlined in.
+#[cold]
+fn rest(from: &[f32], start: usize) -> [f32; LANES] {
+    let mut lanes = [0.0; LANES];
+    for (lane, value) in lanes.iter_mut().zip(from.iter().skip(start)) {
+        *lane = *value;
+    }
+    lanes
 }
 
 /// As many of the sixteen as fit into `to` from `start` on.

@@ -60,6 +60,11 @@ impl<T> Shared<T> {
         prefetch(self.start.wrapping_add(start));
     }
 
+    /// Where a number lies, or would.
+    pub(crate) fn at(&self, start: usize) -> *mut T {
+        self.start.wrapping_add(start)
+    }
+
     /// `slice[start..start + length]`
     ///
     /// # Safety

@@ -75,6 +75,7 @@ pub(super) struct Quantised<'a> {
 /// [`Quantised`] being written, by several tasks.
 #[derive(Debug)]
 pub(super) struct Target {
+    rows: usize,
     inputs: usize,
     stride: usize,
     blocks: usize,
@@ -86,45 +87,30 @@ pub(super) struct Target {
     nibbles: Shared<i32>,
 }
 
-/// One block being written.
+/// Where a block of several rows is written: the first row's part of each slice of [`Quantised`].
 #[derive(Debug)]
-pub(super) struct Slot<'a> {
-    /// 128 bytes.
-    pub(super) bytes: &'a mut [i8],
-    /// 128 words, or none.
-    words: &'a mut [i16],
-    scale: &'a mut f32,
-    correction: &'a mut i32,
-    /// Four, or none.
-    nibbles: &'a mut [i32],
+struct Slots {
+    bytes: *mut i8,
+    words: *mut i16,
+    scales: *mut f32,
+    corrections: *mut i32,
+    nibbles: *mut i32,
 }
 
 impl Target {
-    /// A block of a row.
-    ///
-    /// # Safety
-    /// Each block belongs to one task.
-    pub(super) unsafe fn slot(&self, row: usize, block: usize) -> Slot<'_> {
-        // SAFETY: by the caller's promise.
-        unsafe {
-            let at = row * self.blocks + block;
-            let start = row * self.stride + block * BLOCK;
-            let (words, nibbles) = (self.wanted.words, self.wanted.nibbles);
-            Slot {
-                bytes: self.bytes.part(start, BLOCK),
-                words: if words {
-                    self.words.part(start, BLOCK)
-                } else {
-                    &mut []
-                },
-                nibbles: if nibbles {
-                    self.nibbles.part(4 * at, 4)
-                } else {
-                    &mut []
-                },
-                scale: &mut *self.scales.part(at, 1).as_mut_ptr(),
-                correction: &mut *self.corrections.part(at, 1).as_mut_ptr(),
-            }
+    /// Block `block` of `count` rows from `first` on.
+    fn slots(&self, first: usize, count: usize, block: usize) -> Slots {
+        assert!(
+            first <= self.rows && count <= self.rows - first && block < self.blocks,
+            "rows that are not there"
+        );
+        let (at, start) = (first * self.blocks + block, first * self.stride + block * BLOCK);
+        Slots {
+            bytes: self.bytes.at(start),
+            words: self.words.at(start),
+            scales: self.scales.at(at),
+            corrections: self.corrections.at(at),
+            nibbles: self.nibbles.at(4 * at),
         }
     }
 
@@ -141,28 +127,32 @@ impl Target {
             first: usize,
             buffer: &mut [f32],
         ) {
-            for (i, x) in x.chunks_exact(target.inputs).enumerate() {
-                // SAFETY: as for this function; the row is the task's own by the promise to `fill`.
-                unsafe {
-                    let row: &[f32] = if matches!(norm, Norm::None) {
-                        x
-                    } else {
-                        normalise_row::<V>(x, norm, buffer);
-                        buffer
-                    };
-                    for block in 0..target.blocks {
-                        let start = block * BLOCK;
-                        let mut values = [V::splat(0.0); VECTORS];
-                        if start + BLOCK <= row.len() {
-                            for (j, value) in values.iter_mut().enumerate() {
-                                *value = V::load(row.as_ptr().add(start + j * LANES));
-                            }
-                        } else {
-                            for (j, value) in values.iter_mut().enumerate() {
-                                *value = load_part(row, start + j * LANES);
-                            }
-                        }
-                        quantise(&values, target.slot(first + i, block));
+            let inputs = target.inputs;
+            for (i, x) in x.chunks(inputs * GROUP).enumerate() {
+                let count = x.len() / inputs;
+                let rows: &[f32] = if matches!(norm, Norm::None) {
+                    x
+                } else {
+                    for (x, to) in x.chunks_exact(inputs).zip(buffer.chunks_exact_mut(inputs)) {
+                        // SAFETY: as for this function.
+                        unsafe { normalise_row::<V>(x, norm, to) };
+                    }
+                    buffer
+                };
+                for block in 0..target.blocks {
+                    let start = block * BLOCK;
+                    // SAFETY: the rows have numbers from `start` on, and are the task's own by the promise to
+                    // `fill`.
+                    unsafe {
+                        let mut group = Group {
+                            from: rows.as_ptr().add(start),
+                            stride: inputs,
+                            length: BLOCK.min(inputs - start),
+                            count,
+                            largest: [V::splat(0.0); GROUP],
+                        };
+                        group.measure();
+                        group.quantise(target, first + i * GROUP, block);
                     }
                 }
             }
@@ -171,7 +161,7 @@ impl Target {
         let length = if matches!(norm, Norm::None) {
             0
         } else {
-            self.inputs
+            product([GROUP.min(x.len() / self.inputs), self.inputs])
         };
         scratch(length, |buffer: &mut [f32]| {
             dispatch!(isa, body(
@@ -181,61 +171,169 @@ impl Target {
     }
 }
 
-/// Writes one block. A block that holds a NaN or an infinity gets the scale NaN, and so makes NaN of every
-/// sum.
-///
-/// # Safety
-/// As [`Lanes`].
-#[inline(always)]
-pub(super) unsafe fn quantise<V: Lanes>(values: &[V; VECTORS], slot: Slot<'_>) {
-    // SAFETY: as for this function.
-    unsafe { quantise_up_to(values, largest(values), slot) }
+/// Rows whose blocks are quantised together: what is done once for a block is done for all of them at once.
+pub(super) const GROUP: usize = LANES;
+/// Up to so many rows are folded one by one.
+const ALONE: usize = 4;
+
+/// A block of up to sixteen rows before it is quantised.
+#[derive(Debug)]
+pub(super) struct Group<V> {
+    /// The first row's numbers.
+    pub(super) from: *const f32,
+    /// Numbers from row to row.
+    pub(super) stride: usize,
+    /// Numbers of the block that a row has, at most 128; what is missing counts as zero.
+    pub(super) length: usize,
+    /// Rows.
+    pub(super) count: usize,
+    /// Of each row sixteen numbers whose largest is the block's largest magnitude; NaN may be missing.
+    pub(super) largest: [V; GROUP],
 }
 
-/// The largest magnitude of a block; NaN is ignored or kept, whichever is faster.
+impl<V: Lanes> Group<V> {
+    /// A row's numbers, which are a `WHOLE` block or not.
+    ///
+    /// # Safety
+    /// As [`Lanes`]; the row exists.
+    #[inline(always)]
+    unsafe fn values<const WHOLE: bool>(&self, row: usize) -> [V; VECTORS] {
+        // SAFETY: by the promise to this function.
+        unsafe {
+            let from = self.from.add(row * self.stride);
+            let mut values = [V::splat(0.0); VECTORS];
+            for (i, value) in values.iter_mut().enumerate() {
+                let at = i * LANES;
+                if WHOLE || at + LANES <= self.length {
+                    *value = V::load(from.add(at));
+                } else if at < self.length {
+                    *value = load_part(std::slice::from_raw_parts(from, self.length), at);
+                }
+            }
+            values
+        }
+    }
+
+    /// Finds the largest magnitudes.
+    ///
+    /// # Safety
+    /// As [`Lanes`]; the rows exist.
+    #[inline(always)]
+    unsafe fn measure(&mut self) {
+        for row in 0..self.count.min(GROUP) {
+            // SAFETY: by the promise to this function.
+            unsafe {
+                self.largest[row] = if self.length == BLOCK {
+                    largest(&self.values::<true>(row))
+                } else {
+                    largest(&self.values::<false>(row))
+                };
+            }
+        }
+    }
+
+    /// Writes the bytes and what belongs to them, to rows from `first` on. A block that holds a NaN or an
+    /// infinity gets the scale NaN, and so makes NaN of every sum.
+    ///
+    /// # Safety
+    /// As [`Lanes`]; the rows exist, `largest` is theirs, and the target's rows belong to one task.
+    #[inline(always)]
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "a row is an index of arrays and of what pointers point to"
+    )]
+    pub(super) unsafe fn quantise(&self, target: &Target, first: usize, block: usize) {
+        let count = self.count.min(GROUP);
+        let slots = target.slots(first, count, block);
+        // SAFETY: by the promise to this function, and that of `slots`.
+        unsafe {
+            let mut tops = [0.0; GROUP];
+            if count > ALONE {
+                tops = V::max_lanes(&self.largest);
+            } else {
+                for row in 0..count {
+                    tops[row] = self.largest[row].max_lane();
+                }
+            }
+            // Zero times NaN or infinity is NaN, which the sum then shows.
+            let mut factors = [0.0; GROUP];
+            for i in 0..GROUP {
+                if tops[i] > TINY && tops[i] < f32::INFINITY {
+                    factors[i] = 127.0 / tops[i];
+                }
+            }
+            let mut none = 0;
+            let mut sums = [V::splat(0.0); GROUP];
+            for row in 0..count {
+                let (factor, to) = (V::splat(factors[row]), slots.bytes.add(row * target.stride));
+                sums[row] = if self.length == BLOCK {
+                    V::store_block(&self.values::<true>(row), factor, to, &mut none)
+                } else {
+                    V::store_block(&self.values::<false>(row), factor, to, &mut none)
+                };
+            }
+            let mut totals = [0.0; GROUP];
+            if count > ALONE {
+                totals = V::sum_lanes(&sums);
+            } else {
+                for row in 0..count {
+                    totals[row] = sums[row].sum();
+                }
+            }
+            if none != 0 {
+                for row in 0..count {
+                    let bytes = std::slice::from_raw_parts(slots.bytes.add(row * target.stride), BLOCK);
+                    if bytes.contains(&-128) {
+                        totals[row] = f32::NAN;
+                    }
+                }
+            }
+            let (mut scales, mut corrections) = ([0.0; GROUP], [0; GROUP]);
+            for i in 0..GROUP {
+                let scale = if tops[i] > TINY {
+                    tops[i] * (1.0 / 127.0)
+                } else {
+                    0.0
+                };
+                // NaN if the sum is, the scale otherwise.
+                scales[i] = scale + totals[i] * 0.0;
+                // Whole and at most 128 * 127 * 128 < 2^24: exact.
+                corrections[i] = (-128.0 * totals[i]) as i32;
+            }
+            for row in 0..count {
+                *slots.scales.add(row * target.blocks) = scales[row];
+                *slots.corrections.add(row * target.blocks) = corrections[row];
+            }
+            if target.wanted.words {
+                for row in 0..count {
+                    let at = row * target.stride;
+                    let bytes = std::slice::from_raw_parts(slots.bytes.add(at), BLOCK);
+                    widen(bytes, std::slice::from_raw_parts_mut(slots.words.add(at), BLOCK));
+                }
+            }
+            if target.wanted.nibbles {
+                for row in 0..count {
+                    for part in 0..BLOCK / NIBBLE_BLOCK {
+                        let bytes = slots.bytes.add(row * target.stride + part * NIBBLE_BLOCK);
+                        *slots.nibbles.add(4 * row * target.blocks + part) = V::nibble_correction(bytes);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The largest of each lane's magnitudes; NaN is ignored or kept, whichever is faster.
 ///
 /// # Safety
 /// As [`Lanes`].
 #[inline(always)]
-pub(super) unsafe fn largest<V: Lanes>(values: &[V; VECTORS]) -> f32 {
+pub(super) unsafe fn largest<V: Lanes>(values: &[V; VECTORS]) -> V {
     // SAFETY: as for this function.
     unsafe {
         let [a, b, c, d, e, f, g, h] = *values;
         let (abcd, efgh) = (a.max_abs(b).max(c.max_abs(d)), e.max_abs(f).max(g.max_abs(h)));
-        abcd.max(efgh).max_lane()
-    }
-}
-
-/// [`quantise`] where the [`largest`] magnitude is known.
-///
-/// # Safety
-/// As [`Lanes`].
-#[inline(always)]
-pub(super) unsafe fn quantise_up_to<V: Lanes>(values: &[V; VECTORS], top: f32, slot: Slot<'_>) {
-    // SAFETY: as for this function; a slot has 128 bytes.
-    unsafe {
-        // Zero times NaN or infinity is NaN, which the sum then shows.
-        let inverse = if top > TINY && top < f32::INFINITY {
-            127.0 / top
-        } else {
-            0.0
-        };
-        let sum = V::store_block(values, V::splat(inverse), slot.bytes.as_mut_ptr());
-        *slot.scale = if sum.is_nan() {
-            f32::NAN
-        } else if top > TINY {
-            top * (1.0 / 127.0)
-        } else {
-            0.0
-        };
-        // Whole and at most 128 * 127 * 128 < 2^24: exact.
-        *slot.correction = (-128.0 * sum) as i32;
-        if !slot.words.is_empty() {
-            widen(slot.bytes, slot.words);
-        }
-        for (bytes, nibbles) in slot.bytes.chunks_exact(NIBBLE_BLOCK).zip(slot.nibbles) {
-            *nibbles = V::nibble_correction(bytes.as_ptr());
-        }
+        abcd.max(efgh)
     }
 }
 
@@ -272,6 +370,7 @@ pub(super) fn with_target<R>(
                     |corrections: &mut [i32]| {
                         let (corrections, nibbles) = corrections.split_at_mut(rows * blocks);
                         fill(&Target {
+                            rows,
                             inputs,
                             stride,
                             blocks,
@@ -406,15 +505,25 @@ mod tests {
 
     #[test]
     fn what_is_no_number_stays_none() {
-        for isa in Isa::available() {
+        let places = [(1, 256), (4, 200), (9, 256), (17, 147)];
+        for (isa, (rows, inputs)) in Isa::available()
+            .into_iter()
+            .flat_map(|isa| places.map(|place| (isa, place)))
+        {
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 for rest in [0.0, 1.0, 1e-40] {
-                    let mut x = vec![rest; 256];
-                    x[77] = bad;
-                    with_rows(isa, &Serial, &x, 256, &Norm::None, Wanted::BYTES, |rows| {
+                    let mut x = vec![rest; rows * inputs];
+                    let row = rows / 2;
+                    x[row * inputs + 77] = bad;
+                    with_rows(isa, &Serial, &x, inputs, &Norm::None, Wanted::BYTES, |rows| {
                         let Rows::Bytes(q) = rows else { panic!("not bytes") };
-                        assert!(q.scales[0].is_nan(), "{} {bad} {rest}", isa.name());
-                        assert_eq!(q.scales[1].is_normal(), rest == 1.0);
+                        for (i, scale) in q.scales.iter().enumerate() {
+                            if i == row * q.blocks {
+                                assert!(scale.is_nan(), "{} {bad} {rest}", isa.name());
+                            } else {
+                                assert_eq!(scale.is_normal(), rest == 1.0);
+                            }
+                        }
                     });
                 }
             }

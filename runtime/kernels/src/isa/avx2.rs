@@ -17,6 +17,36 @@ features!(Avx2, is_x86_feature_detected: "avx2", "fma", "f16c");
 /// Lanes in two registers, bytes multiplied as AVX2 can.
 pub(crate) type Avx2 = Two<Widened>;
 
+/// Sixteen vectors to one number each: lanes are folded by what is done with halves and quarters of several
+/// registers at once.
+macro_rules! combine {
+    ($vectors:expr, $fold:ident) => {{
+        let mut numbers = [0.0; LANES];
+        for (eight, to) in $vectors.chunks_exact(8).zip(numbers.chunks_exact_mut(8)) {
+            let mut halves = [_mm256_setzero_ps(); 4];
+            for i in 0..4 {
+                let (a, b) = (eight[2 * i].0, eight[2 * i + 1].0);
+                let (a, b) = ($fold(a[0], a[1]), $fold(b[0], b[1]));
+                halves[i] = $fold(
+                    _mm256_permute2f128_ps::<0x20>(a, b),
+                    _mm256_permute2f128_ps::<0x31>(a, b),
+                );
+            }
+            let mut pairs = [_mm256_setzero_ps(); 2];
+            for i in 0..2 {
+                let (a, b) = (halves[2 * i], halves[2 * i + 1]);
+                pairs[i] = $fold(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            }
+            let (a, b) = (_mm256_castps_pd(pairs[0]), _mm256_castps_pd(pairs[1]));
+            let (low, high) = (_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b));
+            let folded = $fold(_mm256_castpd_ps(low), _mm256_castpd_ps(high));
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            _mm256_storeu_ps(to.as_mut_ptr(), _mm256_permutevar8x32_ps(folded, order));
+        }
+        numbers
+    }};
+}
+
 /// Two registers; bytes are multiplied as `P` says.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Two<P>([__m256; 2], PhantomData<P>);
@@ -268,7 +298,15 @@ unsafe impl<P: Products> Lanes for Two<P> {
         unsafe { [P::words(acc[0], a[0], b[0]), P::words(acc[1], a[1], b[1])] }
     }
     #[inline(always)]
-    unsafe fn store_block(values: &[Self; 8], factor: Self, to: *mut i8) -> f32 {
+    unsafe fn max_lanes(vectors: &[Self; LANES]) -> [f32; LANES] {
+        unsafe { combine!(vectors, _mm256_max_ps) }
+    }
+    #[inline(always)]
+    unsafe fn sum_lanes(vectors: &[Self; LANES]) -> [f32; LANES] {
+        unsafe { combine!(vectors, _mm256_add_ps) }
+    }
+    #[inline(always)]
+    unsafe fn store_block(values: &[Self; 8], factor: Self, to: *mut i8, none: &mut u64) -> Self {
         unsafe {
             // Packing works within halves of a register: the permutation puts the lanes back in order.
             let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
@@ -287,17 +325,9 @@ unsafe impl<P: Products> Lanes for Two<P> {
                 sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes));
                 _mm256_storeu_si256(to.add(32 * pair).cast(), bytes);
             }
-            if _mm256_testz_si256(bad, bad) == 0 {
-                return f32::NAN;
-            }
-            let eight = _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
-            let four = _mm_add_epi32(
-                _mm256_castsi256_si128(eight),
-                _mm256_extracti128_si256::<1>(eight),
-            );
-            let two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
-            let one = _mm_add_epi32(two, _mm_shuffle_epi32::<1>(two));
-            _mm_cvtsi128_si32(one) as f32
+            *none |= u64::from(_mm256_testz_si256(bad, bad) == 0);
+            let eight = _mm256_cvtepi32_ps(_mm256_madd_epi16(sums, _mm256_set1_epi16(1)));
+            Two([eight, _mm256_setzero_ps()], PhantomData)
         }
     }
 

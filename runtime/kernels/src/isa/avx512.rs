@@ -1,13 +1,50 @@
 //! AVX-512 with VNNI: F, BW, DQ and VL, Intel since 2019 and AMD since 2022. One register has all lanes.
 
 use super::dispatch::features;
-use super::lanes::Lanes;
+use super::lanes::{LANES, Lanes};
 use std::arch::x86_64::*;
 
 features!(
     Avx512, is_x86_feature_detected:
     "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx2", "fma", "f16c"
 );
+
+/// Sixteen vectors to one number each: lanes are folded by what is done with halves, with quarters and so on, of
+/// several vectors at once.
+macro_rules! combine {
+    ($vectors:expr, $fold:ident) => {{
+        let vectors: &[Avx512; LANES] = $vectors;
+        let mut halves = [_mm512_setzero_ps(); 8];
+        for i in 0..8 {
+            let (a, b) = (vectors[2 * i].0, vectors[2 * i + 1].0);
+            halves[i] = $fold(
+                _mm512_shuffle_f32x4::<0x44>(a, b),
+                _mm512_shuffle_f32x4::<0xee>(a, b),
+            );
+        }
+        let mut quarters = [_mm512_setzero_ps(); 4];
+        for i in 0..4 {
+            let (a, b) = (halves[2 * i], halves[2 * i + 1]);
+            quarters[i] = $fold(
+                _mm512_shuffle_f32x4::<0x88>(a, b),
+                _mm512_shuffle_f32x4::<0xdd>(a, b),
+            );
+        }
+        let mut pairs = [_mm512_setzero_ps(); 2];
+        for i in 0..2 {
+            let (a, b) = (quarters[2 * i], quarters[2 * i + 1]);
+            pairs[i] = $fold(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        }
+        let (a, b) = (_mm512_castps_pd(pairs[0]), _mm512_castps_pd(pairs[1]));
+        let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+        let folded = $fold(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+        // Of four vectors each, their first, then their second.
+        let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        let mut numbers = [0.0; LANES];
+        _mm512_storeu_ps(numbers.as_mut_ptr(), _mm512_permutexvar_ps(order, folded));
+        numbers
+    }};
+}
 
 /// One register.
 #[derive(Debug, Clone, Copy)]
@@ -145,12 +182,19 @@ unsafe impl Lanes for Avx512 {
         unsafe { _mm512_dpwssd_epi32(acc, a, b) }
     }
     #[inline(always)]
-    unsafe fn store_block(values: &[Self; 8], factor: Self, to: *mut i8) -> f32 {
+    unsafe fn max_lanes(vectors: &[Self; LANES]) -> [f32; LANES] {
+        unsafe { combine!(vectors, _mm512_max_ps) }
+    }
+    #[inline(always)]
+    unsafe fn sum_lanes(vectors: &[Self; LANES]) -> [f32; LANES] {
+        unsafe { combine!(vectors, _mm512_add_ps) }
+    }
+    #[inline(always)]
+    unsafe fn store_block(values: &[Self; 8], factor: Self, to: *mut i8, none: &mut u64) -> Self {
         unsafe {
             // Packing works within quarters of a register: the permutation puts the lanes back in order.
             let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
             let mut sums = _mm512_setzero_si512();
-            let mut bad = 0;
             for (half, values) in values.chunks_exact(4).enumerate() {
                 let whole = |value: &Self| _mm512_cvtps_epi32(_mm512_mul_ps(value.0, factor.0));
                 let words = [
@@ -160,15 +204,11 @@ unsafe impl Lanes for Avx512 {
                 let bytes = _mm512_packs_epi16(words[0], words[1]);
                 let bytes = _mm512_permutexvar_epi32(order, bytes);
                 // NaN becomes the least int32, and so -128.
-                bad |= _mm512_cmpeq_epi8_mask(bytes, _mm512_set1_epi8(-128));
+                *none |= _mm512_cmpeq_epi8_mask(bytes, _mm512_set1_epi8(-128));
                 sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(1), bytes);
                 _mm512_storeu_si512(to.add(64 * half).cast(), bytes);
             }
-            if bad == 0 {
-                _mm512_reduce_add_epi32(sums) as f32
-            } else {
-                f32::NAN
-            }
+            Avx512(_mm512_cvtepi32_ps(sums))
         }
     }
 

@@ -292,10 +292,29 @@ pub(crate) unsafe trait Lanes: Copy {
             Self::int_load(sums.as_ptr())
         }
     }
-    /// Writes `values * factor` as 128 signed bytes, nearest whole numbers; products must lie in -127..=127 or
-    /// be NaN. Returns the sum of the bytes, NaN where any product is.
+    /// The largest lane of each of sixteen. NaN is ignored or kept, whichever is faster.
     #[inline(always)]
-    unsafe fn store_block(values: &[Self; 8], factor: Self, to: *mut i8) -> f32 {
+    unsafe fn max_lanes(vectors: &[Self; LANES]) -> [f32; LANES] {
+        let mut largest = [0.0; LANES];
+        for i in 0..LANES {
+            largest[i] = unsafe { vectors[i].max_lane() };
+        }
+        largest
+    }
+    /// The sum of the lanes of each of sixteen, in any order.
+    #[inline(always)]
+    unsafe fn sum_lanes(vectors: &[Self; LANES]) -> [f32; LANES] {
+        let mut sums = [0.0; LANES];
+        for i in 0..LANES {
+            sums[i] = unsafe { vectors[i].sum() };
+        }
+        sums
+    }
+    /// Writes `values * factor` as 128 signed bytes, nearest whole numbers; products must lie in -127..=127 or
+    /// be NaN. The lanes of what is returned add up to the sum of the bytes; where any product is NaN, to NaN, or
+    /// `none` is not 0 and the product's byte is -128.
+    #[inline(always)]
+    unsafe fn store_block(values: &[Self; 8], factor: Self, to: *mut i8, _none: &mut u64) -> Self {
         unsafe {
             let mut sums = [Self::splat(0.0); 2];
             for (i, value) in values.iter().enumerate() {
@@ -304,8 +323,7 @@ pub(crate) unsafe trait Lanes: Copy {
                 value.store_i8(to.add(i * LANES));
             }
             let [even, odd] = sums;
-            let sum = even.add(odd).sum();
-            if sum.is_finite() { sum } else { f32::NAN }
+            even.add(odd)
         }
     }
 

@@ -203,6 +203,12 @@ mod tests {
                 let halves: Vec<u16> = a.iter().map(|x| half::f16::from_f32(*x).to_bits()).collect();
                 keep(V::load_f16(halves.as_ptr()), &mut out);
                 out.push(x.max_lane());
+                let mut sixteen = [x; LANES];
+                for (i, vector) in sixteen.iter_mut().enumerate() {
+                    *vector = x.mul(V::splat(i as f32 - 5.3)).add(y).round();
+                }
+                out.extend(V::max_lanes(&sixteen));
+                out.extend(V::sum_lanes(&sixteen));
                 let mut narrow = [0_i8; 16];
                 x.store_i8(narrow.as_mut_ptr());
                 out.extend(narrow.map(f32::from));
@@ -218,10 +224,14 @@ mod tests {
                 );
                 let mut block = [0_i8; 128];
                 let mut values = [x, y, y, x, x, x, y, x];
-                out.push(V::store_block(&values, V::splat(5.0), block.as_mut_ptr()));
+                let mut none = 0;
+                let sums = V::store_block(&values, V::splat(5.0), block.as_mut_ptr(), &mut none);
+                assert_eq!(none, 0, "each is a number");
+                out.push(sums.sum());
                 out.extend(block.map(f32::from));
                 values[6] = V::splat(f32::NAN);
-                assert!(V::store_block(&values, V::splat(5.0), block.as_mut_ptr()).is_nan());
+                let sums = V::store_block(&values, V::splat(5.0), block.as_mut_ptr(), &mut none);
+                assert!(sums.sum().is_nan() || none != 0 && block[6 * LANES..][..LANES] == [-128; LANES]);
                 keep(
                     V::from_int(V::int_add(V::int_splat(7), V::int_splat(-9))),
                     &mut out,

@@ -201,6 +201,7 @@ pub(super) mod tests {
                         values: &mut sums,
                         stride: WIDTH,
                         fresh: true,
+                        coming: None,
                     };
                     accumulate(isa, rows, 0..100, &pair, sums);
                 });
@@ -242,6 +243,7 @@ pub(super) mod tests {
                     values: &mut values,
                     stride: WIDTH,
                     fresh: true,
+                    coming: None,
                 };
                 accumulate(isa, prepared, 0..rows, &pair, sums);
             },

@@ -7,6 +7,7 @@
 )]
 
 use super::panels::{NIBBLE_BLOCK, Pair, Way, nibble_record};
+use crate::coming::Coming;
 use crate::isa::{Isa, LANES, Lanes, Nibbles, dispatch};
 use crate::quantise::{BLOCK, Quantised, Rows};
 use std::ops::Range;
@@ -23,6 +24,18 @@ pub(crate) struct Sums<'a> {
     pub(crate) stride: usize,
     /// Whether what they hold is to be forgotten.
     pub(crate) fresh: bool,
+    /// What is asked for with every tile.
+    pub(crate) coming: Option<&'a Coming>,
+}
+
+impl Sums<'_> {
+    /// Asks for some of what is coming.
+    #[inline(always)]
+    fn ask(&self) {
+        if let Some(coming) = self.coming {
+            coming.ask();
+        }
+    }
 }
 
 /// `sums += rows[range] * pair`
@@ -187,6 +200,7 @@ unsafe fn multiply_floats<V: Lanes>(
         let tiles = count.div_ceil(V::TILE_ROWS);
         for i in 0..tiles {
             let (row, rows) = tile_of(count, tiles, i);
+            sums.ask();
             // SAFETY: as for this function.
             unsafe {
                 let a = from.add(row * stride + start);
@@ -287,6 +301,7 @@ unsafe fn multiply_bytes<V: Lanes>(
         let tiles = count.div_ceil(if kept { KEPT_ROWS } else { V::TILE_ROWS });
         for i in 0..tiles {
             let (row, rows_here) = tile_of(count, tiles, i);
+            sums.ask();
             let at = (first + row) * rows.blocks + start;
             // SAFETY: as for this function.
             unsafe {
@@ -476,6 +491,7 @@ unsafe fn multiply_nibbles<V: Lanes>(
         let tiles = count.div_ceil(V::TILE_ROWS);
         for i in 0..tiles {
             let (row, rows_here) = tile_of(count, tiles, i);
+            sums.ask();
             let at = (first + row) * rows.blocks + start;
             // SAFETY: as for this function.
             unsafe {

@@ -1,0 +1,49 @@
+//! Prefetch: memory that a task will want is asked for while it computes, a few cache lines at a time.
+//!
+//! A row of products waits for no memory, and memory for no products: what a tile reads and writes once would
+//! otherwise be waited for at the tile's start and end, where nothing else is to do.
+
+use super::isa::prefetch;
+use std::cell::Cell;
+
+/// Numbers of a cache line.
+const LINE: usize = 16;
+
+/// Parts of memory that will be wanted, which need not exist.
+#[derive(Debug)]
+pub(crate) struct Coming {
+    /// Where a part goes on, and how many lines of it are left.
+    parts: [Cell<(*const f32, usize)>; 3],
+    /// Lines of one call.
+    each: usize,
+}
+
+impl Coming {
+    /// Asks for `parts`, of so many numbers, in `calls` calls.
+    pub(crate) fn new(parts: [(*const f32, usize); 3], calls: usize) -> Self {
+        let parts = parts.map(|(start, length)| (start, length.div_ceil(LINE)));
+        let lines: usize = parts.iter().map(|(_, lines)| lines).sum();
+        Coming {
+            parts: parts.map(Cell::new),
+            each: lines.div_ceil(calls.max(1)),
+        }
+    }
+
+    /// Asks for the next few lines.
+    #[inline(always)]
+    pub(crate) fn ask(&self) {
+        let mut wanted = self.each;
+        for part in &self.parts {
+            let (start, lines) = part.get();
+            let here = lines.min(wanted);
+            for line in 0..here {
+                prefetch(start.wrapping_add(line * LINE));
+            }
+            part.set((start.wrapping_add(here * LINE), lines - here));
+            wanted -= here;
+            if wanted == 0 {
+                return;
+            }
+        }
+    }
+}
