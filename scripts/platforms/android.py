@@ -23,12 +23,14 @@ LIBRARY = BUILT / TRIPLE / "release" / "libfvlm.so"
 PAGE = 16384
 # What every Android has, and what of it the standard library wants.
 SYSTEM = ["libc.so", "libdl.so", "liblog.so", "libm.so"]
-# What zig has no library of: Android's own, for which empty ones of the same names stand, and the unwinder of the NDK.
+# Words for a C compiler, made words for the linker. What zig has no library of: Android's own, for which empty ones of the same
+# names stand, and the unwinder of the NDK.
 LINK = """
 words=(-z max-page-size={page} --unresolved-symbols=ignore-all -L {stubs})
 for word in "$@"; do
     case "$word" in
-        -lunwind|-lgcc) ;;
+        -lunwind|-lgcc|-nodefaultlibs|-nostartfiles) ;;
+        -Wl,*) IFS=, read -ra several <<< "${{word#-Wl,}}"; words+=("${{several[@]}}") ;;
         *) words+=("$word") ;;
     esac
 done
@@ -60,7 +62,6 @@ def environment():
         f"CC_{lower}": str(zig.compiler(TRIPLE, "aarch64-linux-musl")),
         f"AR_{lower}": "llvm-ar",
         f"CARGO_TARGET_{upper}_LINKER": str(zig.script(f"link-{TRIPLE}", link)),
-        f"CARGO_TARGET_{upper}_RUSTFLAGS": "-C linker-flavor=ld.lld",
     }
 
 
