@@ -115,6 +115,8 @@ def workspace(row, library):
         "ORT_DYLIB_PATH": str(library),
         "FVLM_REQUIRE": "cpu,tract",
         "QEMU_CPU": PROCESSORS["neon-i8mm"],
+        # Tests that compile libraries load them, too.
+        "CC": LINKER,
     }
     for name in ["FVLM_BIN", "FVLM_ISA"]:
         settings.pop(name, None)

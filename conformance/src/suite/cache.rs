@@ -129,6 +129,7 @@ fn model(workspace: &Workspace) -> Result<Arc<Deployed>, CaseError> {
 /// Two ways to compute the same thing, in the same precision: what rounding alone may change.
 fn tolerance(subject: &Subject) -> Tolerance {
     match subject.precision() {
+        Precision::Q4F16 if subject.rounds() && cfg!(target_arch = "aarch64") => Tolerance::BytesInHalf,
         _ if subject.rounds() => Tolerance::Bytes,
         Precision::Fp32 => Tolerance::Logits,
         Precision::Fp16 | Precision::Int8 | Precision::Q8 | Precision::Q4 | Precision::Q4F16 => {
