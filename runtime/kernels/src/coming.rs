@@ -1,7 +1,7 @@
 //! Prefetch: memory that a task will want is asked for while it computes, a few cache lines at a time.
 //!
-//! A row of products waits for no memory, and memory for no products: what a tile reads and writes once would
-//! otherwise be waited for at the tile's start and end, where nothing else is to do.
+//! While products are made little memory is read: it brings what a tile wants only once, at its start and its
+//! end, where otherwise it would be waited for and nothing else is to do.
 
 use super::isa::prefetch;
 use std::cell::Cell;
