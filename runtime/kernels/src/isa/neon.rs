@@ -299,35 +299,10 @@ unsafe fn tile_rows<const ROWS: usize>(
         let mut acc = [[[vdupq_n_s32(0); 2]; 4]; ROWS];
         for quad in (0..quads).step_by(4) {
             let (activations, weights) = (activations.add(quad * 4), weights.add(quad * 4 * LANES));
-            tile_quads(&mut acc, activations, stride, weights);
-            tile_quads(&mut acc, activations.add(8), stride, weights.add(8 * LANES));
+            two_quads::<ROWS, false>(&mut acc, activations, stride, weights);
+            two_quads::<ROWS, false>(&mut acc, activations.add(8), stride, weights.add(8 * LANES));
         }
         joined(acc)
-    }
-}
-
-/// Adds the products of two quads of signed weights.
-#[inline(always)]
-unsafe fn tile_quads<const ROWS: usize>(
-    acc: &mut [[[int32x4_t; 2]; 4]; ROWS],
-    activations: *const i8,
-    stride: usize,
-    weights: *const u8,
-) {
-    unsafe {
-        let mut a = [int32x4x2_t(vdupq_n_s32(0), vdupq_n_s32(0)); ROWS];
-        for row in 0..ROWS {
-            a[row] = vld2q_dup_s32(activations.add(row * stride).cast());
-        }
-        for i in 0..4 {
-            let weights = weights.cast::<i8>().add(16 * i);
-            let (first, second) = (vld1q_s8(weights), vld1q_s8(weights.add(4 * LANES)));
-            for row in 0..ROWS {
-                let a = (vreinterpretq_s8_s32(a[row].0), vreinterpretq_s8_s32(a[row].1));
-                let [low, high] = wide_products(first, a.0, second, a.1);
-                acc[row][i] = [sadalp(acc[row][i][0], low), sadalp(acc[row][i][1], high)];
-            }
-        }
     }
 }
 
@@ -345,28 +320,13 @@ unsafe fn stored_rows<const ROWS: usize>(
         while quad + 2 <= quads {
             let weights = weights.add(quad * 4 * LANES);
             prefetch::<AHEAD>(weights);
-            let mut a = [[vdupq_n_s8(0); 2]; ROWS];
-            for row in 0..ROWS {
-                let at = activations.add(row * stride + quad * 4);
-                a[row] = [four_times(at), four_times(at.add(4))];
-            }
-            for i in 0..4 {
-                let first = sixteen(weights.add(i * 16));
-                let second = sixteen(weights.add(i * 16 + 4 * LANES));
-                for row in 0..ROWS {
-                    let [low, high] = wide_products(first, a[row][0], second, a[row][1]);
-                    acc[row][i] = [
-                        vpadalq_s16(acc[row][i][0], low),
-                        vpadalq_s16(acc[row][i][1], high),
-                    ];
-                }
-            }
+            two_quads::<ROWS, true>(&mut acc, activations.add(quad * 4), stride, weights);
             quad += 2;
         }
         if quad < quads {
             let weights = weights.add(quad * 4 * LANES);
             for i in 0..4 {
-                let first = sixteen(weights.add(i * 16));
+                let first = sixteen::<true>(weights.add(i * 16));
                 for row in 0..ROWS {
                     let a = four_times(activations.add(row * stride + quad * 4));
                     acc[row][i][0] = sadalp(acc[row][i][0], smull(first, a));
@@ -375,6 +335,31 @@ unsafe fn stored_rows<const ROWS: usize>(
             }
         }
         joined(acc)
+    }
+}
+
+/// Adds the products of two quads of weights, which are as they are `STORED` or signed.
+#[inline(always)]
+unsafe fn two_quads<const ROWS: usize, const STORED: bool>(
+    acc: &mut [[[int32x4_t; 2]; 4]; ROWS],
+    activations: *const i8,
+    stride: usize,
+    weights: *const u8,
+) {
+    unsafe {
+        let mut a = [int32x4x2_t(vdupq_n_s32(0), vdupq_n_s32(0)); ROWS];
+        for row in 0..ROWS {
+            a[row] = vld2q_dup_s32(activations.add(row * stride).cast());
+        }
+        for i in 0..4 {
+            let first = sixteen::<STORED>(weights.add(16 * i));
+            let second = sixteen::<STORED>(weights.add(16 * i + 4 * LANES));
+            for row in 0..ROWS {
+                let a = (vreinterpretq_s8_s32(a[row].0), vreinterpretq_s8_s32(a[row].1));
+                let [low, high] = wide_products(first, a.0, second, a.1);
+                acc[row][i] = [sadalp(acc[row][i][0], low), sadalp(acc[row][i][1], high)];
+            }
+        }
     }
 }
 
@@ -413,10 +398,13 @@ pub(super) unsafe fn signed(stored: uint8x16_t) -> uint8x16_t {
     unsafe { veorq_u8(stored, vdupq_n_u8(0x80)) }
 }
 
-/// Sixteen signed weights of stored ones.
+/// Sixteen signed weights from memory, where they are as they are `STORED` or signed.
 #[inline(always)]
-unsafe fn sixteen(from: *const u8) -> int8x16_t {
-    unsafe { vreinterpretq_s8_u8(signed(vld1q_u8(from))) }
+unsafe fn sixteen<const STORED: bool>(from: *const u8) -> int8x16_t {
+    unsafe {
+        let weights = vld1q_u8(from);
+        vreinterpretq_s8_u8(if STORED { signed(weights) } else { weights })
+    }
 }
 
 /// `$f` of the first registers, of the second ones, and so on.
