@@ -763,10 +763,12 @@ fn split(node: &NodeView<'_>) -> Result<(), String> {
         ));
     };
     match sizes {
-        Some(sizes) => ensure(
-            sizes.iter().all(|size| *size > 0) && sizes.iter().sum::<i64>() == length,
-            || format!("splits {length} into {sizes:?}"),
-        ),
+        Some(sizes) => {
+            let sum = sizes.iter().try_fold(0_i64, |sum, size| sum.checked_add(*size));
+            ensure(sizes.iter().all(|size| *size > 0) && sum == Some(length), || {
+                format!("splits {length} into {sizes:?}")
+            })
+        }
         None if node.view.opset >= 18 => {
             let found = node.attribute("num_outputs").and_then(|one| one.i);
             let fits = found.is_some_and(|found| usize::try_from(found) == Ok(outputs) && found <= length);

@@ -532,6 +532,15 @@ fn what_breaks_a_rule_is_named() {
             "splits 4 into [1, 2]",
         ),
         (
+            // Their sum is 4 where it wraps.
+            op("Split")
+                .input(F32, x)
+                .ints(&[i64::MAX, i64::MAX, 6])
+                .int("axis", 2)
+                .outputs(3),
+            "splits 4 into [9223372036854775807, 9223372036854775807, 6]",
+        ),
+        (
             op("Split").input(F32, x).int("axis", 2).outputs(2),
             "num_outputs is None",
         ),
