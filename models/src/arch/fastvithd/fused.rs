@@ -21,8 +21,7 @@ pub(in crate::arch) fn fastvithd(
     for index in 0..config.embed_dims.len() {
         x = stage(b, config, encoding, index, x); // [B,H,W,C]
     }
-    let x = final_conv(b, config, encoding, x); // [B,H,W,F]
-    b.reshape(x, &[0, -1, signed(config.final_channels)]) // [B,N,F]
+    final_conv(b, config, encoding, x) // [B,N,F]
 }
 
 /// Three convolutions with GELU: 3x3 stride 2, depthwise 3x3 stride 2, 1x1.
@@ -100,10 +99,7 @@ fn attention_block(
     x: ValueId,
 ) -> ValueId {
     let width = config.embed_dims.get(index).copied().unwrap_or(0);
-    let (height, breadth) = match *b.shape_of(x) {
-        [_, Dim::Fixed(height), Dim::Fixed(breadth), _] => (signed(height), signed(breadth)),
-        _ => (0, 0),
-    };
+    let (height, breadth) = size(b, x);
     let tokens = b.reshape(x, &[0, -1, signed(width)]); // [B,N,C]
     let gain = layer_scale(b, config, "layer_scale_1");
     let attended = {
@@ -139,7 +135,7 @@ fn attention_block(
         };
         proj.add(b, mixed, Some(tokens)) // [B,N,C]
     };
-    let x = b.reshape(attended, &[0, height, breadth, signed(width)]); // [B,H,W,C]
+    let x = b.reshape(attended, &[0, signed(height), signed(breadth), signed(width)]); // [B,H,W,C]
     conv_ffn(b, config, encoding, index, "layer_scale_2", x) // [B,H,W,C]
 }
 
@@ -174,21 +170,39 @@ fn conv_ffn(
     feed_forward.add(b, mixed, Some(x)) // [B,H,W,C]
 }
 
-/// Depthwise 3x3, squeeze-and-excite, GELU.
+/// Depthwise 3x3, squeeze-and-excite, GELU: `x [B,H,W,C] -> [B,N,F]`.
 fn final_conv(b: &mut Builder, config: &VisionConfig, encoding: Stored<'_>, x: ValueId) -> ValueId {
     let (output, squeezed) = (config.final_channels, config.se_channels());
+    let (height, width) = size(b, x);
     let x = depthwise(b, "final_conv", x, output, 3, 1, false); // [B,H,W,F]
+    let x = b.reshape(x, &[0, -1, signed(output)]); // [B,N,F]
     let b = &mut b.scope("final_conv");
     let gate = {
         let b = &mut b.scope("se");
-        let mean = b.reduce_mean(x, &[1, 2]); // [B,1,1,F]
+        // A mean as a product: ONNX Runtime's ReduceMean takes forty times as long.
+        let mean = mean_of(b, height * width);
+        let mean = b.matmul(mean, x); // [B,1,F]
         let small = product(b, "fc1", mean, [output, squeezed], encoding, false);
-        let small = b.relu(small); // [B,1,1,F/16]
+        let small = b.relu(small); // [B,1,F/16]
         let wide = product(b, "fc2", small, [squeezed, output], encoding, false);
-        b.sigmoid(wide) // [B,1,1,F]
+        b.sigmoid(wide) // [B,1,F]
     };
-    let x = b.mul(x, gate); // [B,H,W,F]
-    b.gelu(x) // [B,H,W,F]
+    let x = b.mul(x, gate); // [B,N,F]
+    b.gelu(x) // [B,N,F]
+}
+
+/// `[1,N]` of `1 / N`: its product with `[B,N,F]` is the mean of N rows.
+fn mean_of(b: &mut Builder, rows: u64) -> ValueId {
+    let share = 1.0 / rows as f32;
+    b.constant_f32(&[1, rows], (0..rows).map(|_| share).collect())
+}
+
+/// Height and width of a feature map `[B,H,W,C]`.
+fn size(b: &Builder, x: ValueId) -> (u64, u64) {
+    match *b.shape_of(x) {
+        [_, Dim::Fixed(height), Dim::Fixed(width), _] => (height, width),
+        _ => (0, 0),
+    }
 }
 
 /// Full canonical name of a layer scale, where the tower has them.
