@@ -5,6 +5,7 @@
 //! taken out. Random numbers come from SplitMix64 (Steele, Lea and Flood, 2014), so that a seed gives the same tokens on every
 //! platform and in every version, as long as the logits are the same.
 
+use std::borrow::Cow;
 use thiserror::Error;
 
 /// Logits that give no token, or parameters that make no sense.
@@ -155,7 +156,7 @@ impl Sampler {
         let chosen = if self.sampling.temperature == 0.0 {
             first_maximum(&logits)
         } else {
-            let probabilities = self.filtered(logits);
+            let probabilities = self.filtered(logits.into_owned());
             draw(&probabilities, self.random.next_unit())
         };
         i64::try_from(chosen).map_err(|_| SampleError::Length {
@@ -173,15 +174,15 @@ impl Sampler {
             probabilities[first_maximum(&logits)] = 1.0;
             return Ok(probabilities);
         }
-        Ok(self.filtered(logits))
+        Ok(self.filtered(logits.into_owned()))
     }
 
     /// The logits of the vocabulary, checked, after the penalties and without what may not come. Never empty, and not all are
     /// -inf.
-    fn prepared(&self, logits: &[f32], context: Context<'_>) -> Result<Vec<f32>, SampleError> {
+    fn prepared<'a>(&self, logits: &'a [f32], context: Context<'_>) -> Result<Cow<'a, [f32]>, SampleError> {
         let mut logits = self.penalized(logits, context)?;
         if let Some(allowed) = context.allowed {
-            keep_allowed(&mut logits, allowed);
+            keep_allowed(logits.to_mut(), allowed);
             if logits.iter().all(|&logit| logit == f32::NEG_INFINITY) {
                 return Err(SampleError::NothingAllowed);
             }
@@ -199,8 +200,12 @@ impl Sampler {
             .get(..self.vocabulary)
             .filter(|logits| !logits.is_empty())
             .ok_or(length)?;
-        let wrong = |value: f32| value.is_nan() || value == f32::INFINITY;
-        if let Some(id) = logits.iter().position(|&value| wrong(value)) {
+        // Neither NaN nor +inf. Counted: a loop without an early end goes through vectors.
+        let right = |value: f32| value < f32::INFINITY;
+        let count = |part: &[f32]| part.iter().map(|&value| usize::from(right(value))).sum::<usize>();
+        if count(logits) < logits.len()
+            && let Some(id) = logits.iter().position(|&value| !right(value))
+        {
             return Err(SampleError::NotFinite {
                 id,
                 value: logits[id],
@@ -216,11 +221,12 @@ impl Sampler {
     }
 
     /// The logits of the vocabulary, checked, after the penalties. Never empty, and not all are -inf.
-    fn penalized(&self, logits: &[f32], context: Context<'_>) -> Result<Vec<f32>, SampleError> {
+    fn penalized<'a>(&self, logits: &'a [f32], context: Context<'_>) -> Result<Cow<'a, [f32]>, SampleError> {
         let logits = self.checked(logits)?;
-        let mut penalized = logits.to_vec();
+        let mut penalized = Cow::Borrowed(logits);
         let penalty = self.sampling.repetition_penalty;
         if penalty != 1.0 {
+            let penalized = penalized.to_mut();
             let said = context.prompt.iter().chain(context.answer);
             for id in said.filter_map(|&id| usize::try_from(id).ok()) {
                 // From the original logit, so that an id that comes twice is penalized once.
@@ -244,7 +250,7 @@ impl Sampler {
     }
 
     /// The presence and the frequency penalty of what the answer has.
-    fn subtract(&self, logits: &mut [f32], answer: &[i64]) {
+    fn subtract(&self, logits: &mut Cow<'_, [f32]>, answer: &[i64]) {
         let Sampling {
             presence_penalty,
             frequency_penalty,
@@ -255,6 +261,7 @@ impl Sampler {
         }
         let mut ids: Vec<usize> = answer.iter().filter_map(|&id| usize::try_from(id).ok()).collect();
         ids.sort_unstable();
+        let logits = logits.to_mut();
         for same in ids.chunk_by(|a, b| a == b) {
             let logit = same.first().and_then(|&id| logits.get_mut(id));
             if let Some(logit) = logit.filter(|logit| logit.is_finite()) {
@@ -321,14 +328,20 @@ fn keep_allowed(logits: &mut [f32], allowed: &[u32]) {
     }
 }
 
+/// The first of the largest of logits of which none is NaN.
 fn first_maximum(logits: &[f32]) -> usize {
-    let mut best = 0;
-    for (id, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = id;
+    // Of parts first: a maximum alone goes through vectors, its place does not.
+    const PART: usize = 1024;
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (mut most, mut start) = (f32::NEG_INFINITY, 0);
+    for (place, part) in logits.chunks(PART).enumerate() {
+        let here = part.iter().copied().fold(f32::NEG_INFINITY, larger);
+        if here > most {
+            (most, start) = (here, place * PART);
         }
     }
-    best
+    let part = logits.iter().skip(start);
+    start + part.take_while(|&&logit| logit < most).count()
 }
 
 /// Probabilities of logits of which at least one is finite and none is NaN or +inf.
@@ -422,6 +435,18 @@ mod tests {
                 "{logits:?}"
             );
         }
+    }
+
+    #[test]
+    fn the_first_maximum_of_many_is_found_wherever_it_is() {
+        for places in [[0, 4999], [1023, 1024], [1024, 1025], [2047, 4096], [4998, 4999]] {
+            let mut logits = vec![-1.0; 5000];
+            for place in places {
+                logits[place] = 2.0;
+            }
+            assert_eq!(first_maximum(&logits), places[0]);
+        }
+        assert_eq!(first_maximum(&[f32::NEG_INFINITY; 3000]), 0);
     }
 
     #[test]
@@ -644,7 +669,10 @@ mod tests {
                 frequency_penalty,
                 ..Sampling::default()
             };
-            sampler(sampling, 4).penalized(&logits, context).unwrap()
+            sampler(sampling, 4)
+                .penalized(&logits, context)
+                .unwrap()
+                .into_owned()
         };
         assert_eq!(penalized(0.0, 0.0), logits);
         assert_eq!(penalized(0.5, 0.0), [0.5, 1.5, 3.0, f32::NEG_INFINITY]);
