@@ -342,7 +342,7 @@ unsafe fn carry_over<V: Lanes>(carry: &Carry<'_>, task: usize) {
             let values = carry.present_value.part((at * total + first) * d, slots * d);
             carry_slots(call, sequence, head, first, angles, keys, values);
             let panels = slots.div_ceil(LANES) * LANES * d;
-            pack_keys(
+            pack_keys::<V>(
                 keys,
                 d,
                 slots,
@@ -581,7 +581,7 @@ unsafe fn one_share<V: Lanes>(job: &OneToken<'_>, task: usize, space: &mut [f32]
         let keys = job.present_key.part((at * total + first) * d, slots * d);
         let values = job.present_value.part((at * total + first) * d, slots * d);
         carry_slots(call, sequence, head, first, angles, keys, values);
-        pack_keys(keys, d, slots, d, packed);
+        pack_keys::<V>(keys, d, slots, d, packed);
         let values: &[f32] = if wide == d {
             values
         } else {

@@ -7,7 +7,7 @@
 //! Up to sixteen rows, or too few rows for the threads there are: the two products one after the other, each
 //! split by columns.
 
-use super::coming::Coming;
+use super::coming::{Coming, NOTHING};
 use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::linear::{Activation, Finish, Scaled, few_linear, many_linear, run_of_panels, with_few};
 use super::math::{gelu, gelu_coarse, silu};
@@ -158,11 +158,12 @@ fn tile_rows(rows: usize, ff: &FeedForward<'_>, threads: usize) -> usize {
         (3 << 18, 12)
     };
     let wanted = (limit / row_bytes / TILE).clamp(2, most) * TILE;
-    let mut tiles = rows.div_ceil(wanted);
-    if tiles < 8 * threads {
-        tiles = tiles.next_multiple_of(threads);
+    let tiles = rows.div_ceil(wanted);
+    if tiles >= 8 * threads {
+        return rows.div_ceil(tiles).next_multiple_of(TILE);
     }
-    rows.div_ceil(tiles).next_multiple_of(TILE)
+    rows.div_ceil(tiles.next_multiple_of(threads))
+        .next_multiple_of(TILE / 2)
 }
 
 /// 128 hidden numbers of several rows: the sums of the products, and what turns them into the next product's
@@ -369,12 +370,13 @@ fn hidden_block(
             block: 0,
             inputs: weight.inputs,
         };
+        let next = cut.next(weight, range.len());
         let pair = weight.pair(isa, cut, scales, room);
         let sums = Sums {
             values: values.split_at_mut(column).1,
             stride: BLOCK,
             fresh: true,
-            coming: *coming,
+            coming: [*coming, next.as_ref()],
         };
         accumulate(isa, rows, range.clone(), &pair, sums);
     }
@@ -430,6 +432,7 @@ impl Place<'_> {
                 residual,
                 (finish.out.at(from).cast_const(), length),
                 (self.next.as_ptr(), self.next.len()),
+                NOTHING,
             ],
             rows.div_ceil(TILE) * 3 / 2 * calls,
         )
@@ -486,13 +489,14 @@ unsafe fn fused_tile(isa: Isa, x: &[f32], ff: &FeedForward<'_>, finish: &Finish<
                                             block: first,
                                             inputs: width,
                                         };
+                                        let next = cut.next(down, rows);
                                         let pair = down.pair(isa, cut, scales, down_room);
                                         let values = sums.get_mut(column..).unwrap_or(&mut []);
                                         let sums = Sums {
                                             values,
                                             stride,
                                             fresh: first == 0,
-                                            coming: Some(&coming),
+                                            coming: [Some(&coming), next.as_ref()],
                                         };
                                         accumulate(isa, activated, 0..rows, &pair, sums);
                                     }

@@ -8,11 +8,11 @@
 use super::isa::{Isa, LANES, Lanes, dispatch};
 use super::math::gelu;
 use super::matrix::{
-    Cut, FEW, FewRows, Matrix, NIBBLE_BLOCK, PAIR, Sums, TILE, WIDTH, accumulate, few_panel, in_groups,
+    Cut, FEW, FewRows, Matrix, NIBBLE_BLOCK, PAIR, Sums, WIDTH, accumulate, few_panel, in_groups,
     nibble_corrections,
 };
 use super::norm::{Norm, load_part, store_part};
-use super::parallel::{Parallel, Serial, Shared, scratch};
+use super::parallel::{Parallel, Serial, Shared, part_of, scratch};
 use super::quantise::{Rows, Wanted, with_rows};
 use super::sizes::product;
 use std::ops::Range;
@@ -227,34 +227,28 @@ pub(super) struct Scaled<'a> {
     pub(super) rows: usize,
 }
 
-/// How rows and pairs of panels are divided into tasks.
+/// How rows and pairs of panels are divided into tasks: tiles of rows, and runs of pairs for each.
 #[derive(Debug, Clone, Copy)]
 struct Grid {
-    /// Rows of a tile.
-    rows: usize,
     tiles: usize,
-    /// Pairs of panels of a run.
-    pairs: usize,
     runs: usize,
 }
 
 impl Grid {
+    /// Of tiles with about `wanted` rows; so many tasks that threads end together.
     fn new(rows: usize, pairs: usize, threads: usize, wanted: usize) -> Grid {
         let tiles = rows.div_ceil(wanted);
-        if threads == 1 || tiles >= 4 * threads {
-            return Grid {
-                rows: wanted,
-                tiles,
-                pairs,
-                runs: 1,
-            };
+        if threads == 1 || tiles >= 8 * threads {
+            return Grid { tiles, runs: 1 };
         }
-        let pairs_each = pairs.div_ceil((4 * threads).div_ceil(tiles));
+        if tiles >= 4 * threads {
+            let tiles = tiles.next_multiple_of(threads);
+            return Grid { tiles, runs: 1 };
+        }
+        let runs = (8 * threads).div_ceil(tiles);
         Grid {
-            rows: rows.div_ceil(tiles).next_multiple_of(TILE),
             tiles,
-            pairs: pairs_each,
-            runs: pairs.div_ceil(pairs_each),
+            runs: runs.min(pairs),
         }
     }
 }
@@ -283,28 +277,33 @@ pub(super) fn many_linear(
     let wants = weight.wants(isa);
     if grid.runs == 1 {
         parallel.run(grid.tiles, &|task| {
-            let start = task * grid.rows;
-            let end = rows.min(start + grid.rows);
-            let x = x.get(start * weight.inputs..end * weight.inputs).unwrap_or(&[]);
-            with_rows(isa, &Serial, x, weight.inputs, norm, wants, |prepared| {
-                // SAFETY: the tile's rows are this task's own.
-                unsafe {
-                    let count = end.saturating_sub(start);
-                    multiply(isa, prepared, 0..count, weight, 0..pairs, finish, start);
-                };
-            });
+            let tile = part_of(rows, grid.tiles, task);
+            let x = x.get(tile.start * weight.inputs..tile.end * weight.inputs);
+            with_rows(
+                isa,
+                &Serial,
+                x.unwrap_or(&[]),
+                weight.inputs,
+                norm,
+                wants,
+                |prepared| {
+                    // SAFETY: the tile's rows are this task's own.
+                    unsafe {
+                        multiply(isa, prepared, 0..tile.len(), weight, 0..pairs, finish, tile.start);
+                    };
+                },
+            );
         });
         return;
     }
     with_rows(isa, parallel, x, weight.inputs, norm, wants, |prepared| {
         parallel.run(grid.tiles * grid.runs, &|task| {
-            let start = task / grid.runs * grid.rows;
-            let end = rows.min(start + grid.rows);
-            let first = task % grid.runs * grid.pairs;
-            let range = first..pairs.min(first + grid.pairs);
+            let tile = part_of(rows, grid.tiles, task / grid.runs);
+            let range = part_of(pairs, grid.runs, task % grid.runs);
+            let start = tile.start;
             // SAFETY: the tile's part of these columns is this task's own.
             unsafe {
-                multiply(isa, prepared, start..end.max(start), weight, range, finish, start);
+                multiply(isa, prepared, tile, weight, range, finish, start);
             };
         });
     });
@@ -337,12 +336,13 @@ unsafe fn multiply(
                     block: 0,
                     inputs: weight.inputs,
                 };
+                let next = cut.next(weight, count);
                 let weights = weight.pair(isa, cut, &scales, room);
                 let sums = Sums {
                     values,
                     stride: WIDTH,
                     fresh: true,
-                    coming: None,
+                    coming: [next.as_ref(), None],
                 };
                 accumulate(isa, prepared, rows.clone(), &weights, sums);
                 let from = Scaled {

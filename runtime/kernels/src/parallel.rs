@@ -3,6 +3,7 @@
 
 use super::isa::prefetch;
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// Runs numbered tasks, on as many threads as there are.
 ///
@@ -31,6 +32,12 @@ unsafe impl Parallel for Serial {
     fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
         (0..count).for_each(task);
     }
+}
+
+/// Part `i` of `0..count` in so many parts, of which none has two more than another.
+#[inline(always)]
+pub(crate) fn part_of(count: usize, parts: usize, i: usize) -> Range<usize> {
+    count * i / parts..count * (i + 1) / parts
 }
 
 /// A slice of which every task writes its own part.
@@ -138,6 +145,16 @@ pub(crate) fn scratch<T: Plain, R>(length: usize, body: impl FnOnce(&mut [T]) ->
 mod tests {
     use super::*;
     use std::panic::catch_unwind;
+
+    #[test]
+    fn parts_follow_each_other_to_the_end() {
+        for (count, parts) in [(280, 2), (28, 8), (11, 4), (3, 3), (5, 8)] {
+            let all: Vec<_> = (0..parts).map(|i| part_of(count, parts, i)).collect();
+            let lengths = all.iter().map(ExactSizeIterator::len);
+            assert!(lengths.clone().max() <= lengths.min().map(|least| least + 1));
+            assert!(all.into_iter().flatten().eq(0..count));
+        }
+    }
 
     #[test]
     fn buffers_are_as_long_as_asked_for_and_apart() {

@@ -234,10 +234,7 @@ unsafe fn few_nibbles<V: Lanes, const ROWS: usize>(
         let corrections = corrections.add(first * blocks);
         let mut sums = [V::splat(0.0); ROWS];
         for step in 0..blocks.div_ceil(PARTS) {
-            let mut factors = [V::splat(0.0); ROWS];
-            for row in 0..ROWS {
-                factors[row] = V::splat(*row_scales.add(row * row_blocks + step));
-            }
+            let mut parts = [V::splat(0.0); ROWS];
             // A line has the scales of two blocks.
             for ahead in 0..PARTS / 2 {
                 prefetch(scales.wrapping_add((step * PARTS + 2 * ahead) * LANES + AHEAD / 16));
@@ -255,8 +252,12 @@ unsafe fn few_nibbles<V: Lanes, const ROWS: usize>(
                 );
                 let scale = V::load_f16(scales.add(block * LANES));
                 for row in 0..ROWS {
-                    sums[row] = V::from_int(acc[row]).mul_add(scale.mul(factors[row]), sums[row]);
+                    parts[row] = V::from_int(acc[row]).mul_add(scale, parts[row]);
                 }
+            }
+            for row in 0..ROWS {
+                let factor = V::splat(*row_scales.add(row * row_blocks + step));
+                sums[row] = parts[row].mul_add(factor, sums[row]);
             }
         }
         sums

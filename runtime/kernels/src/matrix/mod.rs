@@ -201,7 +201,7 @@ pub(super) mod tests {
                         values: &mut sums,
                         stride: WIDTH,
                         fresh: true,
-                        coming: None,
+                        coming: [None; 2],
                     };
                     accumulate(isa, rows, 0..100, &pair, sums);
                 });
@@ -243,7 +243,7 @@ pub(super) mod tests {
                     values: &mut values,
                     stride: WIDTH,
                     fresh: true,
-                    coming: None,
+                    coming: [None; 2],
                 };
                 accumulate(isa, prepared, 0..rows, &pair, sums);
             },

@@ -1,5 +1,7 @@
 //! Panels: how is a weight matrix laid out? Sixteen outputs together, in float32, bytes or nibbles.
 
+use super::tiles::TILE;
+use crate::coming::{Coming, NOTHING, PARTS};
 use crate::isa::{Isa, LANES, Lanes, Nibbles, dispatch};
 use crate::quantise::{BLOCK, Wanted};
 use crate::sizes::{MOST, product};
@@ -298,6 +300,33 @@ impl Matrix<'_> {
                 }
             }
         }
+    }
+}
+
+impl Cut {
+    /// What is asked for while these panels are multiplied with so many rows: the next ones of the matrix, for the
+    /// same inputs, where they are made of nibbles. Making them takes so short that memory would be waited for.
+    pub(crate) fn next(&self, matrix: &Matrix<'_>, rows: usize) -> Option<Coming> {
+        const { assert!(PARTS >= 2 * PAIR) }
+        let Panels::Int4 { nibbles, scales } = matrix.panels else {
+            return None;
+        };
+        let mut parts = [NOTHING; PARTS];
+        let all = matrix.inputs.div_ceil(NIBBLE_BLOCK);
+        let start = self.block * BLOCK / NIBBLE_BLOCK;
+        let blocks = self.inputs.div_ceil(NIBBLE_BLOCK);
+        let next = self.first + self.count..matrix.panel_count();
+        for (panel, parts) in next.zip(parts.as_chunks_mut::<2>().0) {
+            let at = panel * all + start;
+            *parts = [
+                (nibbles.as_ptr().wrapping_add(at * 256).cast(), blocks * 256 / 4),
+                (
+                    scales.as_ptr().wrapping_add(at * LANES).cast(),
+                    blocks * LANES / 2,
+                ),
+            ];
+        }
+        Some(Coming::new(parts, rows.div_ceil(TILE)))
     }
 }
 

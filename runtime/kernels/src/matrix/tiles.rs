@@ -9,6 +9,7 @@
 use super::panels::{NIBBLE_BLOCK, Pair, Way, nibble_record};
 use crate::coming::Coming;
 use crate::isa::{Isa, LANES, Lanes, Nibbles, dispatch};
+use crate::parallel::part_of;
 use crate::quantise::{BLOCK, Quantised, Rows};
 use std::ops::Range;
 
@@ -25,14 +26,14 @@ pub(crate) struct Sums<'a> {
     /// Whether what they hold is to be forgotten.
     pub(crate) fresh: bool,
     /// What is asked for with every tile.
-    pub(crate) coming: Option<&'a Coming>,
+    pub(crate) coming: [Option<&'a Coming>; 2],
 }
 
 impl Sums<'_> {
     /// Asks for some of what is coming.
     #[inline(always)]
     fn ask(&self) {
-        if let Some(coming) = self.coming {
+        for coming in self.coming.into_iter().flatten() {
             coming.ask();
         }
     }
@@ -174,11 +175,11 @@ macro_rules! with_rows_known {
     }};
 }
 
-/// Tile `i` of `tiles`, of `count` rows split evenly: its first row and how many it has.
+/// Part `i` of `count` in so many parts: where it starts and how long it is.
 #[inline(always)]
-fn tile_of(count: usize, tiles: usize, i: usize) -> (usize, usize) {
-    let start = count * i / tiles;
-    (start, count * (i + 1) / tiles - start)
+fn tile_of(count: usize, parts: usize, i: usize) -> (usize, usize) {
+    let part = part_of(count, parts, i);
+    (part.start, part.len())
 }
 
 /// # Safety

@@ -147,7 +147,7 @@ unsafe fn one_part<V: Lanes>(job: &Job<'_>, task: usize, space: &mut [f32]) {
     // SAFETY: rows of `width` numbers, of which each head has `d` at its place; the scratch parts have the
     // lengths that the steps ask for; no other task writes these rows of this head.
     unsafe {
-        pack_keys(&input[(heads + head) * d..], width, tokens, d, keys);
+        pack_keys::<V>(&input[(heads + head) * d..], width, tokens, d, keys);
         pack_rows(&input[(2 * heads + head) * d..], width, tokens, d, values);
         let end = (part * job.rows + job.rows).min(tokens);
         let mut first = part * job.rows;

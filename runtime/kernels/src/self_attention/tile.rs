@@ -15,7 +15,17 @@ pub(crate) fn tile_rows<V: Lanes>(head_dim: usize) -> usize {
 }
 
 /// `[count, d]` keys, `stride` apart, to panels `[ceil(count / 16), d, 16]`, zeros after the last.
-pub(crate) fn pack_keys(from: &[f32], stride: usize, count: usize, d: usize, to: &mut [f32]) {
+///
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+pub(crate) unsafe fn pack_keys<V: Lanes>(
+    from: &[f32],
+    stride: usize,
+    count: usize,
+    d: usize,
+    to: &mut [f32],
+) {
     for (panel, to) in to
         .chunks_exact_mut(d * LANES)
         .enumerate()
@@ -23,14 +33,46 @@ pub(crate) fn pack_keys(from: &[f32], stride: usize, count: usize, d: usize, to:
     {
         let first = panel * LANES;
         let live = LANES.min(count - first);
-        if live < LANES {
+        let from = &from[first * stride..][..(live - 1) * stride + d];
+        let mut done = 0;
+        if live == LANES {
+            for (part, to) in to.chunks_exact_mut(LANES * LANES).enumerate() {
+                // SAFETY: sixteen numbers of each of sixteen keys, to a part as long.
+                unsafe { turn::<V>(from.as_ptr().add(part * LANES), stride, to.as_mut_ptr()) };
+                done += LANES;
+            }
+        } else {
             to.fill(0.0);
         }
         for key in 0..live {
-            let from = &from[(first + key) * stride..][..d];
-            for (to, from) in to.chunks_exact_mut(LANES).zip(from) {
+            let from = &from[key * stride..][done..d];
+            for (to, from) in to.chunks_exact_mut(LANES).skip(done).zip(from) {
                 to[key] = *from;
             }
+        }
+    }
+}
+
+/// `[16, 16]` numbers, rows `stride` apart, to their columns, row by row: four times the first half of the
+/// vectors is interleaved with the second.
+///
+/// # Safety
+/// As [`Lanes`]; the numbers exist.
+#[inline(always)]
+unsafe fn turn<V: Lanes>(from: *const f32, stride: usize, to: *mut f32) {
+    unsafe {
+        let mut rows = [V::splat(0.0); LANES];
+        for (i, row) in rows.iter_mut().enumerate() {
+            *row = V::load(from.add(i * stride));
+        }
+        for _ in 0..LANES.ilog2() {
+            let before = rows;
+            for i in 0..LANES / 2 {
+                [rows[2 * i], rows[2 * i + 1]] = before[i].interleave(before[i + LANES / 2]);
+            }
+        }
+        for (i, row) in rows.into_iter().enumerate() {
+            row.store(to.add(i * LANES));
         }
     }
 }
