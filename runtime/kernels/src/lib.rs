@@ -22,6 +22,7 @@ pub mod pool;
 #[cfg(test)]
 mod pool_tests;
 mod quantise;
+pub mod resample;
 pub mod self_attention;
 mod sizes;
 pub mod stem;

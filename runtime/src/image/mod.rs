@@ -16,6 +16,7 @@ mod orientation;
 pub mod preprocess;
 mod problem;
 pub mod resize;
+mod threads;
 mod tiff;
 mod webp;
 

@@ -7,9 +7,10 @@
 //! values, and a crop that is larger than the image lies one pixel further up and left where the margin is odd.
 
 use super::resize::{Canvas, resize};
+use super::threads::share;
 use super::{ImageError, ImageId, Picture, PixelValues};
 use models::bundle::{Aspect, ImageSpec};
-use ndarray::{Array4, s};
+use ndarray::{Array4, ArrayViewMut1, Axis, s};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Longest edge of `pixel_values`: far beyond any encoder, small enough for memory.
@@ -35,27 +36,50 @@ pub fn preprocess(picture: &Picture, spec: &ImageSpec) -> Result<PixelValues, Im
     );
 
     let size = |edge: u32| usize::try_from(edge).unwrap_or(usize::MAX);
-    let (target_width, target_height) = (size(spec.width), size(spec.height));
+    let mut values = Array4::zeros((1, 3, size(spec.height), size(spec.width)));
     let tables = tables(spec);
-    let mut values = Array4::zeros((1, 3, target_height, target_width));
-    for (channel, table) in tables.iter().enumerate() {
-        values.slice_mut(s![0, channel, .., ..]).fill(table[0]);
-    }
-    let kept = usize::try_from(columns.end - columns.start).unwrap_or(0);
-    for (row, pixels) in bytes.chunks_exact((kept * 3).max(1)).enumerate() {
-        for (channel, table) in tables.iter().enumerate() {
-            let mut target = values.slice_mut(s![0, channel, top + row, left..left + kept]);
-            for (value, pixel) in target.iter_mut().zip(pixels.chunks_exact(3)) {
-                *value = table[usize::from(pixel[channel])];
+    let row_bytes = usize::try_from(columns.end - columns.start).unwrap_or(0) * 3;
+    let picture_row = |row: usize| {
+        let start = row.checked_sub(top)?.checked_mul(row_bytes)?;
+        bytes.get(start..start + row_bytes)
+    };
+    let mut hashes = vec![0; size(spec.height).div_ceil(BAND)];
+    let mut channels = values.slice_mut(s![0, .., .., ..]);
+    let bands = channels.axis_chunks_iter_mut(Axis(1), BAND);
+    share(
+        bands.zip(&mut hashes).enumerate(),
+        |(band, (mut values, hash))| {
+            let mut hasher = DefaultHasher::new();
+            for (row, mut values) in values.axis_iter_mut(Axis(1)).enumerate() {
+                let pixels = picture_row(band * BAND + row).unwrap_or(&[]);
+                hasher.write(pixels);
+                for (channel, table) in tables.iter().enumerate() {
+                    normalise(pixels, channel, table, left, values.row_mut(channel));
+                }
             }
-        }
-    }
+            *hash = hasher.finish();
+        },
+    );
     let mut hasher = DefaultHasher::new();
-    (left, top, columns, rows, bytes).hash(&mut hasher);
+    (left, top, columns, rows, hashes).hash(&mut hasher);
     Ok(PixelValues {
         values,
         id: ImageId(hasher.finish()),
     })
+}
+
+/// Rows of `pixel_values` that a thread makes and hashes at once.
+const BAND: usize = 64;
+
+/// One channel of a row of `pixels`, from column `left` of `values` on; beside it, black.
+fn normalise(pixels: &[u8], channel: usize, table: &[f32; 256], left: usize, values: ArrayViewMut1<'_, f32>) {
+    let (mut before, rest) = values.split_at(Axis(0), left);
+    let (mut inside, mut after) = rest.split_at(Axis(0), pixels.len() / 3);
+    before.fill(table[0]);
+    for (value, pixel) in inside.iter_mut().zip(pixels.as_chunks::<3>().0) {
+        *value = table[usize::from(pixel[channel])];
+    }
+    after.fill(table[0]);
 }
 
 /// All faults of a spec that would make nonsense of every image.

@@ -3,13 +3,16 @@
 //! The algorithm of Pillow's `src/libImaging/Resample.c` for 8-bit channels: antialiased separable filters, weights in
 //! f64, normalised, rounded to 22-bit fixed point; two passes, rounded to bytes in between. Only a window of the
 //! result is computed, a margin in one colour around the picture is never stored, and rows of the first pass live as
-//! long as the second needs them: memory follows the window, not the picture.
+//! long as the second needs them: memory follows the window, not the picture. Both passes are sums of rows
+//! ([`kernels::resample`]), the horizontal one of sixteen picture rows side by side, column after column.
 
 use super::Picture;
+use super::threads::{cores, share};
+use kernels::Isa;
+use kernels::resample::{self, Ring, resample};
 use models::bundle::Resample;
 use std::f64::consts::PI;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
 /// Fraction bits of a weight: 32 - 8 bits of a channel - 2 for overshoot, as in Pillow.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
@@ -87,33 +90,15 @@ pub fn resize(
     if result.is_empty() {
         return result;
     }
-    let run = |taps: &[Taps], out: &mut [u8]| {
+    let count = cores().min(vertical.taps.len().div_ceil(ROWS_PER_THREAD));
+    let length = vertical.taps.len().div_ceil(count);
+    let taps = vertical.taps.chunks(length);
+    share(taps.zip(result.chunks_mut(length * row_bytes)), |(taps, out)| {
         if vertical_first {
-            passes.vertical_first(taps, out)
+            passes.vertical_first(taps, out);
         } else {
-            passes.horizontal_first(taps, out)
+            passes.horizontal_first(taps, out);
         }
-    };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = cores.min(vertical.taps.len().div_ceil(ROWS_PER_THREAD));
-    let share = vertical.taps.len().div_ceil(threads);
-    let shares = vertical
-        .taps
-        .chunks(share)
-        .zip(result.chunks_mut(share * row_bytes));
-    let shares = Mutex::new(shares);
-    let next = || shares.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let work = || {
-        while let Some((taps, out)) = next() {
-            run(taps, out);
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 1..threads {
-            // Where a thread cannot be had, the others do its share.
-            drop(std::thread::Builder::new().spawn_scoped(scope, work));
-        }
-        work();
     });
     result
 }
@@ -155,6 +140,16 @@ impl Taps {
 impl Axis {
     fn weights(&self, taps: &Taps) -> &[i32] {
         &self.weights[taps.weights.clone()]
+    }
+
+    /// Taps of this axis as the kernel takes them.
+    fn sums<'a>(&'a self, taps: &[Taps]) -> Vec<resample::Taps<'a>> {
+        let sum = |taps: &Taps| resample::Taps {
+            first: taps.first,
+            weights: &self.weights[taps.weights.clone()],
+            margin: taps.margin,
+        };
+        taps.iter().map(sum).collect()
     }
 
     /// `source` rows become `target`; of the source, `length` rows from `offset` on are the picture.
@@ -274,76 +269,80 @@ impl<'a> Passes<'a> {
     /// The rows of the result that `taps` stand for, the horizontal pass first.
     fn horizontal_first(&self, taps: &[Taps], out: &mut [u8]) {
         let active = self.active.start * 3..self.active.end * 3;
-        let across = &self.horizontal.taps[self.active.clone()];
-        // Picture rows after the horizontal pass, row r at r % depth: no row of the result needs more at once.
-        let depth = taps.iter().map(Taps::len).max().unwrap_or(0).max(1);
-        let mut ring = vec![0; depth * active.len()];
+        let length = active.len();
+        let mut side = Side::new(self.horizontal.sums(&self.horizontal.taps[self.active.clone()]));
+        let beside = self.color.repeat(SIDE);
+        // Picture rows after the horizontal pass, row r at r % depth: no row of the result needs more at once, and as
+        // many are made at a time as go side by side.
+        let most = taps.iter().map(Taps::len).max().unwrap_or(0);
+        let depth = most + SIDE;
+        let end = taps.iter().map(Taps::end).max().unwrap_or(0);
+        let mut ring = vec![0; depth * length];
         let mut next = 0;
-        let mut sums = vec![0; active.len()];
-        for (taps, out) in taps.iter().zip(out.chunks_exact_mut(self.margin.len())) {
+        let rows = self.vertical.sums(taps);
+        for ((taps, row), out) in taps
+            .iter()
+            .zip(&rows)
+            .zip(out.chunks_exact_mut(self.margin.len()))
+        {
             next = next.max(taps.first);
             while next < taps.end() {
-                let slot = next % depth * active.len();
-                self.across(
-                    across,
-                    self.row(next),
-                    self.color,
-                    &mut ring[slot..slot + active.len()],
-                );
-                next += 1;
+                let count = SIDE.min(end - next);
+                side.sum((next..next + count).map(|row| self.row(row)), &beside);
+                for place in 0..count {
+                    let slot = (next + place) % depth * length;
+                    side.take(place, &mut ring[slot..slot + length]);
+                }
+                next += count;
             }
-            let weights = self.vertical.weights(taps);
-            let total = weights.iter().sum::<i32>() + taps.margin;
-            for (out, &margin) in out.iter_mut().zip(&self.margin) {
-                *out = clip(HALF + i32::from(margin) * total);
+            let total = row.weights.iter().sum::<i32>() + row.margin;
+            for columns in [0..active.start, active.end..out.len()] {
+                let margins = &self.margin[columns.clone()];
+                for (out, &margin) in out[columns].iter_mut().zip(margins) {
+                    *out = clip(HALF + i32::from(margin) * total);
+                }
             }
-            for (sum, &margin) in sums.iter_mut().zip(&self.margin[active.clone()]) {
-                *sum = HALF + i32::from(margin) * taps.margin;
-            }
-            for (row, &weight) in (taps.first..).zip(weights) {
-                let slot = row % depth * active.len();
-                add(&mut sums, &ring[slot..slot + active.len()], weight);
-            }
-            for (out, &sum) in out[active.clone()].iter_mut().zip(&sums) {
-                *out = clip(sum);
-            }
+            let ring = Ring { bytes: &ring, length };
+            let (beside, out) = (&self.margin[active.clone()], &mut out[active.clone()]);
+            resample(
+                Isa::detect(),
+                ring,
+                beside,
+                std::slice::from_ref(row),
+                PRECISION_BITS,
+                out,
+            );
         }
     }
 
     /// The rows of the result that `taps` stand for, the vertical pass first.
     fn vertical_first(&self, taps: &[Taps], out: &mut [u8]) {
-        let across = &self.horizontal.taps;
-        let mut sums = vec![0; self.picture.pixels().len() / self.rows()];
-        let mut row = vec![0; sums.len()];
-        for (taps, out) in taps.iter().zip(out.chunks_exact_mut(self.margin.len())) {
-            let weights = self.vertical.weights(taps);
-            for (index, sum) in sums.iter_mut().enumerate() {
-                *sum = HALF + i32::from(self.color[index % 3]) * taps.margin;
+        let picture = Ring {
+            bytes: self.picture.pixels(),
+            length: self.picture.pixels().len() / self.rows(),
+        };
+        let beside: Vec<u8> = self.color.iter().copied().cycle().take(picture.length).collect();
+        let mut side = Side::new(self.horizontal.sums(&self.horizontal.taps));
+        let mut rows = vec![0; SIDE * picture.length];
+        let out_length = self.margin.len();
+        for (taps, out) in taps.chunks(SIDE).zip(out.chunks_mut(SIDE * out_length)) {
+            let rows = &mut rows[..taps.len() * picture.length];
+            resample(
+                Isa::detect(),
+                picture,
+                &beside,
+                &self.vertical.sums(taps),
+                PRECISION_BITS,
+                rows,
+            );
+            let mut colors = [0; SIDE * 3];
+            for (color, taps) in colors.as_chunks_mut::<3>().0.iter_mut().zip(taps) {
+                let total = self.vertical.weights(taps).iter().sum::<i32>() + taps.margin;
+                *color = self.color.map(|channel| clip(HALF + i32::from(channel) * total));
             }
-            for (row, &weight) in (taps.first..).zip(weights) {
-                add(&mut sums, self.row(row), weight);
-            }
-            for (value, &sum) in row.iter_mut().zip(&sums) {
-                *value = clip(sum);
-            }
-            let total = weights.iter().sum::<i32>() + taps.margin;
-            let beside = self.color.map(|channel| clip(HALF + i32::from(channel) * total));
-            self.across(across, &row, beside, out);
-        }
-    }
-
-    /// The horizontal pass of one row for the columns of `taps`; left and right of `pixels` is `color`.
-    fn across(&self, taps: &[Taps], pixels: &[u8], color: [u8; 3], out: &mut [u8]) {
-        for (taps, out) in taps.iter().zip(out.chunks_exact_mut(3)) {
-            let source = &pixels[taps.first * 3..taps.end() * 3];
-            let mut sums = color.map(|channel| HALF + i32::from(channel) * taps.margin);
-            for (pixel, &weight) in source.chunks_exact(3).zip(self.horizontal.weights(taps)) {
-                sums[0] += i32::from(pixel[0]) * weight;
-                sums[1] += i32::from(pixel[1]) * weight;
-                sums[2] += i32::from(pixel[2]) * weight;
-            }
-            for (out, sum) in out.iter_mut().zip(sums) {
-                *out = clip(sum);
+            side.sum(rows.chunks_exact(picture.length), &colors);
+            for (place, out) in out.chunks_exact_mut(out_length).enumerate() {
+                side.take(place, out);
             }
         }
     }
@@ -358,10 +357,62 @@ impl<'a> Passes<'a> {
     }
 }
 
-/// Adds `values` times `weight` to `sums`.
-fn add(sums: &mut [i32], values: &[u8], weight: i32) {
-    for (sum, &value) in sums.iter_mut().zip(values) {
-        *sum += i32::from(value) * weight;
+/// Rows that go through the horizontal pass at once.
+const SIDE: usize = 16;
+
+/// Rows side by side, the pixels of a column one after the other: so the horizontal pass is one of whole rows too.
+struct Side<'a> {
+    taps: Vec<resample::Taps<'a>>,
+    /// `[columns of the picture, SIDE, 3]`
+    columns: Vec<u8>,
+    /// `[taps, SIDE, 3]`
+    sums: Vec<u8>,
+}
+
+impl<'a> Side<'a> {
+    fn new(taps: Vec<resample::Taps<'a>>) -> Side<'a> {
+        let sums = vec![0; taps.len() * SIDE * 3];
+        Side {
+            taps,
+            columns: Vec::new(),
+            sums,
+        }
+    }
+
+    /// The horizontal pass of up to [`SIDE`] rows; left and right of row `i` is the `i`th color of `beside`.
+    fn sum<'r>(&mut self, rows: impl Iterator<Item = &'r [u8]>, beside: &[u8]) {
+        for (place, row) in rows.enumerate() {
+            self.columns.resize(row.len() * SIDE, 0);
+            let columns = self.columns.as_chunks_mut::<3>().0.iter_mut();
+            for (to, from) in columns.skip(place).step_by(SIDE).zip(row.as_chunks::<3>().0) {
+                *to = *from;
+            }
+        }
+        let columns = Ring {
+            bytes: &self.columns,
+            length: SIDE * 3,
+        };
+        resample(
+            Isa::detect(),
+            columns,
+            beside,
+            &self.taps,
+            PRECISION_BITS,
+            &mut self.sums,
+        );
+    }
+
+    /// Row `place` of the last sums.
+    fn take(&self, place: usize, out: &mut [u8]) {
+        let sums = self.sums.as_chunks::<3>().0.iter();
+        for (to, from) in out
+            .as_chunks_mut::<3>()
+            .0
+            .iter_mut()
+            .zip(sums.skip(place).step_by(SIDE))
+        {
+            *to = *from;
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 use super::header::{Component, Frame};
 use super::idct::{self, Plane};
 use super::scan::Block;
-use std::sync::{Mutex, PoisonError};
+use crate::image::threads;
 
 /// Rows of the result that are worth a thread.
 const ROWS_PER_THREAD: usize = 128;
@@ -34,8 +34,7 @@ impl ColorSpace {
 
 /// How many threads make pixels of an image.
 pub(super) fn threads(frame: &Frame) -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    cores
+    threads::cores()
         .min((frame.mcus.1 * 8 * frame.most.1).div_ceil(ROWS_PER_THREAD))
         .max(1)
 }
@@ -43,12 +42,12 @@ pub(super) fn threads(frame: &Frame) -> usize {
 /// `[height, width, 3]`, of all coefficients; threads share the rows of MCUs.
 pub(super) fn rgb(frame: &Frame, stores: &[Vec<Block>], space: ColorSpace) -> Vec<u8> {
     let mut pixels = Rows::pixels(frame);
-    let share = frame.mcus.1.div_ceil(threads(frame));
+    let length = frame.mcus.1.div_ceil(threads(frame));
     let run = |first: usize, pixels: &mut [u8]| {
         let mut painter = Painter::new(frame, space, None, pixels);
         painter.first = first;
         // One row of MCUs more above and below.
-        let end = (first + share + 1).min(frame.mcus.1);
+        let end = (first + length + 1).min(frame.mcus.1);
         for row in first.saturating_sub(1)..end {
             painter.paint(row, |place| {
                 let component = &frame.components[place];
@@ -59,22 +58,8 @@ pub(super) fn rgb(frame: &Frame, stores: &[Vec<Block>], space: ColorSpace) -> Ve
         painter.finish(end);
     };
     let bytes = pixels.len() / usize::try_from(frame.height).unwrap_or(usize::MAX).max(1);
-    let shares = pixels.chunks_mut(share * 8 * frame.most.1 * bytes).enumerate();
-    let helpers = shares.len().saturating_sub(1);
-    let shares = Mutex::new(shares);
-    let next = || shares.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let work = || {
-        while let Some((index, pixels)) = next() {
-            run(index * share, pixels);
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..helpers {
-            // Where a thread cannot be had, the others do its share.
-            drop(std::thread::Builder::new().spawn_scoped(scope, work));
-        }
-        work();
-    });
+    let shares = pixels.chunks_mut(length * 8 * frame.most.1 * bytes).enumerate();
+    threads::share(shares, |(index, pixels)| run(index * length, pixels));
     pixels
 }
 
