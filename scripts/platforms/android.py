@@ -23,19 +23,6 @@ LIBRARY = BUILT / TRIPLE / "release" / "libfvlm.so"
 PAGE = 16384
 # What every Android has, and what of it the standard library wants.
 SYSTEM = ["libc.so", "libdl.so", "liblog.so", "libm.so"]
-# Words for a C compiler, made words for the linker. What zig has no library of: Android's own, for which empty ones of the same
-# names stand, and the unwinder of the NDK.
-LINK = """
-words=(-z max-page-size={page} --unresolved-symbols=ignore-all -L {stubs})
-for word in "$@"; do
-    case "$word" in
-        -lunwind|-lgcc|-nodefaultlibs|-nostartfiles) ;;
-        -Wl,*) IFS=, read -ra several <<< "${{word#-Wl,}}"; words+=("${{several[@]}}") ;;
-        *) words+=("$word") ;;
-    esac
-done
-zig ld.lld "${{words[@]}}"
-"""
 
 
 def missing():
@@ -57,11 +44,14 @@ def stubs():
 def environment():
     # zig has no header of Android: C is compiled as for another Linux, whose C library it does not call.
     upper, lower = TRIPLE.upper().replace("-", "_"), TRIPLE.replace("-", "_")
-    link = LINK.format(page=PAGE, stubs=stubs())
+    command = ["ld.lld", "-z", f"max-page-size={PAGE}", "--unresolved-symbols=ignore-all", "-L", stubs()]
+    # What zig has no library of: Android's own, for which empty ones of the same names stand, and the unwinder of the NDK.
+    dropped = ["-lunwind", "-lgcc", "-nodefaultlibs", "-nostartfiles"]
+    linker = zig.filtering(f"link-{TRIPLE}", command, dropped, split=True)
     return {
         f"CC_{lower}": str(zig.compiler(TRIPLE, "aarch64-linux-musl")),
         f"AR_{lower}": "llvm-ar",
-        f"CARGO_TARGET_{upper}_LINKER": str(zig.script(f"link-{TRIPLE}", link)),
+        f"CARGO_TARGET_{upper}_LINKER": str(linker),
     }
 
 

@@ -27,19 +27,6 @@ TARGETS = {
 }
 # The oldest macOS that is linked for, as for the release.
 OLDEST = "12.0"
-# zig has what each Mac's own library exports, and none of Apple's frameworks: those are left for the loader.
-LINK = """
-words=(-target {target} -undefined dynamic_lookup)
-while [ $# -gt 0 ]; do
-    case "$1" in
-        -framework|-arch|-isysroot|-target) shift ;;
-        --target=*|-mmacosx-version-min=*|-lobjc|-liconv) ;;
-        *) words+=("$1") ;;
-    esac
-    shift
-done
-zig cc "${{words[@]}}"
-"""
 
 
 def missing(triples):
@@ -54,8 +41,11 @@ def environment(triple):
         "SDKROOT": str(BUILT),
     }
     if triple == MAC:
-        link = LINK.format(target=f"{TARGETS[MAC]}.{OLDEST}")
-        found[f"CARGO_TARGET_{name.upper()}_LINKER"] = str(zig.script(f"link-{triple}", link))
+        command = ["cc", "-target", f"{TARGETS[MAC]}.{OLDEST}", "-undefined", "dynamic_lookup"]
+        dropped = ["--target=*", "-mmacosx-version-min=*", "-lobjc", "-liconv"]
+        # zig has what each Mac's own library exports, and none of Apple's frameworks: those are left for the loader.
+        linker = zig.filtering(f"link-{triple}", command, dropped, ["-framework", *zig.PLACES])
+        found[f"CARGO_TARGET_{name.upper()}_LINKER"] = str(linker)
         found["MACOSX_DEPLOYMENT_TARGET"] = OLDEST
     return found
 

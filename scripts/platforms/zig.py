@@ -6,6 +6,9 @@ import shlex
 
 from .common import BUILT, ROOT, run
 
+# Words of a C compiler that name a processor, a folder of a system or a target, which is the next word.
+PLACES = ["-arch", "-isysroot", "-target"]
+
 
 @functools.cache
 def words():
@@ -24,20 +27,31 @@ def script(name, text):
     return path
 
 
-def compiler(triple, target):
-    """Compiles C and assembles for a target, whatever target, processor and folder of a system the caller names."""
+def filtering(name, command, dropped, pairs=(), split=False):
+    """A program that gives its words to zig's command, but for those `dropped`, and those of `pairs` with the word behind each.
+    Where it splits, it makes words for a linker of those for a C compiler: `A B` of `-Wl,A,B`."""
+    program, *fixed = map(str, command)
+    arms = [(dropped, ""), (pairs, "shift")]
+    if split:
+        arms.append((["-Wl,*"], 'IFS=, read -ra several <<< "${1#-Wl,}"; words+=("${several[@]}")'))
+    arms.append((["*"], 'words+=("$1")'))
+    cases = "\n".join(f"        {'|'.join(patterns)}) {action} ;;" for patterns, action in arms if patterns)
     return script(
-        f"cc-{triple}",
+        name,
         f"""
-words=(-target {target})
+words=({shlex.join(fixed)})
 while [ $# -gt 0 ]; do
     case "$1" in
-        --target=*|-mmacosx-version-min=*|-miphoneos-version-min=*|-mios-simulator-version-min=*) ;;
-        -arch|-isysroot|-target) shift ;;
-        *) words+=("$1") ;;
+{cases}
     esac
     shift
 done
-zig cc "${{words[@]}}"
+zig {program} "${{words[@]}}"
 """,
     )
+
+
+def compiler(triple, target):
+    """Compiles C and assembles for a target, whatever target, processor and folder of a system the caller names."""
+    oldest = ["-mmacosx-version-min=*", "-miphoneos-version-min=*", "-mios-simulator-version-min=*"]
+    return filtering(f"cc-{triple}", ["cc", "-target", target], ["--target=*", *oldest], PLACES)
