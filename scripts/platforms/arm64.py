@@ -212,20 +212,9 @@ def check(table, ci):
     with tempfile.TemporaryDirectory() as work:
         work = pathlib.Path(work)
         bundle = programs.exported(work / "demo", programs.SMALL)
-        with table.cell(TRIPLE, "bundle equal") as row:
-            row.append(programs.equal_bundles(best, work))
-        with table.cell(TRIPLE, "answers equal") as row:
-            for provider, name in [("tract", "tract"), ("cpu", "ONNX Runtime")]:
-                count = programs.equal_answers([best] if ci else every, bundle, provider, programs.PRECISIONS)
-                row.append(f"{name}: {count} of {count}")
+        programs.compared(table, TRIPLE, [best] if ci else every, bundle, work)
         with table.cell(TRIPLE, "tests run") as row:
-            programs.replaced(best, work)
-            programs.locked(best, work)
-            programs.at_once(best, work)
-            programs.odd_paths(best, work)
-            programs.in_use(best, work)
-            programs.binary(best, bundle)
-            programs.served(best, bundle)
+            programs.tried(best, bundle, work)
             pages(best, work, bundle)
             in_c(best, work, bundle)
             row.append(

@@ -355,3 +355,21 @@ def served(machine, bundle):
         except OSError as error:
             raise Failed(f"fvlm-serve: {error}") from error
         expect("an answer over HTTP", answer["choices"][0]["message"]["content"].strip(), description())
+
+
+def compared(table, name, machines, bundle, work):
+    """Fills two cells: bundles of the last machine, and the recorded answers of all."""
+    with table.cell(name, "bundle equal") as row:
+        row.append(equal_bundles(machines[-1], work))
+    with table.cell(name, "answers equal") as row:
+        for provider, engine in [("tract", "tract"), ("cpu", "ONNX Runtime")]:
+            count = equal_answers(machines, bundle, provider, PRECISIONS)
+            row.append(f"{engine}: {count} of {count}")
+
+
+def tried(machine, bundle, work):
+    """What programs do on every platform, beyond equal bundles and answers."""
+    for check in (replaced, locked, at_once, odd_paths, in_use):
+        check(machine, work)
+    for check in (binary, served):
+        check(machine, bundle)

@@ -191,26 +191,13 @@ def check(table, ci):
         work = pathlib.Path(work)
         bundle = programs.exported(work / "demo", programs.SMALL)
         try:
-            run_all(table, wine, work, bundle)
+            programs.compared(table, TRIPLE, [wine], bundle, work)
+            with table.cell(TRIPLE, "tests run") as row:
+                programs.tried(wine, bundle, work)
+                ctrl_c(wine, work, bundle)
+                row.append(
+                    "replacing, locks, odd and long paths, a bundle in use, binary stdin, Ctrl-C, HTTP"
+                )
         finally:
             # Wine's server outlives its programs by some seconds.
             subprocess.run([WINE.replace("wine64", "wineserver64"), "-k"], env={**os.environ, **SETTINGS})
-
-
-def run_all(table, wine, work, bundle):
-    with table.cell(TRIPLE, "bundle equal") as row:
-        row.append(programs.equal_bundles(wine, work))
-    with table.cell(TRIPLE, "answers equal") as row:
-        for provider, name in [("tract", "tract"), ("cpu", "ONNX Runtime")]:
-            count = programs.equal_answers([wine], bundle, provider, programs.PRECISIONS)
-            row.append(f"{name}: {count} of {count}")
-    with table.cell(TRIPLE, "tests run") as row:
-        programs.replaced(wine, work)
-        programs.locked(wine, work)
-        programs.at_once(wine, work)
-        programs.odd_paths(wine, work)
-        programs.in_use(wine, work)
-        programs.binary(wine, bundle)
-        ctrl_c(wine, work, bundle)
-        programs.served(wine, bundle)
-        row.append("replacing, locks, odd and long paths, a bundle in use, binary stdin, Ctrl-C, HTTP")
