@@ -41,10 +41,22 @@ def words(command):
     return [str(part) for part in command]
 
 
+def finished(command, what=None, **options):
+    """What a command of this machine did, in the repository's root; no end within `timeout` seconds is a failure."""
+    command = words(command)
+    options = {"cwd": ROOT, "text": True, **options}
+    if "input" not in options:
+        options.setdefault("stdin", subprocess.DEVNULL)
+    try:
+        return subprocess.run(command, **options)
+    except subprocess.TimeoutExpired as expired:
+        shown = what or " ".join(command)
+        raise Failed(f"{shown}: no end after {options['timeout']} seconds") from expired
+
+
 def run(command, code=0, **options):
-    """Runs a command of this machine in the repository's root; another exit code is a failure."""
-    options = {"cwd": ROOT, "text": True, "stdin": subprocess.DEVNULL, **options}
-    done = subprocess.run(words(command), **options)
+    """As `finished`; another exit code is a failure too."""
+    done = finished(command, **options)
     if done.returncode != code:
         said = "".join(
             text if isinstance(text, str) else text.decode(errors="replace")

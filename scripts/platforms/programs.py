@@ -57,22 +57,9 @@ class Machine:
         settings.pop("ORT_DYLIB_PATH", None)
         return settings
 
-    def run(self, program, *arguments, code=0, text=True, **options):
-        options = {"stdin": subprocess.DEVNULL, "timeout": PATIENCE, "env": self.settings(), **options}
-        if "input" in options:
-            del options["stdin"]
-        command = self.command(program, *arguments)
-        try:
-            done = subprocess.run(command, cwd=ROOT, text=text, capture_output=True, **options)
-        except subprocess.TimeoutExpired as expired:
-            raise Failed(f"{' '.join(command)}: no end after {PATIENCE} seconds") from expired
-        if done.returncode != code:
-            said = done.stdout + done.stderr
-            said = said if text else said.decode(errors="replace")
-            raise Failed(
-                f"{' '.join(command)}: exit code {done.returncode}, expected {code}: {said.strip()[-3000:]}"
-            )
-        return done
+    def run(self, program, *arguments, **options):
+        options = {"timeout": PATIENCE, "env": self.settings(), "capture_output": True, **options}
+        return run(self.command(program, *arguments), **options)
 
     def start(self, program, *arguments, **options):
         options = {

@@ -3,9 +3,8 @@
 import contextlib
 import pathlib
 import re
-import subprocess
 
-from .common import ROOT, Failed, cargo, run
+from .common import ROOT, Failed, cargo, finished, run
 
 BINFMT = pathlib.Path("/proc/sys/fs/binfmt_misc")
 NAME = "fvlm-aarch64"
@@ -48,25 +47,10 @@ def built(triple, *crates, environment):
 def passed(program, folder, *, prefix, settings, skip=(), patience=3600):
     """How many tests of a program passed; one that fails is a failure."""
     command = [*prefix, program, "--test-threads=2", *(word for name in skip for word in ("--skip", name))]
-    try:
-        done = subprocess.run(
-            [str(word) for word in command],
-            cwd=folder,
-            env=settings,
-            text=True,
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=patience,
-        )
-    except subprocess.TimeoutExpired as expired:
-        raise Failed(
-            f"{program.name} of {folder.relative_to(ROOT)}: no end after {patience} seconds"
-        ) from expired
+    what = f"{program.name} of {folder.relative_to(ROOT)}"
+    options = {"cwd": folder, "env": settings, "errors": "replace", "timeout": patience}
+    done = finished(command, what, capture_output=True, **options)
     counted = re.search(r"test result: ok\. (\d+) passed; 0 failed;", done.stdout)
     if done.returncode != 0 or not counted:
-        raise Failed(
-            f"{program.name} of {folder.relative_to(ROOT)}: exit code {done.returncode}\n"
-            f"{done.stdout[-6000:]}{done.stderr[-2000:]}"
-        )
+        raise Failed(f"{what}: exit code {done.returncode}\n{done.stdout[-6000:]}{done.stderr[-2000:]}")
     return int(counted.group(1))
