@@ -15,8 +15,8 @@ import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).absolute()
+from script import ROOT, TARGET, words
+
 # One folder for all platforms: build scripts and procedural macros are those of the machine, and are built once.
 BUILT = TARGET / "platforms"
 COLUMNS = ["built", "linked", "tests run", "answers equal", "bundle equal"]
@@ -35,10 +35,6 @@ class Failed(Exception):
 
 def say(text):
     print(f"check_platforms: {text}", file=sys.stderr, flush=True)
-
-
-def words(command):
-    return [str(part) for part in command]
 
 
 def finished(command, what=None, **options):
