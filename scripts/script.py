@@ -7,6 +7,8 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).absolute()
 NAME = pathlib.Path(sys.argv[0]).name
+# What was not as expected.
+failed = []
 
 
 def words(command):
@@ -19,3 +21,10 @@ def say(message):
 
 def fail(message):
     sys.exit(f"error: {NAME}: {message}")
+
+
+def expect(what, found, expected):
+    """Says what is not as expected, and goes on."""
+    if found != expected:
+        failed.append(what)
+        print(f"{what}: found {found!r}, expected {expected!r}", file=sys.stderr)
