@@ -1,20 +1,17 @@
 //! `FVLM_ISA`: which instruction set do the kernels use? The best of this processor, or the one that the
 //! variable names. It is for measuring, for tests of every set on one machine, and for bug reports.
 //!
-//! Everything that runs kernels takes the set from here. A name of no set of this processor is an error,
-//! whatever is run. Forms that an engine runs with its own kernels go on as they are, and `--stats` says so.
+//! Everything that runs kernels takes the set from here, pictures that are resized too. A name of no set of this
+//! processor is an error when a model is opened, whatever is run. Forms that an engine runs with its own kernels go on as they are, and `--stats` says so.
 
 use super::form::Form;
 use crate::error::BackendError;
-#[cfg(any(feature = "ort", feature = "tract"))]
 use kernels::Isa;
 use serde::Serialize;
 use std::fmt;
-#[cfg(any(feature = "ort", feature = "tract"))]
 use std::sync::OnceLock;
 
 /// The environment variable.
-#[cfg(any(feature = "ort", feature = "tract"))]
 const VARIABLE: &str = "FVLM_ISA";
 
 /// The set that the kernels of a form of target `cpu` use.
@@ -41,18 +38,21 @@ impl fmt::Display for KernelReport {
 }
 
 /// What the environment asks for, read once.
-#[cfg(any(feature = "ort", feature = "tract"))]
 fn asked() -> Option<&'static str> {
     static ASKED: OnceLock<Option<String>> = OnceLock::new();
     let read = || std::env::var_os(VARIABLE).map(|name| name.to_string_lossy().into_owned());
     ASKED.get_or_init(read).as_deref()
 }
 
+/// The set that pictures are resized with. What is wrong with `FVLM_ISA` is said when a model is opened.
+pub(crate) fn of_pictures() -> Isa {
+    set().unwrap_or_else(|_| Isa::detect())
+}
+
 /// The set that kernels use in this process.
 ///
 /// # Errors
 /// `FVLM_ISA` names a set that this processor lacks, or none.
-#[cfg(any(feature = "ort", feature = "tract"))]
 pub(super) fn set() -> Result<Isa, BackendError> {
     let found = asked().map_or_else(|| Ok(Isa::detect()), Isa::named);
     found.map_err(|error| BackendError::InstructionSet {
@@ -66,21 +66,13 @@ pub(super) fn set() -> Result<Isa, BackendError> {
 /// # Errors
 /// `FVLM_ISA` names a set that this processor lacks, or none.
 pub(crate) fn report(form: &Form) -> Result<Option<KernelReport>, BackendError> {
-    #[cfg(any(feature = "ort", feature = "tract"))]
-    {
-        let set = set()?;
-        let ours = form.target() == Some(models::bundle::Target::Cpu);
-        Ok(ours.then(|| KernelReport {
-            isa: set.name(),
-            asked: asked().is_some(),
-            products: set.products(),
-        }))
-    }
-    #[cfg(not(any(feature = "ort", feature = "tract")))]
-    {
-        let _ = form;
-        Ok(None)
-    }
+    let set = set()?;
+    let ours = form.target() == Some(models::bundle::Target::Cpu);
+    Ok(ours.then(|| KernelReport {
+        isa: set.name(),
+        asked: asked().is_some(),
+        products: set.products(),
+    }))
 }
 
 /// Whether `FVLM_ISA` names a set of this processor, where it is set.
@@ -88,9 +80,7 @@ pub(crate) fn report(form: &Form) -> Result<Option<KernelReport>, BackendError> 
 /// # Errors
 /// It does not.
 pub(crate) fn check() -> Result<(), BackendError> {
-    #[cfg(any(feature = "ort", feature = "tract"))]
-    set()?;
-    Ok(())
+    set().map(|_| ())
 }
 
 #[cfg(test)]

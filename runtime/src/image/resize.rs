@@ -3,11 +3,14 @@
 //! The algorithm of Pillow's `src/libImaging/Resample.c` for 8-bit channels: antialiased separable filters, weights in
 //! f64, normalised, rounded to 22-bit fixed point; two passes, rounded to bytes in between. Only a window of the
 //! result is computed, a margin in one colour around the picture is never stored, and rows of the first pass live as
-//! long as the second needs them: memory follows the window, not the picture. Both passes are sums of rows
-//! ([`kernels::resample`]), the horizontal one of sixteen picture rows side by side, column after column.
+//! long as the second needs them: memory follows the window; beside it, a thread takes a megabyte, or one row.
+//!
+//! Both passes are sums of rows ([`kernels::resample`]), the horizontal one of up to sixteen picture rows side by
+//! side, column after column.
 
 use super::Picture;
 use super::threads::{cores, share};
+use crate::backend::isa;
 use kernels::Isa;
 use kernels::resample::{self, Ring, resample};
 use models::bundle::Resample;
@@ -229,6 +232,7 @@ impl Axis {
 
 /// Both passes, ready to run on any rows of the result.
 struct Passes<'a> {
+    isa: Isa,
     picture: &'a Picture,
     color: [u8; 3],
     horizontal: &'a Axis,
@@ -257,6 +261,7 @@ impl<'a> Passes<'a> {
             .rposition(seen)
             .map_or(start, |last| last + 1);
         Passes {
+            isa: isa::of_pictures(),
             picture,
             color,
             horizontal,
@@ -270,13 +275,15 @@ impl<'a> Passes<'a> {
     fn horizontal_first(&self, taps: &[Taps], out: &mut [u8]) {
         let active = self.active.start * 3..self.active.end * 3;
         let length = active.len();
-        let mut side = Side::new(self.horizontal.sums(&self.horizontal.taps[self.active.clone()]));
         let beside = self.color.repeat(SIDE);
         // Picture rows after the horizontal pass, row r at r % depth: no row of the result needs more at once, and as
         // many are made at a time as go side by side.
         let most = taps.iter().map(Taps::len).max().unwrap_or(0);
-        let depth = most + SIDE;
         let end = taps.iter().map(Taps::end).max().unwrap_or(0);
+        let start = taps.iter().map(|taps| taps.first).min().unwrap_or(0);
+        let across = self.horizontal.sums(&self.horizontal.taps[self.active.clone()]);
+        let mut side = Side::new(self.isa, across, end - start);
+        let depth = most + side.rows;
         let mut ring = vec![0; depth * length];
         let mut next = 0;
         let rows = self.vertical.sums(taps);
@@ -287,7 +294,7 @@ impl<'a> Passes<'a> {
         {
             next = next.max(taps.first);
             while next < taps.end() {
-                let count = SIDE.min(end - next);
+                let count = side.rows.min(end - next);
                 side.sum((next..next + count).map(|row| self.row(row)), &beside);
                 for place in 0..count {
                     let slot = (next + place) % depth * length;
@@ -305,7 +312,7 @@ impl<'a> Passes<'a> {
             let ring = Ring { bytes: &ring, length };
             let (beside, out) = (&self.margin[active.clone()], &mut out[active.clone()]);
             resample(
-                Isa::detect(),
+                self.isa,
                 ring,
                 beside,
                 std::slice::from_ref(row),
@@ -322,13 +329,13 @@ impl<'a> Passes<'a> {
             length: self.picture.pixels().len() / self.rows(),
         };
         let beside: Vec<u8> = self.color.iter().copied().cycle().take(picture.length).collect();
-        let mut side = Side::new(self.horizontal.sums(&self.horizontal.taps));
-        let mut rows = vec![0; SIDE * picture.length];
+        let mut side = Side::new(self.isa, self.horizontal.sums(&self.horizontal.taps), taps.len());
+        let mut rows = vec![0; side.rows * picture.length];
         let out_length = self.margin.len();
-        for (taps, out) in taps.chunks(SIDE).zip(out.chunks_mut(SIDE * out_length)) {
+        for (taps, out) in taps.chunks(side.rows).zip(out.chunks_mut(side.rows * out_length)) {
             let rows = &mut rows[..taps.len() * picture.length];
             resample(
-                Isa::detect(),
+                self.isa,
                 picture,
                 &beside,
                 &self.vertical.sums(taps),
@@ -357,45 +364,70 @@ impl<'a> Passes<'a> {
     }
 }
 
-/// Rows that go through the horizontal pass at once.
+/// Rows that go through the horizontal pass at once, at most.
 const SIDE: usize = 16;
+
+/// Bytes of rows side by side: of very long rows there are fewer.
+const SIDE_BYTES: usize = 1 << 20;
 
 /// Rows side by side, the pixels of a column one after the other: so the horizontal pass is one of whole rows too.
 struct Side<'a> {
+    isa: Isa,
+    /// Rows, up to [`SIDE`].
+    rows: usize,
+    /// Columns of the picture that a tap sees.
+    seen: Range<usize>,
+    /// From the first of these on.
     taps: Vec<resample::Taps<'a>>,
-    /// `[columns of the picture, SIDE, 3]`
+    /// `[seen, rows, 3]`
     columns: Vec<u8>,
-    /// `[taps, SIDE, 3]`
+    /// `[taps, rows, 3]`
     sums: Vec<u8>,
 }
 
 impl<'a> Side<'a> {
-    fn new(taps: Vec<resample::Taps<'a>>) -> Side<'a> {
-        let sums = vec![0; taps.len() * SIDE * 3];
+    /// For `count` rows in all.
+    fn new(isa: Isa, mut taps: Vec<resample::Taps<'a>>, count: usize) -> Side<'a> {
+        let real = || taps.iter().filter(|taps| !taps.weights.is_empty());
+        let start = real().map(|taps| taps.first).min().unwrap_or(0);
+        let end = real()
+            .map(|taps| taps.first + taps.weights.len())
+            .max()
+            .unwrap_or(start);
+        for taps in &mut taps {
+            taps.first = taps.first.saturating_sub(start);
+        }
+        let rows = (SIDE_BYTES / (3 * (end - start)).max(1))
+            .min(count)
+            .clamp(1, SIDE);
         Side {
+            isa,
+            rows,
+            seen: start..end,
+            columns: vec![0; (end - start) * rows * 3],
+            sums: vec![0; taps.len() * rows * 3],
             taps,
-            columns: Vec::new(),
-            sums,
         }
     }
 
-    /// The horizontal pass of up to [`SIDE`] rows; left and right of row `i` is the `i`th color of `beside`.
+    /// The horizontal pass of up to `self.rows` rows; left and right of row `i` is the `i`th color of `beside`.
     fn sum<'r>(&mut self, rows: impl Iterator<Item = &'r [u8]>, beside: &[u8]) {
         for (place, row) in rows.enumerate() {
-            self.columns.resize(row.len() * SIDE, 0);
             let columns = self.columns.as_chunks_mut::<3>().0.iter_mut();
-            for (to, from) in columns.skip(place).step_by(SIDE).zip(row.as_chunks::<3>().0) {
+            let seen = &row.as_chunks::<3>().0[self.seen.clone()];
+            for (to, from) in columns.skip(place).step_by(self.rows).zip(seen) {
                 *to = *from;
             }
         }
+        let length = self.rows * 3;
         let columns = Ring {
             bytes: &self.columns,
-            length: SIDE * 3,
+            length,
         };
         resample(
-            Isa::detect(),
+            self.isa,
             columns,
-            beside,
+            &beside[..length],
             &self.taps,
             PRECISION_BITS,
             &mut self.sums,
@@ -404,13 +436,8 @@ impl<'a> Side<'a> {
 
     /// Row `place` of the last sums.
     fn take(&self, place: usize, out: &mut [u8]) {
-        let sums = self.sums.as_chunks::<3>().0.iter();
-        for (to, from) in out
-            .as_chunks_mut::<3>()
-            .0
-            .iter_mut()
-            .zip(sums.skip(place).step_by(SIDE))
-        {
+        let sums = self.sums.as_chunks::<3>().0.iter().skip(place).step_by(self.rows);
+        for (to, from) in out.as_chunks_mut::<3>().0.iter_mut().zip(sums) {
             *to = *from;
         }
     }
