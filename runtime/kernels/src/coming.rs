@@ -1,7 +1,7 @@
 //! Prefetch: memory that a task will want is asked for while it computes, a few cache lines at a time.
 //!
 //! While products are made little memory is read: it brings what a tile wants only once, at its start and its
-//! end, where otherwise it would be waited for and nothing else is to do.
+//! end, where otherwise it would be waited for and nothing else is to do; and the nibbles that are made bytes next.
 
 use super::isa::prefetch;
 use std::cell::Cell;

@@ -162,6 +162,7 @@ fn tile_rows(rows: usize, ff: &FeedForward<'_>, threads: usize) -> usize {
     if tiles >= 8 * threads {
         return rows.div_ceil(tiles).next_multiple_of(TILE);
     }
+    // The sets that keep sums in registers have tiles half as high: a thread has whole ones.
     rows.div_ceil(tiles.next_multiple_of(threads))
         .next_multiple_of(TILE / 2)
 }
@@ -422,7 +423,7 @@ impl Place<'_> {
         let (from, length) = (self.start * finish.outputs, rows * finish.outputs);
         let residual = match finish.residual {
             Some(residual) => (residual.as_ptr().wrapping_add(from), length),
-            None => (std::ptr::null(), 0),
+            None => NOTHING,
         };
         let pairs = |panels: usize| panels.div_ceil(PAIR);
         let steps = ff.down.inputs.div_ceil(TOGETHER * BLOCK);

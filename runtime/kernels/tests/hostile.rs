@@ -19,6 +19,7 @@ use kernels::norm::{Norm, normalise};
 use kernels::parallel::{Parallel, Serial};
 use kernels::planes::Planes;
 use kernels::pool::Pool;
+use kernels::resample::{Ring, Taps, resample};
 use kernels::self_attention::{SelfAttention, self_attention};
 use kernels::stem::{Depthwise, StemConv, stem};
 use std::cell::Cell;
@@ -550,6 +551,49 @@ fn rows_of_tables() {
             let length = out.length;
             let bits = bits(&mut out);
             assert!(bits[..bits.len() - length].iter().all(|bits| *bits == UNTOUCHED));
+        }
+    }
+}
+
+#[test]
+fn resampled_rows() {
+    const MARK: u8 = 0xa5;
+    let random = &mut Random(21);
+    for round in 0..4 * ROUNDS {
+        let (length, depth, count) = (random.size(1, 120), random.size(1, 20), random.size(1, 5));
+        let mut maybe = |size: usize| match random.size(0, 5) {
+            0 => random.hostile(size),
+            _ => size,
+        };
+        let (given, first, wanted) = (maybe(length), maybe(depth), maybe(depth));
+        let beside = maybe(length).min(4 * length);
+        let bits = [0, 1, 22, 31, 32, u32::MAX][random.size(0, 5).min(2 + round % 4)];
+        let bytes = Guarded::<u8>::random(length * depth, random);
+        let beside = Guarded::<u8>::random(beside, random);
+        let weights: Vec<i32> = (0..wanted.min(depth + 2))
+            .map(|_| random.next() as i32 >> 12)
+            .collect();
+        let taps = vec![
+            Taps {
+                first,
+                weights: &weights,
+                margin: random.next() as i32 >> 12,
+            };
+            count
+        ];
+        let mut out = Guarded::<u8>::new(count * length);
+        out.all().fill(MARK);
+        for isa in Isa::available() {
+            let ring = Ring {
+                bytes: bytes.get(),
+                length: given,
+            };
+            // A panic is an answer too.
+            let _ = catch_unwind(AssertUnwindSafe(|| {
+                resample(isa, ring, beside.get(), &taps, bits, out.slice());
+            }));
+            let before = out.all().len() - out.length;
+            assert!(out.all()[..before].iter().all(|byte| *byte == MARK));
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::parallel::part_of;
 use crate::quantise::{BLOCK, Quantised, Rows};
 use std::ops::Range;
 
-/// Rows of the largest tile of any instruction set: tasks have multiples of it.
+/// Rows of the largest tile of any instruction set.
 pub(crate) const TILE: usize = 12;
 
 /// Sums that are added up over several blocks of inputs: `[rows, stride]`, without the columns' scales.
