@@ -159,12 +159,13 @@ fn tile_rows(rows: usize, ff: &FeedForward<'_>, threads: usize) -> usize {
     };
     let wanted = (limit / row_bytes / TILE).clamp(2, most) * TILE;
     let tiles = rows.div_ceil(wanted);
-    if tiles >= 8 * threads {
-        return rows.div_ceil(tiles).next_multiple_of(TILE);
-    }
     // The sets that keep sums in registers have tiles half as high: a thread has whole ones.
-    rows.div_ceil(tiles.next_multiple_of(threads))
-        .next_multiple_of(TILE / 2)
+    let (tiles, step) = if tiles < 8 * threads {
+        (tiles.next_multiple_of(threads), TILE / 2)
+    } else {
+        (tiles, TILE)
+    };
+    rows.div_ceil(tiles).next_multiple_of(step)
 }
 
 /// 128 hidden numbers of several rows: the sums of the products, and what turns them into the next product's

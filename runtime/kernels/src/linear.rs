@@ -238,18 +238,17 @@ impl Grid {
     /// Of tiles with about `wanted` rows; so many tasks that threads end together.
     fn new(rows: usize, pairs: usize, threads: usize, wanted: usize) -> Grid {
         let tiles = rows.div_ceil(wanted);
-        if threads == 1 || tiles >= 8 * threads {
+        if threads == 1 || tiles >= 4 * threads {
+            let few = tiles < 8 * threads;
+            let tiles = if few {
+                tiles.next_multiple_of(threads)
+            } else {
+                tiles
+            };
             return Grid { tiles, runs: 1 };
         }
-        if tiles >= 4 * threads {
-            let tiles = tiles.next_multiple_of(threads);
-            return Grid { tiles, runs: 1 };
-        }
-        let runs = (8 * threads).div_ceil(tiles);
-        Grid {
-            tiles,
-            runs: runs.min(pairs),
-        }
+        let runs = (8 * threads).div_ceil(tiles).min(pairs);
+        Grid { tiles, runs }
     }
 }
 

@@ -145,11 +145,16 @@ impl Axis {
         &self.weights[taps.weights.clone()]
     }
 
+    /// What a row or column of one colour is multiplied with, on the picture and beside it.
+    fn total(&self, taps: &Taps) -> i32 {
+        self.weights(taps).iter().sum::<i32>() + taps.margin
+    }
+
     /// Taps of this axis as the kernel takes them.
     fn sums<'a>(&'a self, taps: &[Taps]) -> Vec<resample::Taps<'a>> {
         let sum = |taps: &Taps| resample::Taps {
             first: taps.first,
-            weights: &self.weights[taps.weights.clone()],
+            weights: self.weights(taps),
             margin: taps.margin,
         };
         taps.iter().map(sum).collect()
@@ -249,7 +254,7 @@ impl<'a> Passes<'a> {
             .taps
             .iter()
             .flat_map(|taps| {
-                let sum = horizontal.weights(taps).iter().sum::<i32>() + taps.margin;
+                let sum = horizontal.total(taps);
                 color.map(|channel| clip(HALF + i32::from(channel) * sum))
             })
             .collect();
@@ -302,7 +307,7 @@ impl<'a> Passes<'a> {
                 }
                 next += count;
             }
-            let total = row.weights.iter().sum::<i32>() + row.margin;
+            let total = self.vertical.total(taps);
             for columns in [0..active.start, active.end..out.len()] {
                 let margins = &self.margin[columns.clone()];
                 for (out, &margin) in out[columns].iter_mut().zip(margins) {
@@ -344,7 +349,7 @@ impl<'a> Passes<'a> {
             );
             let mut colors = [0; SIDE * 3];
             for (color, taps) in colors.as_chunks_mut::<3>().0.iter_mut().zip(taps) {
-                let total = self.vertical.weights(taps).iter().sum::<i32>() + taps.margin;
+                let total = self.vertical.total(taps);
                 *color = self.color.map(|channel| clip(HALF + i32::from(channel) * total));
             }
             side.sum(rows.chunks_exact(picture.length), &colors);

@@ -175,13 +175,6 @@ macro_rules! with_rows_known {
     }};
 }
 
-/// Part `i` of `count` in so many parts: where it starts and how long it is.
-#[inline(always)]
-fn tile_of(count: usize, parts: usize, i: usize) -> (usize, usize) {
-    let part = part_of(count, parts, i);
-    (part.start, part.len())
-}
-
 /// # Safety
 /// As [`Lanes`]; everything pointed to exists as [`accumulate`] checks.
 #[inline(always)]
@@ -200,7 +193,8 @@ unsafe fn multiply_floats<V: Lanes>(
         let fresh = sums.fresh && start == 0;
         let tiles = count.div_ceil(V::TILE_ROWS);
         for i in 0..tiles {
-            let (row, rows) = tile_of(count, tiles, i);
+            let part = part_of(count, tiles, i);
+            let (row, rows) = (part.start, part.len());
             sums.ask();
             // SAFETY: as for this function.
             unsafe {
@@ -296,12 +290,14 @@ unsafe fn multiply_bytes<V: Lanes>(
     let chunks = rows.blocks.div_ceil(BYTE_CHUNK / size);
     let kept = V::KEEPS_SUMS && !V::WORDS && weights.panels == 2;
     for chunk in 0..chunks {
-        let (start, blocks) = tile_of(rows.blocks, chunks, chunk);
+        let part = part_of(rows.blocks, chunks, chunk);
+        let (start, blocks) = (part.start, part.len());
         let inputs = way.inputs(rows.inputs - start * BLOCK).min(blocks * BLOCK);
         let fresh = sums.fresh && start == 0;
         let tiles = count.div_ceil(if kept { KEPT_ROWS } else { V::TILE_ROWS });
         for i in 0..tiles {
-            let (row, rows_here) = tile_of(count, tiles, i);
+            let part = part_of(count, tiles, i);
+            let (row, rows_here) = (part.start, part.len());
             sums.ask();
             let at = (first + row) * rows.blocks + start;
             // SAFETY: as for this function.
@@ -491,7 +487,8 @@ unsafe fn multiply_nibbles<V: Lanes>(
         let fresh = sums.fresh && start == 0;
         let tiles = count.div_ceil(V::TILE_ROWS);
         for i in 0..tiles {
-            let (row, rows_here) = tile_of(count, tiles, i);
+            let part = part_of(count, tiles, i);
+            let (row, rows_here) = (part.start, part.len());
             sums.ask();
             let at = (first + row) * rows.blocks + start;
             // SAFETY: as for this function.

@@ -4,6 +4,7 @@ use super::Codec;
 use super::library::OLDEST;
 use crate::image::Limits;
 use crate::image::problem::{Problem, in_words};
+use crate::image::threads::cores;
 use libloading::Library;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::Path;
@@ -175,9 +176,7 @@ impl Heif {
 
     /// What decoding may take, for the versions that can be told.
     fn bound(&self, context: &Owned, limits: &Limits) {
-        let threads = std::thread::available_parallelism()
-            .map_or(1, usize::from)
-            .min(THREADS);
+        let threads = cores().min(THREADS);
         // One is the thread that calls.
         let threads = if threads == 1 { 0 } else { threads };
         // SAFETY: the context lives.
