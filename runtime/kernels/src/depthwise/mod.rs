@@ -241,10 +241,11 @@ unsafe fn run_task<V: Lanes>(
 ) {
     macro_rules! sized {
         ($pixels:literal) => {
-            match conv.stride {
-                1 => rows::<V, 1, $pixels>(conv, work, task, x, space, out),
-                2 => rows::<V, 2, $pixels>(conv, work, task, x, space, out),
-                _ => rows::<V, 0, $pixels>(conv, work, task, x, space, out),
+            match (conv.stride, conv.kernel_size) {
+                (1, 7) => rows::<V, 1, $pixels, 7>(conv, work, task, x, space, out),
+                (2, 7) => rows::<V, 2, $pixels, 7>(conv, work, task, x, space, out),
+                (2, _) => rows::<V, 2, $pixels, 0>(conv, work, task, x, space, out),
+                _ => rows::<V, 0, $pixels, 0>(conv, work, task, x, space, out),
             }
         };
     }
@@ -260,12 +261,13 @@ unsafe fn run_task<V: Lanes>(
     }
 }
 
-/// One task. `S` is the stride, or 0 where it is not known in advance; `P` is the number of pixels in a tile.
+/// One task. `P` is the number of pixels in a tile; `S` is the stride and `K` the side of the kernel, or 0
+/// where they are not known in advance.
 ///
 /// # Safety
 /// As [`run_task`]; `P` divides [`TILE`].
 #[inline(always)]
-unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
+unsafe fn rows<V: Lanes, const S: usize, const P: usize, const K: usize>(
     conv: &DepthwiseConv<'_>,
     work: &Work,
     task: usize,
@@ -273,17 +275,13 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
     space: &mut [f32],
     out: &Shared<f32>,
 ) {
-    let size = conv.kernel_size;
+    let size = if K > 0 { K } else { conv.kernel_size };
     let stride = if S > 0 { S } else { conv.stride };
     let channels = conv.channels;
     let pad = size / 2;
-    // Rows and columns to be fetched ahead for a pixel: of a stride that is known, so that the loops are of a
-    // known length; of any other no more than there are.
-    let near = if S > 0 {
-        (S, S)
-    } else {
-        (stride.min(conv.height), stride.min(conv.width))
-    };
+    // Rows to be fetched ahead for a row: of a stride that is known, so that the loop is of a known length; of
+    // any other no more than there are.
+    let near = if S > 0 { S } else { stride.min(conv.height) };
     let (_, width) = conv.output_size();
     let Band { held, wanted } = &work.band;
     let (groups, bands) = (
@@ -349,6 +347,13 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
                 let taps = taps.as_ptr().add(vector * multiplier * set);
                 for tile in (left..right).step_by(P) {
                     let pixels = P.min(right - tile);
+                    // What the next strip will copy is fetched while this one is computed, with each tile the
+                    // columns that no other fetches.
+                    let before = if tile == left { pad } else { 0 };
+                    let after = if tile + P < right { 0 } else { pad };
+                    let first = tile * stride;
+                    let last = (first + P * stride + after).min(conv.width);
+                    let columns = first.saturating_sub(before)..last;
                     let ring = ring
                         .as_ptr()
                         .add(vector * run_length + (tile - left) * stride * LANES);
@@ -368,27 +373,19 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
                         };
                         for row in strip..strip_end {
                             let ahead = next - held.start + (row - strip) * stride;
-                            let rows = ahead..ahead + near.0;
-                            let columns = tile * stride..tile * stride + P * near.1;
-                            fetch(conv, x, rows, columns, channel + vector * LANES);
+                            let rows = ahead..ahead + near;
+                            fetch(conv, x, rows, columns.clone(), channel + vector * LANES);
                             for part in (0..multiplier).step_by(2) {
-                                both_parts::<V, S, P>(conv, under, &at, row, part, out);
+                                both_parts::<V, S, P, K>(conv, under, &at, row, part, out);
                             }
                         }
                         continue;
                     }
                     for row in (strip..strip_end).step_by(2) {
                         let pair = row + 1 < strip_end;
-                        // What the next strip will copy is fetched while this one is computed.
-                        for ahead in 0..2 * near.0 {
-                            let ahead = next - held.start + (row - strip) * stride + ahead;
-                            let ahead = x
-                                .as_ptr()
-                                .wrapping_add((ahead * conv.width + tile * stride) * channels);
-                            for column in 0..P * near.1 {
-                                prefetch(ahead.wrapping_add(column * channels + channel + vector * LANES));
-                            }
-                        }
+                        let ahead = next - held.start + (row - strip) * stride;
+                        let rows = ahead..ahead + 2 * near;
+                        fetch(conv, x, rows, columns.clone(), channel + vector * LANES);
                         // Where the sums go.
                         let row_start = image * wanted.len() + row - wanted.start;
                         let start = (row_start * width + tile) * channels + channel + vector * LANES;
@@ -396,7 +393,7 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
                             out.ahead(start + i * channels);
                             out.ahead(start + (width + i) * channels);
                         }
-                        let acc = under.two_rows::<V, S, P>(conv, row, pair);
+                        let acc = under.two_rows::<V, S, P, K>(conv, row, pair);
                         put_row::<V, P>(conv, acc[0], start, pixels, live, out);
                         if pair {
                             put_row::<V, P>(conv, acc[1], start + width * channels, pixels, live, out);
@@ -408,8 +405,7 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize>(
     }
 }
 
-/// Asks for one vector of channels of some rows and columns, which need not exist: what the next strip will
-/// copy is fetched while this one is computed.
+/// Asks for one vector of channels of some rows and columns, which need not exist.
 #[inline(always)]
 fn fetch(conv: &DepthwiseConv<'_>, x: &[f32], rows: Range<usize>, columns: Range<usize>, channel: usize) {
     for row in rows {

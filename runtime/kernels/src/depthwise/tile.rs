@@ -47,14 +47,14 @@ impl UnderTile {
     /// # Safety
     /// As [`rows`](super::rows): the ring has the input rows under both.
     #[inline(always)]
-    pub(super) unsafe fn two_rows<V: Lanes, const S: usize, const P: usize>(
+    pub(super) unsafe fn two_rows<V: Lanes, const S: usize, const P: usize, const K: usize>(
         &self,
         conv: &DepthwiseConv<'_>,
         row: usize,
         pair: bool,
     ) -> [[V; P]; 2] {
         // SAFETY: the caller's promise.
-        unsafe { in_parts!(V, P, part => self.part_of_rows::<V::Part, S, P>(conv, row, pair, part)) }
+        unsafe { in_parts!(V, P, part => self.part_of_rows::<V::Part, S, P, K>(conv, row, pair, part)) }
     }
 
     /// [`UnderTile::two_rows`] from lane `part` on.
@@ -62,14 +62,14 @@ impl UnderTile {
     /// # Safety
     /// The same.
     #[inline(always)]
-    unsafe fn part_of_rows<Q: Part, const S: usize, const P: usize>(
+    unsafe fn part_of_rows<Q: Part, const S: usize, const P: usize, const K: usize>(
         &self,
         conv: &DepthwiseConv<'_>,
         row: usize,
         pair: bool,
         part: usize,
     ) -> [[Q; P]; 2] {
-        let size = conv.kernel_size;
+        let size = if K > 0 { K } else { conv.kernel_size };
         let stride = if S > 0 { S } else { conv.stride };
         let pad = size / 2;
         // SAFETY: the caller's promise.
@@ -91,9 +91,9 @@ impl UnderTile {
                 let upper = taps.wrapping_add(at * size * LANES);
                 let lower = taps.wrapping_add(at.wrapping_sub(stride).wrapping_mul(size * LANES));
                 match (at < size, pair && at >= stride) {
-                    (true, true) => add_both::<Q, S, P>(&mut acc, from, [upper, lower], size, stride),
-                    (true, false) => add_one::<Q, S, P>(&mut acc[0], from, upper, size, stride),
-                    (false, true) => add_one::<Q, S, P>(&mut acc[1], from, lower, size, stride),
+                    (true, true) => add_both::<Q, S, P, K>(&mut acc, from, [upper, lower], size, stride),
+                    (true, false) => add_one::<Q, S, P, K>(&mut acc[0], from, upper, size, stride),
+                    (false, true) => add_one::<Q, S, P, K>(&mut acc[1], from, lower, size, stride),
                     (false, false) => (),
                 }
             }
@@ -107,14 +107,14 @@ impl UnderTile {
     /// # Safety
     /// As [`UnderTile::two_rows`].
     #[inline(always)]
-    unsafe fn part_of_channels<Q: Part, const S: usize, const P: usize>(
+    unsafe fn part_of_channels<Q: Part, const S: usize, const P: usize, const K: usize>(
         &self,
         conv: &DepthwiseConv<'_>,
         row: usize,
         second: *const f32,
         part: usize,
     ) -> [[Q; P]; 2] {
-        let size = conv.kernel_size;
+        let size = if K > 0 { K } else { conv.kernel_size };
         let stride = if S > 0 { S } else { conv.stride };
         let pad = size / 2;
         // SAFETY: the caller's promise.
@@ -133,7 +133,7 @@ impl UnderTile {
                     ring_row = 0;
                 }
                 let tap = tap * size * LANES;
-                add_both::<Q, S, P>(&mut acc, from, [taps.add(tap), second.add(tap)], size, stride);
+                add_both::<Q, S, P, K>(&mut acc, from, [taps.add(tap), second.add(tap)], size, stride);
             }
             acc
         }
@@ -158,7 +158,7 @@ pub(super) struct Tile {
 /// As [`rows`](super::rows): the ring has the input rows under the output row, and no other task writes these
 /// pixels.
 #[inline(always)]
-pub(super) unsafe fn both_parts<V: Lanes, const S: usize, const P: usize>(
+pub(super) unsafe fn both_parts<V: Lanes, const S: usize, const P: usize, const K: usize>(
     conv: &DepthwiseConv<'_>,
     under: UnderTile,
     at: &Tile,
@@ -179,7 +179,7 @@ pub(super) unsafe fn both_parts<V: Lanes, const S: usize, const P: usize>(
             ..under
         };
         let acc = in_parts!(V, P, lane => {
-            under.part_of_channels::<V::Part, S, P>(conv, row, second, lane)
+            under.part_of_channels::<V::Part, S, P, K>(conv, row, second, lane)
         });
         let start = at.start + (row - at.first_row) * width * outputs;
         unroll!(I < P {
@@ -212,7 +212,7 @@ pub(super) unsafe fn both_parts<V: Lanes, const S: usize, const P: usize>(
 /// # Safety
 /// As [`Lanes`]; `from` has `(P - 1) * stride + size` vectors, `taps` has `size`.
 #[inline(always)]
-unsafe fn add_one<Q: Part, const S: usize, const P: usize>(
+unsafe fn add_one<Q: Part, const S: usize, const P: usize, const K: usize>(
     acc: &mut [Q; P],
     from: *const f32,
     taps: *const f32,
@@ -220,6 +220,7 @@ unsafe fn add_one<Q: Part, const S: usize, const P: usize>(
     stride: usize,
 ) {
     let stride = if S > 0 { S } else { stride };
+    let size = if K > 0 { K } else { size };
     unsafe {
         for kx in 0..size {
             let weight = Q::load(taps.add(kx * LANES));
@@ -234,7 +235,7 @@ unsafe fn add_one<Q: Part, const S: usize, const P: usize>(
 /// # Safety
 /// As [`add_one`].
 #[inline(always)]
-unsafe fn add_both<Q: Part, const S: usize, const P: usize>(
+unsafe fn add_both<Q: Part, const S: usize, const P: usize, const K: usize>(
     acc: &mut [[Q; P]; 2],
     from: *const f32,
     [upper, lower]: [*const f32; 2],
@@ -242,6 +243,7 @@ unsafe fn add_both<Q: Part, const S: usize, const P: usize>(
     stride: usize,
 ) {
     let stride = if S > 0 { S } else { stride };
+    let size = if K > 0 { K } else { size };
     unsafe {
         for kx in 0..size {
             let (first, second) = (Q::load(upper.add(kx * LANES)), Q::load(lower.add(kx * LANES)));
