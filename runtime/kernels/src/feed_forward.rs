@@ -9,11 +9,11 @@
 
 use super::coming::{Coming, NOTHING};
 use super::isa::{Isa, LANES, Lanes, dispatch};
-use super::linear::{Activation, Finish, Scaled, few_linear, many_linear, run_of_panels, with_few};
+use super::linear::{Activation, Finish, Scaled, few_linear, many_linear, tasks_of_panels, with_few};
 use super::math::{gelu, gelu_coarse, silu};
 use super::matrix::{Cut, FEW, FewRows, Matrix, PAIR, Sums, TILE, accumulate, few_panel, in_groups};
 use super::norm::{Norm, load_part, store_part};
-use super::parallel::{Parallel, Serial, Shared, scratch};
+use super::parallel::{Parallel, Serial, Shared, part_of, scratch};
 use super::quantise::{BLOCK, GROUP, Group, Rows, Target, VECTORS, Wanted, largest, with_rows, with_target};
 use super::sizes::product;
 use std::ops::Range;
@@ -615,9 +615,9 @@ fn few_rows(
     scratch(product([rows, hidden]), |middle: &mut [f32]| {
         let shared = Shared::new(middle);
         with_few(isa, x, ff.up.inputs, &ff.norm, ff.up.wants_few(), &|few| {
-            let (count, length) = (ff.up.panel_count(), run_of_panels(&ff.up, parallel.threads()));
-            parallel.run(count.div_ceil(length), &|task| {
-                let range = task * length..count.min((task + 1) * length);
+            let tasks = tasks_of_panels(&ff.up, parallel.threads());
+            parallel.run(tasks, &|task| {
+                let range = part_of(ff.up.panel_count(), tasks, task);
                 few_hidden(isa, few, rows, ff, &shared, range);
             });
         });

@@ -381,13 +381,18 @@ pub(super) fn with_few(
     });
 }
 
-/// Panels of a task that only reads them: several tasks a thread, but none too short to be worth it.
-pub(super) fn run_of_panels(weight: &Matrix<'_>, threads: usize) -> usize {
-    let least = 65_536_usize.div_ceil(weight.panel_size());
+/// In how many tasks the panels of a weight are only read: several for each thread and equally many, but none
+/// too short to be worth it.
+pub(super) fn tasks_of_panels(weight: &Matrix<'_>, threads: usize) -> usize {
+    let worth_it = weight.panel_count() * weight.panel_size() / 65_536;
+    let tasks = match worth_it.min(4 * threads) {
+        few if few < threads => few,
+        some => some - some % threads,
+    };
     if threads == 1 {
-        weight.panel_count()
+        1
     } else {
-        weight.panel_count().div_ceil(4 * threads).max(least)
+        tasks.clamp(1, weight.panel_count().max(1))
     }
 }
 
@@ -440,9 +445,9 @@ pub(super) fn few_linear(
     }
     assert!((1..=FEW).contains(&rows), "not few rows");
     let count = weight.panel_count();
-    let length = run_of_panels(weight, parallel.threads());
-    parallel.run(count.div_ceil(length), &|task| {
-        let range = task * length..count.min((task + 1) * length);
+    let tasks = tasks_of_panels(weight, parallel.threads());
+    parallel.run(tasks, &|task| {
+        let range = part_of(count, tasks, task);
         dispatch!(isa, body(
             few: &FewRows<'_>, rows: usize, weight: &Matrix<'_>, finish: &Finish<'_>, range: Range<usize>,
         ));

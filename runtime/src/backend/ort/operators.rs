@@ -32,7 +32,7 @@ struct FusedOperator {
 }
 
 impl Operator for FusedOperator {
-    type Kernel<'attr> = FusedKernel;
+    type Kernel<'attr> = FusedKernel<'attr>;
 
     fn name(&self) -> &str {
         self.kind.name()
@@ -46,9 +46,13 @@ impl Operator for FusedOperator {
         (0..self.kind.outputs()).map(|_| OperatorOutput::required(TensorElementType::Float32))
     }
 
-    fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<FusedKernel> {
+    fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<FusedKernel<'attr>> {
+        let fused = Fused::read(self.kind, &OfNode(context)).map_err(ort::Error::new)?;
         Ok(FusedKernel {
-            fused: Fused::read(self.kind, &OfNode(context)).map_err(ort::Error::new)?,
+            constants: (0..fused.inputs())
+                .map(|index| context.constant_input(index).ok())
+                .collect(),
+            fused,
             pool: Arc::clone(&self.pool),
             words: self.words,
             isa: isa::set().map_err(|error| ort::Error::new(error.to_string()))?,
@@ -70,20 +74,30 @@ impl Attributes for OfNode<'_, '_> {
 }
 
 /// What ONNX Runtime calls.
-struct FusedKernel {
+struct FusedKernel<'attr> {
     fused: Fused,
+    /// The inputs that are the same in every call, the weights: the library is asked once what they are.
+    constants: Vec<Option<ValueRef<'attr>>>,
     pool: Arc<Pool>,
     words: bool,
     isa: Isa,
 }
 
-impl Kernel for FusedKernel {
+impl Kernel for FusedKernel<'_> {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
-        let count = context.num_inputs()?;
         let missing = || ort::Error::new("an input of a fused operator is missing");
-        let values = (0..count).map(|index| context.input(index)?.ok_or_else(missing));
-        let values: Vec<ValueRef<'_>> = values.collect::<ort::Result<_>>()?;
-        let inputs: Vec<Input<'_>> = values.iter().map(input).collect::<ort::Result<_>>()?;
+        let constant = |index| self.constants.get(index).and_then(Option::as_ref);
+        let values = (0..context.num_inputs()?).map(|index| match constant(index) {
+            Some(_) => Ok(None),
+            None => context.input(index)?.ok_or_else(missing).map(Some),
+        });
+        let values: Vec<Option<ValueRef<'_>>> = values.collect::<ort::Result<_>>()?;
+        let inputs = values.iter().enumerate();
+        let inputs = inputs.map(|(index, value)| {
+            let value = value.as_ref().or_else(|| constant(index));
+            input(value.ok_or_else(missing)?)
+        });
+        let inputs: Vec<Input<'_>> = inputs.collect::<ort::Result<_>>()?;
         let mut outputs = OfCall {
             context,
             values: Vec::new(),
