@@ -2,9 +2,10 @@
 //!
 //! The result is what Pillow's `ImageOps.exif_transpose(Image.open(file)).convert("RGB")` gives, to the bit,
 //! in every format, or an error. Measured against Pillow 13 (libjpeg-turbo 3.2, libwebp 1.6, libtiff 4.7) on
-//! 2384 generated files (`scripts/check_images`):
+//! 2653 generated files (`scripts/check_images`):
 //! - Alpha is dropped, not blended: transparent pixels show the colour that they store.
-//! - The orientation of EXIF and TIFF is applied, or else that of XMP.
+//! - The orientation of EXIF and TIFF is applied, or else that of XMP, read as Pillow reads them: whatever the type of the
+//!   tag, wherever PNG has it, and in WebP only if the header announces it.
 //! - Of animations, the first frame is decoded. What a GIF's first frame leaves free has its transparent
 //!   index, or index 0; in WebP it is black.
 //! - 16-bit channels keep their upper byte, as Pillow's do in RGB and in gray with alpha. Plain 16-bit gray
@@ -19,9 +20,10 @@
 
 use super::detect::{Format, HEAD, detect};
 use super::jpeg::Jpeg;
-use super::problem::Problem;
-use super::webp::Frame;
-use super::{ImageError, Picture};
+use super::problem::{Problem, in_words};
+use super::webp::{self, Frame};
+use super::{ImageError, Picture, png};
+use ::prompt::catch::catch;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 use std::io::{Cursor, Read};
@@ -149,17 +151,17 @@ pub fn read(mut reader: impl Read, name: &str, limits: &Limits) -> Result<Pictur
 pub fn decode(bytes: &[u8], name: &str, limits: &Limits) -> Result<Picture, ImageError> {
     let upright = |image| (image, Orientation::NoTransforms);
     let format = detect(bytes, name)?;
-    let decoded = match format {
+    let decoded = guard(|| match format {
         Format::Jpeg => decode_jpeg(bytes, limits),
-        Format::Png => decode_other(bytes, limits, ImageFormat::Png),
-        Format::WebP => decode_other(bytes, limits, ImageFormat::WebP),
+        Format::Png => decode_png(bytes, limits),
+        Format::WebP => decode_webp(bytes, limits),
         Format::Gif => super::gif::decode(bytes, limits).and_then(of_pixels).map(upright),
         Format::Bmp => super::bmp::decode(bytes, limits).and_then(of_pixels).map(upright),
         Format::Tiff => decode_tiff(bytes, limits),
         Format::Heic | Format::Avif => super::heif::decode(bytes, limits)
             .and_then(of_pixels)
             .map(upright),
-    };
+    });
     let (format_name, expected) = format.words();
     let (mut picture, orientation) =
         decoded.map_err(|problem| problem.of(name, format_name, expected, limits))?;
@@ -172,56 +174,19 @@ pub fn decode(bytes: &[u8], name: &str, limits: &Limits) -> Result<Picture, Imag
     })
 }
 
-/// PNG and WebP, by the `image` crate.
-fn decode_other(
-    bytes: &[u8],
-    limits: &Limits,
-    format: ImageFormat,
-) -> Result<(DynamicImage, Orientation), Problem> {
-    // The decoders would only say that such an image takes too much memory.
-    let mut own = *limits;
-    if let Some((width, height)) = declared_size(bytes, format) {
-        limits.allow(width, height)?;
-        // What stands beside the pixels of a small image is no larger than beside those of a large one.
-        own.max_pixels = limits.max_pixels.min(width.saturating_mul(height));
-    }
-    if format == ImageFormat::WebP {
-        // What is missing at the end may be the orientation.
-        let declared = bytes
-            .get(4..8)
-            .and_then(|size| size.try_into().ok())
-            .map_or(0, u32::from_le_bytes);
-        if u64::from(declared) + 8 > u64::try_from(bytes.len()).unwrap_or(u64::MAX) {
-            return Err(Problem::Truncated);
-        }
-    }
-    let mut bounds = image::Limits::default();
-    bounds.max_alloc = Some(own.max_memory());
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-    reader.limits(bounds);
-    let mut decoder = reader.into_decoder()?;
-    let (width, height) = decoder.dimensions();
+/// Runs a decoder: it may have assertions that a damaged file reaches.
+fn guard<T>(work: impl FnOnce() -> Result<T, Problem>) -> Result<T, Problem> {
+    let stopped = |words: String| Problem::damaged(format!("its decoder stopped: {}", in_words(&words)));
+    catch(work).unwrap_or_else(stopped)
+}
+
+fn decode_png(bytes: &[u8], limits: &Limits) -> Result<(DynamicImage, Orientation), Problem> {
+    let (width, height) = png::size(bytes)?;
+    // The decoder would only say that such an image takes too much memory.
     limits.allow(width, height)?;
-    let mut exif = decoder.exif_metadata().ok().flatten();
-    let xmp = if format == ImageFormat::Png {
-        exif = exif.or_else(|| super::orientation::raw_profile(bytes));
-        // The decoder would inflate it whatever its length.
-        super::orientation::xmp_of_png(bytes)
-    } else {
-        decoder.xmp_metadata().ok().flatten()
-    };
-    let orientation = super::orientation::of(exif.as_deref(), xmp.as_deref());
-    let frame = if format == ImageFormat::WebP {
-        Frame::find(bytes)?
-    } else {
-        None
-    };
-    if let Some(frame) = frame {
-        // Its file has no animation, so this ends here.
-        let (picture, _) = decode_other(&frame.still, limits, format)?;
-        let image = frame.paint(picture.into_rgb8())?;
-        return Ok((DynamicImage::ImageRgb8(image), orientation));
-    }
+    // What stands beside the pixels of a small image is no larger than beside those of a large one.
+    let max_pixels = u64::from(width).saturating_mul(height.into());
+    let decoder = decoder(bytes, ImageFormat::Png, limits, &Limits { max_pixels })?;
     let image = DynamicImage::from_decoder(decoder)?;
     let image = DynamicImage::ImageRgb8(match image {
         DynamicImage::ImageLuma16(image) => eight_bits::<1, false>(width, height, image.as_raw()),
@@ -230,20 +195,48 @@ fn decode_other(
         DynamicImage::ImageRgba16(image) => eight_bits::<3, true>(width, height, image.as_raw()),
         image => image.into_rgb8(),
     });
-    Ok((image, orientation))
+    // The decoder would inflate texts whatever their length.
+    Ok((image, png::orientation(bytes)))
 }
 
-/// Width and height where they stand at a fixed place.
-fn declared_size(bytes: &[u8], format: ImageFormat) -> Option<(u64, u64)> {
-    let big = |at: usize| {
-        Some(u64::from(u32::from_be_bytes(
-            bytes.get(at..at + 4)?.try_into().ok()?,
-        )))
-    };
-    match format {
-        ImageFormat::Png => Some((big(16)?, big(20)?)),
-        _ => None,
+fn decode_webp(bytes: &[u8], limits: &Limits) -> Result<(DynamicImage, Orientation), Problem> {
+    // What is missing at the end may be the orientation.
+    let declared = bytes
+        .get(4..8)
+        .and_then(|size| size.try_into().ok())
+        .map_or(0, u32::from_le_bytes);
+    if u64::from(declared) + 8 > u64::try_from(bytes.len()).unwrap_or(u64::MAX) {
+        return Err(Problem::Truncated);
     }
+    let orientation = webp::orientation(bytes);
+    let bytes = webp::usual(bytes);
+    let decoder = decoder(&bytes, ImageFormat::WebP, limits, limits)?;
+    let image = match Frame::find(&bytes)? {
+        Some(frame) => {
+            // Its file has no animation, so this ends here.
+            let (picture, _) = decode_webp(&frame.still, limits)?;
+            frame.paint(picture.into_rgb8())?
+        }
+        None => DynamicImage::from_decoder(decoder)?.into_rgb8(),
+    };
+    Ok((DynamicImage::ImageRgb8(image), orientation))
+}
+
+/// A decoder of the `image` crate for a file within the `limits`, which may ask for as much as `own` allow.
+fn decoder<'a>(
+    bytes: &'a [u8],
+    format: ImageFormat,
+    limits: &Limits,
+    own: &Limits,
+) -> Result<impl ImageDecoder + 'a, Problem> {
+    let mut bounds = image::Limits::default();
+    bounds.max_alloc = Some(own.max_memory());
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    reader.limits(bounds);
+    let decoder = reader.into_decoder()?;
+    let (width, height) = decoder.dimensions();
+    limits.allow(width, height)?;
+    Ok(decoder)
 }
 
 /// The upper bytes of 16-bit channels; gray (`COLORS` = 1) is repeated, alpha is dropped.
@@ -274,7 +267,10 @@ fn decode_jpeg(bytes: &[u8], limits: &Limits) -> Result<(DynamicImage, Orientati
     limits.allow(width, height)?;
     let (pixels, metadata) = jpeg.decode(None)?;
     let image = of_pixels((width, height, pixels))?;
-    Ok((image, super::orientation::of(metadata.exif, metadata.xmp)))
+    Ok((
+        image,
+        super::orientation::of(metadata.exif.as_deref(), metadata.xmp),
+    ))
 }
 
 fn decode_tiff(bytes: &[u8], limits: &Limits) -> Result<(DynamicImage, Orientation), Problem> {

@@ -13,6 +13,7 @@ mod gif;
 pub mod heif;
 mod jpeg;
 mod orientation;
+mod png;
 pub mod preprocess;
 mod problem;
 pub mod resize;

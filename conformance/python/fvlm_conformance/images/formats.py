@@ -103,8 +103,8 @@ def pngs():
         yield f"png-adam7-{width}x{height}.png", png(samples, 8, 2, True)
 
 
-def tiff(tags, blocks, order="<", big=False):
-    """A TIFF of `tags` {number: (type, values)} whose strips or tiles are `blocks`."""
+def tiff(tags, blocks, order="<", big=False, lengths=None):
+    """A TIFF of `tags` {number: (type, values)} whose strips or tiles are `blocks`; it states so many of their lengths."""
     codes = {"B": 1, "H": 3, "I": 4, "Q": 16}
     sizes = {1: 1, 3: 2, 4: 4, 16: 8}
     tiles = 322 in tags
@@ -117,7 +117,8 @@ def tiff(tags, blocks, order="<", big=False):
         out += block + b"\0" * (len(block) % 2)
     tags = dict(tags)
     tags[324 if tiles else 273] = ("I", places)
-    tags[325 if tiles else 279] = ("I", [len(block) for block in blocks])
+    if lengths != 0:
+        tags[325 if tiles else 279] = ("I", [len(block) for block in blocks][:lengths])
     inline = 8 if big else 4
     entries = []
     for number in sorted(tags):
@@ -187,7 +188,7 @@ def tiff_of(
             rows = rows or height
             tags[278] = ("I", [rows])
             blocks += [coded(part[y : y + rows]) for y in range(0, height, rows)]
-    return tiff(tags, blocks, order, more.get("big", False))
+    return tiff(tags, blocks, order, more.get("big", False), more.get("lengths"))
 
 
 def tiffs():
@@ -649,8 +650,204 @@ def oriented():
             yield f"png-raw-{kind}-{value}.png", png(samples, 8, 2, extra=raw)
 
 
+def exif_of(value, kind=3, count=1, order="<", magic=42, tag=274):
+    """A segment with one tag, whose value has the type `kind`."""
+    code = {3: "HH", 8: "hH", 4: "I", 9: "i", 13: "I", 11: "f"}.get(kind, "BBBB")
+    values = (value, *[0] * (len(code) - 1))
+    head = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "HI", magic, 8)
+    return head + struct.pack(order + "HHHI" + code + "I", 1, tag, kind, count, *values, 0)
+
+
+def raw_profile(exif, kind):
+    text = f"\nexif\n{len(exif):8}\n{exif.hex()}\n".encode()
+    between = {b"tEXt": b"\0", b"zTXt": b"\0\0", b"iTXt": b"\0\0\0\0\0"}[kind]
+    return chunk(
+        kind, b"Raw profile type exif" + between + (zlib.compress(text) if kind == b"zTXt" else text)
+    )
+
+
+def segment(data, marker=0xE1):
+    return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
+
+
+def oriented_oddly():
+    """EXIF of other types than the standard's, in pieces, twice, late or not announced; XMP beside each."""
+    rgb = Image.fromarray(scene(WIDTH, HEIGHT))
+    samples = scene(WIDTH, HEIGHT).astype(int)
+    name, xmp_name = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+    six, three, none = exif_of(6), exif_of(3, order=">"), exif_of(1, tag=256)
+
+    def xmp(value):
+        return f'<rdf:Description tiff:Orientation="{value}"/>'.encode()
+
+    def text(value, head=b"\0\0\0\0"):
+        return chunk(b"iTXt", b"XML:com.adobe.xmp\0" + head + xmp(value))
+
+    jpeg = save(rgb, "JPEG")
+    segments = {f"type-{kind}": exif_of(6, kind) for kind in (1, 2, 4, 6, 7, 8, 9, 11, 13, 99)}
+    segments |= {f"value-{value}": exif_of(value) for value in (0, 9, 262)}
+    segments |= {f"count-{count}": exif_of(6, count=count) for count in (0, 2)}
+    segments |= {
+        "big-endian": exif_of(6, 4, order=">"),
+        "magic": exif_of(6, magic=0x5555),
+        "none": none,
+        "no-tiff": b"junk",
+    }
+    for kind, exif in segments.items():
+        for value in (None, 8):
+            end = f"{kind}-{value}"
+            packet = segment(xmp_name + xmp(8)) if value else b""
+            yield f"jpeg-odd-{end}.jpg", jpeg[:2] + segment(name + exif) + packet + jpeg[2:]
+            extra = chunk(b"eXIf", exif) + (text(8) if value else b"")
+            yield f"png-odd-{end}.png", png(samples, 8, 2, extra=extra)
+            packet = {"xmp": xmp(8)} if value else {}
+            yield f"webp-odd-{end}.webp", save(rgb, "WEBP", lossless=True, exif=exif, **packet)
+
+    parts = {
+        "two": [name + six, name + three],
+        "split": [name + six[:12], name + six[12:]],
+        "empty-first": [name, name + three],
+        "xmp-two": [xmp_name + xmp(6), xmp_name + xmp(3)],
+        "xmp-none-first": [xmp_name + b"<x/>", xmp_name + xmp(3)],
+        "xmp-empty-last": [xmp_name + xmp(3), xmp_name],
+    }
+    for kind, segments in parts.items():
+        yield f"jpeg-odd-{kind}.jpg", jpeg[:2] + b"".join(map(segment, segments)) + jpeg[2:]
+    scans = save(rgb, "JPEG", progressive=True)
+    second = scans.index(b"\xff\xda", scans.index(b"\xff\xda") + 2)
+    yield "jpeg-odd-second-scan.jpg", scans[:second] + segment(name + six) + scans[second:]
+
+    exif_six, exif_three = chunk(b"eXIf", six), chunk(b"eXIf", three)
+    plain = xmp(6)
+    chunks = {
+        "late": (b"", exif_six),
+        "around": (exif_three, exif_six),
+        "two": (exif_six + exif_three, b""),
+        "empty": (chunk(b"eXIf", b"") + raw_profile(six, b"tEXt"), b""),
+        "late-and-raw": (raw_profile(three, b"zTXt"), exif_six),
+        "raw-late": (b"", raw_profile(six, b"zTXt")),
+        "raw-text": (raw_profile(six, b"tEXt"), b""),
+        "raw-international": (raw_profile(six, b"iTXt"), b""),
+        "raw-two": (raw_profile(six, b"zTXt") + raw_profile(three, b"tEXt"), b""),
+        "xmp-late": (b"", text(6)),
+        "xmp-two": (text(8) + text(3), b""),
+        "xmp-text": (chunk(b"tEXt", b"XML:com.adobe.xmp\0" + plain), b""),
+        "xmp-deflated": (chunk(b"zTXt", b"XML:com.adobe.xmp\0\0" + zlib.compress(plain)), b""),
+        "xmp-no-text": (text(6, b"\0\0\0\0\xff"), b""),
+        "xmp-method": (text(6, b"\1\1\0\0"), b""),
+    }
+    for kind, (before, behind) in chunks.items():
+        image = png(samples, 8, 2, extra=before)
+        yield f"png-odd-{kind}.png", image[:-12] + behind + image[-12:]
+
+    def part(kind, data):
+        return kind + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
+
+    def small(value):
+        return struct.pack("<I", value)[:3]
+
+    size = small(WIDTH - 1) + small(HEIGHT - 1)
+    still = save(rgb, "WEBP", lossless=True)[12:]
+    frame = part(b"ANMF", bytes(6) + size + small(100) + b"\0" + still)
+    beside = {"both": part(b"EXIF", six) + part(b"XMP ", xmp(8)), "neither": b""}
+    for flags, (kind, parts) in itertools.product((0, 4, 8, 12, 0x10, 0x20, 0x1C), beside.items()):
+        for animated in (0, 2):
+            body = part(b"ANIM", bytes(6)) + frame if animated else still
+            data = b"WEBP" + part(b"VP8X", bytes([flags | animated, 0, 0, 0]) + size) + body + parts
+            yield f"webp-odd-{flags}-{animated}-{kind}.webp", b"RIFF" + struct.pack("<I", len(data)) + data
+
+    for (kind, value), packet in itertools.product(
+        [("B", 6), ("H", 0), ("H", 9), ("H", 262), ("I", 0), ("I", 6), ("I", 9)], (None, 8)
+    ):
+        tags = {274: (kind, [value])} | ({700: ("B", list(xmp(8)))} if packet else {})
+        yield f"tiff-odd-{kind}-{value}-{packet}.tif", tiff_of(samples, 8, 2, tags=tags)
+    yield "tiff-odd-two.tif", tiff_of(samples, 8, 2, tags={274: ("H", [6, 3])})
+
+
+def odd():
+    """What few writers do: palettes that are too short, in half colours or gray, pixels nowhere, tags for nothing."""
+    for bits in (1, 2, 4, 8):
+        samples = random(bits, 90).integers(0, 2, (HEIGHT, WIDTH, 1))
+        yield f"png-odd-palette-{bits}.png", png(samples, bits, 3, extra=chunk(b"PLTE", bytes(range(7))))
+    gray = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, axis=1)
+    two = bytes([0, 0, 0, 0, 255, 255, 255, 0])
+    for bits in (1, 4, 8, 16, 24, 32):
+        depth = min(bits, 8)
+        samples = random(bits, 91).integers(0, 2**depth, (HEIGHT, WIDTH * (3 if bits == 24 else 1)))
+        colors = random(bits, 92).integers(0, 256, (2**bits if bits <= 8 else 0, 4), dtype=np.uint8)
+        rows = bmp_rows(samples, bits)
+        for header in (12, 40, 124):
+            # No more bytes a colour than its header has.
+            palette = colors[:, : 3 if header == 12 else 4].tobytes()
+            nowhere = bytearray(bmp(rows, WIDTH, HEIGHT, bits, header, palette=palette))
+            nowhere[10:14] = bytes(4)
+            yield f"bmp-odd-{bits}-{header}-nowhere.bmp", bytes(nowhere)
+        if bits <= 8:
+            for kind, palette in {"few": colors[:1], "gray": gray[: 2**bits], "gray-few": gray[:3]}.items():
+                file = bmp(rows, WIDTH, HEIGHT, bits, palette=palette.tobytes(), colors=len(palette))
+                yield f"bmp-odd-{bits}-{kind}.bmp", file
+            yield f"bmp-odd-{bits}-two.bmp", bmp(rows, WIDTH, HEIGHT, bits, palette=two, colors=2)
+    for bits, kind in itertools.product((4, 8), ("runs", "literal", "jumps")):
+        samples = random(bits, 93).integers(0, 2**bits, (HEIGHT, WIDTH))
+        colors = random(bits, 94).integers(0, 256, (3, 4), dtype=np.uint8)
+        for name, palette in {"few": colors, "gray-few": gray[:3]}.items():
+            file = bmp(
+                rle(samples, bits, kind),
+                WIDTH,
+                HEIGHT,
+                bits,
+                compression=2 if bits == 4 else 1,
+                palette=palette.tobytes(),
+                colors=3,
+            )
+            yield f"bmp-odd-rle{bits}-{kind}-{name}.bmp", file
+            yield f"bmp-odd-rle{bits}-{kind}-{name}-nowhere.bmp", file[:10] + bytes(4) + file[14:]
+
+    colors = random(95).integers(0, 256, (16, 3), dtype=np.uint8)
+    whole, part = random(96).integers(0, 16, (HEIGHT, WIDTH)), random(97).integers(0, 16, (9, 14))
+    start = 13 + 3 * 16
+    blocks = {
+        "stray": b"\0\0\x55",
+        "unknown": b"!\x77\x03abc\0",
+        "empty-comment": b"!\xfe\0",
+        "twice": b"!\xf9\x04\x01\0\0\x03\0!\xf9\x04\x01\0\0\x05\0",
+        "then-none": b"!\xf9\x04\x01\0\0\x03\0!\xf9\x04\0\0\0\x05\0",
+    }
+    for kind, block in blocks.items():
+        file = gif([(part, 3, 4, None, None, False, 0)], WIDTH, HEIGHT, colors)
+        yield f"gif-odd-{kind}.gif", file[:start] + block + file[start:]
+    for width, height in ((0, 0), (WIDTH, 0), (5, 5)):
+        file = gif([(whole, 0, 0, None, None, False, 0)], width, height, colors)
+        yield f"gif-odd-canvas-{width}x{height}.gif", file
+    for count in (2, 4, 16):
+        indices = random(98).integers(0, max(4, count), (HEIGHT, WIDTH))
+        few = gray[:count, :3]
+        for name, frame, table in (
+            ("file", (indices, 0, 0, None, None, False, 0), few),
+            ("frame", (indices, 0, 0, few, None, False, 0), None),
+            ("frame-of-gray", (indices, 0, 0, few, None, False, 0), gray[:16, :3]),
+            ("frame-of-colors", (indices, 0, 0, few, None, False, 0), colors),
+        ):
+            yield f"gif-odd-gray-{count}-{name}.gif", gif([frame], WIDTH, HEIGHT, table)
+
+    samples = random(99).integers(0, 256, (HEIGHT, WIDTH, 3))
+    for lengths in (0, 1):
+        yield f"tiff-odd-lengths-{lengths}.tif", tiff_of(samples, 8, 2, rows=5, lengths=lengths)
+    for planar, extra in itertools.product((False, True), ([0], [1], [2], [1, 0])):
+        kind = f"{'planes' if planar else 'pixels'}-{'.'.join(map(str, extra))}"
+        yield f"tiff-odd-extra-{kind}.tif", tiff_of(samples, 8, 2, planar=planar, extra=extra)
+
+    jpeg = save(Image.fromarray(scene(WIDTH, HEIGHT)), "JPEG", subsampling=0)
+    adobe = segment(b"Adobe\0\x64\0\0\0\0\0", 0xEE)
+    for length in (13, 14):
+        jfif = segment(b"JFIF\0\1\1\0\0\1\0\1\0\0"[:length], 0xE0)
+        yield f"jpeg-odd-jfif-{length}.jpg", jpeg[:2] + jfif + adobe + jpeg[20:]
+
+
 def files():
     yield from oriented()
+    yield from oriented_oddly()
+    yield from odd()
     yield from pngs()
     yield from tiffs()
     yield from bmps()

@@ -320,7 +320,7 @@ fn hostile_tiffs_are_refused_at_once() {
     let gray = [(258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 8), (279, 4, 1, 8)];
     let sized = |width, height| [(256, 4, 1, width), (257, 4, 1, height)];
     type Entries<'a> = &'a [(u16, u16, u32, u32)];
-    let cases: [(Entries<'_>, Entries<'_>, &str); 6] = [
+    let cases: [(Entries<'_>, Entries<'_>, &str); 7] = [
         (
             &sized(1 << 31, 1 << 31),
             &gray,
@@ -348,10 +348,63 @@ fn hostile_tiffs_are_refused_at_once() {
             &[(258, 3, 1, 32), (339, 3, 1, 3), (262, 3, 1, 1)],
             "with floating-point channels",
         ),
+        // Alpha, for which there is no channel.
+        (
+            &sized(1, 1),
+            &[
+                (258, 3, 1, 8),
+                (262, 3, 1, 2),
+                (273, 4, 1, 8),
+                (277, 3, 1, 3),
+                (338, 3, 1, 1),
+            ],
+            "with 3 channels, of which 1 are said to be more than the 3 of colours",
+        ),
     ];
     for (size, rest, part) in cases {
         let error = refuse(&tiff(&[size, rest].concat())).to_string();
         assert!(error.contains(part), "{error}");
+    }
+}
+
+/// Without compression, lengths are not needed, and the orientation is read whatever its type.
+#[test]
+fn tiffs_need_no_lengths() {
+    let sized = [(256, 4, 1, 3), (257, 4, 1, 1), (258, 3, 1, 8), (262, 3, 1, 1)];
+    for (kind, value, size) in [(3, 1, (3, 1)), (3, 6, (1, 3)), (4, 6, (1, 3)), (1, 6, (3, 1))] {
+        let entries = [&sized[..], &[(273, 4, 1, 0), (274, kind, 1, value)]].concat();
+        let found = decode(&tiff(&entries), "a.tif", &Limits::default()).unwrap();
+        assert_eq!(
+            (found.width(), found.height()),
+            size,
+            "type {kind}, value {value}"
+        );
+        let turned = size.0 == 1;
+        let expected = [b'I', b'I', b'*'].map(|value| [value; 3]).concat();
+        assert!(turned || found.pixels() == expected, "{:?}", found.pixels());
+    }
+}
+
+/// What a decoder's crate would panic on is refused, and the rest of the palette is told.
+#[test]
+fn palettes_of_half_colors_are_refused() {
+    let image = files()
+        .into_iter()
+        .find(|(name, _)| name.starts_with("png-3-8-rows"))
+        .unwrap()
+        .1;
+    let start = image.windows(4).position(|bytes| bytes == b"PLTE").unwrap();
+    let length = u32::from_be_bytes(image[start - 4..start].try_into().unwrap());
+    for more in 1..3 {
+        let mut chunk = image[start..start + 4 + usize::try_from(length).unwrap()].to_vec();
+        chunk.truncate(chunk.len() - 3 + more);
+        let mut png = image[..start - 4].to_vec();
+        png.extend(u32::try_from(chunk.len() - 4).unwrap().to_be_bytes());
+        png.extend(&chunk);
+        png.extend(checksum(&chunk).to_be_bytes());
+        png.extend(&image[start + 8 + usize::try_from(length).unwrap()..]);
+        let error = refuse(&png).to_string();
+        assert!(error.contains("expected three for each colour"), "{error}");
     }
 }
 
@@ -472,4 +525,17 @@ fn endless_streams_end() {
     let endless = std::io::Cursor::new(png_header(10, 10)).chain(std::io::repeat(0));
     let error = read(endless, "stdin", &Limits { max_pixels: 100 }).unwrap_err();
     assert!(matches!(error, ImageError::TooManyBytes { .. }), "{error}");
+}
+
+#[test]
+fn panics_of_decoders_are_errors() {
+    let index = std::hint::black_box(3);
+    let found = guard(|| Ok([1, 2, 3][index]));
+    let Err(Problem::Damaged(reason)) = found else {
+        panic!("{found:?}");
+    };
+    assert!(
+        reason.starts_with("its decoder stopped: index out of bounds"),
+        "{reason}"
+    );
 }

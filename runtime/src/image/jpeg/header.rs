@@ -1,5 +1,6 @@
 //! JPEG's markers: frame and scan headers, tables, and what Adobe's and JFIF's segments say about colours.
 
+use super::super::orientation::EXIF_NAME;
 use super::super::problem::Problem;
 use super::bits::{Huffman, next_marker};
 use super::rows::ColorSpace;
@@ -17,6 +18,9 @@ const MAX_WORK: u64 = 1 << 31;
 
 /// What a block costs before its coefficients are looked at: it comes from memory.
 const BLOCK_WORK: usize = 15;
+
+/// Bytes of a JFIF segment; a shorter one is none.
+const JFIF: usize = 14;
 
 /// A coefficient of which no scan has told anything.
 const UNKNOWN: u8 = u8::MAX;
@@ -76,20 +80,25 @@ pub(super) enum Next {
     End,
 }
 
-/// What stands in a file beside its pixels: the contents of the first EXIF segment and of the first XMP
+/// What stands in a file beside its pixels: the contents of all EXIF segments, one behind the other, and of the last XMP
 /// packet.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(in super::super) struct Metadata<'a> {
-    pub(in super::super) exif: Option<&'a [u8]>,
+    /// With its name in front.
+    pub(in super::super) exif: Option<Vec<u8>>,
     pub(in super::super) xmp: Option<&'a [u8]>,
 }
 
 impl<'a> Metadata<'a> {
     fn read(&mut self, segment: &'a [u8]) {
-        self.exif = self.exif.or(segment.strip_prefix(b"Exif\0\0"));
-        self.xmp = self
-            .xmp
-            .or(segment.strip_prefix(b"http://ns.adobe.com/xap/1.0/\0"));
+        if let Some(more) = segment.strip_prefix(EXIF_NAME) {
+            match &mut self.exif {
+                Some(exif) => exif.extend_from_slice(more),
+                None => self.exif = Some(segment.to_vec()),
+            }
+        } else if let Some(xmp) = segment.strip_prefix(b"http://ns.adobe.com/xap/1.0/\0") {
+            self.xmp = Some(xmp);
+        }
     }
 }
 
@@ -145,7 +154,7 @@ impl<'a> Header<'a> {
                 0xc0..=0xc2 => return Frame::parse(marker, segment).map(Next::Frame),
                 0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf => return Err(unsupported(marker)),
                 0xd8 => return Problem::damaged("a second image starts inside the first"),
-                0xe0 => self.jfif |= segment.starts_with(b"JFIF\0"),
+                0xe0 => self.jfif |= segment.len() >= JFIF && segment.starts_with(b"JFIF\0"),
                 0xe1 => self.metadata.read(segment),
                 0xee if segment.starts_with(b"Adobe") => self.adobe = segment.get(11).copied().or(self.adobe),
                 // Application data, comments, and what the standard reserves.
@@ -477,5 +486,36 @@ impl<'a> Reader<'a> {
     fn word(&mut self) -> Result<u16, Problem> {
         let bytes = self.take(2)?;
         Ok(u16::from_be_bytes([bytes[0], bytes[1]]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_are_joined_and_the_last_packet_counts() {
+        let mut metadata = Metadata::default();
+        metadata.read(b"Exif\0\0ab");
+        metadata.read(b"Exif\0\xffno");
+        metadata.read(b"Exif\0\0cd");
+        metadata.read(b"http://ns.adobe.com/xap/1.0/\0first");
+        metadata.read(b"http://ns.adobe.com/xap/1.0/\0last");
+        assert_eq!(metadata.exif.unwrap(), b"Exif\0\0abcd");
+        assert_eq!(metadata.xmp.unwrap(), b"last");
+    }
+
+    #[test]
+    fn a_short_jfif_segment_is_none() {
+        let jfif = b"JFIF\0\x01\x01\0\0\x01\0\x01\0\0";
+        for (length, expected) in [(13, false), (14, true)] {
+            let mut jpeg = b"\xff\xd8\xff\xe0\0".to_vec();
+            jpeg.push(u8::try_from(length + 2).unwrap());
+            jpeg.extend(&jfif[..length]);
+            jpeg.extend(b"\xff\xd9");
+            let mut header = Header::new(&jpeg);
+            assert!(matches!(header.next(None), Ok(Next::End)));
+            assert_eq!(header.jfif, expected, "{length} bytes");
+        }
     }
 }

@@ -59,7 +59,8 @@ impl<'a> Jpeg<'a> {
         if frame.blocks() > bits {
             return Err(Problem::Truncated);
         }
-        // What stands behind the first scan says nothing about colours any more.
+        // What stands behind the first scan says nothing any more, about colours neither.
+        let metadata = std::mem::take(&mut header.metadata);
         let space = space.unwrap_or_else(|| header.color_space(&frame));
         if frame.components.len() != space.components() {
             return Problem::damaged("it has other components than its colours need");
@@ -68,7 +69,7 @@ impl<'a> Jpeg<'a> {
             // All there is, in one scan; libjpeg looks at no further one.
             let pixels = scan::whole(&mut header, &frame, &scan, space)?;
             header.find_end()?;
-            return Ok((pixels, header.metadata));
+            return Ok((pixels, metadata));
         }
         let mut stores = scan::stores(&frame);
         loop {
@@ -80,7 +81,7 @@ impl<'a> Jpeg<'a> {
             };
         }
         frame.check_complete()?;
-        Ok((rows::rgb(&frame, &stores, space), header.metadata))
+        Ok((rows::rgb(&frame, &stores, space), metadata))
     }
 }
 

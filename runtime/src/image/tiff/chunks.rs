@@ -37,7 +37,9 @@ pub(super) fn samples(
     let starts = directory.numbers(starts)?.unwrap_or_default();
     let lengths = directory.numbers(lengths)?.unwrap_or_default();
     let count = grid.across * grid.down * planes;
-    if starts.len() < count || lengths.len() < count {
+    // Without compression, lengths say nothing that is needed; some writers leave them out.
+    let plain = layout.compression == 1;
+    if starts.len() < count || (lengths.len() < count && !plain) {
         return Problem::damaged(format!(
             "it has {} strips or tiles and {} lengths, expected {count}",
             starts.len(),
@@ -54,7 +56,7 @@ pub(super) fn samples(
     }
     let mut samples = vec![0; width * height * layout.channels];
     let mut line = vec![0; grid.width * channels];
-    for (index, (&start, &length)) in starts.iter().zip(&lengths).take(count).enumerate() {
+    for (index, &start) in starts.iter().take(count).enumerate() {
         let (plane, place) = (
             index / (grid.across * grid.down),
             index % (grid.across * grid.down),
@@ -69,10 +71,9 @@ pub(super) fn samples(
         } else {
             grid.height.min(height - top)
         };
-        let data = directory.slice(
-            start,
-            length.min(bytes.len() as u64 - start.min(bytes.len() as u64)),
-        )?;
+        let rest = (bytes.len() as u64).saturating_sub(start);
+        let length = if plain { rest } else { lengths[index].min(rest) };
+        let data = directory.slice(start, length)?;
         let shape = (grid.width, rows);
         let data = decompress(data, directory, layout, (channels, row * rows), shape)?;
         let columns = grid.width.min(width - left);

@@ -1,5 +1,6 @@
 //! TIFF's directory: tags and their numbers.
 
+use super::super::orientation;
 use super::super::problem::Problem;
 
 /// Most numbers of a tag: of strips, the longest edge has fewer.
@@ -9,6 +10,8 @@ const MAX_NUMBERS: u64 = 1 << 22;
 pub(super) struct Directory<'a> {
     bytes: &'a [u8],
     pub(super) little: bool,
+    big: bool,
+    start: u64,
     entries: Vec<Entry>,
 }
 
@@ -26,6 +29,8 @@ impl<'a> Directory<'a> {
         let mut directory = Directory {
             bytes,
             little,
+            big: false,
+            start: 0,
             entries: Vec::new(),
         };
         let big = directory.at(2, 2)? == 43;
@@ -34,6 +39,7 @@ impl<'a> Directory<'a> {
         } else {
             (directory.at(4, 4)?, 4)
         };
+        (directory.big, directory.start) = (big, start);
         let (count, first) = if big {
             (directory.at(start, 8)?, 8)
         } else {
@@ -56,12 +62,25 @@ impl<'a> Directory<'a> {
                 _ => continue,
             };
             let count = directory.at(place + 4, wide)?;
+            if count == 0 {
+                continue;
+            }
             let value = place + 4 + wide;
             let inline = count.saturating_mul(size) <= wide;
             let at = if inline { value } else { directory.at(value, wide)? };
             directory.entries.push(Entry { tag, size, count, at });
         }
         Ok(directory)
+    }
+
+    /// Where it is, for whoever reads it as Pillow does.
+    pub(super) fn place(&self) -> orientation::Directory<'a> {
+        orientation::Directory {
+            bytes: self.bytes,
+            little: self.little,
+            big: self.big,
+            start: self.start,
+        }
     }
 
     /// The number of `size` bytes at `at`.
@@ -100,10 +119,7 @@ impl<'a> Directory<'a> {
 
     /// The first number of `tag`.
     pub(super) fn number(&self, tag: u16) -> Result<Option<u64>, Problem> {
-        let entry = self
-            .entries
-            .iter()
-            .find(|entry| entry.tag == tag && entry.count > 0);
+        let entry = self.entries.iter().find(|entry| entry.tag == tag);
         entry.map(|entry| self.at(entry.at, entry.size)).transpose()
     }
 

@@ -26,11 +26,7 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(u32, u32, Vec<u8>
     let (width, height) = (size(layout.width)?, size(layout.height)?);
     let samples = chunks::samples(bytes, &directory, &layout, limits.max_memory())?;
     let pixels = pixels(&directory, &layout, &samples)?;
-    let tag = directory.number(274)?.and_then(|tag| u8::try_from(tag).ok());
-    let orientation = match tag.and_then(Orientation::from_exif) {
-        Some(orientation) => orientation,
-        None => super::orientation::of(None, directory.data(700)?),
-    };
+    let orientation = super::orientation::of_tiff(&directory.place(), directory.data(700)?);
     Ok((width, height, pixels, orientation))
 }
 
@@ -131,6 +127,12 @@ impl Layout {
                 "a TIFF with {channels} channels where colours have {colors}"
             ));
         }
+        if extra.len() > channels - colors {
+            return Problem::unsupported(format!(
+                "a TIFF with {channels} channels, of which {} are said to be more than the {colors} of colours",
+                extra.len()
+            ));
+        }
         let fits = match first {
             1 | 2 | 4 => colors == 1 && channels == 1,
             8 => true,
@@ -146,7 +148,7 @@ impl Layout {
             1 => false,
             2 if first >= 8 && matches!(compression, 5 | 8 | 32_946) => true,
             // Without these compressions, the tag says nothing.
-            2 if !matches!(compression, 5 | 8 | 32_946) => false,
+            _ if !matches!(compression, 5 | 8 | 32_946) => false,
             other => return Problem::unsupported(format!("a TIFF with predictor {other} of {first} bits")),
         };
         let reversed = number(266, 1)? == 2;
