@@ -549,14 +549,20 @@ impl Bundle {
 
 impl std::fmt::Display for Io {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let dims: Vec<String> = self
+        // No tensor has as many; a damaged contract may.
+        const SHOWN: usize = 8;
+        let mut dims: Vec<String> = self
             .dims
             .iter()
+            .take(SHOWN)
             .map(|dim| match dim {
                 IoDim::Fixed(length) => length.to_string(),
                 IoDim::Symbol(name) => name.clone(),
             })
             .collect();
+        if self.dims.len() > SHOWN {
+            dims.push(format!("... {} lengths", self.dims.len()));
+        }
         write!(f, "`{}` {} [{}]", self.name, self.dtype, dims.join(","))
     }
 }

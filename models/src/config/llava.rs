@@ -14,13 +14,7 @@ pub(super) fn llava(object: &Map<String, Value>, problems: &mut Problems) -> Mod
         true => fields.inside("text_config", "text_config.", problems),
         false => Fields::new(object),
     };
-    let way = if nested {
-        "text_config.rope_parameters."
-    } else {
-        "rope_parameters."
-    };
-    let parameters = text.inside("rope_parameters", way, problems);
-    let theta = rope_theta(&text, &parameters, problems);
+    let theta = rope_theta(&text, problems);
     let tied = text.flag("tie_word_embeddings", false, problems);
     let decoder = decoder(&text, theta, tied, problems);
     // The tower's name carries the image size: `mobileclip_l_1024`.

@@ -7,15 +7,17 @@ mod check;
 mod declared;
 mod fields;
 mod llava;
+mod processor;
 mod shared;
 mod transformers;
 
 use crate::checkpoint::error::CheckpointError;
 use crate::checkpoint::small;
 use check::check;
-pub(crate) use declared::{CONFIG, Declared, PREPROCESSOR, Processor};
+pub(crate) use declared::{CONFIG, Declared};
 use fields::Problems;
 use llava::llava;
+pub(crate) use processor::{PREPROCESSOR, Processor};
 use serde_json::Value;
 use std::path::Path;
 use transformers::transformers;
@@ -464,13 +466,49 @@ mod tests {
                 from: LLAVA,
                 old: "\"vocab_size\": 151936",
                 new: "\"rope_scaling\": {\"type\": \"linear\", \"factor\": 2.0}, \"vocab_size\": 151936",
-                expected: "`rope_scaling` is {\"type\":\"linear\",\"factor\":2.0}, this build supports null and",
+                expected: "`rope_scaling.factor` is 2.0, this build supports 1",
             },
             Case {
                 from: TRANSFORMERS,
                 old: "\"vocab_size\": 151936",
                 new: "\"rope_scaling\": {\"factor\": 2.0}, \"vocab_size\": 151936",
-                expected: "`text_config.rope_scaling` is {\"factor\":2.0}",
+                expected: "`text_config.rope_scaling.factor` is 2.0, this build supports 1",
+            },
+            Case {
+                from: LLAVA,
+                old: "\"vocab_size\": 151936",
+                new: "\"rope_scaling\": {\"type\": \"linear\"}, \"vocab_size\": 151936",
+                expected: "`rope_scaling.factor` is missing, this build supports 1",
+            },
+            Case {
+                from: LLAVA,
+                old: "\"vocab_size\": 151936",
+                new: "\"rope_scaling\": [2], \"vocab_size\": 151936",
+                expected: "`rope_scaling` is [2], expected an object",
+            },
+            Case {
+                from: TRANSFORMERS,
+                old: "{\"rope_theta\": 1000000.0, \"rope_type\": \"default\"}",
+                new: "{\"full_attention\": {\"rope_theta\": 1000000.0}}",
+                expected: "rope_parameters.full_attention` is {\"rope_theta\":1000000.0}, which this build does not know",
+            },
+            Case {
+                from: TRANSFORMERS,
+                old: "\"rope_type\": \"default\"",
+                new: "\"type\": \"yarn\"",
+                expected: "rope_parameters.type` is \"yarn\"",
+            },
+            Case {
+                from: TRANSFORMERS,
+                old: "\"rope_type\": \"default\"",
+                new: "\"partial_rotary_factor\": 0.5",
+                expected: "rope_parameters.partial_rotary_factor` is 0.5, this build supports 1",
+            },
+            Case {
+                from: TRANSFORMERS,
+                old: "\"vocab_size\": 151936",
+                new: "\"rope_scaling\": {\"rope_type\": \"default\"}, \"vocab_size\": 151936",
+                expected: "`text_config.rope_scaling` has no `rope_theta`, and `text_config.rope_parameters` has 1000000.0",
             },
             Case {
                 from: TRANSFORMERS,
@@ -498,26 +536,58 @@ mod tests {
 
     /// The bases are those of transformers 5.24's `Qwen2Config` for the same fields.
     #[test]
-    fn rope_scaling_may_say_that_nothing_is_scaled() {
-        let cases = [
-            ("null", None),
-            ("{}", None),
-            (r#"{"rope_type": "default"}"#, None),
-            (r#"{"type": "default"}"#, None),
-            (r#"{"rope_type": "default", "rope_theta": 5000.0}"#, Some(5000.0)),
+    fn rope_may_say_that_nothing_is_scaled() {
+        let scaling = [
+            (LLAVA, "null", None),
+            (LLAVA, "{}", None),
+            (LLAVA, r#"{"rope_type": "default"}"#, None),
+            (LLAVA, r#"{"type": "default"}"#, None),
+            (LLAVA, r#"{"type": "linear", "factor": 1.0}"#, None),
+            (
+                LLAVA,
+                r#"{"rope_type": "default", "rope_theta": 5000.0}"#,
+                Some(5000.0),
+            ),
+            (TRANSFORMERS, "null", None),
+            (TRANSFORMERS, "{}", None),
+            (
+                TRANSFORMERS,
+                r#"{"rope_type": "default", "rope_theta": 5000.0}"#,
+                Some(5000.0),
+            ),
         ];
+        let scaling = scaling.map(|(from, value, theta)| {
+            let new = format!("\"rope_scaling\": {value}, \"vocab_size\": 151936");
+            (from, "\"vocab_size\": 151936", new, theta)
+        });
+        let parameters = [
+            (r#"{"rope_theta": 1000000.0}"#, None),
+            (
+                r#"{"rope_type": "linear", "factor": 1, "rope_theta": 7.0}"#,
+                Some(7.0),
+            ),
+            (r#"{"type": "default", "mrope_section": null}"#, Some(10_000.0)),
+        ];
+        let parameters = parameters.map(|(new, theta)| {
+            let old = r#"{"rope_theta": 1000000.0, "rope_type": "default"}"#;
+            (TRANSFORMERS, old, new.to_owned(), theta)
+        });
+        for (from, old, new, theta) in scaling.into_iter().chain(parameters) {
+            let mut expected = parse(from).unwrap().0.decoder;
+            expected.rope_theta = theta.unwrap_or(expected.rope_theta);
+            assert!(from.contains(old), "{old}");
+            assert_eq!(
+                parse(&from.replacen(old, &new, 1)).unwrap().0.decoder,
+                expected,
+                "{new}"
+            );
+        }
+    }
+
+    #[test]
+    fn silu_has_two_names() {
         for from in [LLAVA, TRANSFORMERS] {
-            let plain = parse(from).unwrap().0.decoder;
-            for (scaling, theta) in cases {
-                let new = format!("\"rope_scaling\": {scaling}, \"vocab_size\": 151936");
-                let decoder = parse(&from.replacen("\"vocab_size\": 151936", &new, 1))
-                    .unwrap()
-                    .0
-                    .decoder;
-                let mut expected = plain.clone();
-                expected.rope_theta = theta.unwrap_or(plain.rope_theta);
-                assert_eq!(decoder, expected, "{scaling}");
-            }
+            assert_eq!(parse(&from.replace("silu", "swish")), parse(from));
         }
     }
 

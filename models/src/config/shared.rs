@@ -83,7 +83,10 @@ pub(super) fn decoder(
     tied: bool,
     problems: &mut Problems,
 ) -> DecoderConfig {
-    fields.only("hidden_act", &Value::from("silu"), problems);
+    // transformers has two names for it.
+    if fields.value("hidden_act").and_then(Value::as_str) != Some("swish") {
+        fields.only("hidden_act", &Value::from("silu"), problems);
+    }
     fields.only("use_sliding_window", &Value::from(false), problems);
     let types = fields.value("layer_types").and_then(Value::as_array);
     if let Some(found) = types
@@ -115,43 +118,55 @@ pub(super) fn decoder(
 }
 
 /// `rope_theta` at the top (transformers 4), in `rope_parameters` (transformers 5), or in `rope_scaling`, which
-/// transformers 5 believes before both; `Qwen2Config`'s default is 10000.
-pub(super) fn rope_theta(fields: &Fields<'_>, parameters: &Fields<'_>, problems: &mut Problems) -> f64 {
-    parameters.only("rope_type", &Value::from("default"), problems);
-    let scaling = scaling(fields, problems);
-    let inside = [&scaling, parameters]
-        .into_iter()
-        .find(|from| from.value("rope_theta").is_some());
-    inside
-        .unwrap_or(fields)
-        .number("rope_theta", Some(10_000.0), problems)
+/// transformers 5 reads instead of the second; `Qwen2Config`'s default is 10000.
+pub(super) fn rope_theta(fields: &Fields<'_>, problems: &mut Problems) -> f64 {
+    // The two places of a decoder's fields.
+    let [in_parameters, in_scaling] = if fields.prefix.is_empty() {
+        ["rope_parameters.", "rope_scaling."]
+    } else {
+        ["text_config.rope_parameters.", "text_config.rope_scaling."]
+    };
+    let parameters = fields.inside("rope_parameters", in_parameters, problems);
+    let scaling = fields.inside("rope_scaling", in_scaling, problems);
+    for rope in [&parameters, &scaling] {
+        refuse_scaled(rope, problems);
+    }
+    let scales = scaling.object.is_some_and(|object| !object.is_empty());
+    let inside = if scales { &scaling } else { &parameters };
+    let from = if inside.value("rope_theta").is_some() {
+        inside
+    } else {
+        fields
+    };
+    if let (true, None, Some(theta)) = (scales, from.value("rope_theta"), parameters.value("rope_theta")) {
+        let prefix = fields.prefix;
+        problems.add(format!(
+            "`{prefix}rope_scaling` has no `rope_theta`, and `{prefix}rope_parameters` has {theta}, which \
+             transformers does not read beside it: expected one of the two objects"
+        ));
+    }
+    from.number("rope_theta", Some(10_000.0), problems)
 }
 
-/// `rope_scaling`, which may say that nothing is scaled: in transformers' words or, with `type`, in its old
-/// ones.
-fn scaling<'a>(fields: &Fields<'a>, problems: &mut Problems) -> Fields<'a> {
-    const NAME: &str = "rope_scaling";
-    let empty = Fields {
-        object: None,
-        prefix: "rope_scaling.",
-    };
-    let Some(value) = fields.value(NAME) else {
-        return empty;
-    };
-    let kinds = || ["rope_type", "type"].iter().filter_map(|name| value.get(*name));
-    let default = kinds().all(|kind| kind == "default") && kinds().next().is_some();
-    match value {
-        Value::Object(object) if object.is_empty() => empty,
-        Value::Object(object) if default => Fields {
-            object: Some(object),
-            prefix: "rope_scaling.",
-        },
-        other => {
-            problems.add(format!(
-                "`{}{NAME}` is {other}, this build supports null and {{\"rope_type\":\"default\"}}",
-                fields.prefix
-            ));
-            empty
-        }
+/// Refuses what turns keys otherwise than the base alone says, and every field that is not known: a kind of
+/// rope in transformers' word or, with `type`, in its old one.
+fn refuse_scaled(rope: &Fields<'_>, problems: &mut Problems) {
+    let prefix = rope.prefix;
+    let kind = rope.value("rope_type").or_else(|| rope.value("type"));
+    for (name, value) in rope.object.into_iter().flatten() {
+        let expected = match name.as_str() {
+            "rope_theta" => continue,
+            _ if value.is_null() => continue,
+            // Positions that are divided by 1.
+            "rope_type" | "type" if value == "default" || value == "linear" => continue,
+            "factor" | "partial_rotary_factor" if value.as_f64() == Some(1.0) => continue,
+            "rope_type" | "type" => "this build supports \"default\", and \"linear\" with a `factor` of 1",
+            "factor" | "partial_rotary_factor" => "this build supports 1",
+            _ => "which this build does not know: expected `rope_theta` and `rope_type`",
+        };
+        problems.add(format!("`{prefix}{name}` is {value}, {expected}"));
+    }
+    if kind.is_some_and(|kind| kind == "linear") && rope.value("factor").is_none() {
+        problems.add(format!("`{prefix}factor` is missing, this build supports 1"));
     }
 }

@@ -30,8 +30,7 @@ pub(super) fn transformers(object: &Map<String, Value>, problems: &mut Problems)
     let fields = Fields::new(object);
     let text = fields.inside("text_config", "text_config.", problems);
     text.only("model_type", &Value::from("qwen2"), problems);
-    let parameters = text.inside("rope_parameters", "text_config.rope_parameters.", problems);
-    let theta = rope_theta(&text, &parameters, problems);
+    let theta = rope_theta(&text, problems);
     // FastVlmConfig.__post_init__: either flag ties.
     let tied = fields.flag("tie_word_embeddings", false, problems)
         | text.flag("tie_word_embeddings", false, problems);

@@ -407,12 +407,14 @@ def converted_config(config):
 
 
 def image_processor_config(source):
-    """The image processor's fields: a file of their own, or part of the processor's."""
-    for name, key in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+    """The image processor's fields: part of the processor's, or a file of their own, as transformers looks for them."""
+    for name, key in (("processor_config.json", "image_processor"), ("preprocessor_config.json", None)):
         found = find_file(source, name)
         if found is not None:
             config = read_json(found)
-            return config if key is None else config[key]
+            fields = config if key is None else config.get(key)
+            if fields is not None:
+                return fields
     raise SystemExit(f"error: {source} has neither preprocessor_config.json nor processor_config.json")
 
 

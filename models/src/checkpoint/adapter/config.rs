@@ -1,7 +1,8 @@
 //! `adapter_config.json`: what PEFT says of an adapter. What changes numbers is done or refused by name,
 //! fields that nobody here knows too; what was only about training is passed over.
 
-use super::pattern::Patterns;
+use super::pattern::{MOST_PATTERNS, Patterns};
+use super::reach::{Modules, Reach};
 use crate::checkpoint::error::CheckpointError;
 use crate::checkpoint::small;
 use serde_json::{Map, Value};
@@ -13,14 +14,11 @@ const MAX_BYTES: u64 = 4 << 20;
 const MAX_RANK: u64 = 1 << 20;
 
 /// Fields that say how an adapter was trained, or that tensors say better.
-const PASSED_OVER: [&str; 27] = [
+const PASSED_OVER: [&str; 24] = [
     "auto_mapping",
     "corda_config",
     "eva_config",
-    "exclude_modules",
     "inference_mode",
-    "layers_pattern",
-    "layers_to_transform",
     "loftq_config",
     "lora_dropout",
     "lora_ga_config",
@@ -43,7 +41,10 @@ const PASSED_OVER: [&str; 27] = [
     "modules_to_save",
     "peft_type",
 ];
-const READ: [&str; 6] = [
+const READ: [&str; 9] = [
+    "exclude_modules",
+    "layers_pattern",
+    "layers_to_transform",
     "r",
     "rank_pattern",
     "revision",
@@ -75,6 +76,8 @@ pub(super) struct LoraConfig {
     pub(super) modules_to_save: Vec<String>,
     /// Names of the modules that were adapted, where they are a list.
     pub(super) target_modules: Vec<String>,
+    /// Which modules' tensors count.
+    pub(super) reach: Reach,
     /// What it was trained on: a directory or a model of the hub.
     pub(super) base: Option<String>,
     /// Which revision of that.
@@ -283,6 +286,81 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A field that peft has a default for, which null is not.
+    fn or_default<T>(
+        &mut self,
+        name: &str,
+        default: T,
+        expected: &str,
+        read: impl Fn(&Value) -> Option<T>,
+    ) -> T {
+        let Some(found) = self.object.and_then(|object| object.get(name)) else {
+            return default;
+        };
+        read(found).unwrap_or_else(|| {
+            self.expected(name, Some(found), expected);
+            default
+        })
+    }
+
+    /// Which modules the config names; `targets` are those of its list.
+    fn reach(&mut self, targets: &[String]) -> Reach {
+        let mut reach = Reach::default();
+        let names = |list: Vec<String>| Modules::Names(list.into_iter().collect());
+        match self.value("target_modules") {
+            // What peft makes a list of, and an expression that is not understood: the tensors say what is meant.
+            Some(Value::String(text)) if text != "all-linear" => {
+                reach.targets = Modules::expression(text).ok();
+            }
+            Some(Value::Array(_)) => reach.targets = Some(names(targets.to_vec())),
+            _ => {}
+        }
+        match self.value("exclude_modules") {
+            Some(Value::String(text)) if text.is_empty() => {}
+            Some(Value::String(text)) => match Modules::expression(text) {
+                Ok(modules) => reach.excluded = Some(modules),
+                Err(problem) => self.problems.push(format!("`exclude_modules`: {problem}")),
+            },
+            _ => reach.excluded = Some(names(self.names("exclude_modules"))),
+        }
+        const LAYERS: &str = "layers_to_transform";
+        let found = self.value(LAYERS);
+        let layers: Option<Vec<u64>> = match found {
+            None => Some(Vec::new()),
+            Some(Value::Array(list)) => list.iter().map(Value::as_u64).collect(),
+            Some(one) => one.as_u64().map(|layer| vec![layer]),
+        };
+        match layers {
+            Some(layers) if layers.is_empty() => {}
+            Some(_) if self.value("target_modules").is_some_and(Value::is_string) => {
+                self.expected(
+                    LAYERS,
+                    found,
+                    "no such field beside a `target_modules` that is no list",
+                );
+            }
+            Some(layers) => reach.layers = Some(layers.into_iter().collect()),
+            None => self.expected(LAYERS, found, "a layer's number, or a list of them"),
+        }
+        let before = match self.value("layers_pattern") {
+            Some(Value::String(text)) if text.is_empty() => Vec::new(),
+            Some(Value::String(text)) => vec![text.clone()],
+            _ => self.names("layers_pattern"),
+        };
+        if before.len() > MOST_PATTERNS {
+            self.problems
+                .push(format!("`layers_pattern`: more than {MOST_PATTERNS} patterns"));
+            return reach;
+        }
+        for text in &before {
+            match Reach::before_layer(text) {
+                Ok(regex) => reach.before_layers.push(regex),
+                Err(problem) => self.problems.push(format!("`layers_pattern`: {problem}")),
+            }
+        }
+        reach
+    }
+
     fn read(&mut self) -> LoraConfig {
         let whole = |value: &Value| {
             let whole = value.as_u64().filter(|rank| (1..=MAX_RANK).contains(rank));
@@ -301,14 +379,8 @@ impl<'a> Fields<'a> {
         let number = |value: &Value| value.as_f64().filter(|number| number.is_finite());
         const RANK: &str = "a whole number above 0";
         const ALPHA: &str = "a number";
-        let rank = self.value("r").and_then(whole);
-        let alpha = self.value("lora_alpha").and_then(number);
-        if rank.is_none() {
-            self.expected("r", self.value("r"), RANK);
-        }
-        if alpha.is_none() {
-            self.expected("lora_alpha", self.value("lora_alpha"), ALPHA);
-        }
+        let rank = self.or_default("r", 8, RANK, whole);
+        let alpha = self.or_default("lora_alpha", 8.0, ALPHA, number);
         match self.value("bias") {
             None => {}
             Some(Value::String(way)) if matches!(way.as_str(), "none" | "all" | "lora_only") => {}
@@ -328,8 +400,8 @@ impl<'a> Fields<'a> {
             );
         }
         LoraConfig {
-            rank: rank.unwrap_or(1),
-            alpha: alpha.unwrap_or(1.0),
+            rank,
+            alpha,
             ranks: self.patterns("rank_pattern", RANK, whole),
             alphas: self.patterns("alpha_pattern", ALPHA, number),
             rank_stabilised: self.flag("use_rslora"),
@@ -337,6 +409,7 @@ impl<'a> Fields<'a> {
             bias_of_b: self.flag("lora_bias"),
             stays_tied: self.flag("ensure_weight_tying"),
             modules_to_save: self.names("modules_to_save"),
+            reach: self.reach(&target_modules),
             target_modules,
             base: self.text("base_model_name_or_path"),
             revision: self.text("revision"),

@@ -146,6 +146,9 @@ impl<'a> Fit<'a> {
                     ));
                     continue;
                 }
+                if role != Role::Instead && !self.reaches(name, &module) {
+                    continue;
+                }
                 let unified = match self.unify(&target) {
                     Unified::Name(unified) if self.base.find(&unified).is_some() => unified,
                     Unified::Ignored(rule) => {
@@ -191,6 +194,22 @@ impl<'a> Fit<'a> {
             }
         }
         targets
+    }
+
+    /// Whether peft would put LoRA around a module; otherwise says that it would not.
+    fn reaches(&mut self, name: &str, module: &str) -> bool {
+        let Some(config) = &self.adapter.config else {
+            return true;
+        };
+        match config.reach.leaves_out(module) {
+            Ok(None) => return true,
+            Ok(Some(field)) => self.problems.push(format!(
+                "`{name}` is of a module that `{field}` of `adapter_config.json` leaves out: peft would not load it, \
+                 expected no such tensor"
+            )),
+            Err(problem) => self.problems.push(problem),
+        }
+        false
     }
 
     fn unify(&self, target: &str) -> Unified {

@@ -19,6 +19,7 @@ mod fit;
 mod merge;
 mod names;
 mod pattern;
+mod reach;
 mod scan;
 mod whole;
 

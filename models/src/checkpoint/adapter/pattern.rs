@@ -9,7 +9,7 @@ const MOST_STEPS: usize = 10_000;
 /// Bytes that one compiled pattern may have.
 const MOST_BYTES: usize = 1 << 20;
 /// Most patterns of a field: several for each module of the largest model.
-const MOST_PATTERNS: usize = 1024;
+pub(super) const MOST_PATTERNS: usize = 1024;
 
 /// Values by pattern, in the order of the file: the first that matches counts.
 #[derive(Debug)]
@@ -28,6 +28,18 @@ impl<T> Default for Patterns<T> {
     }
 }
 
+/// An expression of which `key` is a part, with limits on what it takes.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn expression(key: &str, whole: &str) -> Result<Regex, String> {
+    RegexBuilder::new(whole)
+        .backtrack_limit(MOST_STEPS)
+        .delegate_size_limit(MOST_BYTES)
+        .build()
+        .map_err(|error| format!("`{key}` is not a regular expression that is understood here: {error}"))
+}
+
 impl<T: Copy> Patterns<T> {
     /// Adds a pattern behind the others.
     ///
@@ -38,13 +50,7 @@ impl<T: Copy> Patterns<T> {
             return Err(format!("more than {MOST_PATTERNS} patterns"));
         }
         // peft: `re.match(rf"(.*\.)?({key})$", name)`
-        let regex = RegexBuilder::new(&format!(r"^(?:(.*\.)?({key})$)"))
-            .backtrack_limit(MOST_STEPS)
-            .delegate_size_limit(MOST_BYTES)
-            .build()
-            .map_err(|error| {
-                format!("`{key}` is not a regular expression that is understood here: {error}")
-            })?;
+        let regex = expression(key, &format!(r"^(?:(.*\.)?({key})$)"))?;
         self.0.push(Pattern {
             key: key.to_owned(),
             regex,

@@ -18,6 +18,6 @@ pub enum Origin {
     Kept,
     /// The checkpoint's file of this name; what was changed.
     Adapted(String),
-    /// The checkpoint has no file of this name; what it was derived from.
+    /// Not of the checkpoint's file of this name, if there is one; what it was derived from.
     Derived(String),
 }

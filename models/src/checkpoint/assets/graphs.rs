@@ -1,12 +1,10 @@
 //! Graphs that others exported: do the files beside them say the same of images as `config.json`?
 
+use super::text::PROCESSOR;
 use super::{Files, IMAGE_TOKEN, text};
 use crate::checkpoint::error::CheckpointError;
-use crate::config::{CONFIG, Declared};
+use crate::config::{CONFIG, Declared, ModelConfig};
 use serde_json::Value;
-
-/// transformers' own processor of images and text.
-const PROCESSOR: &str = "processor_config.json";
 
 /// Compares what the files state of the image token and of an image's positions, as far as they state it.
 ///
@@ -26,18 +24,39 @@ pub(super) fn check(files: &Files<'_>, declared: &Declared) -> Result<(), Checkp
             return Err(files.config(CONFIG, problem));
         }
     }
+    match processor_problems(files, &declared.config)? {
+        problems if problems.is_empty() => Ok(()),
+        problems => Err(CheckpointError::Config {
+            path: files.path(PROCESSOR),
+            problems,
+        }),
+    }
+}
+
+/// What transformers' own processor of images and text states, and the tower has otherwise.
+///
+/// # Errors
+/// A file that cannot be read or is no JSON object.
+pub(super) fn processor_problems(
+    files: &Files<'_>,
+    config: &ModelConfig,
+) -> Result<Vec<String>, CheckpointError> {
     let Some(processor) = files.json(PROCESSOR)? else {
-        return Ok(());
+        return Ok(Vec::new());
     };
-    let config = &declared.config;
-    let differs = |name: &str, expected: Value| -> Option<CheckpointError> {
+    // The strategy of that name takes one away.
+    let strategy = processor.get("vision_feature_select_strategy");
+    let additional = u64::from(strategy.is_some_and(|strategy| strategy == "default"));
+    let differs = |(name, expected): (&str, Value)| {
         let found = processor.get(name).filter(|value| !value.is_null())?;
         let problem =
             || format!("`{name}` is {found}, expected {expected}, as config.json and the tower have it");
-        (*found != expected).then(|| files.config(PROCESSOR, problem()))
+        (*found != expected).then(problem)
     };
-    let problem = differs("image_token", Value::from(IMAGE_TOKEN))
-        .or_else(|| differs("patch_size", Value::from(config.vision.token_side())))
-        .or_else(|| differs("num_additional_image_tokens", Value::from(0)));
-    problem.map_or(Ok(()), Err)
+    let expected = [
+        ("image_token", Value::from(IMAGE_TOKEN)),
+        ("patch_size", Value::from(config.vision.token_side())),
+        ("num_additional_image_tokens", Value::from(additional)),
+    ];
+    Ok(expected.into_iter().filter_map(differs).collect())
 }

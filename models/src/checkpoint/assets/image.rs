@@ -74,17 +74,27 @@ pub(super) fn transformers_image(
         return Err(files.absent(PREPROCESSOR));
     };
     let mut problems = Vec::new();
-    let flag = |field: &str| value.get(field).and_then(Value::as_bool).unwrap_or(true);
-    for field in ["do_resize", "do_center_crop"] {
-        if !flag(field) {
+    let mut flag = |field: &str| match value.get(field) {
+        None => true,
+        Some(Value::Bool(flag)) => *flag,
+        Some(found) => {
+            problems.push(format!("`{field}` is {found}, expected true or false"));
+            true
+        }
+    };
+    let [resize, crop, rescale, normalize] =
+        ["do_resize", "do_center_crop", "do_rescale", "do_normalize"].map(&mut flag);
+    for (field, done) in [("do_resize", resize), ("do_center_crop", crop)] {
+        if !done {
             problems.push(format!("`{field}` is false, this build supports true"));
         }
     }
-    let resample = match value
-        .get("resample")
-        .filter(|v| !v.is_null())
-        .map_or(Some(3), Value::as_u64)
-    {
+    for field in ["do_pad", "use_square_size"] {
+        if let Some(found) = value.get(field).filter(|found| !is_unset(found)) {
+            problems.push(format!("`{field}` is {found}, this build supports false"));
+        }
+    }
+    let resample = match value.get("resample").map_or(Some(3), Value::as_u64) {
         Some(1) => Resample::Lanczos,
         Some(2) => Resample::Bilinear,
         Some(3) => Resample::Bicubic,
@@ -97,18 +107,10 @@ pub(super) fn transformers_image(
         }
     };
     let side = u32::try_from(config.vision.image_size).unwrap_or(u32::MAX);
-    let shortest_edge = match value
-        .pointer("/size/shortest_edge")
-        .and_then(Value::as_u64)
-        .map(u32::try_from)
-    {
-        Some(Ok(edge)) if edge > 0 => edge,
-        _ => {
-            problems.push(format!("`size` is {}, expected a `shortest_edge`", value["size"]));
-            side
-        }
-    };
-    let mut triple = |field: &str, default: [f64; 3]| match value.get(field).filter(|v| !v.is_null()) {
+    let shortest_edge = shortest_edge(value, &mut problems).unwrap_or(side);
+    // Where nothing is normalised, null is as good as anything.
+    let counts = |found: &&Value| normalize || !found.is_null();
+    let mut triple = |field: &str, default: [f64; 3]| match value.get(field).filter(counts) {
         None => default,
         Some(found) => {
             let list: Option<Vec<f64>> = found
@@ -126,7 +128,7 @@ pub(super) fn transformers_image(
     // OPENAI_CLIP_MEAN and OPENAI_CLIP_STD.
     let mean = triple("image_mean", [0.481_454_66, 0.457_827_5, 0.408_210_73]);
     let std = triple("image_std", [0.268_629_54, 0.261_302_58, 0.275_777_11]);
-    let (mean, std) = if flag("do_normalize") {
+    let (mean, std) = if normalize {
         (mean, std)
     } else {
         ([0.0; 3], [1.0; 3])
@@ -135,7 +137,8 @@ pub(super) fn transformers_image(
         problems.push("`image_std` has a 0, by which pixels would be divided".to_owned());
     }
     let factor = match value.get("rescale_factor") {
-        None | Some(Value::Null) => 1.0 / 255.0,
+        None => 1.0 / 255.0,
+        Some(Value::Null) if !rescale => 1.0,
         Some(found) => found.as_f64().unwrap_or_else(|| {
             problems.push(format!("`rescale_factor` is {found}, expected a number"));
             1.0
@@ -148,7 +151,7 @@ pub(super) fn transformers_image(
             aspect: Aspect::Crop,
             shortest_edge,
             resample,
-            rescale: if flag("do_rescale") { factor } else { 1.0 },
+            rescale: if rescale { factor } else { 1.0 },
             mean,
             std,
             tokens: tokens(config),
@@ -159,4 +162,36 @@ pub(super) fn transformers_image(
             problems,
         })
     }
+}
+
+/// `size`: an object with the shortest edge alone, or a number that is one, CLIP's old form.
+fn shortest_edge(value: &Value, problems: &mut Vec<String>) -> Option<u32> {
+    const EDGE: &str = "shortest_edge";
+    let size = &value["size"];
+    let square = value.get("default_to_square");
+    let number = size.is_number() && square.is_none_or(is_unset);
+    let edge = if number { Some(size) } else { size.get(EDGE) };
+    let edge = edge.and_then(Value::as_u64).map(u32::try_from);
+    let Some(Ok(edge @ 1..)) = edge else {
+        let found = if size.is_number() && !number {
+            format!("{size} with `default_to_square` true")
+        } else {
+            size.to_string()
+        };
+        problems.push(format!("`size` is {found}, expected a `{EDGE}`"));
+        return None;
+    };
+    for (name, found) in size.as_object().into_iter().flatten() {
+        if name != EDGE && !found.is_null() {
+            problems.push(format!(
+                "`size.{name}` is {found}, this build supports a `{EDGE}` alone"
+            ));
+        }
+    }
+    Some(edge)
+}
+
+/// Whether a flag says no.
+fn is_unset(value: &Value) -> bool {
+    matches!(value, Value::Null | Value::Bool(false))
 }

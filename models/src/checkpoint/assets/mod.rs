@@ -6,6 +6,8 @@
 
 pub(super) mod asset;
 mod clients;
+mod encoding;
+mod generation;
 mod graphs;
 mod image;
 mod text;
@@ -96,7 +98,14 @@ pub(super) fn assets(
             (image, PROCESSOR_FIELDS.to_owned())
         }
     };
-    with_image(&files, config, declared, image, from)
+    let mut assets = with_image(&files, config, declared, image, from)?;
+    if declared.layout == Layout::Transformers {
+        // How many positions an image has says the tower here.
+        let problems = graphs::processor_problems(&files, config)?.into_iter();
+        let said = problems.map(|problem| format!("{}: {problem}: it is not believed", text::PROCESSOR));
+        assets.warnings.extend(said);
+    }
+    Ok(assets)
 }
 
 /// Reads everything but the graphs of the directory that others exported them to.
@@ -144,16 +153,19 @@ fn with_image(
     }
     let rows = config.decoder.vocab_size;
     let special = tokens::complete(files, &tokenizer_config, &mut tokenizer, made, rows)?;
+    encoding::check(files, &tokenizer, &tokenizer_config)?;
     let named = Ids::of(&tokenizer).added.contains_key(IMAGE_TOKEN);
     let image_token_id = image_token(files, declared, config, layout, &mut tokenizer)?;
     let ids = Ids::of(&tokenizer);
-    let generation = files.json("generation_config.json")?.unwrap_or_else(|| json!({}));
-    let stop_ids = stop_ids(files, &generation, declared, &ids)?;
+    let generation = files.json("generation_config.json")?;
+    let mut warnings = Vec::new();
+    let stop_ids = stop_ids(files, generation.as_ref(), declared, &ids, layout, &mut warnings)?;
+    warnings.extend(generation::left_out(generation.as_ref(), declared));
     if let Some(id) = image_token_id.filter(|id| stop_ids.contains(id)) {
         let problem = format!("{id} is the id of `{IMAGE_TOKEN}` and a stop id: {stop_ids:?}");
         return Err(files.config("generation_config.json", problem));
     }
-    let (template, template_origin) = template(files, &tokenizer_config, layout)?;
+    let (template, template_origin) = template(files, &tokenizer_config, layout, &mut warnings)?;
     let special_tokens = special_tokens(&tokenizer_config, &special.named, &template);
     let prompt = PromptSpec {
         tokenizer: "tokenizer.json".to_owned(),
@@ -172,7 +184,7 @@ fn with_image(
     let pretty = |value: &Value| format!("{value:#}\n").into_bytes();
     let pad = declared
         .pointer("/text_config/pad_token_id")
-        .or_else(|| generation.get("pad_token_id"))
+        .or_else(|| generation.as_ref()?.get("pad_token_id"))
         .cloned();
     let generation = json!({
         "do_sample": false,
@@ -194,6 +206,7 @@ fn with_image(
     };
     let token_side = config.vision.token_side();
     let terms = license::find(files.directory)?;
+    warnings.extend(terms.left_out);
     let mut assets = terms.files;
     assets.extend([
         Asset {
@@ -242,7 +255,7 @@ fn with_image(
         prompt,
         files: assets,
         license: terms.name,
-        warnings: terms.left_out,
+        warnings,
     })
 }
 
@@ -557,10 +570,24 @@ mod tests {
     #[test]
     fn what_is_missing_or_unsupported_is_named() {
         let fast_vlm = fast_vlm();
-        let cases: [(&[(&str, &str)], &str); 10] = [
+        let cases: [(&[(&str, &str)], &str); 12] = [
             (&[("tokenizer.json", "")], "has no `tokenizer.json`"),
             (&[("tokenizer.json", "{}")], "has no `model` with a `vocab`"),
-            (&[("chat_template.jinja", " \n")], "is empty"),
+            (
+                &[("chat_template.jinja", " \n")],
+                "chat_template.jinja: the chat template is empty",
+            ),
+            (
+                &[("processor_config.json", r#"{"chat_template": ""}"#)],
+                "processor_config.json: the chat template is empty",
+            ),
+            (
+                &[(
+                    "tokenizer_config.json",
+                    r#"{"chat_template": [{"name": "rag", "template": "x"}]}"#,
+                )],
+                "`chat_template` is [{\"name\":\"rag\",\"template\":\"x\"}], expected a text, or one that is called `default`",
+            ),
             (
                 &[
                     ("config.json", &fast_vlm),
@@ -604,7 +631,7 @@ mod tests {
                     ("tokenizer.json", IMAGE_TOKENIZER),
                     (
                         "preprocessor_config.json",
-                        r#"{"size": 3, "resample": 9, "do_resize": false}"#,
+                        r#"{"size": 0, "resample": 9, "do_resize": false}"#,
                     ),
                 ],
                 "`do_resize` is false, this build supports true; `resample` is 9",
@@ -618,5 +645,282 @@ mod tests {
             }
         }
         assert!(failures.is_empty(), "{}", failures.join("\n"));
+    }
+
+    /// A checkpoint of transformers with these files, or the error.
+    fn of_transformers(files: &[(&str, &str)]) -> Result<Assets, String> {
+        let config = fast_vlm();
+        let mut all = vec![
+            ("config.json", config.as_str()),
+            ("tokenizer.json", IMAGE_TOKENIZER),
+            ("preprocessor_config.json", PROCESSOR),
+        ];
+        all.extend(files);
+        checkpoint(&all)
+    }
+
+    #[test]
+    fn what_an_image_processor_would_do_otherwise_is_refused() {
+        let with = |more: &str| {
+            let processor = PROCESSOR.replacen('{', &format!("{{{more}, "), 1);
+            // The last of two fields of a name counts.
+            let processor: Value = serde_json::from_str(&processor).unwrap();
+            of_transformers(&[("preprocessor_config.json", &processor.to_string())])
+        };
+        for more in [
+            r#""do_pad": null, "pad_size": null, "default_to_square": false"#,
+            r#""do_pad": false, "do_convert_rgb": true"#,
+        ] {
+            assert_eq!(
+                with(more).unwrap().image,
+                of_transformers(&[]).unwrap().image,
+                "{more}"
+            );
+        }
+        let edge = |size: &str| {
+            let processor = PROCESSOR.replace(r#"{"shortest_edge": 100}"#, size);
+            let assets = of_transformers(&[("preprocessor_config.json", &processor)])?;
+            Ok::<u32, String>(assets.image.shortest_edge)
+        };
+        assert_eq!(edge("100"), Ok(100));
+        assert_eq!(edge(r#"{"shortest_edge": 100, "longest_edge": null}"#), Ok(100));
+        let null = |field: &str, old: &str| {
+            let old = format!("\"{field}\": {old}");
+            assert!(PROCESSOR.contains(&old));
+            let processor = PROCESSOR.replace(&old, &format!("\"{field}\": null"));
+            of_transformers(&[("preprocessor_config.json", &processor)]).map(|_| 0)
+        };
+        let cases = [
+            (
+                edge(r#"{"shortest_edge": 100, "longest_edge": 300}"#),
+                "`size.longest_edge` is 300, this build supports a `shortest_edge` alone",
+            ),
+            (
+                edge(r#"{"height": 100, "width": 100}"#),
+                "expected a `shortest_edge`",
+            ),
+            (
+                edge(r#"100, "default_to_square": true"#),
+                "`size` is 100 with `default_to_square` true",
+            ),
+            (
+                with(r#""do_pad": true"#).map(|_| 0),
+                "`do_pad` is true, this build supports false",
+            ),
+            (
+                with(r#""do_normalize": null"#).map(|_| 0),
+                "`do_normalize` is null, expected true or false",
+            ),
+            (
+                with(r#""rescale_factor": null"#).map(|_| 0),
+                "`rescale_factor` is null, expected a number",
+            ),
+            (
+                null("image_mean", "[0.5, 0.5, 0.5]"),
+                "`image_mean` is null, expected three numbers",
+            ),
+            (null("resample", "2"), "`resample` is null, this build supports"),
+        ];
+        for (found, expected) in cases {
+            assert!(
+                found.as_ref().is_err_and(|message| message.contains(expected)),
+                "{found:?}: {expected}"
+            );
+        }
+        let processor = PROCESSOR.replacen(
+            '{',
+            r#"{"do_normalize": false, "do_rescale": false, "rescale_factor": null, "#,
+            1,
+        );
+        let processor = processor.replace("[0.5, 0.5, 0.5]", "null");
+        let assets = of_transformers(&[("preprocessor_config.json", &processor)]).unwrap();
+        assert_eq!((assets.image.mean, assets.image.rescale), ([0.0; 3], 1.0));
+    }
+
+    #[test]
+    fn a_tokenizer_that_would_make_other_ids_is_refused() {
+        let image = r#""content": "<image>""#;
+        let model = r#""model": {"#;
+        let processor = |processor: &str| format!(r#""post_processor": {processor}, "model": {{"#);
+        let template = r#"{"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]}"#;
+        let nothing =
+            r#"{"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}]}"#;
+        let cases = [
+            (
+                image,
+                format!("{image}, \"rstrip\": true"),
+                "`added_tokens` has `<image>` with `rstrip` true",
+            ),
+            (
+                image,
+                format!("{image}, \"lstrip\": true"),
+                "`added_tokens` has `<image>` with `lstrip` true",
+            ),
+            (
+                image,
+                format!("{image}, \"single_word\": true"),
+                "with `single_word` true",
+            ),
+            (image, format!("{image}, \"rstrip\": false"), ""),
+            (
+                model,
+                format!("{model} \"dropout\": 0.5, "),
+                "`model.dropout` is 0.5",
+            ),
+            (model, format!("{model} \"dropout\": null, "), ""),
+            (
+                model,
+                processor(template),
+                "`post_processor` adds `x` to every text",
+            ),
+            (model, processor(nothing), ""),
+            (model, processor(r#"{"type": "ByteLevel"}"#), ""),
+            (
+                model,
+                processor(&format!(
+                    r#"{{"type": "Sequence", "processors": [{nothing}, {template}]}}"#
+                )),
+                "`post_processor.processors[1]` adds `x`",
+            ),
+            (
+                model,
+                processor(r#"{"type": "RobertaProcessing", "cls": ["x", 1], "sep": ["y", 2]}"#),
+                "adds `x` and `y`",
+            ),
+        ];
+        for (old, new, expected) in cases {
+            let tokenizer = IMAGE_TOKENIZER.replacen(old, &new, 1);
+            let found = of_transformers(&[("tokenizer.json", &tokenizer)]).map(|_| ());
+            let right = match &found {
+                Ok(()) => expected.is_empty(),
+                Err(message) => !expected.is_empty() && message.contains(expected),
+            };
+            assert!(right, "{new}: {found:?}, expected {expected}");
+        }
+        let decoder =
+            r#"{"added_tokens_decoder": {"5": {"content": "<image>", "special": true, "rstrip": true}}}"#;
+        let message = of_transformers(&[("tokenizer_config.json", decoder)]).unwrap_err();
+        assert!(
+            message.contains("tokenizer_config.json: `added_tokens_decoder` has `<image>`"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn templates_are_read_in_transformers_order() {
+        let places = [
+            (
+                "processor_config.json",
+                r#"{"chat_template": "inside"}"#,
+                "inside",
+            ),
+            (
+                "chat_template.json",
+                r#"{"chat_template": {"default": "old"}}"#,
+                "old",
+            ),
+            ("chat_template.jinja", "alone", "alone"),
+            (
+                "tokenizer_config.json",
+                r#"{"chat_template": "tokenizer's"}"#,
+                "tokenizer's",
+            ),
+        ];
+        for first in 0..places.len() {
+            let files: Vec<(&str, &str)> = places[first..]
+                .iter()
+                .map(|(name, text, _)| (*name, *text))
+                .collect();
+            let assets = checkpoint(&files).unwrap();
+            assert_eq!(assets.files[0].contents, places[first].2.as_bytes());
+            let origin = match places[first].0 {
+                "chat_template.jinja" => Origin::Kept,
+                name => Origin::Derived(name.to_owned()),
+            };
+            assert_eq!(assets.files[0].origin, origin);
+            let others = places[first + 1..]
+                .iter()
+                .filter(|(name, ..)| *name != "tokenizer_config.json");
+            let said: Vec<String> = others
+                .map(|(other, ..)| {
+                    let name = places[first].0;
+                    format!("{name} and {other} have different chat templates: that of {name} is taken, as transformers does")
+                })
+                .collect();
+            assert_eq!(assets.warnings, said);
+        }
+        let same = [
+            ("chat_template.json", r#"{"chat_template": "a\r\nb"}"#),
+            ("chat_template.jinja", "a\nb\n"),
+        ];
+        assert_eq!(checkpoint(&same).unwrap().warnings, Vec::<String>::new());
+    }
+
+    #[test]
+    fn where_answers_go_on_in_transformers_is_said() {
+        let warnings = |file: &str| {
+            of_transformers(&[("generation_config.json", file)])
+                .unwrap()
+                .warnings
+        };
+        assert_eq!(warnings(r#"{"eos_token_id": [1, 4]}"#), Vec::<String>::new());
+        assert_eq!(
+            warnings(r#"{"eos_token_id": 1}"#),
+            [
+                "generation_config.json: `eos_token_id` is 1, and answers end at `<|im_end|>` (4) too, where transformers \
+              would go on"
+            ]
+        );
+        assert_eq!(
+            of_transformers(&[]).unwrap().warnings,
+            [
+                "config.json: `eos_token_id` is not set, and answers end at `<|im_end|>` (4) too, where transformers would \
+              go on"
+            ]
+        );
+        // Apple's code does not.
+        assert_eq!(checkpoint(&[]).unwrap().warnings, Vec::<String>::new());
+        let said = checkpoint(&[(
+            "generation_config.json",
+            r#"{"eos_token_id": 2, "repetition_penalty": 1.1}"#,
+        )]);
+        let said = said.unwrap().warnings;
+        assert!(
+            matches!(said.as_slice(), [one] if one.contains("`repetition_penalty` is 1.1")),
+            "{said:?}"
+        );
+    }
+
+    #[test]
+    fn positions_of_an_image_are_stated_once() {
+        let warnings = |file: &str| {
+            let generation = ("generation_config.json", r#"{"eos_token_id": 4}"#);
+            of_transformers(&[generation, ("processor_config.json", file)])
+                .unwrap()
+                .warnings
+        };
+        for same in [
+            r#"{"patch_size": 64, "num_additional_image_tokens": 0}"#,
+            r#"{"patch_size": null, "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}"#,
+        ] {
+            assert_eq!(warnings(same), Vec::<String>::new());
+        }
+        assert_eq!(
+            warnings(r#"{"patch_size": 32, "num_additional_image_tokens": 1}"#),
+            [
+                "processor_config.json: `patch_size` is 32, expected 64, as config.json and the tower have it: it is not \
+                 believed",
+                "processor_config.json: `num_additional_image_tokens` is 1, expected 0, as config.json and the tower have \
+                 it: it is not believed",
+            ]
+        );
+        let both = fast_vlm().replacen('{', r#"{"image_token_id": 4, "#, 1);
+        let message = of_transformers(&[("config.json", &both)]).unwrap_err();
+        assert!(
+            message.contains("`image_token_index` is 5 and `image_token_id` is 4, expected the same"),
+            "{message}"
+        );
+        let both = fast_vlm().replacen('{', r#"{"image_token_id": 5, "#, 1);
+        assert!(of_transformers(&[("config.json", &both)]).is_ok());
     }
 }

@@ -2,6 +2,7 @@
 //! apart by.
 
 use super::asset::Origin;
+use super::generation::short;
 use super::{Files, IMAGE_TOKEN, tokens};
 use crate::checkpoint::error::CheckpointError;
 use crate::config::{CONFIG, Layout, ModelConfig};
@@ -9,7 +10,12 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The file that says how to generate.
-const GENERATION: &str = "generation_config.json";
+pub(super) const GENERATION: &str = "generation_config.json";
+/// transformers' own processor of images and text.
+pub(super) const PROCESSOR: &str = "processor_config.json";
+/// Files of a chat template alone.
+const TEMPLATE: &str = "chat_template.jinja";
+const OLD_TEMPLATE: &str = "chat_template.json";
 /// Ends a turn; Apple's code stops there whatever the config says.
 const TURN_END: &str = "<|im_end|>";
 /// The template of transformers' conversion script: a message's content is a list of parts.
@@ -88,11 +94,19 @@ pub(super) fn image_token(
 ) -> Result<Option<i64>, CheckpointError> {
     let ids = Ids::of(tokenizer);
     let known = ids.added.get(IMAGE_TOKEN).copied();
-    let stated = ["image_token_index", "image_token_id"]
-        .iter()
-        .find_map(|name| declared.get(*name).and_then(Value::as_i64));
     match layout {
         Layout::Transformers => {
+            let [index, id] = ["image_token_index", "image_token_id"]
+                .map(|name| declared.get(name).filter(|value| !value.is_null()));
+            if let (Some(index), Some(id)) = (index, id)
+                && index != id
+            {
+                let problem = format!(
+                    "`image_token_index` is {index} and `image_token_id` is {id}, expected the same, for they are one field"
+                );
+                return Err(files.config(CONFIG, problem));
+            }
+            let stated = index.or(id).and_then(Value::as_i64);
             // FastVlmConfig's default.
             let stated = stated.unwrap_or(151_646);
             if known == Some(stated) {
@@ -112,19 +126,23 @@ pub(super) fn image_token(
     }
 }
 
-/// Ids of `eos_token_id`, which is a number or a list, wherever it stands; and the end of a turn.
+/// Ids of `eos_token_id`, which is a number or a list, wherever it stands; and the end of a turn. `warnings` say
+/// where transformers would not stop.
 ///
 /// # Errors
 /// None anywhere, or one that is no special token: an answer would end at a word, or never.
 pub(super) fn stop_ids(
     files: &Files<'_>,
-    generation: &Value,
+    generation: Option<&Value>,
     declared: &Value,
     ids: &Ids,
+    layout: Layout,
+    warnings: &mut Vec<String>,
 ) -> Result<Vec<i64>, CheckpointError> {
+    const NAME: &str = "eos_token_id";
     let places = [
-        (GENERATION, generation.get("eos_token_id")),
-        (CONFIG, declared.get("eos_token_id")),
+        (GENERATION, generation.and_then(|file| file.get(NAME))),
+        (CONFIG, declared.get(NAME)),
         (CONFIG, declared.pointer("/text_config/eos_token_id")),
     ];
     let mut places = places
@@ -133,11 +151,7 @@ pub(super) fn stop_ids(
     let stated = places.find(|(_, value)| !value.is_null());
     let mut stop = BTreeSet::new();
     if let Some((file, value)) = stated {
-        let list = match value {
-            Value::Array(list) => list.as_slice(),
-            one => std::slice::from_ref(one),
-        };
-        for id in list {
+        for id in ids_of(value) {
             let special = id
                 .as_i64()
                 .filter(|id| ids.added.values().any(|known| known == id));
@@ -156,7 +170,38 @@ pub(super) fn stop_ids(
             format!("no `eos_token_id` here, none in config.json, and the tokenizer has no `{TURN_END}`");
         return Err(files.config(GENERATION, problem));
     }
+    // Apple's code stops at the end of a turn; transformers where one file says so, which is generation_config.json
+    // if it is there.
+    if layout == Layout::Transformers {
+        let file = generation.map_or(CONFIG, |_| GENERATION);
+        let counts = stated.filter(|(of, _)| *of == file).map(|(_, value)| value);
+        let listed: Vec<i64> = counts
+            .map_or(&[][..], ids_of)
+            .iter()
+            .filter_map(Value::as_i64)
+            .collect();
+        let further = ids
+            .added
+            .iter()
+            .filter(|(_, id)| stop.contains(id) && !listed.contains(id));
+        let further: Vec<String> = further.map(|(token, id)| format!("`{token}` ({id})")).collect();
+        if !further.is_empty() {
+            let found = counts.map_or_else(|| "not set".to_owned(), short);
+            warnings.push(format!(
+                "{file}: `{NAME}` is {found}, and answers end at {} too, where transformers would go on",
+                further.join(" and ")
+            ));
+        }
+    }
     Ok(stop.into_iter().collect())
+}
+
+/// Ids that are a number or a list.
+fn ids_of(value: &Value) -> &[Value] {
+    match value {
+        Value::Array(list) => list.as_slice(),
+        one => std::slice::from_ref(one),
+    }
 }
 
 /// The special tokens that a template may ask for by name: those that every template knows, as
@@ -188,48 +233,78 @@ fn line_feeds(template: &str) -> String {
     template.replace("\r\n", "\n").replace('\r', "\n")
 }
 
-/// The checkpoint's chat template, or the published one of its layout.
+/// The checkpoint's chat template, or the published one of its layout. Places are read in the order of
+/// transformers' processors, then that of its tokenizers; `warnings` say where files of a processor have others.
+///
+/// # Errors
+/// A template that is empty, or none that is called `default` among several.
 pub(super) fn template(
     files: &Files<'_>,
     tokenizer_config: &Value,
     layout: Layout,
+    warnings: &mut Vec<String>,
 ) -> Result<(String, Origin), CheckpointError> {
-    if let Some(text) = files.text("chat_template.jinja")? {
-        if text.trim().is_empty() {
-            return Err(files.config("chat_template.jinja", "is empty".to_owned()));
+    let mut found = Vec::new();
+    for name in [PROCESSOR, OLD_TEMPLATE] {
+        if let Some(file) = files.json(name)?
+            && let Some(text) = stated(files, name, &file)?
+        {
+            found.push((name, text));
         }
-        let origin = if text.contains('\r') {
-            Origin::Adapted("with line feeds as line ends".to_owned())
-        } else {
-            Origin::Kept
+    }
+    found.extend(files.text(TEMPLATE)?.map(|text| (TEMPLATE, text)));
+    if found.is_empty() {
+        let text = stated(files, tokens::TOKENIZER_CONFIG, tokenizer_config)?;
+        found.extend(text.map(|text| (tokens::TOKENIZER_CONFIG, text)));
+    }
+    let Some(((name, text), others)) = found.split_first() else {
+        let (text, from) = match layout {
+            Layout::Llava | Layout::Mlx => (TEXT_TEMPLATE, "the conversation `qwen_2` in Apple's code"),
+            Layout::Transformers => (PARTS_TEMPLATE, "transformers' conversion script"),
         };
-        return Ok((line_feeds(&text), origin));
+        return Ok((text.to_owned(), Origin::Derived(from.to_owned())));
+    };
+    if text.trim().is_empty() {
+        return Err(files.config(name, "the chat template is empty".to_owned()));
     }
-    let of = |text: &str, from: &str| Ok((line_feeds(text), Origin::Derived(from.to_owned())));
-    if let Some(Value::String(text)) = files
-        .json("chat_template.json")?
-        .as_ref()
-        .and_then(|v| v.get("chat_template"))
-    {
-        return of(text, "chat_template.json");
-    }
-    match tokenizer_config.get("chat_template") {
-        Some(Value::String(text)) => return of(text, "tokenizer_config.json"),
-        Some(Value::Array(named)) => {
-            let default = named
-                .iter()
-                .find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"));
-            if let Some(text) = default
-                .and_then(|entry| entry.get("template"))
-                .and_then(Value::as_str)
-            {
-                return of(text, "tokenizer_config.json");
-            }
+    let read = line_feeds(text);
+    // Jinja leaves out the last line end.
+    let shown = |text: &str| line_feeds(text.strip_suffix('\n').unwrap_or(text));
+    for (other, differs) in others {
+        if shown(differs) != shown(text) {
+            warnings.push(format!(
+                "{name} and {other} have different chat templates: that of {name} is taken, as transformers does"
+            ));
         }
-        _ => {}
     }
-    match layout {
-        Layout::Llava | Layout::Mlx => of(TEXT_TEMPLATE, "the conversation `qwen_2` in Apple's code"),
-        Layout::Transformers => of(PARTS_TEMPLATE, "transformers' conversion script"),
-    }
+    let origin = match *name {
+        TEMPLATE if text.contains('\r') => Origin::Adapted("with line feeds as line ends".to_owned()),
+        TEMPLATE => Origin::Kept,
+        from => Origin::Derived(from.to_owned()),
+    };
+    Ok((read, origin))
+}
+
+/// The field `chat_template` of a file: a text, or several with names, of which one is the default.
+fn stated(files: &Files<'_>, name: &str, file: &Value) -> Result<Option<String>, CheckpointError> {
+    const DEFAULT: &str = "default";
+    let Some(value) = file.get("chat_template").filter(|value| !value.is_null()) else {
+        return Ok(None);
+    };
+    let text = match value {
+        Value::Array(list) => list
+            .iter()
+            .find(|entry| entry.get("name").and_then(Value::as_str) == Some(DEFAULT))
+            .and_then(|entry| entry.get("template")),
+        Value::Object(named) => named.get(DEFAULT),
+        one => Some(one),
+    };
+    let Some(text) = text.and_then(Value::as_str) else {
+        let problem = format!(
+            "`chat_template` is {}, expected a text, or one that is called `{DEFAULT}`",
+            short(value)
+        );
+        return Err(files.config(name, problem));
+    };
+    Ok(Some(text.to_owned()))
 }

@@ -19,7 +19,7 @@ fn noise(seed: u64, count: u64) -> Vec<f32> {
 }
 
 fn lora(rank: u64, alpha: f64) -> Value {
-    json!({"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": ["q_proj"], "bias": "none"})
+    json!({"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": ".*", "bias": "none"})
 }
 
 /// The directory of an adapter, as PEFT writes it.

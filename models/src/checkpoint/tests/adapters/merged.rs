@@ -27,7 +27,7 @@ fn lora_is_merged_whatever_the_layout_of_both() {
             pair(&mut stored, projector, [16, 16], 4);
             let mut config = lora(4, 6.0);
             config["rank_pattern"] = json!({"up_proj": 75});
-            config["target_modules"] = json!(["q_proj", "up_proj"]);
+            config["target_modules"] = json!(["q_proj", "up_proj", projector]);
             let adapter = adapter(&config, &stored);
             let (canonical, accounting) = merge(base.path(), &[(adapter.path(), 1.0)]).unwrap();
             let merged = read(&canonical);

@@ -242,14 +242,31 @@ fn configs_of_adapters_are_refused_by_field() {
         (json!({"r": -4}), "`r` is -4"),
         (json!({"r": 4.5}), "`r` is 4.5"),
         (json!({"r": "4"}), "`r` is \"4\""),
-        (json!({"r": null}), "`r` is missing"),
+        (json!({"r": null}), "`r` is null, expected a whole number above 0"),
         (json!({"r": 1e300}), "`r` is 1e"),
         (
             json!({"lora_alpha": "8"}),
             "`lora_alpha` is \"8\", expected a number",
         ),
         (json!({"lora_alpha": [8]}), "`lora_alpha` is [8]"),
-        (json!({"lora_alpha": null}), "`lora_alpha` is missing"),
+        (
+            json!({"lora_alpha": null}),
+            "`lora_alpha` is null, expected a number",
+        ),
+        (json!({"exclude_modules": 3}), "`exclude_modules` is 3"),
+        (
+            json!({"exclude_modules": "("}),
+            "`exclude_modules`: `(` is not a regular expression",
+        ),
+        (
+            json!({"layers_to_transform": "0", "target_modules": ["q_proj"]}),
+            "`layers_to_transform` is \"0\", expected a layer's number",
+        ),
+        (
+            json!({"layers_to_transform": [0]}),
+            "expected no such field beside a `target_modules` that is no list",
+        ),
+        (json!({"layers_pattern": ["("]}), "`layers_pattern`: `(`"),
         (
             json!({"use_rslora": 1}),
             "`use_rslora` is 1, expected true or false",
@@ -355,7 +372,9 @@ fn configs_of_adapters_are_refused_by_field() {
         ("lora_dropout", json!(0.05)),
         ("task_type", json!("CAUSAL_LM")),
         ("inference_mode", json!(true)),
+        ("target_modules", json!(["q_proj"])),
         ("layers_to_transform", json!([0])),
+        ("exclude_modules", json!(["v_proj"])),
         ("eva_config", json!({"rho": 2.0})),
         ("loftq_config", json!({})),
         ("init_lora_weights", json!("gaussian")),
@@ -368,6 +387,52 @@ fn configs_of_adapters_are_refused_by_field() {
     let adapter = adapter(&config, &stored);
     let (_, accounting) = merge(base.path(), &[(adapter.path(), 1.0)]).unwrap();
     assert_eq!(accounting.warnings, Vec::<String>::new());
+    // peft's defaults: the same rank and alpha.
+    let mut stored = Stored::new();
+    pair(&mut stored, "model.layers.0.self_attn.q_proj", [16, 16], 8);
+    let merged = |config: &Value| {
+        let adapter = super::adapter(config, &stored);
+        let (canonical, _) = merge(base.path(), &[(adapter.path(), 1.0)]).unwrap();
+        read(&canonical)
+    };
+    let mut config = lora(8, 8.0);
+    let stated = merged(&config);
+    for name in ["r", "lora_alpha"] {
+        config.as_object_mut().unwrap().remove(name);
+    }
+    assert!(merged(&config) == stated);
+}
+
+#[test]
+fn tensors_that_peft_would_not_load_are_refused() {
+    let base = base(Layout::Llava, true);
+    let mut stored = Stored::new();
+    pair(&mut stored, "model.layers.0.self_attn.q_proj", [16, 16], 4);
+    for (changes, field) in [
+        (json!({"target_modules": ["k_proj"]}), "target_modules"),
+        (json!({"target_modules": "q_proj"}), "target_modules"),
+        (
+            json!({"exclude_modules": ["layers.0.self_attn.q_proj"]}),
+            "exclude_modules",
+        ),
+        (
+            json!({"target_modules": ["q_proj"], "layers_to_transform": 1}),
+            "layers_to_transform",
+        ),
+    ] {
+        let mut config = lora(4, 8.0);
+        for (name, value) in changes.as_object().unwrap() {
+            config[name] = value.clone();
+        }
+        let adapter = adapter(&config, &stored);
+        let message = merge(base.path(), &[(adapter.path(), 1.0)])
+            .map(|_| ())
+            .unwrap_err();
+        assert!(
+            message.contains(&format!("q_proj.lora_A.weight` is of a module that `{field}`")),
+            "{message}"
+        );
+    }
 }
 
 #[test]

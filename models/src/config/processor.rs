@@ -1,0 +1,198 @@
+//! Where do the files of a checkpoint state the image processor, and do they say the same?
+
+use crate::checkpoint::error::CheckpointError;
+use crate::checkpoint::small::{self, MAX_INDEX};
+use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
+
+/// The image processor's file, and the one that has it inside.
+pub(crate) const PREPROCESSOR: &str = "preprocessor_config.json";
+const PROCESSOR: &str = "processor_config.json";
+/// What it is called there.
+const INSIDE: &str = "image_processor";
+
+/// Fields that change pixels.
+const FIELDS: [&str; 13] = [
+    "do_resize",
+    "size",
+    "default_to_square",
+    "resample",
+    "do_center_crop",
+    "crop_size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+    "do_pad",
+    "pad_size",
+];
+
+/// An image processor as a file states it.
+#[derive(Debug)]
+pub(crate) struct Processor {
+    /// The file.
+    pub(crate) path: PathBuf,
+    /// Its fields, an object.
+    pub(crate) fields: Value,
+}
+
+/// The places that state the image processor, in transformers' order: inside the processor's file, then the file
+/// of its own.
+///
+/// # Errors
+/// A file that cannot be read or is not what it is called; two places that contradict each other, of which
+/// transformers reads the first and transformers.js the second.
+pub(super) fn processors(directory: &Path) -> Result<Vec<Processor>, CheckpointError> {
+    let mut found = Vec::new();
+    let path = directory.join(PROCESSOR);
+    let inside = small::object_if_there(&path, MAX_INDEX)?
+        .and_then(|mut fields| fields.get_mut(INSIDE).map(Value::take))
+        .filter(|fields| !fields.is_null());
+    if let Some(fields) = inside {
+        if !fields.is_object() {
+            return Err(CheckpointError::Config {
+                path,
+                problems: vec![format!("`{INSIDE}` is {fields}, expected an object")],
+            });
+        }
+        found.push(Processor { path, fields });
+    }
+    let path = directory.join(PREPROCESSOR);
+    if let Some(fields) = small::object_if_there(&path, MAX_INDEX)? {
+        found.push(Processor { path, fields });
+    }
+    if let [inside, own] = found.as_slice() {
+        let problems = contradictions(&inside.fields, &own.fields);
+        if !problems.is_empty() {
+            return Err(CheckpointError::Config {
+                path: inside.path.clone(),
+                problems,
+            });
+        }
+    }
+    Ok(found)
+}
+
+/// Fields that both state, and otherwise.
+fn contradictions(inside: &Value, own: &Value) -> Vec<String> {
+    let stated = |fields: &Value, name: &str| {
+        let value = fields.get(name).filter(|value| !value.is_null())?;
+        Some(in_words(name, value))
+    };
+    let differ = |name: &&str| match (stated(inside, name), stated(own, name)) {
+        (Some(inside), Some(own)) => !alike(&inside, &own),
+        _ => false,
+    };
+    let problem = |name: &str| {
+        let [inside, own] = [inside, own].map(|fields| fields.get(name).unwrap_or(&Value::Null));
+        format!("`{INSIDE}.{name}` is {inside}, and `{name}` of {PREPROCESSOR} is {own}: expected the same")
+    };
+    FIELDS.into_iter().filter(differ).map(problem).collect()
+}
+
+/// A value in the one spelling that `CLIPImageProcessor` has for it: sizes may be numbers, and have fields that
+/// are null.
+fn in_words(name: &str, value: &Value) -> Value {
+    match (name, value) {
+        ("size", Value::Number(edge)) => json!({"shortest_edge": edge}),
+        ("crop_size", Value::Number(side)) => json!({"height": side, "width": side}),
+        (_, Value::Object(fields)) => {
+            let stated = fields.iter().filter(|(_, value)| !value.is_null());
+            let stated: Map<String, Value> = stated
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect();
+            Value::Object(stated)
+        }
+        (_, other) => other.clone(),
+    }
+}
+
+/// Whether two values are the same, numbers but for the digits that float32 has.
+fn alike(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) => match (a.as_f64(), b.as_f64()) {
+            (Some(a), Some(b)) => (a - b).abs() <= 1e-6 * a.abs().max(b.abs()),
+            _ => a == b,
+        },
+        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| alike(a, b)),
+        (Value::Object(a), Value::Object(b)) => {
+            let same =
+                |(name, value): (&String, &Value)| b.get(name).is_some_and(|other| alike(value, other));
+            a.len() == b.len() && a.iter().all(same)
+        }
+        _ => a == b,
+    }
+}
+
+/// The side of the centre crop, where it is stated.
+///
+/// # Errors
+/// A crop that is no square.
+pub(super) fn crop_side(processors: &[Processor]) -> Result<Option<u64>, CheckpointError> {
+    let stated = |processor: &'_ Processor| processor.fields.get("crop_size").is_some();
+    let Some(Processor { path, fields }) = processors.iter().find(|processor| stated(processor)) else {
+        return Ok(None);
+    };
+    let crop = &fields["crop_size"];
+    let side = |name: &str| crop.get(name).unwrap_or(crop).as_u64();
+    match (side("height"), side("width")) {
+        (Some(height), Some(width)) if height == width => Ok(Some(height)),
+        _ => Err(CheckpointError::Config {
+            path: path.clone(),
+            problems: vec![format!("`crop_size` is {crop}, expected a square")],
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_places_say_the_same_or_are_refused() {
+        let inside = json!({"size": {"shortest_edge": 256, "longest_edge": null}, "crop_size": 256,
+            "rescale_factor": 0.003_921_568_627_450_98, "image_mean": [0.0, 0.0, 0.0], "resample": 3});
+        let own = json!({"size": 256, "crop_size": {"height": 256, "width": 256},
+            "rescale_factor": 0.003_921_568_859_368_563, "image_mean": [0, 0, 0], "do_resize": true, "x": 1});
+        assert_eq!(contradictions(&inside, &own), Vec::<String>::new());
+        let other = json!({"size": 300, "image_mean": [0.5, 0, 0], "resample": null});
+        assert_eq!(
+            contradictions(&inside, &other),
+            [
+                "`image_processor.size` is {\"shortest_edge\":256,\"longest_edge\":null}, and `size` of \
+                 preprocessor_config.json is 300: expected the same",
+                "`image_processor.image_mean` is [0.0,0.0,0.0], and `image_mean` of preprocessor_config.json is \
+                 [0.5,0,0]: expected the same",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_inside_counts_before_the_file_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let put =
+            |name: &str, value: Value| std::fs::write(folder.path().join(name), value.to_string()).unwrap();
+        let first = || -> Result<Vec<Value>, CheckpointError> {
+            let found = processors(folder.path())?;
+            Ok(found.into_iter().take(1).map(|one| one.fields).collect())
+        };
+        put(PREPROCESSOR, json!({"image_std": [1, 1, 1]}));
+        put(PROCESSOR, json!({"patch_size": 64, INSIDE: null}));
+        assert_eq!(first().unwrap(), [json!({"image_std": [1, 1, 1]})]);
+        put(PROCESSOR, json!({INSIDE: {"image_mean": [1, 1, 1]}}));
+        assert_eq!(first().unwrap(), [json!({"image_mean": [1, 1, 1]})]);
+        put(PROCESSOR, json!({INSIDE: 3}));
+        let message = first().unwrap_err().to_string();
+        assert!(
+            message.contains("processor_config.json: `image_processor` is 3"),
+            "{message}"
+        );
+        put(PROCESSOR, json!({INSIDE: {"image_std": [0.5, 1, 1]}}));
+        let message = first().unwrap_err().to_string();
+        assert!(
+            message.contains("`image_std` of preprocessor_config.json is [1,1,1]"),
+            "{message}"
+        );
+    }
+}
