@@ -51,8 +51,10 @@ pub enum PromptError {
         reason: String,
     },
     /// The chat template itself refuses these messages (`raise_exception`).
-    #[error("the chat template refuses these messages: {reason}")]
+    #[error("chat template `{name}` refuses these messages: {reason}")]
     Refused {
+        /// The file.
+        name: String,
         /// The template's words.
         reason: String,
     },
@@ -77,8 +79,10 @@ pub enum PromptError {
         image_token: String,
     },
     /// The rendered conversation has not as many places for images as there are images.
-    #[error("the chat template made {found} places for images, expected {expected}")]
+    #[error("chat template `{name}` made {found} places for images, expected {expected}")]
     Slots {
+        /// The file.
+        name: String,
         /// Places in the rendered text.
         found: usize,
         /// Images of all messages.
@@ -425,6 +429,7 @@ impl Prompter {
         let found = text.matches(&self.image_token).count();
         if found != images.len() {
             return Err(PromptError::Slots {
+                name: self.template.name().to_owned(),
                 found,
                 expected: images.len(),
             });
@@ -641,7 +646,7 @@ mod tests {
             let error = prompter.build(&[Message::user([CAT], "What?")]).unwrap_err();
             assert_eq!(
                 error.to_string(),
-                format!("the chat template made {found} places for images, expected 1")
+                format!("chat template `t` made {found} places for images, expected 1")
             );
         }
     }

@@ -302,6 +302,36 @@ const GREEDY: &[(&str, &str)] = &[
         "too much time or memory",
     ),
     ("{{ 'abc'.count('') }}", ""),
+    // Letters at the ends, looked for among many.
+    (
+        "{{ ('ab' * 9999999).strip('cdefghijklmnopqrstuvwxyz' * 40000 + 'ab') }}",
+        "",
+    ),
+    (
+        "{{ ('ab' * 9999999)|trim('cdefghijklmnopqrstuvwxyz' * 40000 + 'ab') }}",
+        "",
+    ),
+    (
+        "{% set s = '\u{3a3}' * 999999 %}{% for i in range(9999) %}{{ s.lower()|length }}{% endfor %}",
+        "too much time or memory",
+    ),
+    // Hashes of long keys.
+    (
+        "{% set s = 'a' * 4000000 %}{% for i in range(20000) %}{% set d = {s: 1} %}{% endfor %}",
+        "too much time or memory",
+    ),
+    (
+        "{% set s = 'a' * 9999999 %}{% set d = {'a': 1} %}{% for i in range(90000) %}{{ d[s] }}{% endfor %}",
+        "too much time or memory",
+    ),
+    (
+        "{% set s = 'a' * 9999999 %}{% set d = {'a': 1} %}{% for i in range(90000) %}{{ d.get(s) }}{% endfor %}",
+        "too much time or memory",
+    ),
+    (
+        "{% set s = 'a' * 9999999 %}{% set d = {'a': 1} %}{% for i in range(90000) %}{{ d|attr(s) }}{{ s in d }}{% endfor %}",
+        "too much time or memory",
+    ),
     // Writing.
     (
         "{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",

@@ -1,6 +1,7 @@
 //! How do ids and text become each other?
 
-pub mod bytes;
+pub mod bounds;
+mod bytes;
 pub mod stream;
 pub mod template;
 pub mod tokenizer;

@@ -1,8 +1,8 @@
 //! How does text become ids, and ids text?
 
+use super::bounds::Parts;
 use crate::PromptError;
 use crate::catch::catch;
-use serde::Deserialize;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,16 +13,6 @@ pub struct Tokenizer {
     vocabulary: usize,
     /// For messages.
     pub(super) file: Arc<Path>,
-}
-
-/// What of a `tokenizer.json` is looked at before the tokenizers library reads it: that asserts that these
-/// two can be read.
-#[derive(Deserialize)]
-struct Parts {
-    #[serde(default, rename = "decoder")]
-    _decoder: serde_json::Value,
-    #[serde(default, rename = "normalizer")]
-    _normalizer: serde_json::Value,
 }
 
 impl Tokenizer {
@@ -53,7 +43,8 @@ impl Tokenizer {
     }
 
     fn parse(path: &Path, json: &[u8]) -> tokenizers::Result<Tokenizer> {
-        serde_json::from_slice::<Parts>(json)?;
+        // The library asserts that these can be read, and does as they say whatever it costs.
+        serde_json::from_slice::<Parts>(json)?.check()?;
         let mut inner = tokenizers::Tokenizer::from_bytes(json)?;
         inner.with_truncation(None)?;
         inner.with_padding(None);

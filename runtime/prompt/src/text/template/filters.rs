@@ -2,11 +2,16 @@
 
 use super::json;
 use super::weigh::{charge, iterate, length, make, number, read, settle, walk};
-use minijinja::value::{Kwargs, Rest, ValueKind};
+use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value, filters, functions, tests};
+use std::borrow::Cow;
+use std::collections::HashSet;
 
 /// Longest argument of a function that writes: formats of dates, reasons.
 const MAX_WORDS: usize = 4096;
+
+/// What it costs to make another letter of one, for each byte.
+const LETTER: u64 = 16;
 
 /// minijinja's filters that Jinja has too, and `split`, which templates for minijinja use.
 fn builtin() -> Vec<(&'static str, Value)> {
@@ -15,7 +20,7 @@ fn builtin() -> Vec<(&'static str, Value)> {
     }
     all![
         "lower" lower, "upper" upper, "title" title, "capitalize" capitalize, "replace" replace, "length" length,
-        "count" length, "dictsort" dictsort, "items" items, "reverse" reverse, "trim" trim, "join" join, "split" split,
+        "count" length, "dictsort" dictsort, "items" items, "reverse" reverse, "join" join, "split" split,
         "lines" lines, "default" default, "d" default, "round" round, "abs" abs, "int" int, "float" float, "attr" attr,
         "first" first, "last" last, "min" min, "max" max, "sort" sort, "list" list, "string" string, "bool" bool,
         "batch" batch, "slice" slice, "sum" sum, "indent" indent, "select" select, "reject" reject,
@@ -47,7 +52,8 @@ pub(super) fn register(environment: &mut Environment<'_>) {
     }
     for (name, test) in comparing() {
         let weighed = move |state: &State<'_, '_>, Rest(operands): Rest<Value>| -> Result<bool, Error> {
-            read_all(&operands)?;
+            let bytes = read_all(&operands)?;
+            charge(bytes)?;
             Ok(test.call(state, &operands)?.is_true())
         };
         environment.add_test(name, weighed);
@@ -58,7 +64,8 @@ pub(super) fn register(environment: &mut Environment<'_>) {
         ("namespace", Value::from_function(functions::namespace)),
     ] {
         let weighed = move |state: &State<'_, '_>, Rest(operands): Rest<Value>| -> Result<Value, Error> {
-            read_all(&operands)?;
+            let bytes = read_all(&operands)?;
+            charge(bytes)?;
             settle(function.call(state, &operands)?)
         };
         environment.add_function(name, weighed);
@@ -67,9 +74,12 @@ pub(super) fn register(environment: &mut Environment<'_>) {
     environment.remove_global("debug");
     environment.remove_filter("chain");
     environment.add_filter("tojson", json::to_json);
+    environment.add_filter("trim", |text: Cow<'_, str>, letters: Option<Cow<'_, str>>| {
+        strip(&text, letters.as_deref(), [true, true])
+    });
     environment.set_unknown_method_callback(|state, value, method, operands| {
-        if let Some(count) = weigh_method(value, method, operands)? {
-            return Ok(count);
+        if let Some(result) = weigh_method(value, method, operands)? {
+            return Ok(result);
         }
         let result = minijinja_contrib::pycompat::unknown_method_callback(state, value, method, operands)?;
         made(result)
@@ -98,6 +108,32 @@ fn made(value: Value) -> Result<Value, Error> {
     Ok(value)
 }
 
+/// A text without white space at its ends, or without some letters there; minijinja's and Python's compare each
+/// letter of the text with all of these.
+fn strip(text: &str, letters: Option<&str>, [start, end]: [bool; 2]) -> Result<String, Error> {
+    let letters = letters.map(|letters| letters.chars().collect::<HashSet<char>>());
+    charge(
+        number(text.len()).saturating_add(letters.as_ref().map_or(0, |letters| 16 * number(letters.len()))),
+    )?;
+    let goes = |letter: char| match &letters {
+        Some(letters) => letters.contains(&letter),
+        None => letter.is_whitespace(),
+    };
+    let text = if start {
+        text.trim_start_matches(goes)
+    } else {
+        text
+    };
+    let text = if end { text.trim_end_matches(goes) } else { text };
+    Ok(text.to_owned())
+}
+
+/// Bytes of those operands that are texts.
+fn texts(operands: &[Value]) -> u64 {
+    let lengths = operands.iter().filter_map(Value::as_str);
+    lengths.map(|text| number(text.len())).sum()
+}
+
 /// Bytes of an operand as text.
 fn text_bytes(operand: Option<&Value>) -> Result<u64, Error> {
     operand.map_or(Ok(0), read)
@@ -115,9 +151,12 @@ fn weigh_filter(name: &str, operands: &[Value]) -> Result<(), Error> {
     let more = operands.get(1..).unwrap_or_default();
     match name {
         // They look at one member, or at a number.
-        "length" | "count" | "default" | "d" | "first" | "safe" | "attr" => {
+        "length" | "count" | "default" | "d" | "first" | "safe" => {
             charge(1 + value.as_str().map_or(0, |text| number(text.len()) / 8))
         }
+        // Found by the hash of its name.
+        "attr" => charge(1 + texts(more)),
+        "lower" | "upper" | "title" | "capitalize" => charge(read_all(operands)?.saturating_mul(LETTER)),
         "replace" => weigh_replace(value, operands.get(1), operands.get(2)),
         "split" => weigh_split(value, operands.get(1)),
         "lines" => weigh_split(value, Some(&Value::from("\n"))),
@@ -155,7 +194,7 @@ fn weigh_filter(name: &str, operands: &[Value]) -> Result<(), Error> {
         "select" | "reject" | "selectattr" | "rejectattr" | "map" => {
             iterate(value)?;
             read(value)?;
-            charge((read_all(more)? / 8).saturating_mul(members(value)))
+            charge(read_all(more)?.saturating_mul(members(value)))
         }
         "list" | "reverse" | "last" | "zip" | "items" => {
             operands.iter().try_for_each(iterate)?;
@@ -246,13 +285,20 @@ fn weigh_method(value: &Value, method: &str, operands: &[Value]) -> Result<Optio
                 return Ok(Some(Value::from(text.chars().count() + 1)));
             }
         }
+        (Some(text), "strip" | "lstrip" | "rstrip") => {
+            let (letters,): (Option<Cow<'_, str>>,) = from_args(operands)?;
+            let ends = [method != "rstrip", method != "lstrip"];
+            return strip(text, letters.as_deref(), ends).map(|text| Some(Value::from(text)));
+        }
+        (Some(_), "lower" | "upper" | "title" | "capitalize" | "swapcase" | "casefold") => {
+            charge(read(value)?.saturating_mul(LETTER))?;
+        }
         (Some(_), _) => {
             let bytes = read(value)?.saturating_add(read_all(operands)?);
             charge(bytes)?;
         }
-        (None, "get") => {
-            read_all(operands)?;
-        }
+        // Found by the key's hash.
+        (None, "get") => charge(read_all(operands)?)?,
         (None, _) => {
             let bytes = read_all(operands)?;
             read(value)?;

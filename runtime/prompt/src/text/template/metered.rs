@@ -202,15 +202,16 @@ fn contains(operands: &[Value]) -> Result<(), Error> {
     };
     match (value.as_str(), container.kind()) {
         // Found by its key.
-        (_, ValueKind::Map) => read(value).map(|_| ()),
+        (_, ValueKind::Map) => charge(read(value)?),
         (None, _) if container.as_str().is_some() => charge(read(value)?.saturating_add(read(container)?)),
         _ => charge(read(value)? / 8).and_then(|()| read(container).map(|_| ())),
     }
 }
 
+/// Of a string, or of a dictionary by the hash of a string.
 fn item(operands: &[Value]) -> Result<(), Error> {
-    let text = operands.first().and_then(Value::as_str);
-    charge(1 + text.map_or(0, |text| number(text.len())))
+    let texts = operands.iter().filter_map(Value::as_str);
+    charge(1 + texts.map(|text| number(text.len())).sum::<u64>())
 }
 
 fn slice(operands: &[Value]) -> Result<(), Error> {
@@ -248,6 +249,12 @@ fn attribute(operands: &[Value]) -> Result<(), Error> {
 fn nest(operands: &[Value]) -> Result<(), Error> {
     operands.iter().try_for_each(|operand| {
         make(length(operand), 0)?;
+        if operand.kind() == ValueKind::Map {
+            // Each key is hashed.
+            for key in operand.try_iter()? {
+                charge(key.as_str().map_or(0, |text| number(text.len())))?;
+            }
+        }
         walk(operand).map(|_| ())
     })
 }

@@ -195,10 +195,16 @@ impl ChatTemplate {
         Ok(text)
     }
 
+    /// The name that stands in errors.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     fn failed(&self, spent: Option<Spent>, error: &Error) -> PromptError {
         let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<Refusal>());
         if let Some(Refusal(reason)) = source {
             return PromptError::Refused {
+                name: self.name.to_string(),
                 reason: reason.clone(),
             };
         }
@@ -399,7 +405,7 @@ mod tests {
         let error = render(source, &[said("assistant", "hello")]).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the chat template refuses these messages: user first, assistant found"
+            "chat template `chat_template.jinja` refuses these messages: user first, assistant found"
         );
         assert_eq!(render(source, &[said("user", "hello")]).unwrap(), "");
     }
