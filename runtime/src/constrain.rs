@@ -12,6 +12,8 @@
 //! and [`Follower`].
 
 #[cfg(feature = "constrain")]
+mod expression;
+#[cfg(feature = "constrain")]
 mod grammar;
 #[cfg(not(feature = "constrain"))]
 mod missing;

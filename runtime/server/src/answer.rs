@@ -212,9 +212,13 @@ impl Summary {
     }
 }
 
+/// The code of [`JobError::Constraint`].
+pub(crate) const INVALID_CONSTRAINT: &str = "invalid_constraint";
+
 fn failed(error: JobError) -> ApiError {
     match error {
         JobError::Refused(message) => ApiError::bad(message).with_code("invalid_prompt"),
+        JobError::Constraint(message) => ApiError::bad(message).with_code(INVALID_CONSTRAINT),
         JobError::Engine(message) => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message),
         JobError::Ending => guard::ending(),
     }

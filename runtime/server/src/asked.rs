@@ -21,6 +21,8 @@ pub(crate) struct Asked {
     pub(crate) drafts: Vec<Draft>,
     pub(crate) request: Request,
     pub(crate) stream: bool,
+    /// The field that says what the answer keeps to.
+    pub(crate) constrained_by: Option<&'static str>,
     /// Whom the client speaks for, in its own words.
     pub(crate) user: Option<String>,
 }

@@ -2,6 +2,7 @@
 
 use crate::app::App;
 use crate::error::{ApiError, clipped};
+use crate::serve::HEAD;
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use axum::http::{Method, StatusCode, Uri};
 use sha2::{Digest as _, Sha256};
@@ -84,6 +85,17 @@ pub(crate) fn admit(
     uri: &Uri,
     headers: &HeaderMap,
 ) -> Result<Admitted, ApiError> {
+    let lines = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + 4);
+    let head = lines.sum::<usize>() + uri.to_string().len();
+    if head > HEAD {
+        let message = format!("the head of the request has {head} bytes, expected at most {HEAD}");
+        return Err(ApiError::new(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            message,
+        ));
+    }
     let host = host(uri, headers)?;
     let name = without_port(&host);
     if !app.settings.hosts.allow(name) {

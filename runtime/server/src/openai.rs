@@ -5,7 +5,7 @@ mod say;
 #[cfg(test)]
 mod tests;
 
-use crate::answer::Answering;
+use crate::answer::{Answering, INVALID_CONSTRAINT};
 use crate::app::App;
 use crate::asked;
 use crate::body;
@@ -41,7 +41,11 @@ pub(crate) async fn chat(
     let decoded = pictures::decode(&app, asked.drafts).await?;
     drop(taken);
     let client = client.name(asked.user.as_deref());
-    let answering = Answering::begin(&app, decoded, asked.request, client, received).await?;
+    let answering = Answering::begin(&app, decoded, asked.request, client, received);
+    let answering = answering.await.map_err(|error| match asked.constrained_by {
+        Some(field) if error.code == Some(INVALID_CONSTRAINT) => error.with_param(field),
+        _ => error,
+    })?;
     let speaker = say::Speaker::new(&app, form);
     if asked.stream {
         Ok(speaker.stream(answering))

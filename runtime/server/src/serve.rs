@@ -22,7 +22,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tower_layer::Layer as _;
 
 /// Most bytes of a request's head.
-const HEAD: usize = 64 << 10;
+pub(crate) const HEAD: usize = 64 << 10;
 
 /// Most headers of a request.
 const HEADERS: usize = 100;

@@ -6,6 +6,7 @@ use crate::command::cli::{Cli, QUESTION};
 use crate::command::newest::Every;
 use crate::command::structure;
 use crate::image::Limits;
+use crate::sample::SampleError;
 use crate::{Options, Request, Sampling};
 use std::borrow::Cow;
 use std::ffi::OsString;
@@ -150,7 +151,12 @@ impl Plan {
             seed: cli.seed.unwrap_or_default(),
         };
         if let Err(error) = sampling.check() {
-            problems.push(error.to_string());
+            match error {
+                SampleError::Parameters { problems: own } => {
+                    problems.extend(own.iter().map(|own| flagged(own)))
+                }
+                other => problems.push(other.to_string()),
+            }
         } else if sampling.temperature == 0.0 {
             let unused = [
                 ("top-k", cli.top_k != 0),
@@ -267,6 +273,14 @@ impl Plan {
     }
 }
 
+/// What is wrong with a parameter of sampling, by the name of its flag: `top-p is 2, ..`.
+fn flagged(problem: &str) -> String {
+    match problem.split_once(" is ") {
+        Some((name, rest)) => format!("--{} is {rest}", name.replace(' ', "-")),
+        None => problem.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -348,15 +362,15 @@ mod tests {
             (&["--temperature", "-1", "a"], "temperature"),
             (&["--temperature", "NaN", "a"], "temperature"),
             (&["--temperature", "inf", "a"], "temperature"),
-            (&["--temperature", "1", "--top-p", "2", "a"], "top-p"),
-            (&["--repetition-penalty", "0", "a"], "repetition penalty"),
+            (&["--temperature", "1", "--top-p", "2", "a"], "--top-p is 2"),
+            (&["--presence-penalty", "3", "a"], "--presence-penalty is 3"),
+            (&["--repetition-penalty", "0", "a"], "--repetition-penalty"),
             (&["--top-k", "5", "a"], "--top-k has no effect"),
             (&["--seed", "5", "a"], "--seed has no effect"),
             (&["--stop", "", "a"], "--stop is empty"),
             (&["-", "-"], "stdin is given"),
             (&["--prompt", " "], "--prompt is empty"),
-            (&["--presence-penalty", "3", "a"], "presence penalty is 3"),
-            (&["--frequency-penalty", "NaN", "a"], "frequency penalty is NaN"),
+            (&["--frequency-penalty", "NaN", "a"], "--frequency-penalty is NaN"),
             (
                 &["--logprobs=21", "--json", "a"],
                 "--logprobs is 21, expected 0 to 20",

@@ -188,6 +188,7 @@ fn grammar(constraint: &Constraint) -> Result<(TopLevelGrammar, Failed), Constra
         Constraint::Regex(pattern) => {
             let failed: Failed = |reason| ConstraintError::Regex { reason };
             check_length("regular expression", pattern.len())?;
+            super::expression::check(pattern).map_err(failed)?;
             let parsed = caught(|| RegexBuilder::new().mk_regex(pattern).map(|_| ()));
             match parsed {
                 Ok(Ok(())) => {}
@@ -248,6 +249,11 @@ fn brief(words: &str) -> String {
     }
     let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
     let words = words.replace("Unimplemented keys:", "it has keywords that cannot be kept to:");
+    // The name of a reason of the library's.
+    let words = words.replace(
+        "NoExtensionBias",
+        "no text keeps to it that can be reached token by token",
+    );
     match words.char_indices().nth(MAX_REASON) {
         Some((end, _)) => format!("{}...", words.get(..end).unwrap_or_default()),
         None => words,

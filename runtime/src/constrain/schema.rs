@@ -15,6 +15,14 @@ const MAX_VALUES: usize = 50_000;
 /// Bytes of all its texts.
 const MAX_TEXT: usize = 1 << 20;
 
+/// Bytes of those texts that answers are made of: names, values, expressions. They are compiled, at five
+/// microseconds and 200 bytes of memory each.
+const MAX_WORDS: usize = 64 << 10;
+
+/// The largest `multipleOf`, in units of its last digit, and that of all which hold for one number: what is
+/// compiled has a state for each remainder.
+const MAX_MULTIPLE: u128 = 10_000;
+
 /// How deep references may lead: their number times the levels of the schema.
 const MAX_WAY: usize = 4_000;
 
@@ -44,17 +52,81 @@ const NUMBERS: [&str; 7] = [
 /// Keywords whose values are no schemas, and have none inside.
 const LEAVES: [&str; 4] = ["const", "enum", "default", "examples"];
 
+/// Keywords that answers do not depend on.
+const NOTES: [&str; 5] = ["title", "description", "$comment", "default", "examples"];
+
 /// What is counted of a schema.
 #[derive(Default)]
 struct Counts<'a> {
     values: usize,
     text: usize,
+    words: usize,
     depth: usize,
     references: BTreeSet<&'a str>,
     /// Bounds of numbers, seen from 0 in both directions.
     bounds: [Bounds; 2],
+    /// Each `multipleOf`.
+    multiples: Vec<Decimal>,
     /// Whether bounds of one schema may be joined with those of another.
     joined: bool,
+}
+
+/// A number `digits / 10^places`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Decimal {
+    digits: u128,
+    places: u32,
+}
+
+impl Decimal {
+    /// That of a number of JSON that is larger than 0 and has few digits.
+    fn of(number: &Value) -> Option<Decimal> {
+        let text = number.as_number()?.to_string();
+        let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+        let (whole, part) = digits.split_once('.').unwrap_or((digits, ""));
+        let part = part.trim_end_matches('0');
+        let digits: u128 = format!("{whole}{part}")
+            .parse()
+            .ok()
+            .filter(|digits| *digits > 0)?;
+        let places = i64::try_from(part.len()).ok()? - exponent.parse::<i64>().ok()?;
+        let zeros = u32::try_from(-places.min(0)).ok()?;
+        let digits = digits.checked_mul(10_u128.checked_pow(zeros)?)?;
+        let places = u32::try_from(places.max(0)).ok()?;
+        Some(Decimal { digits, places })
+    }
+}
+
+/// The least common multiple, in units of the last digit of any of them.
+fn common_multiple(numbers: &[Decimal]) -> Option<u128> {
+    let places = numbers.iter().map(|number| number.places).max().unwrap_or(0);
+    numbers.iter().try_fold(1, |all: u128, number| {
+        let scaled = number
+            .digits
+            .checked_mul(10_u128.checked_pow(places - number.places)?)?;
+        let (mut a, mut b) = (all, scaled);
+        while b > 0 {
+            (a, b) = (b, a % b);
+        }
+        (all / a.max(1)).checked_mul(scaled)
+    })
+}
+
+fn check_multiples(numbers: &[Decimal], what: &str) -> Result<(), ConstraintError> {
+    if common_multiple(numbers).is_some_and(|found| found <= MAX_MULTIPLE) {
+        return Ok(());
+    }
+    let problem = format!("`multipleOf` {what}, expected at most {MAX_MULTIPLE} units of its last digit");
+    Err(refused(&problem))
+}
+
+impl Counts<'_> {
+    fn within(&self) -> Result<(), ConstraintError> {
+        within(self.depth, "levels", MAX_DEPTH)?;
+        within(self.values, "values", MAX_VALUES)?;
+        within(self.text, "bytes of text", MAX_TEXT)?;
+        within(self.words, "bytes of names, values and expressions", MAX_WORDS)
+    }
 }
 
 /// Bounds of numbers on one side of 0, by their size.
@@ -108,8 +180,8 @@ enum Place {
     Names,
     /// The value of a keyword that compares numbers.
     Numbers,
-    /// Anything else.
-    Other,
+    /// What answers do not depend on.
+    Note,
 }
 
 /// A schema as it is given to the grammar library.
@@ -143,11 +215,13 @@ fn check(schema: &Value) -> Result<(), ConstraintError> {
     while let Some((value, depth, place)) = open.pop() {
         counts.values += 1;
         counts.depth = counts.depth.max(depth);
-        within(counts.depth, "levels", MAX_DEPTH)?;
-        within(counts.values, "values", MAX_VALUES)?;
-        within(counts.text, "bytes of text", MAX_TEXT)?;
+        counts.within()?;
+        let counted = !matches!(place, Place::Note);
         match value {
-            Value::String(text) => counts.text += text.len(),
+            Value::String(text) => {
+                counts.text += text.len();
+                counts.words += if counted { text.len() } else { 0 };
+            }
             Value::Number(number) => {
                 let number = number.as_f64().unwrap_or(f64::INFINITY);
                 if matches!(place, Place::Numbers) && number.abs() > MAX_WHOLE {
@@ -168,14 +242,17 @@ fn check(schema: &Value) -> Result<(), ConstraintError> {
                 }
                 for (name, member) in members {
                     counts.text += name.len();
+                    counts.words += if counted { name.len() } else { 0 };
                     open.push((member, depth + 1, inner(place, name)));
                 }
             }
             Value::Null | Value::Bool(_) => {}
         }
     }
+    counts.within()?;
     if counts.joined {
         check_bounds(&counts.bounds)?;
+        check_multiples(&counts.multiples, "of several numbers together is too large")?;
     }
     // Definitions are compiled where they are first referred to, one inside the other.
     let way = counts.references.len().saturating_mul(counts.depth);
@@ -257,7 +334,7 @@ fn written(schema: &Value, values: usize) -> Written {
 fn inner(place: Place, name: &str) -> Place {
     match place {
         Place::Schema { .. } if NUMBERS.contains(&name) => Place::Numbers,
-        Place::Schema { .. } if LEAVES.contains(&name) => Place::Other,
+        Place::Schema { .. } if NOTES.contains(&name) => Place::Note,
         Place::Schema { .. } => match name {
             "properties" | "patternProperties" | "$defs" | "definitions" => Place::Names,
             _keyword => Place::Schema { root: false },
@@ -287,6 +364,25 @@ fn check_keywords<'a>(
         all.near.extend(own.near);
         all.far.extend(own.far);
     }
+    if let Some(multiple) = keywords.get("multipleOf").filter(|value| value.is_number()) {
+        let decimal = Decimal::of(multiple);
+        let what = format!("is {multiple}");
+        check_multiples(decimal.as_slice(), &what)?;
+        if decimal.is_none() {
+            return Err(refused(&format!(
+                "`multipleOf` {what}, expected a number above 0"
+            )));
+        }
+        counts.multiples.extend(decimal);
+    }
+    if let Some(Value::String(pattern)) = keywords.get("pattern") {
+        check_pattern("pattern", pattern)?;
+    }
+    if let Some(Value::Object(patterns)) = keywords.get("patternProperties") {
+        patterns
+            .keys()
+            .try_for_each(|pattern| check_pattern("patternProperties", pattern))?;
+    }
     let other_base = |name: &&str| matches!(keywords.get(*name), Some(Value::String(_)));
     if !root && let Some(name) = ["$id", "id"].iter().find(|name| other_base(name)) {
         let problem = format!("`{name}` inside of it: references are from its beginning only");
@@ -315,6 +411,11 @@ fn check_keywords<'a>(
         return Err(refused(&problem));
     }
     Ok(())
+}
+
+/// An expression of the schema, as far as its size is concerned.
+fn check_pattern(keyword: &str, pattern: &str) -> Result<(), ConstraintError> {
+    super::expression::check(pattern).map_err(|problem| refused(&format!("`{keyword}`: {problem}")))
 }
 
 fn check_bounds(sides: &[Bounds; 2]) -> Result<(), ConstraintError> {
@@ -356,5 +457,49 @@ fn kind(value: &Value) -> &'static str {
         Value::String(_) => "a text",
         Value::Array(_) => "an array",
         Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn multiples_are_bounded_one_by_one_and_together() {
+        for schema in [
+            json!({"multipleOf": 0.01}),
+            json!({"multipleOf": 2.5}),
+            json!({"multipleOf": 10000}),
+            json!({"multipleOf": 1e-15}),
+            json!({"properties": {"a": {"multipleOf": 9973}, "b": {"multipleOf": 9967}}}),
+            json!({"allOf": [{"multipleOf": 0.5}, {"multipleOf": 3}, {"multipleOf": 100}]}),
+        ] {
+            assert_eq!(check(&schema), Ok(()), "{schema}");
+        }
+        for schema in [
+            json!({"multipleOf": 10001}),
+            json!({"multipleOf": 1.99999}),
+            json!({"multipleOf": 0}),
+            json!({"multipleOf": -2}),
+            json!({"multipleOf": 1e300}),
+            json!({"allOf": [{"multipleOf": 9973}, {"multipleOf": 9967}]}),
+            json!({"properties": {"a": {"multipleOf": 101}}, "allOf": [{"multipleOf": 0.01}, {"multipleOf": 3}]}),
+        ] {
+            let error = check(&schema).unwrap_err().to_string();
+            assert!(error.contains("`multipleOf`"), "{schema}: {error}");
+        }
+    }
+
+    #[test]
+    fn notes_may_be_longer_than_what_answers_are_made_of() {
+        let long = "a".repeat(MAX_WORDS + 1);
+        assert_eq!(check(&json!({"description": long, "examples": [long]})), Ok(()));
+        for schema in [
+            json!({"const": long}),
+            json!({"properties": {long.as_str(): {}}}),
+            json!({"pattern": long}),
+        ] {
+            assert!(check(&schema).is_err());
+        }
     }
 }

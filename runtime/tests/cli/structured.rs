@@ -183,5 +183,5 @@ fn penalties_are_those_of_the_answer() {
         .success("R.\n");
     folder
         .run(&["--presence-penalty", "2.5", "red.png"])
-        .failure(&["presence penalty is 2.5"]);
+        .failure(&["--presence-penalty is 2.5"]);
 }

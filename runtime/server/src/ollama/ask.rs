@@ -79,6 +79,7 @@ fn question(app: &App, fields: &Fields<'_>, drafts: Vec<Draft>) -> Result<Questi
         drafts,
         request,
         stream,
+        constrained_by: None,
         user: None,
     })))
 }

@@ -16,7 +16,8 @@ pub(crate) fn chat(app: &App, body: &Value) -> Result<(Asked, Form), ApiError> {
     refuse_others(&fields)?;
     let drafts = messages(app, &fields)?;
     let stream = fields.flag("stream")?.unwrap_or(false);
-    let request = request(app, &fields)?;
+    let (constraint, constrained_by) = constraint(&fields)?.unzip();
+    let request = request(app, &fields, constraint)?;
     let form = Form {
         usage: usage(&fields, stream)?,
         logprobs: request.logprobs.is_some(),
@@ -25,19 +26,20 @@ pub(crate) fn chat(app: &App, body: &Value) -> Result<(Asked, Form), ApiError> {
         drafts,
         request,
         stream,
+        constrained_by,
         user: fields.text("user")?.map(str::to_owned),
     };
     Ok((asked, form))
 }
 
 /// How to answer.
-fn request(app: &App, fields: &Fields<'_>) -> Result<Request, ApiError> {
+fn request(app: &App, fields: &Fields<'_>, constraint: Option<Constraint>) -> Result<Request, ApiError> {
     let sampling = asked::sampling(fields, "repetition_penalty", 2.0)?;
     let request = Request::default()
         .with_sampling(sampling)
         .with_max_tokens(max_tokens(app, fields)?)
         .with_stops(asked::stops(fields)?);
-    let request = asked::constrained(request, constraint(fields)?);
+    let request = asked::constrained(request, constraint);
     Ok(match logprobs(fields)? {
         Some(count) => request.with_logprobs(count),
         None => request,
@@ -57,8 +59,11 @@ fn logprobs(fields: &Fields<'_>) -> Result<Option<usize>, ApiError> {
     Ok(asked.then_some(count.unwrap_or_default()))
 }
 
-/// What the answer keeps to: OpenAI's `response_format`, or `structured_outputs` as vLLM has it.
-fn constraint(fields: &Fields<'_>) -> Result<Option<Constraint>, ApiError> {
+/// What the answer keeps to, and the field that says it.
+type Stated = (Constraint, &'static str);
+
+/// OpenAI's `response_format`, or `structured_outputs` as vLLM has it.
+fn constraint(fields: &Fields<'_>) -> Result<Option<Stated>, ApiError> {
     let format = match fields.object("response_format")? {
         Some(format) => response_format(&format)?,
         None => None,
@@ -74,12 +79,12 @@ fn constraint(fields: &Fields<'_>) -> Result<Option<Constraint>, ApiError> {
     Ok(format.or(structured))
 }
 
-fn response_format(format: &Fields<'_>) -> Result<Option<Constraint>, ApiError> {
+fn response_format(format: &Fields<'_>) -> Result<Option<Stated>, ApiError> {
     let expected = "\"text\", \"json_object\" or \"json_schema\"";
     let value = format.needed("type", expected)?;
     match value.as_str() {
         Some("text") => Ok(None),
-        Some("json_object") => Ok(Some(Constraint::JsonObject)),
+        Some("json_object") => Ok(Some((Constraint::JsonObject, "response_format"))),
         Some("json_schema") => {
             let expected = "an object with the field `schema`";
             format.needed("json_schema", expected)?;
@@ -89,22 +94,24 @@ fn response_format(format: &Fields<'_>) -> Result<Option<Constraint>, ApiError> 
             described.text("name")?;
             described.flag("strict")?;
             let schema = described.needed("schema", "a JSON schema")?;
-            Ok(Some(Constraint::JsonSchema(schema.clone())))
+            let constraint = Constraint::JsonSchema(schema.clone());
+            Ok(Some((constraint, "response_format.json_schema.schema")))
         }
         _other => Err(format.wrong("type", value, expected)),
     }
 }
 
-fn structured_outputs(structured: &Fields<'_>) -> Result<Option<Constraint>, ApiError> {
+fn structured_outputs(structured: &Fields<'_>) -> Result<Option<Stated>, ApiError> {
     let mut found = Vec::new();
     if let Some(schema) = structured.get("json") {
-        found.push(Constraint::JsonSchema(schema.clone()));
+        let constraint = Constraint::JsonSchema(schema.clone());
+        found.push((constraint, "structured_outputs.json"));
     }
     if let Some(true) = structured.flag("json_object")? {
-        found.push(Constraint::JsonObject);
+        found.push((Constraint::JsonObject, "structured_outputs.json_object"));
     }
     if let Some(regex) = structured.text("regex")? {
-        found.push(Constraint::Regex(regex.to_owned()));
+        found.push((Constraint::Regex(regex.to_owned()), "structured_outputs.regex"));
     }
     if let Some(list) = structured.list("choice")? {
         let expected = "an array of texts";
@@ -113,7 +120,7 @@ fn structured_outputs(structured: &Fields<'_>) -> Result<Option<Constraint>, Api
             text.ok_or_else(|| structured.wrong("choice", value, expected))
         };
         let texts: Result<Vec<String>, ApiError> = list.iter().map(text).collect();
-        found.push(Constraint::Choices(texts?));
+        found.push((Constraint::Choices(texts?), "structured_outputs.choice"));
     }
     only(structured, "grammar", |_| false, "`json`, `regex` or `choice`")?;
     if found.len() > 1 {
@@ -162,11 +169,55 @@ fn refuse_others(fields: &Fields<'_>) -> Result<(), ApiError> {
     only(fields, "tool_choice", auto, "\"none\" or \"auto\"")?;
     only(fields, "function_call", auto, "\"none\" or \"auto\"")?;
     only(fields, "logit_bias", is_empty, "an empty object")?;
+    refuse_vllms(fields)?;
     only(fields, "audio", |_| false, "nothing: answers are text")?;
     only(fields, "prediction", |_| false, "nothing")?;
     only(fields, "web_search_options", |_| false, "nothing")?;
     let text = |value: &Value| *value == serde_json::json!(["text"]);
     only(fields, "modalities", text, "[\"text\"]")
+}
+
+/// What vLLM's clients send beside OpenAI's fields.
+fn refuse_vllms(fields: &Fields<'_>) -> Result<(), ApiError> {
+    for field in ["guided_json", "guided_regex", "guided_choice", "guided_grammar"] {
+        only(
+            fields,
+            field,
+            |_| false,
+            "nothing: `structured_outputs` has `json`, `regex` and `choice`",
+        )?;
+    }
+    let (zero, one) = (
+        |value: &Value| value.as_f64() == Some(0.0),
+        |value: &Value| value.as_f64() == Some(1.0),
+    );
+    let (no, yes) = (
+        |value: &Value| *value == Value::Bool(false),
+        |value: &Value| *value == Value::Bool(true),
+    );
+    only(fields, "min_tokens", zero, "0")?;
+    only(fields, "min_p", zero, "0")?;
+    only(fields, "length_penalty", one, "1")?;
+    only(fields, "best_of", one, "1")?;
+    only(fields, "ignore_eos", no, "false")?;
+    only(fields, "echo", no, "false")?;
+    only(fields, "use_beam_search", no, "false")?;
+    only(fields, "continue_final_message", no, "false")?;
+    only(fields, "add_generation_prompt", yes, "true")?;
+    only(fields, "skip_special_tokens", yes, "true")?;
+    only(
+        fields,
+        "chat_template",
+        |_| false,
+        "nothing: the bundle has its own",
+    )?;
+    only(
+        fields,
+        "stop_token_ids",
+        is_empty,
+        "an empty array: `stop` has texts",
+    )?;
+    only(fields, "bad_words", is_empty, "an empty array")
 }
 
 fn messages(app: &App, fields: &Fields<'_>) -> Result<Vec<Draft>, ApiError> {

@@ -441,6 +441,10 @@ fn fields_that_are_wrong() {
         ("tool_choice", json!("required"), "tool_choice"),
         ("logit_bias", json!({"5": 1}), "logit_bias"),
         ("modalities", json!(["text", "audio"]), "modalities"),
+        ("guided_json", json!({}), "guided_json"),
+        ("min_tokens", json!(3), "min_tokens"),
+        ("ignore_eos", json!(true), "ignore_eos"),
+        ("chat_template", json!("x"), "chat_template"),
         ("audio", json!({}), "audio"),
         ("user", json!(5), "user"),
     ];

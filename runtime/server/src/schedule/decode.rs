@@ -146,8 +146,11 @@ impl Decoding<'_> {
 
     fn failed(&self, work: Work, error: &EngineError) {
         self.shared.state().done.failed += 1;
-        let error = JobError::Engine(error.to_string());
-        work.reporter.say(Event::Failed(error));
+        let words = error.to_string();
+        work.reporter.say(Event::Failed(match error {
+            EngineError::Constraint(_) => JobError::Constraint(words),
+            _ => JobError::Engine(words),
+        }));
     }
 
     /// One whose client is gone. What was computed may still be useful: it may ask again.

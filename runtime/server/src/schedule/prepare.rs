@@ -26,6 +26,7 @@ impl From<EngineError> for Stopped {
     fn from(error: EngineError) -> Stopped {
         match error {
             EngineError::Cancelled => Stopped::Cancelled,
+            EngineError::Constraint(error) => Stopped::Failed(JobError::Constraint(error.to_string())),
             error if is_engines(&error) => Stopped::Failed(JobError::Engine(error.to_string())),
             error => Stopped::Failed(JobError::Refused(error.to_string())),
         }
@@ -41,9 +42,8 @@ fn is_engines(error: &EngineError) -> bool {
             | EngineError::Output { .. }
             | EngineError::Panic { .. }
     );
-    // What an answer is to keep to is the request's.
-    let asked = matches!(error, EngineError::Constraint(_) | EngineError::Choices(_));
-    computed || (error.is_about_model() && !asked)
+    // What an answer is to be one of is the request's.
+    computed || (error.is_about_model() && !matches!(error, EngineError::Choices(_)))
 }
 
 /// What a thread does: takes jobs as slots become free, to the end.

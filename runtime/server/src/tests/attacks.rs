@@ -158,6 +158,9 @@ fn bodies_that_are_too_long() {
     );
     let begun = Instant::now();
     assert_eq!(server.send(head.as_bytes()).status, 413);
+    // A head within what is read at once, and above what is allowed.
+    let long = format!("x-long: {}\r\n", "a".repeat(70_000));
+    assert_eq!(server.ask("GET", "/health", &long, b"").status, 431);
     assert!(begun.elapsed() < Duration::from_secs(15));
     // As it comes.
     let mut chunked = format!("POST {CHAT} HTTP/1.1\r\nhost: localhost\r\n{json}transfer-encoding: chunked\r\nconnection: close\r\n\r\n").into_bytes();
