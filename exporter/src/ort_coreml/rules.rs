@@ -217,6 +217,7 @@ fn claims(node: &NodeView<'_>, fixed: bool) -> Result<(), String> {
             return Err(format!("input {index} ({role}) is not a constant"));
         }
     }
+    node.axis_exists()?;
     (rule.form)(node)
 }
 
@@ -318,6 +319,19 @@ impl NodeView<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether the attribute `axis`, if there is one, is an axis of the first input: ONNX Runtime refuses others
+    /// when it loads the graph, or when it computes the node.
+    fn axis_exists(&self) -> Result<(), String> {
+        // It may cut behind the last axis.
+        if operator(self.node) == "Flatten" {
+            return Ok(());
+        }
+        match self.attribute("axis").and_then(|one| one.i) {
+            Some(axis) => from_front(axis, self.shape(0)?.len()).map(|_| ()),
+            None => Ok(()),
+        }
     }
 
     /// The axis of an attribute, counted from the front.

@@ -456,6 +456,18 @@ fn what_breaks_a_rule_is_named() {
         // Forms.
         (op("Concat").input(F32, x), "has 1 inputs, expected 2 or more"),
         (
+            op("Concat").input(F32, x).input(F32, x).int("axis", -1 << 62),
+            "is not one of rank",
+        ),
+        (
+            op("Gather").input(F32, &[9]).input(I64, &[5]).int("axis", 99),
+            "axis 99 is not one of rank 1",
+        ),
+        (
+            op("Softmax").input(F32, &[2, 3]).int("axis", 2),
+            "axis 2 is not one of rank 2",
+        ),
+        (
             op("Conv")
                 .input(F32, &[1, 4, 8, 8, 8])
                 .weight(F32, &[6, 4, 3, 3, 3])
