@@ -37,8 +37,9 @@ ENVIRONMENT = {
     "CXX_aarch64_unknown_linux_gnu": "aarch64-linux-gnu-g++",
 }
 BINARIES = ["-p", "exporter", "-p", "fvlm-runtime", "-p", "server", "-p", "conformance", "--bins"]
-# Tests that take an emulated processor hours; the others have the same code, and smaller images.
-SLOW = ["references/demo", "demo-512"]
+# Tests that take an emulated processor hours; the others have the same code, and smaller images. The last one
+# measures the process's memory, which is the emulator's here.
+SLOW = ["references/demo", "demo-512", "fused_graphs"]
 LIBRARIES = ["libc6:arm64", "libstdc++6:arm64", "libgcc-s1:arm64"]
 
 
