@@ -118,7 +118,8 @@ impl World {
         let part = blobs
             .flatten()
             .find(|entry| entry.path().extension().is_some_and(|end| end == "part"));
-        Some(part?.metadata().unwrap().len())
+        // It may be whole, and have another name, by now.
+        part?.metadata().ok().map(|metadata| metadata.len())
     }
 
     /// Starts an export and waits until a part of the weights is there.
