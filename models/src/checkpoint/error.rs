@@ -1,6 +1,7 @@
 //! What can be wrong with a checkpoint.
 
 use crate::graph::GraphError;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
@@ -181,5 +182,15 @@ impl CheckpointError {
             path: path.to_owned(),
             problem: problem.into(),
         }
+    }
+}
+
+/// A value for a message, cut behind eighty characters.
+pub(super) fn short(value: &Value) -> String {
+    const LONGEST: usize = 80;
+    let text = value.to_string();
+    match text.char_indices().nth(LONGEST) {
+        Some((at, _)) => format!("{}...", &text[..at]),
+        None => text,
     }
 }

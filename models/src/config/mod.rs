@@ -17,7 +17,7 @@ use check::check;
 pub(crate) use declared::{CONFIG, Declared};
 use fields::Problems;
 use llava::llava;
-pub(crate) use processor::{PREPROCESSOR, Processor};
+pub(crate) use processor::{PREPROCESSOR, PROCESSOR, Processor};
 use serde_json::Value;
 use std::path::Path;
 use transformers::transformers;

@@ -5,9 +5,9 @@ use crate::checkpoint::small::{self, MAX_INDEX};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
-/// The image processor's file, and the one that has it inside.
+/// The image processor's file, and that of transformers' processor of images and text, which may have it inside.
 pub(crate) const PREPROCESSOR: &str = "preprocessor_config.json";
-const PROCESSOR: &str = "processor_config.json";
+pub(crate) const PROCESSOR: &str = "processor_config.json";
 /// What it is called there.
 const INSIDE: &str = "image_processor";
 

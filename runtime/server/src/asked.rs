@@ -156,6 +156,21 @@ pub(crate) fn only(
     }
 }
 
+/// Whether a value is the number 0.
+pub(crate) fn is_zero(value: &Value) -> bool {
+    value.as_f64() == Some(0.0)
+}
+
+/// Whether a value is the number 1.
+pub(crate) fn is_one(value: &Value) -> bool {
+    value.as_f64() == Some(1.0)
+}
+
+/// Whether a value is `false`.
+pub(crate) fn is_false(value: &Value) -> bool {
+    *value == Value::Bool(false)
+}
+
 /// Whether a value is an array, an object or a text with nothing in it.
 pub(crate) fn is_empty(value: &Value) -> bool {
     match value {

@@ -3,7 +3,7 @@
 
 use super::pattern::{MOST_PATTERNS, Patterns};
 use super::reach::{Modules, Reach};
-use crate::checkpoint::error::CheckpointError;
+use crate::checkpoint::error::{CheckpointError, short};
 use crate::checkpoint::small;
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -426,15 +426,5 @@ fn is_unset(value: &Value) -> bool {
         Value::Array(list) => list.is_empty(),
         Value::Object(object) => object.is_empty(),
         Value::Bool(true) | Value::Number(_) => false,
-    }
-}
-
-/// A value for a message.
-fn short(value: &Value) -> String {
-    const LONGEST: usize = 80;
-    let text = value.to_string();
-    match text.char_indices().nth(LONGEST) {
-        Some((at, _)) => format!("{}...", &text[..at]),
-        None => text,
     }
 }

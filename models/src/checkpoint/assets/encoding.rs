@@ -1,12 +1,11 @@
 //! What in `tokenizer.json` makes other ids than a runtime of ours does, whose texts are cut at images and get no
 //! tokens but those of the template? It is refused, for answers would silently be others than transformers'.
 
-use super::tokens::TOKENIZER_CONFIG;
+use super::tokens::{TOKENIZER, TOKENIZER_CONFIG};
 use super::{Files, IMAGE_TOKEN};
 use crate::checkpoint::error::CheckpointError;
 use serde_json::Value;
 
-const TOKENIZER: &str = "tokenizer.json";
 /// What transformers makes of these around an image: white space disappears, or it is no image.
 const FLAGS: [&str; 3] = ["lstrip", "rstrip", "single_word"];
 

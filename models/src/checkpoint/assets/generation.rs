@@ -2,6 +2,7 @@
 //! one asks for.
 
 use super::text::GENERATION;
+use crate::checkpoint::error::short;
 use crate::config::CONFIG;
 use serde_json::Value;
 
@@ -26,8 +27,6 @@ const CHANGES: [(&str, f64); 18] = [
     ("penalty_alpha", 0.0),
     ("dola_layers", 0.0),
 ];
-/// Longest value in a message, in bytes.
-const LONGEST: usize = 80;
 
 /// What the user should know, one sentence at most. Without a `generation_config.json` transformers looks into
 /// `config.json`, and there into the decoder's fields.
@@ -61,15 +60,6 @@ fn changes_nothing(value: &Value, nothing: f64) -> bool {
         Value::String(text) => text.is_empty(),
         Value::Array(list) => list.is_empty(),
         Value::Object(object) => object.is_empty(),
-    }
-}
-
-/// A value for a message.
-pub(super) fn short(value: &Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().find(|(at, _)| *at >= LONGEST) {
-        Some((at, _)) => format!("{}...", &text[..at]),
-        None => text,
     }
 }
 

@@ -1,9 +1,8 @@
 //! Graphs that others exported: do the files beside them say the same of images as `config.json`?
 
-use super::text::PROCESSOR;
 use super::{Files, IMAGE_TOKEN, text};
 use crate::checkpoint::error::CheckpointError;
-use crate::config::{CONFIG, Declared, ModelConfig};
+use crate::config::{CONFIG, Declared, ModelConfig, PROCESSOR};
 use serde_json::Value;
 
 /// Compares what the files state of the image token and of an image's positions, as far as they state it.

@@ -102,7 +102,8 @@ pub(super) fn assets(
     if declared.layout == Layout::Transformers {
         // How many positions an image has says the tower here.
         let problems = graphs::processor_problems(&files, config)?.into_iter();
-        let said = problems.map(|problem| format!("{}: {problem}: it is not believed", text::PROCESSOR));
+        let said =
+            problems.map(|problem| format!("{}: {problem}: it is not believed", crate::config::PROCESSOR));
         assets.warnings.extend(said);
     }
     Ok(assets)

@@ -2,17 +2,14 @@
 //! apart by.
 
 use super::asset::Origin;
-use super::generation::short;
 use super::{Files, IMAGE_TOKEN, tokens};
-use crate::checkpoint::error::CheckpointError;
-use crate::config::{CONFIG, Layout, ModelConfig};
+use crate::checkpoint::error::{CheckpointError, short};
+use crate::config::{CONFIG, Layout, ModelConfig, PROCESSOR};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The file that says how to generate.
 pub(super) const GENERATION: &str = "generation_config.json";
-/// transformers' own processor of images and text.
-pub(super) const PROCESSOR: &str = "processor_config.json";
 /// Files of a chat template alone.
 const TEMPLATE: &str = "chat_template.jinja";
 const OLD_TEMPLATE: &str = "chat_template.json";

@@ -16,7 +16,7 @@ pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 /// The files of older checkpoints.
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const ADDED_TOKENS: &str = "added_tokens.json";
-const TOKENIZER: &str = "tokenizer.json";
+pub(super) const TOKENIZER: &str = "tokenizer.json";
 
 /// The names that every tokenizer of transformers has, in its order.
 const NAMES: [&str; 7] = [

@@ -1,7 +1,7 @@
 //! The bodies of `POST /api/chat` and `/api/generate`.
 
 use crate::app::App;
-use crate::asked::{self, Asked, NO_TOOLS, is_empty, only};
+use crate::asked::{self, Asked, NO_TOOLS, is_empty, is_false, is_one, is_zero, only};
 use crate::error::ApiError;
 use crate::json::Fields;
 use crate::pictures::{self, Draft, Shown};
@@ -43,8 +43,7 @@ pub(crate) fn generate(app: &App, body: &Value) -> Result<Question, ApiError> {
         is_empty,
         "nothing: /api/chat has what was said before",
     )?;
-    let no = |value: &Value| *value == Value::Bool(false);
-    only(&fields, "raw", no, "false: the template is the model's")?;
+    only(&fields, "raw", is_false, "false: the template is the model's")?;
     let text = fields.text("prompt")?.unwrap_or_default();
     let images = images(&fields)?;
     let mut drafts = Vec::new();
@@ -67,8 +66,12 @@ pub(crate) fn generate(app: &App, body: &Value) -> Result<Question, ApiError> {
 /// What both have.
 fn question(app: &App, fields: &Fields<'_>, drafts: Vec<Draft>) -> Result<Question, ApiError> {
     let stream = fields.flag("stream")?.unwrap_or(true);
-    let no = |value: &Value| *value == Value::Bool(false);
-    only(fields, "think", no, "false: this model does not think aloud")?;
+    only(
+        fields,
+        "think",
+        is_false,
+        "false: this model does not think aloud",
+    )?;
     keep_alive(fields)?;
     let request = request(app, fields)?;
     if drafts.is_empty() {
@@ -101,12 +104,10 @@ fn request(app: &App, fields: &Fields<'_>) -> Result<Request, ApiError> {
         Some(options) => options,
         None => Fields::of(&none, "options".to_owned())?,
     };
-    let zero = |value: &Value| value.as_f64() == Some(0.0);
-    let one = |value: &Value| value.as_f64() == Some(1.0);
-    only(&options, "mirostat", zero, "0")?;
-    only(&options, "min_p", zero, "0")?;
-    only(&options, "tfs_z", one, "1")?;
-    only(&options, "typical_p", one, "1")?;
+    only(&options, "mirostat", is_zero, "0")?;
+    only(&options, "min_p", is_zero, "0")?;
+    only(&options, "tfs_z", is_one, "1")?;
+    only(&options, "typical_p", is_one, "1")?;
     let most = options.whole("num_predict", -2, asked::MAX_TOKENS)?;
     let most = match most {
         None => app.settings.max_tokens,

@@ -2,7 +2,7 @@
 
 use super::say::Form;
 use crate::app::App;
-use crate::asked::{self, Asked, NO_TOOLS, is_empty, only};
+use crate::asked::{self, Asked, NO_TOOLS, is_empty, is_false, is_one, is_zero, only};
 use crate::error::ApiError;
 use crate::json::Fields;
 use crate::pictures::{self, Draft, Shown};
@@ -187,22 +187,15 @@ fn refuse_vllms(fields: &Fields<'_>) -> Result<(), ApiError> {
             "nothing: `structured_outputs` has `json`, `regex` and `choice`",
         )?;
     }
-    let (zero, one) = (
-        |value: &Value| value.as_f64() == Some(0.0),
-        |value: &Value| value.as_f64() == Some(1.0),
-    );
-    let (no, yes) = (
-        |value: &Value| *value == Value::Bool(false),
-        |value: &Value| *value == Value::Bool(true),
-    );
-    only(fields, "min_tokens", zero, "0")?;
-    only(fields, "min_p", zero, "0")?;
-    only(fields, "length_penalty", one, "1")?;
-    only(fields, "best_of", one, "1")?;
-    only(fields, "ignore_eos", no, "false")?;
-    only(fields, "echo", no, "false")?;
-    only(fields, "use_beam_search", no, "false")?;
-    only(fields, "continue_final_message", no, "false")?;
+    let yes = |value: &Value| *value == Value::Bool(true);
+    only(fields, "min_tokens", is_zero, "0")?;
+    only(fields, "min_p", is_zero, "0")?;
+    only(fields, "length_penalty", is_one, "1")?;
+    only(fields, "best_of", is_one, "1")?;
+    only(fields, "ignore_eos", is_false, "false")?;
+    only(fields, "echo", is_false, "false")?;
+    only(fields, "use_beam_search", is_false, "false")?;
+    only(fields, "continue_final_message", is_false, "false")?;
     only(fields, "add_generation_prompt", yes, "true")?;
     only(fields, "skip_special_tokens", yes, "true")?;
     only(
