@@ -7,7 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 #![expect(unsafe_code, reason = "an interface for C is made of pointers")]
 
-use exporter::onnx::proto::{ModelProto, NodeProto};
+use exporter::onnx::proto::{GraphProto, ModelProto, NodeProto, TensorProto};
 use exporter::{ExportPlan, Precision, Silent, Source, Target, Variant};
 use fvlm::{Answer, Message, Options, Request, Role, Status};
 use prost::Message as _;
@@ -559,6 +559,110 @@ fn fused_graphs() {
             "{refused} refused, {answered} answered"
         );
     });
+    for provider in providers() {
+        assert!(!describe(&bundle.path(), provider).unwrap().is_empty());
+    }
+}
+
+/// Decoders whose first attention takes for its cache what is none: a weight, a tensor that was computed, the cache of
+/// another node.
+fn other_caches(model: &ModelProto) -> Vec<(&'static str, ModelProto)> {
+    let graph = model.graph.as_ref().unwrap();
+    let attention: Vec<usize> = (0..graph.node.len())
+        .filter(|&index| graph.node[index].op_type.as_deref() == Some("DecoderAttention"))
+        .collect();
+    let [first, second, ..] = attention.as_slice() else {
+        panic!("one layer")
+    };
+    let key = graph.node[*first].input[1].clone();
+    let other = graph.node[*second].input[1].clone();
+    let with = |change: &dyn Fn(&mut GraphProto)| {
+        let mut model = model.clone();
+        change(model.graph.as_mut().unwrap());
+        model
+    };
+    let number = |name: &str| {
+        let mut attributes = graph.node[*first].attribute.iter();
+        let found = attributes.find(|attribute| attribute.name.as_deref() == Some(name));
+        found.unwrap().i.unwrap()
+    };
+    let dims = vec![1, number("kv_heads"), 512, number("head_dim")];
+    let weight = |graph: &mut GraphProto| {
+        graph.initializer.push(TensorProto {
+            name: Some("a weight".to_owned()),
+            data_type: Some(1),
+            raw_data: Some(vec![
+                0;
+                usize::try_from(4 * dims.iter().product::<i64>()).unwrap()
+            ]),
+            dims: dims.clone(),
+            ..TensorProto::default()
+        });
+    };
+    let computed = |graph: &mut GraphProto, from: &str| {
+        let node = NodeProto {
+            op_type: Some("Neg".to_owned()),
+            input: vec![from.to_owned()],
+            output: vec!["computed".to_owned()],
+            ..NodeProto::default()
+        };
+        graph.node.insert(0, node);
+    };
+    vec![
+        (
+            "a weight",
+            with(&|graph| {
+                weight(graph);
+                graph.node[*first].input[1] = "a weight".to_owned();
+            }),
+        ),
+        (
+            "made of a weight",
+            with(&|graph| {
+                weight(graph);
+                graph.node[*first].input[1] = "computed".to_owned();
+                computed(graph, "a weight");
+            }),
+        ),
+        (
+            "made of the cache",
+            with(&|graph| {
+                graph.node[*first].input[1] = "computed".to_owned();
+                computed(graph, &key);
+            }),
+        ),
+        (
+            "of another node",
+            with(&|graph| graph.node[*first].input[1] = other.clone()),
+        ),
+        (
+            "the keys as values",
+            with(&|graph| graph.node[*first].input[2] = key.clone()),
+        ),
+    ]
+}
+
+/// A cache is written where it lies: nothing else is.
+#[test]
+fn what_is_no_cache_is_not_written() {
+    let bundle = Bundle::new(Target::Cpu, Precision::Q4);
+    let path = "onnx/decoder_model_merged_q4.onnx";
+    let plain = bundle.read(path);
+    let model = ModelProto::decode(plain.as_slice()).unwrap();
+    for (case, model) in other_caches(&model) {
+        bundle.put(path, &model.encode_to_vec());
+        for provider in providers() {
+            match describe(&bundle.path(), provider) {
+                // An engine that makes new caches may read any tensor.
+                Ok(_) => assert_ne!(provider, "cpu", "{case}"),
+                Err(found) => assert!(
+                    found.words.contains("decoder_model_merged"),
+                    "{case}, {provider}: {found:?}"
+                ),
+            }
+        }
+    }
+    bundle.put(path, &plain);
     for provider in providers() {
         assert!(!describe(&bundle.path(), provider).unwrap().is_empty());
     }

@@ -13,7 +13,7 @@
 
 use half::f16;
 use kernels::Isa;
-use kernels::decoder_attention::{Cache, CacheMut, DecoderAttention, Input, decoder_attention};
+use kernels::decoder_attention::{CacheMut, DecoderAttention, Input, decoder_attention};
 use kernels::depthwise::{DepthwiseConv, depthwise};
 use kernels::feed_forward::{FeedForward, feed_forward};
 use kernels::linear::{Activation, Linear, linear};
@@ -60,9 +60,13 @@ impl InTurns {
         }
     }
 
-    fn turn(&mut self) -> (&[f32], &mut [f32]) {
+    fn both(&mut self) -> &mut [Vec<f32>; 2] {
         self.next = (self.next + 1) % self.sets.len();
-        let [x, out] = &mut self.sets[self.next];
+        &mut self.sets[self.next]
+    }
+
+    fn turn(&mut self) -> (&[f32], &mut [f32]) {
+        let [x, out] = self.both();
         (x, out)
     }
 }
@@ -426,22 +430,16 @@ impl Bench {
         let mut noise = Noise(6);
         let total = past + new;
         let qkv = noise.floats(new * (HEADS + 2 * KV_HEADS) * HEAD);
-        let (key, value) = (
-            noise.floats(KV_HEADS * past * HEAD),
-            noise.floats(KV_HEADS * past * HEAD),
-        );
         let mask = vec![1; total];
         let positions: Vec<i64> = (past as i64..total as i64).collect();
         let inv_freq: Vec<f32> = (0..HEAD / 2).map(|i| 1e6_f32.powf(i as f32 / -32.0)).collect();
         let mut out = vec![0.0; new * HEADS * HEAD];
-        let (mut next_key, mut next_value) = (
-            vec![0.0; KV_HEADS * total * HEAD],
-            vec![0.0; KV_HEADS * total * HEAD],
-        );
+        let mut cache = InTurns::new(&noise.floats(KV_HEADS * total * HEAD), KV_HEADS * total * HEAD);
         let shape = DecoderAttention {
             batch: 1,
             new,
             past,
+            slots: total,
             heads: HEADS,
             kv_heads: KV_HEADS,
             head_dim: HEAD,
@@ -449,20 +447,15 @@ impl Bench {
         };
         let input = Input {
             qkv: &qkv,
-            past: Cache {
-                key: &key,
-                value: &value,
-            },
+            past: None,
             mask: &mask,
             positions: &positions,
             inv_freq: &inv_freq,
         };
         let products = new * HEADS * HEAD * (2 * past + new);
         self.measure(&name, "", LAYERS, products, |isa| {
-            let present = CacheMut {
-                key: &mut next_key,
-                value: &mut next_value,
-            };
+            let [key, value] = cache.both();
+            let present = CacheMut { key, value };
             decoder_attention(isa, &Serial, &shape, black_box(&input), &mut out, present);
             black_box(&mut out);
         });

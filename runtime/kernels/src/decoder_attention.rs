@@ -1,5 +1,7 @@
 //! Decoder attention: causal, with rotary positions, grouped heads and a cache of keys and values.
 //!
+//! The cache grows where it lies, or what was in it is carried over to another place, one position longer.
+//!
 //! Two ways to the same numbers (up to rounding). For several new tokens: first the cache is carried over,
 //! the new keys are rotated and all keys packed; then tiles of query rows against the keys they may see. For
 //! one new token, where reading the cache is all there is to do: each task carries over some slots of one
@@ -8,7 +10,7 @@
 //! counted from the first one with a token: a sequence that is padded in front, to the length of others, has
 //! the same bits as alone, and its padding is carried over but not computed with.
 
-use super::isa::{Isa, LANES, Lanes, dispatch};
+use super::isa::{Isa, LANES, Lanes, dispatch, prefetch};
 use super::parallel::{Parallel, Shared, scratch};
 use super::self_attention::{MOST_ROWS, Tile, pack_keys, pack_rows, tile_rows};
 use super::sizes::{MOST, product};
@@ -22,6 +24,8 @@ pub struct DecoderAttention {
     pub new: usize,
     /// Slots of the cache that are filled.
     pub past: usize,
+    /// Slots that each head has in the cache that is written, at least `past + new`; what is behind those is left alone.
+    pub slots: usize,
     /// Query heads, h.
     pub heads: usize,
     /// Key and value heads, k: query head `j` uses `j / (h / k)`.
@@ -55,6 +59,9 @@ const CARRY_SLOTS: usize = 32;
 /// Slots of one task in the attention of one token: whole panels.
 const SHARE_SLOTS: usize = 256;
 
+/// Panels of sixteen keys that are asked for before they are packed.
+const KEYS_AHEAD: usize = 2;
+
 /// Query rows of one task: a multiple of every tile.
 const TASK_ROWS: usize = 24;
 
@@ -63,8 +70,8 @@ const TASK_ROWS: usize = 24;
 pub struct Input<'a> {
     /// `[B, n, (h + 2k) * d]`: query heads, key heads, value heads, not yet rotated.
     pub qkv: &'a [f32],
-    /// The cache so far, `past` slots.
-    pub past: Cache<'a>,
+    /// The cache so far, `past` slots of each head; `None` where they are in the cache that is written already.
+    pub past: Option<Cache<'a>>,
     /// `[B, past + n]`: 1 for slots that hold a token. The query in slot `past + i` sees the slots up to its
     /// own whose mask is not 0. One that sees none gets the mean of all slots' values, as adding the lowest
     /// float32 to all scores gives.
@@ -93,8 +100,8 @@ pub struct CacheMut<'a> {
     pub value: &'a mut [f32],
 }
 
-/// Attention of the new tokens to `out` `[B, n, h * d]`; `present` becomes the past, then the new: `past + n`
-/// slots.
+/// Attention of the new tokens to `out` `[B, n, h * d]`; the first slots of `present`, `[B, k, slots, d]`, become the
+/// past, then the new: `past + n`.
 ///
 /// # Panics
 /// Slices of the wrong length, heads that do not divide: bugs of the caller.
@@ -110,6 +117,7 @@ pub fn decoder_attention(
         batch,
         new,
         past,
+        slots,
         heads,
         kv_heads,
         head_dim: d,
@@ -121,10 +129,13 @@ pub fn decoder_attention(
     );
     assert!(d > 0 && d.is_multiple_of(2), "components are rotated in pairs");
     assert!(
-        [new, past, heads, kv_heads].into_iter().all(|size| size <= MOST),
+        [new, past, slots, heads, kv_heads]
+            .into_iter()
+            .all(|size| size <= MOST),
         "sizes of no cache"
     );
     let (total, all_heads) = (shape.total(), heads + 2 * kv_heads);
+    assert!(total <= slots, "no room for the new");
     assert_eq!(input.qkv.len(), product([batch, new, all_heads, d]), "input");
     assert_eq!(input.mask.len(), product([batch, total]), "mask");
     assert_eq!(input.positions.len(), product([batch, new]), "positions");
@@ -132,21 +143,24 @@ pub fn decoder_attention(
     assert_eq!(out.len(), product([batch, new, heads, d]), "output");
     let (before, after) = (
         product([batch, kv_heads, past, d]),
-        product([batch, kv_heads, total, d]),
+        product([batch, kv_heads, slots, d]),
     );
-    assert_eq!(
-        (input.past.key.len(), input.past.value.len()),
-        (before, before),
-        "past"
-    );
+    if let Some(Cache { key, value }) = input.past {
+        assert_eq!((key.len(), value.len()), (before, before), "past");
+    }
     assert_eq!(
         (present.key.len(), present.value.len()),
         (after, after),
         "present"
     );
     if batch * new == 0 {
-        present.key.copy_from_slice(input.past.key);
-        present.value.copy_from_slice(input.past.value);
+        if let Some(Cache { key, value }) = input.past.filter(|_| past * d > 0) {
+            for (from, to) in [(key, present.key), (value, present.value)] {
+                for (from, to) in from.chunks_exact(past * d).zip(to.chunks_exact_mut(slots * d)) {
+                    to[..past * d].copy_from_slice(from);
+                }
+            }
+        }
         return;
     }
     let call = Call { shape, input };
@@ -279,13 +293,18 @@ fn some_tokens(isa: Isa, parallel: &dyn Parallel, call: Call<'_>, out: &mut [f32
         parallel.run(batch * total.div_ceil(CARRY_SLOTS), &|task| {
             dispatch!(isa, carry_over(carry: &Carry<'_>, task: usize));
         });
-        let values: &[f32] = if wide == d { present.value } else { values };
+        let (values, value_slots): (&[f32], usize) = if wide == d {
+            (present.value, shape.slots)
+        } else {
+            (values, total)
+        };
         let shared = Shared::new(out);
         let attend = Attend {
             call,
             keys,
             angles,
             values,
+            value_slots,
             out: &shared,
         };
         let attend = &attend;
@@ -338,8 +357,9 @@ unsafe fn carry_over<V: Lanes>(carry: &Carry<'_>, task: usize) {
         }
         for head in 0..shape.kv_heads {
             let at = sequence * shape.kv_heads + head;
-            let keys = carry.present_key.part((at * total + first) * d, slots * d);
-            let values = carry.present_value.part((at * total + first) * d, slots * d);
+            let start = (at * shape.slots + first) * d;
+            let keys = carry.present_key.part(start, slots * d);
+            let values = carry.present_value.part(start, slots * d);
             carry_slots(call, sequence, head, first, angles, keys, values);
             let panels = slots.div_ceil(LANES) * LANES * d;
             pack_keys::<V>(
@@ -362,8 +382,8 @@ unsafe fn carry_over<V: Lanes>(carry: &Carry<'_>, task: usize) {
     }
 }
 
-/// Fills `keys` and `values` `[slots, d]` of one head from slot `first` on: from the past and, rotated, the
-/// new.
+/// Fills `keys` and `values` `[slots, d]` of one head from slot `first` on: from the past, unless they have it, and,
+/// rotated, the new.
 #[inline(always)]
 fn carry_slots(
     call: Call<'_>,
@@ -380,9 +400,9 @@ fn carry_slots(
     let old = past.saturating_sub(first).min(keys.len() / d) * d;
     let (old_keys, new_keys) = keys.split_at_mut(old);
     let (old_values, new_values) = values.split_at_mut(old);
-    if old > 0 {
-        old_keys.copy_from_slice(&call.input.past.key[at..at + old]);
-        old_values.copy_from_slice(&call.input.past.value[at..at + old]);
+    if let Some(Cache { key, value }) = call.input.past.filter(|_| old > 0) {
+        old_keys.copy_from_slice(&key[at..at + old]);
+        old_values.copy_from_slice(&value[at..at + old]);
     }
     let row = sequence * shape.new + (first + old / d) - past.min(first + old / d);
     let news = new_keys
@@ -400,8 +420,9 @@ struct Attend<'a> {
     call: Call<'a>,
     keys: &'a [f32],
     angles: &'a [f32],
-    /// `[B, k, total, d]`, d filled up to whole vectors.
+    /// `[B, k, value_slots, d]`, d filled up to whole vectors.
     values: &'a [f32],
+    value_slots: usize,
     out: &'a Shared<f32>,
 }
 
@@ -421,7 +442,7 @@ unsafe fn attend_rows<V: Lanes>(attend: &Attend<'_>, task: usize, space: &mut [f
     let (sequence, part) = (rest % shape.batch, rest / shape.batch);
     let at = sequence * shape.kv_heads + head / shape.group();
     let keys = &attend.keys[at * padded * d..][..padded * d];
-    let values = &attend.values[at * total * wide..][..total * wide];
+    let values = &attend.values[at * attend.value_slots * wide..][..total * wide];
     let (queries, space) = space.split_at_mut(MOST_ROWS * d);
     let (bias, scores) = space.split_at_mut(padded);
     let masked = call.bias(sequence, 0..total, bias);
@@ -553,8 +574,8 @@ unsafe fn one_share<V: Lanes>(job: &OneToken<'_>, task: usize, space: &mut [f32]
     if part == 0 && padding > 0 {
         // SAFETY: these slots of the head are the first task's own.
         unsafe {
-            let keys = job.present_key.part(at * total * d, padding * d);
-            let values = job.present_value.part(at * total * d, padding * d);
+            let keys = job.present_key.part(at * shape.slots * d, padding * d);
+            let values = job.present_value.part(at * shape.slots * d, padding * d);
             carry_slots(call, sequence, head, 0, angles, keys, values);
         }
     }
@@ -578,10 +599,18 @@ unsafe fn one_share<V: Lanes>(job: &OneToken<'_>, task: usize, space: &mut [f32]
     // SAFETY: every task has its own slots of one head, and its own share of the outputs; the scratch parts
     // have the lengths that the steps ask for.
     unsafe {
-        let keys = job.present_key.part((at * total + first) * d, slots * d);
-        let values = job.present_value.part((at * total + first) * d, slots * d);
+        let start = (at * shape.slots + first) * d;
+        let keys = job.present_key.part(start, slots * d);
+        let values = job.present_value.part(start, slots * d);
         carry_slots(call, sequence, head, first, angles, keys, values);
-        pack_keys::<V>(keys, d, slots, d, packed);
+        // A cache that stays where it is lies in memory: what comes is asked for while keys are packed.
+        let length = LANES * d;
+        for (panel, to) in packed.chunks_exact_mut(length).enumerate() {
+            ask(keys, (panel + KEYS_AHEAD) * length, length);
+            ask(values, panel * length, length);
+            let first = panel * LANES;
+            pack_keys::<V>(&keys[first * d..], d, LANES.min(slots - first), d, to);
+        }
         let values: &[f32] = if wide == d {
             values
         } else {
@@ -620,6 +649,14 @@ unsafe fn one_share<V: Lanes>(job: &OneToken<'_>, task: usize, space: &mut [f32]
                 &mut share(row)[2..]
             });
         }
+    }
+}
+
+/// Asks for `length` numbers from `start` on, which need not exist.
+#[inline(always)]
+fn ask(numbers: &[f32], start: usize, length: usize) {
+    for at in (start..start + length).step_by(LANES) {
+        prefetch(numbers.as_ptr().wrapping_add(at));
     }
 }
 

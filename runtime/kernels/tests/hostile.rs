@@ -625,26 +625,37 @@ fn attention_of_images() {
 
 #[test]
 fn attention_of_decoders() {
+    attention_with_cache(true);
+}
+
+#[test]
+fn attention_of_decoders_in_place() {
+    attention_with_cache(false);
+}
+
+/// With a cache that is carried over, or one that grows where it lies.
+fn attention_with_cache(carried: bool) {
     let make = |random: &mut Random| {
         let (batch, new, past) = (random.size(1, 9), random.size(1, 40), random.size(0, 300));
         let new = if random.size(0, 1) == 0 { 1 } else { new };
         let (kv_heads, group) = (random.size(1, 2), random.size(1, 9));
         let (heads, d) = (kv_heads * group, 2 * random.size(1, 35));
-        let (total, present) = (past + new, batch * kv_heads * (past + new) * d);
+        let total = past + new;
+        let slots = total + random.size(0, 3);
+        let present = batch * kv_heads * slots * d;
+        let mut floats = vec![batch * new * (heads + 2 * kv_heads) * d, d / 2];
+        if carried {
+            floats.extend([batch * kv_heads * past * d; 2]);
+        }
         Shape {
-            sizes: vec![batch, new, past, heads, kv_heads, d],
-            floats: vec![
-                batch * new * (heads + 2 * kv_heads) * d,
-                batch * kv_heads * past * d,
-                batch * kv_heads * past * d,
-                d / 2,
-            ],
+            sizes: vec![batch, new, past, heads, kv_heads, d, slots],
+            floats,
             ints: vec![batch * total, batch * new],
             outputs: vec![batch * new * heads * d, present, present],
             ..Shape::default()
         }
     };
-    hold(ROUNDS, &make, &|isa, parallel, sizes, slices, outputs| {
+    hold(ROUNDS, &make, &move |isa, parallel, sizes, slices, outputs| {
         let floats = |i: usize| slices.floats[i].get();
         let shape = DecoderAttention {
             batch: sizes[0],
@@ -653,22 +664,34 @@ fn attention_of_decoders() {
             heads: sizes[3],
             kv_heads: sizes[4],
             head_dim: sizes[5],
+            slots: sizes[6],
             scale: 0.3,
         };
         let input = Input {
             qkv: floats(0),
-            past: Cache {
-                key: floats(1),
-                value: floats(2),
-            },
+            past: carried.then(|| Cache {
+                key: floats(2),
+                value: floats(3),
+            }),
             mask: slices.ints[0].get(),
             positions: slices.ints[1].get(),
-            inv_freq: floats(3),
+            inv_freq: floats(1),
         };
         let [out, key, value] = outputs else {
             unreachable!()
         };
+        if !carried {
+            // What it had: a number of nothing would go on into the output.
+            key.fill(0.5);
+            value.fill(0.5);
+        }
         decoder_attention(isa, parallel, &shape, &input, out, CacheMut { key, value });
+        // Nothing is behind the new.
+        for cache in [key, value] {
+            for head in cache.chunks_exact_mut(shape.slots * shape.head_dim) {
+                head[shape.total() * shape.head_dim..].fill(0.0);
+            }
+        }
     });
 }
 

@@ -3,7 +3,7 @@
 //! Everything else knows the contract's names, float32 and one set of inputs; what such a graph has otherwise is
 //! made good here, in [`EngineSession::compute`].
 
-use super::session::{Description, EngineSession, Input, Placement, Port, Positions, Tensor};
+use super::session::{Description, EngineSession, Input, Placement, Port, Positions, Tensor, UNWRITTEN};
 use crate::error::BackendError;
 use half::f16;
 use models::bundle::{Adopted, Given, GraphEntry, Io, IoDim, Told};
@@ -198,12 +198,13 @@ impl<S: EngineSession> EngineSession for AdoptedSession<S> {
         rows: &[Positions<'_, S::Value>],
         dtype: DType,
         shape: [usize; 3],
+        end: usize,
     ) -> Result<S::Value, BackendError> {
-        self.session.gather(rows, dtype, shape)
+        self.session.gather(rows, dtype, shape, end)
     }
 
     /// Inputs that the graph does not take are left out: `position_ids`, which it then makes itself.
-    fn compute(&self, inputs: &[(&str, Input<'_, S::Value>)]) -> Result<Vec<S::Value>, BackendError> {
+    fn compute(&self, inputs: &mut [(&str, Input<'_, S::Value>)]) -> Result<Vec<S::Value>, BackendError> {
         let halves = |array: &ArrayViewD<'_, f32>| Tensor::F16(array.mapv(f16::from_f32));
         let mut made: Vec<(&str, S::Value)> = Vec::new();
         let mut fed: Vec<(&str, Input<'_, S::Value>)> = Vec::new();
@@ -214,6 +215,7 @@ impl<S: EngineSession> EngineSession for AdoptedSession<S> {
                 }
                 Some((_, Input::Lent(array))) => fed.push((&port.theirs, Input::Lent(array.view()))),
                 Some((_, Input::Held(value))) => fed.push((&port.theirs, Input::Held(value))),
+                Some((_, Input::Open(_))) => return Err(self.failed(UNWRITTEN)),
                 None => return Err(self.failed(&format!("nothing is given for input `{}`", port.theirs))),
             }
         }
@@ -221,7 +223,7 @@ impl<S: EngineSession> EngineSession for AdoptedSession<S> {
             made.push((&port.name, self.number(port, *given, inputs)?));
         }
         fed.extend(made.iter().map(|(name, value)| (*name, Input::Held(value))));
-        let mut outputs = self.session.compute(&fed)?;
+        let mut outputs = self.session.compute(&mut fed)?;
         if self.first < outputs.len() {
             outputs.swap(0, self.first);
         }

@@ -75,7 +75,7 @@ impl<S: EngineSession> Graph<S> {
         ];
         let past = ports.past.iter().map(String::as_str);
         inputs.extend(past.zip(cache.iter().map(Input::Held)));
-        let outputs = session.compute(&inputs)?;
+        let outputs = session.compute(&mut inputs)?;
         drop(inputs);
         for (cache, index) in cache.iter_mut().zip(&ports.present) {
             session.store(cache, len, given(session, &outputs, *index)?, pad)?;
@@ -210,7 +210,7 @@ impl<S: EngineSession + 'static> DecoderState for FixedState<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::session::{Description, Port, Tensor};
+    use crate::backend::session::{Description, Port, Tensor, UNWRITTEN};
     use models::bundle::{Io, IoDim};
     use ndarray::ArrayD;
     use std::path::PathBuf;
@@ -239,7 +239,7 @@ mod tests {
             Ok(value.clone())
         }
 
-        fn compute(&self, inputs: &[(&str, Input<'_, Tensor>)]) -> Result<Vec<Tensor>, BackendError> {
+        fn compute(&self, inputs: &mut [(&str, Input<'_, Tensor>)]) -> Result<Vec<Tensor>, BackendError> {
             if self.fail.load(Ordering::Relaxed) {
                 return Err(BackendError::Run {
                     path: self.description.path.clone(),
@@ -248,6 +248,7 @@ mod tests {
             }
             let get = |wanted: &str| match &inputs.iter().find(|(name, _)| *name == wanted).unwrap().1 {
                 Input::Held(tensor) => (*tensor).clone().into_f32().unwrap(),
+                Input::Open(_) => panic!("{UNWRITTEN}"),
                 Input::Lent(array) => array.to_owned(),
             };
             let past = get("past_key_values.0.key");

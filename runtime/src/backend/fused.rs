@@ -15,6 +15,7 @@ use kernels::stem::{Depthwise, StemConv, stem};
 use kernels::{Isa, layout};
 use models::dtype::DType;
 use models::fused::{self, Encoding, Fused, TableEncoding};
+use std::marker::PhantomData;
 
 // The kernels know nothing of bundles; that they read weights as a bundle stores them is said here.
 const _: () = {
@@ -39,6 +40,50 @@ pub(super) enum Data<'a> {
     F16(&'a [u16]),
     U8(&'a [u8]),
     I64(&'a [i64]),
+    /// float32 of a cache, written where they lie.
+    #[cfg_attr(
+        not(feature = "ort"),
+        expect(dead_code, reason = "one engine gives tensors that may be written")
+    )]
+    Open(Open<'a>),
+}
+
+/// Keys or values of a cache that has room: nobody else reads or writes them while a node is computed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Open<'a> {
+    start: *mut f32,
+    length: usize,
+    held: PhantomData<&'a mut [f32]>,
+}
+
+impl<'a> Open<'a> {
+    /// # Safety
+    /// There are `length` numbers, this node's alone, as long as the lifetime says.
+    #[cfg(feature = "ort")]
+    #[expect(unsafe_code, reason = "the caller promises what no type says")]
+    pub(super) unsafe fn new(start: *mut f32, length: usize) -> Open<'a> {
+        Open {
+            start,
+            length,
+            held: PhantomData,
+        }
+    }
+
+    /// Keys and values; `None` where they are not apart.
+    ///
+    /// # Safety
+    /// To be called once for a node.
+    #[expect(unsafe_code, reason = "the caller promises what no type says")]
+    unsafe fn both(key: Self, value: Self) -> Option<CacheMut<'a>> {
+        let end = |open: Self| open.start.addr() + size_of::<f32>() * open.length;
+        if key.start.addr() < end(value) && value.start.addr() < end(key) {
+            return None;
+        }
+        // SAFETY: by the promises to `new` and to this function, and they do not overlap.
+        let [key, value] =
+            [key, value].map(|open| unsafe { std::slice::from_raw_parts_mut(open.start, open.length) });
+        Some(CacheMut { key, value })
+    }
 }
 
 impl Input<'_> {
@@ -47,7 +92,7 @@ impl Input<'_> {
         fused::Input {
             name: self.data.name(),
             dtype: match self.data {
-                Data::F32(_) => DType::Float32,
+                Data::F32(_) | Data::Open(_) => DType::Float32,
                 Data::F16(_) => DType::Float16,
                 Data::U8(_) => DType::UInt8,
                 Data::I64(_) => DType::Int64,
@@ -60,7 +105,7 @@ impl Input<'_> {
 impl Data<'_> {
     const fn name(self) -> &'static str {
         match self {
-            Data::F32(_) => "float32",
+            Data::F32(_) | Data::Open(_) => "float32",
             Data::F16(_) => "float16",
             Data::U8(_) => "uint8",
             Data::I64(_) => "int64",
@@ -286,27 +331,46 @@ impl Call<'_, '_> {
     fn decoder_attention(mut self, heads: usize, kv_heads: usize, head_dim: usize) -> Result<(), String> {
         let (shape, qkv) = self.inputs.next::<f32>()?;
         let [batch, new, _] = rank(shape)?;
-        let (cache, key) = self.inputs.next::<f32>()?;
-        let (_, value) = self.inputs.next::<f32>()?;
-        let [_, _, past, _] = rank(cache)?;
+        let open = self.inputs.open();
+        let (cache, past) = match open {
+            Some((cache, _)) => (cache, None),
+            None => {
+                let (cache, key) = self.inputs.next::<f32>()?;
+                let (_, value) = self.inputs.next::<f32>()?;
+                (cache, Some(Cache { key, value }))
+            }
+        };
+        let [_, _, slots, _] = rank(cache)?;
+        let (mask_shape, mask) = self.inputs.next::<i64>()?;
         let input = decoder_attention::Input {
             qkv,
-            past: Cache { key, value },
-            mask: self.inputs.next::<i64>()?.1,
+            past,
+            mask,
             positions: self.inputs.next::<i64>()?.1,
             inv_freq: self.inputs.next::<f32>()?.1,
         };
-        let shape = DecoderAttention {
+        let mut shape = DecoderAttention {
             batch,
             new,
-            past,
+            past: slots,
+            slots: slots.saturating_add(new),
             heads,
             kv_heads,
             head_dim,
             scale: scale(head_dim),
         };
-        let [out, key, value] = self.outputs.all()?;
-        let present = CacheMut { key, value };
+        let (out, present) = if let Some((_, present)) = open {
+            let [_, total] = rank(mask_shape)?;
+            let past = total.checked_sub(new).filter(|_| total <= slots);
+            let past = past.ok_or_else(|| {
+                format!("a mask of {total} positions, {new} of them new, is for a cache of {slots}")
+            })?;
+            (shape.past, shape.slots) = (past, slots);
+            (self.outputs.beside_cache(past)?, present?)
+        } else {
+            let [out, key, value] = self.outputs.all()?;
+            (out, CacheMut { key, value })
+        };
         decoder_attention(self.isa, self.pool, &shape, &input, out, present);
         Ok(())
     }
@@ -345,21 +409,52 @@ impl<'c> Made<'c, '_> {
     /// All outputs, of the shapes that the operator's rule gives, for inputs that fit together: attributes are held
     /// against all shapes before anything is allocated by them.
     fn all<const N: usize>(self) -> Result<[&'c mut [f32]; N], String> {
-        let fused = self.fused;
-        let inputs: Vec<fused::Input<'_, usize>> = self.inputs.iter().map(Input::as_declared).collect();
-        let shapes = fused
-            .infer(&inputs)
-            .map_err(|words| format!("the inputs of a {} do not fit together: {words}", fused.name()))?;
-        let shapes: Vec<&[usize]> = shapes.iter().map(|shape| &shape[..]).collect();
-        let made = self.outputs.make(&shapes)?;
-        let count = made.len();
-        <[&mut [f32]; N]>::try_from(made).map_err(|_| format!("{count} outputs were made, expected {N}"))
+        made(self.outputs, &shapes(self.fused, self.inputs)?)
+    }
+
+    /// The output beside a cache that grows where it lies, from `past` positions on: what else is made has none.
+    fn beside_cache(self, past: usize) -> Result<&'c mut [f32], String> {
+        let filled = self.inputs.iter().map(|input| Input {
+            shape: match (input.data, &*input.shape) {
+                (Data::Open(_), &[batch, heads, _, width]) => vec![batch, heads, past, width],
+                _ => input.shape.clone(),
+            },
+            data: input.data,
+        });
+        let filled: Vec<Input<'_>> = filled.collect();
+        let mut shapes = shapes(self.fused, &filled)?;
+        for shape in shapes.iter_mut().skip(1) {
+            if let Some(slots) = shape.get_mut(2) {
+                *slots = 0;
+            }
+        }
+        let [out, _, _] = made(self.outputs, &shapes)?;
+        Ok(out)
     }
 
     /// The only output.
     fn one(self) -> Result<&'c mut [f32], String> {
         self.all().map(|[only]| only)
     }
+}
+
+/// What the outputs of a node will be, for inputs that fit together.
+fn shapes(fused: &Fused, inputs: &[Input<'_>]) -> Result<Vec<Vec<usize>>, String> {
+    let inputs: Vec<fused::Input<'_, usize>> = inputs.iter().map(Input::as_declared).collect();
+    fused
+        .infer(&inputs)
+        .map_err(|words| format!("the inputs of a {} do not fit together: {words}", fused.name()))
+}
+
+/// As many outputs as shapes.
+fn made<'c, const N: usize>(
+    outputs: &'c mut dyn Outputs,
+    shapes: &[Vec<usize>],
+) -> Result<[&'c mut [f32]; N], String> {
+    let shapes: Vec<&[usize]> = shapes.iter().map(|shape| &shape[..]).collect();
+    let made = outputs.make(&shapes)?;
+    let count = made.len();
+    <[&mut [f32]; N]>::try_from(made).map_err(|_| format!("{count} outputs were made, expected {N}"))
 }
 
 /// Sizes are read up to [`fused::LARGEST`].
@@ -387,6 +482,21 @@ impl<'i> Taken<'i, '_> {
         let data = T::of(input.data)
             .ok_or_else(|| format!("an input is {}, expected {}", input.data.name(), T::NAME))?;
         Ok((&input.shape, data))
+    }
+
+    /// A cache that is written where it lies, if the next two inputs are one, and its shape.
+    fn open(&mut self) -> Option<(&'i [usize], Result<CacheMut<'i>, String>)> {
+        let [key, value, ..] = self.inputs.as_slice() else {
+            return None;
+        };
+        let (Data::Open(keys), Data::Open(values)) = (key.data, value.data) else {
+            return None;
+        };
+        self.inputs.nth(1);
+        // SAFETY: the inputs of a node are taken once.
+        #[expect(unsafe_code, reason = "as above")]
+        let both = unsafe { Open::both(keys, values) }.ok_or("keys and values are the same tensor");
+        Some((&key.shape, both.map_err(str::to_owned)))
     }
 
     fn optional(&mut self, there: bool) -> Result<Option<&'i [f32]>, String> {
@@ -449,5 +559,123 @@ impl<'i> Taken<'i, '_> {
             inputs: size(inputs),
             panels,
         })
+    }
+}
+
+#[cfg(all(test, feature = "ort"))]
+mod tests {
+    use super::*;
+    use kernels::parallel::Serial;
+
+    /// Attention of two query heads and one key head of four numbers, two new positions after three.
+    const FUSED: Fused = Fused::DecoderAttention {
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 4,
+    };
+    const NEW: usize = 2;
+    const PAST: usize = 3;
+
+    struct Vectors(Vec<(Vec<usize>, Vec<f32>)>);
+
+    impl Outputs for Vectors {
+        fn make(&mut self, shapes: &[&[usize]]) -> Result<Vec<&mut [f32]>, String> {
+            let made = shapes
+                .iter()
+                .map(|shape| (shape.to_vec(), vec![f32::NAN; shape.iter().product()]));
+            self.0 = made.collect();
+            Ok(self.0.iter_mut().map(|(_, values)| &mut values[..]).collect())
+        }
+    }
+
+    fn input<'a>(shape: &[usize], data: Data<'a>) -> Input<'a> {
+        Input {
+            shape: shape.to_vec(),
+            data,
+        }
+    }
+
+    /// The outputs for caches of these shapes and a mask of so many positions.
+    fn run_with(shape: &[usize], caches: [Data<'_>; 2], positions: usize) -> Result<Vectors, String> {
+        let qkv: Vec<f32> = (0..NEW * 16).map(|i| (i as f32 * 0.7).sin()).collect();
+        let mask = vec![1; positions];
+        let [key, value] = caches;
+        let inputs = [
+            input(&[1, NEW, 16], Data::F32(&qkv)),
+            input(shape, key),
+            input(shape, value),
+            input(&[1, positions], Data::I64(&mask)),
+            input(&[1, NEW], Data::I64(&[3, 4])),
+            input(&[2], Data::F32(&[1.0, 0.1])),
+        ];
+        let mut outputs = Vectors(Vec::new());
+        let means = Means {
+            isa: Isa::detect(),
+            pool: &Serial,
+            words: false,
+        };
+        run(&FUSED, means, &inputs, &mut outputs)?;
+        Ok(outputs)
+    }
+
+    fn open(values: &mut [f32]) -> Data<'_> {
+        // SAFETY: borrowed for as long.
+        #[expect(unsafe_code, reason = "as an engine does")]
+        let open = unsafe { Open::new(values.as_mut_ptr(), values.len()) };
+        Data::Open(open)
+    }
+
+    #[test]
+    fn a_cache_with_room_is_written_where_it_lies() {
+        let [key, value] = [1.3_f32, 2.9].map(|step| -> Vec<f32> {
+            let numbers = 0..PAST * 4;
+            numbers.map(|i| (i as f32 * step).cos()).collect()
+        });
+        let carried = run_with(&[1, 1, PAST, 4], [Data::F32(&key), Data::F32(&value)], PAST + NEW);
+        let carried = carried.unwrap().0;
+        for slots in [PAST + NEW, PAST + NEW + 3] {
+            let mut caches = [&key, &value].map(|filled| {
+                let mut cache = filled.clone();
+                cache.resize(slots * 4, 9.0);
+                cache
+            });
+            let [keys, values] = &mut caches;
+            let made = run_with(&[1, 1, slots, 4], [open(keys), open(values)], PAST + NEW).unwrap();
+            assert_eq!(made.0[0], carried[0]);
+            assert!(made.0[1..].iter().all(|(shape, _)| *shape == [1, 1, 0, 4]));
+            for (cache, (_, carried)) in caches.iter().zip(&carried[1..]) {
+                let (filled, free) = cache.split_at((PAST + NEW) * 4);
+                assert_eq!(filled, carried);
+                assert!(free.iter().all(|number| *number == 9.0));
+            }
+        }
+    }
+
+    #[test]
+    fn caches_without_room_or_of_another_shape_are_refused() {
+        let refused = |shape: &[usize], positions: usize, words: &str| {
+            let length = shape.iter().product();
+            let mut caches = [vec![0.5_f32; length], vec![0.5; length]];
+            let [key, value] = &mut caches;
+            let Err(error) = run_with(shape, [open(key), open(value)], positions) else {
+                panic!("{shape:?} {positions}");
+            };
+            assert!(error.contains(words), "{error}");
+            assert!(caches.iter().flatten().all(|number| *number == 0.5));
+        };
+        refused(
+            &[1, 1, 4, 4],
+            5,
+            "a mask of 5 positions, 2 of them new, is for a cache of 4",
+        );
+        refused(&[1, 1, 9, 4], 1, "a mask of 1 positions, 2 of them new");
+        refused(&[1, 1, 9, 8], 5, "has a cache of shape [1, 1, 3, 8]");
+        refused(&[1, 2, 9, 4], 5, "has a cache of shape [1, 2, 3, 4]");
+        refused(&[2, 1, 9, 4], 5, "has a cache of shape [2, 1, 3, 4]");
+        refused(&[1, 9, 4], 5, "rank 4");
+        let mut cache = vec![0.5; 9 * 4];
+        let cache = open(&mut cache);
+        let error = run_with(&[1, 1, 9, 4], [cache, cache], 5).err();
+        assert_eq!(error.unwrap(), "keys and values are the same tensor");
     }
 }

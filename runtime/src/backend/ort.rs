@@ -9,10 +9,11 @@ mod version;
 
 pub(crate) use ending::watch_thread;
 use links::Linked;
+use operators::Caches;
 
 use super::session::{
-    Description, EngineSession, Input, Placement, Port, Positions, Session, Tensor, gather_positions,
-    store_positions,
+    Description, EngineSession, Input, Placement, Port, Positions, Session, Tensor, UNWRITTEN,
+    gather_positions, store_positions,
 };
 use super::{
     Backend, CoreMlFormat, CoreMlOptions, CoreMlUnits, Decoder, Form, Model, Options, Provider,
@@ -210,7 +211,7 @@ const IDENTITY: &[u8] = b"\x08\x08:7\x0a\x10\x0a\x01x\x12\x01y\x22\x08Identity\x
 /// ONNX Runtime.
 fn introduce_operators(environment: &ort::environment::Environment) -> ort::Result<()> {
     OrtGraph::builder(environment)?
-        .with_operators(operators::domain(1, false)?)?
+        .with_operators(operators::domain(1, false, &Arc::default())?)?
         .commit_from_memory(IDENTITY)?;
     Ok(())
 }
@@ -297,6 +298,8 @@ struct OrtSession {
     description: Description,
     /// There until the session is dropped.
     graph: Option<Mutex<OrtGraph>>,
+    /// Of a decoder whose attention our kernels compute.
+    caches: Arc<Caches>,
     placement: Option<Placement>,
 }
 
@@ -337,6 +340,7 @@ impl OrtSession {
             (builder, loaded.threads)
         };
         let threads = options.thread_count();
+        let caches: Arc<Caches> = Arc::default();
         let own = if manner.fused { 1 } else { threads };
         let builder = if own == shared {
             builder
@@ -356,7 +360,7 @@ impl OrtSession {
             .with_memory_pattern(false)
             .map_err(|error| refuse(line(&error)))?
             .with_operators(
-                operators::domain(threads, manner.fused && manner.packed)
+                operators::domain(threads, manner.fused && manner.packed, &caches)
                     .map_err(|error| refuse(line(&error)))?,
             )
             .map_err(|error| refuse(line(&error)))?
@@ -433,6 +437,7 @@ impl OrtSession {
         Ok(OrtSession {
             description,
             graph: Some(Mutex::new(graph)),
+            caches,
             placement,
         })
     }
@@ -528,6 +533,10 @@ impl EngineSession for OrtSession {
         self.placement
     }
 
+    fn writes_caches(&self, count: usize) -> bool {
+        self.caches.count() == count
+    }
+
     fn upload(&self, tensor: Tensor) -> Result<DynValue, BackendError> {
         fn value<T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'static>(
             array: ArrayD<T>,
@@ -610,10 +619,12 @@ impl EngineSession for OrtSession {
         rows: &[Positions<'_, DynValue>],
         dtype: DType,
         shape: [usize; 3],
+        end: usize,
     ) -> Result<DynValue, BackendError> {
         fn all<T: PrimitiveTensorElementType + Copy>(
             rows: &[Positions<'_, DynValue>],
             shape: [usize; 3],
+            end: usize,
             empty: T,
         ) -> ort::Result<Option<ArrayD<T>>> {
             let views = rows.iter().map(|row| {
@@ -621,28 +632,30 @@ impl EngineSession for OrtSession {
                     .cache
                     .map(|cache| cache.try_extract_array::<T>())
                     .transpose()?;
-                Ok((cache, row.row, row.from))
+                Ok((cache, row.row, row.from..row.to))
             });
             let views: Vec<_> = views.collect::<ort::Result<_>>()?;
-            Ok(gather_positions(views.into_iter(), shape, empty))
+            Ok(gather_positions(views.into_iter(), shape, end, empty))
         }
         let gathered = {
             let _inside = self.enter()?;
             match dtype {
-                DType::Float16 => all(rows, shape, half::f16::ZERO).map(|all| all.map(Tensor::F16)),
-                _ => all(rows, shape, 0.0_f32).map(|all| all.map(Tensor::F32)),
+                DType::Float16 => all(rows, shape, end, half::f16::ZERO).map(|all| all.map(Tensor::F16)),
+                _ => all(rows, shape, end, 0.0_f32).map(|all| all.map(Tensor::F32)),
             }
         };
         let gathered = gathered.map_err(|error| self.failed(&error))?;
         self.upload(gathered.ok_or_else(|| self.failed(&"caches do not fit each other"))?)
     }
 
-    fn compute(&self, inputs: &[(&str, Input<'_, DynValue>)]) -> Result<Vec<DynValue>, BackendError> {
+    fn compute(&self, inputs: &mut [(&str, Input<'_, DynValue>)]) -> Result<Vec<DynValue>, BackendError> {
         let _inside = self.enter()?;
+        let inputs = &*inputs;
         let mut named: Vec<(Cow<'_, str>, SessionInputValue<'_>)> = Vec::with_capacity(inputs.len());
         for (name, input) in inputs {
             let value = match input {
                 Input::Held(value) => SessionInputValue::from(*value),
+                Input::Open(value) => SessionInputValue::from(&**value),
                 Input::Lent(array) => TensorRef::from_array_view(array.view())
                     .map_err(|error| self.failed(&format!("`{name}`: {error}")))?
                     .into(),
@@ -652,6 +665,18 @@ impl EngineSession for OrtSession {
         let gone = || self.failed(&"the graph is gone");
         let graph = self.graph.as_ref().ok_or_else(gone)?;
         let mut graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = inputs.iter().filter_map(|(_, input)| match input {
+            Input::Open(value) => Some(&**value),
+            _ => None,
+        });
+        let count = open.clone().count();
+        if count > 0 && !self.writes_caches(count) {
+            return Err(self.failed(&UNWRITTEN));
+        }
+        // SAFETY: this run is the only one while the graph is locked, and the tensors are borrowed for it alone.
+        #[expect(unsafe_code, reason = "the library knows no input that is written")]
+        let opened = (count > 0).then(|| unsafe { self.caches.open(open) });
+        let _opened = opened.transpose().map_err(|error| self.failed(&error))?;
         let mut outputs = graph.run(named).map_err(|error| self.failed(&error))?;
         let outputs = self.description.outputs.iter().map(|port| {
             let missing = || self.failed(&format!("there is no output `{}`", port.name));

@@ -1,7 +1,7 @@
 //! rten: pure Rust too, written by others than tract; float32 only. Only this file names it. Its use is a second opinion:
 //! what two engines of different hands agree on is the graph's doing.
 
-use super::session::{Description, EngineSession, Input, Port, Session, Tensor};
+use super::session::{Description, EngineSession, Input, Port, Session, Tensor, UNWRITTEN};
 use super::{Backend, Decoder, Model, Options, Provider, TokenEmbedder, VisionEncoder, catch, parts};
 use crate::error::BackendError;
 use ::rten::{DataType, Dimension, NodeId, RunOptions, ThreadPool, Value, ValueType};
@@ -171,7 +171,7 @@ impl EngineSession for RtenSession {
         tensor.map_err(|error| self.failed(error.to_string()))
     }
 
-    fn compute(&self, inputs: &[(&str, Input<'_, Value>)]) -> Result<Vec<Value>, BackendError> {
+    fn compute(&self, inputs: &mut [(&str, Input<'_, Value>)]) -> Result<Vec<Value>, BackendError> {
         let mut given: Vec<(NodeId, ::rten::ValueOrView<'_>)> = Vec::with_capacity(inputs.len());
         for (id, port) in self.inputs.iter().zip(&self.description.inputs) {
             let found = inputs.iter().find(|(name, _)| *name == port.name);
@@ -181,6 +181,7 @@ impl EngineSession for RtenSession {
                 *id,
                 match input {
                     Input::Held(value) => value.as_view().into(),
+                    Input::Open(_) => return Err(self.failed(UNWRITTEN.to_owned())),
                     Input::Lent(array) => {
                         let gaps = || self.failed(format!("input `{}` has gaps", port.name));
                         let values = array.as_slice().ok_or_else(gaps)?;

@@ -7,6 +7,7 @@ use crate::error::BackendError;
 use half::f16;
 use models::dtype::DType;
 use ndarray::{Array4, ArrayD, ArrayViewD, ArrayViewMutD, Axis, Ix4, Slice, s};
+use std::ops::Range;
 use std::path::PathBuf;
 
 /// A tensor outside any engine.
@@ -103,9 +104,15 @@ impl Tensor {
 pub enum Input<'a, V> {
     /// A value that the engine holds.
     Held(&'a V),
+    /// A cache that the engine holds and writes where it lies, where it [can](EngineSession::writes_caches): all caches of
+    /// a computation are given so, or none.
+    Open(&'a mut V),
     /// float32 numbers where they lie, row by row without gaps. An engine that can reads them there.
     Lent(ArrayViewD<'a, f32>),
 }
+
+/// What an engine says of [`Input::Open`] that writes no caches.
+pub(crate) const UNWRITTEN: &str = "the engine does not write caches where they lie";
 
 /// A declared input or output of a graph.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,8 +169,10 @@ pub struct Positions<'a, V> {
     pub cache: Option<&'a V>,
     /// The sequence's place along the first axis.
     pub row: usize,
-    /// The slot of its first position; the last is in the last slot.
+    /// The slot of its first position.
     pub from: usize,
+    /// The slot behind its last position.
+    pub to: usize,
 }
 
 impl<V> Clone for Positions<'_, V> {
@@ -186,6 +195,13 @@ pub trait EngineSession: Send + Sync {
     /// How many nodes an accelerator took, where one was asked for and says so.
     fn placement(&self) -> Option<Placement> {
         None
+    }
+
+    /// Whether computations write new positions into all `count` caches where they lie, [`Input::Open`]: tensors
+    /// `[batch, heads, slots, d]` of at least as many slots as the mask is long. Outputs `present.*` then have no slots.
+    fn writes_caches(&self, count: usize) -> bool {
+        let _ = count;
+        false
     }
 
     /// Takes a tensor over into the engine.
@@ -226,8 +242,8 @@ pub trait EngineSession: Send + Sync {
         Ok(())
     }
 
-    /// A tensor `[rows, heads, slots, d]` of the sequences `rows`, whose last positions are in the last slot; what is in
-    /// front of a shorter sequence is zero. `shape` is `[heads, slots, d]`.
+    /// A tensor `[rows, heads, slots, d]` of the sequences `rows`, whose last positions are in slot `end - 1`; what is in
+    /// front of a shorter sequence, and behind all of them, is zero. `shape` is `[heads, slots, d]`.
     ///
     /// # Errors
     /// Tensors that do not fit, or what the engine says.
@@ -236,6 +252,7 @@ pub trait EngineSession: Send + Sync {
         rows: &[Positions<'_, Self::Value>],
         dtype: DType,
         shape: [usize; 3],
+        end: usize,
     ) -> Result<Self::Value, BackendError> {
         let download =
             |row: &Positions<'_, Self::Value>| row.cache.map(|cache| self.download(cache)).transpose();
@@ -244,17 +261,17 @@ pub trait EngineSession: Send + Sync {
         let tensor = match dtype {
             DType::Float16 => {
                 let rows = tensors.map(|(tensor, row)| match tensor {
-                    Some(Tensor::F16(array)) => (Some(array.view()), row.row, row.from),
-                    _ => (None, row.row, row.from),
+                    Some(Tensor::F16(array)) => (Some(array.view()), row.row, row.from..row.to),
+                    _ => (None, row.row, 0..0),
                 });
-                gather_positions(rows, shape, f16::ZERO).map(Tensor::F16)
+                gather_positions(rows, shape, end, f16::ZERO).map(Tensor::F16)
             }
             _ => {
                 let rows = tensors.map(|(tensor, row)| match tensor {
-                    Some(Tensor::F32(array)) => (Some(array.view()), row.row, row.from),
-                    _ => (None, row.row, row.from),
+                    Some(Tensor::F32(array)) => (Some(array.view()), row.row, row.from..row.to),
+                    _ => (None, row.row, 0..0),
                 });
-                gather_positions(rows, shape, 0.0).map(Tensor::F32)
+                gather_positions(rows, shape, end, 0.0).map(Tensor::F32)
             }
         };
         let tensor = tensor.ok_or_else(|| BackendError::Run {
@@ -268,7 +285,10 @@ pub trait EngineSession: Send + Sync {
     ///
     /// # Errors
     /// What the engine says.
-    fn compute(&self, inputs: &[(&str, Input<'_, Self::Value>)]) -> Result<Vec<Self::Value>, BackendError>;
+    fn compute(
+        &self,
+        inputs: &mut [(&str, Input<'_, Self::Value>)],
+    ) -> Result<Vec<Self::Value>, BackendError>;
 }
 
 /// Copies positions of `new` `[1, heads, n, d]` from `from` on into `cache` `[1, heads, c, d]` from `at` on. `None` where
@@ -294,24 +314,25 @@ pub(crate) fn store_positions<T: Clone>(
     Some(())
 }
 
-/// For each sequence a tensor `[batch, heads, slots, d]`, its row there and its first slot: all of them `[rows, heads,
-/// slots, d]`, at the end of the slots, and `empty` in front. `shape` is `[heads, slots, d]`. `None` where they do not fit.
+/// For each sequence a tensor `[batch, heads, slots, d]`, its row there and its slots: all of them `[rows, heads, slots,
+/// d]`, up to slot `end`, and `empty` in front and behind. `shape` is `[heads, slots, d]`. `None` where they do not fit.
 pub(crate) fn gather_positions<'a, T: Copy + 'a>(
-    rows: impl ExactSizeIterator<Item = (Option<ArrayViewD<'a, T>>, usize, usize)>,
+    rows: impl ExactSizeIterator<Item = (Option<ArrayViewD<'a, T>>, usize, Range<usize>)>,
     [heads, slots, width]: [usize; 3],
+    end: usize,
     empty: T,
 ) -> Option<ArrayD<T>> {
     let mut all = Array4::from_elem((rows.len(), heads, slots, width), empty);
-    for (mut to, (cache, row, from)) in all.outer_iter_mut().zip(rows) {
+    for (mut to, (cache, row, filled)) in all.outer_iter_mut().zip(rows) {
         let Some(cache) = cache else { continue };
         let cache = cache.into_dimensionality::<Ix4>().ok()?;
-        let (batch, same_heads, filled, same_width) = cache.dim();
-        let count = filled.checked_sub(from)?;
-        if row >= batch || heads != same_heads || width != same_width || count > slots {
+        let (batch, same_heads, held, same_width) = cache.dim();
+        let start = end.checked_sub(filled.len())?;
+        if row >= batch || heads != same_heads || width != same_width || filled.end > held || end > slots {
             return None;
         }
-        to.slice_mut(s![.., slots - count.., ..])
-            .assign(&cache.slice(s![row, .., from.., ..]));
+        to.slice_mut(s![.., start..end, ..])
+            .assign(&cache.slice(s![row, .., filled, ..]));
     }
     Some(all.into_dyn())
 }
@@ -364,7 +385,7 @@ impl<S: EngineSession> Session for S {
                 (None, _) => {}
             }
         }
-        let outputs = self.compute(&given)?;
+        let outputs = self.compute(&mut given)?;
         let names = self.description().outputs.iter().map(|port| port.name.clone());
         names
             .zip(&outputs)
@@ -534,17 +555,25 @@ mod tests {
         let other = ArrayD::from_shape_vec(vec![1, 2, 1, 1], vec![20, 21]).unwrap();
         let rows = || {
             let cache = Some(cache.view());
-            [(cache, 1, 1), (None, 0, 0), (Some(other.view()), 0, 0)].into_iter()
+            [(cache, 1, 1..3), (None, 0, 0..0), (Some(other.view()), 0, 0..1)].into_iter()
         };
-        let all = gather_positions(rows(), [2, 2, 1], 0).unwrap();
+        let all = gather_positions(rows(), [2, 2, 1], 2, 0).unwrap();
         assert_eq!(all.shape(), [3, 2, 2, 1]);
         assert_eq!(all.as_slice().unwrap(), [8, 9, 11, 12, 0, 0, 0, 0, 0, 20, 0, 21]);
         for shape in [[2, 1, 1], [3, 2, 1], [2, 2, 2]] {
-            assert_eq!(gather_positions(rows(), shape, 0), None, "{shape:?}");
+            assert_eq!(gather_positions(rows(), shape, shape[1], 0), None, "{shape:?}");
         }
-        for (row, from) in [(2, 0), (0, 4)] {
-            let wrong = [(Some(cache.view()), row, from)];
-            assert_eq!(gather_positions(wrong.into_iter(), [2, 3, 1], 0), None);
+        // With room behind them.
+        let all = gather_positions(rows(), [2, 4, 1], 3, 0).unwrap();
+        assert_eq!(
+            all.as_slice().unwrap(),
+            [
+                0, 8, 9, 0, 0, 11, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 20, 0, 0, 0, 21, 0
+            ]
+        );
+        for (row, filled, end) in [(2, 0..3, 3), (0, 1..4, 3), (0, 0..3, 2), (0, 0..3, 4)] {
+            let wrong = [(Some(cache.view()), row, filled)];
+            assert_eq!(gather_positions(wrong.into_iter(), [2, 3, 1], end, 0), None);
         }
     }
 

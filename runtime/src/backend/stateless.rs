@@ -35,7 +35,7 @@ fn run<S: EngineSession>(
     name: &str,
     input: Input<'_, S::Value>,
 ) -> Result<Array2<f32>, BackendError> {
-    let outputs = session.compute(&[(name, input)])?;
+    let outputs = session.compute(&mut [(name, input)])?;
     let failed = |reason: String| BackendError::Run {
         path: session.description().path.clone(),
         reason,

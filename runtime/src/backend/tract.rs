@@ -4,7 +4,8 @@ mod links;
 mod operators;
 
 use super::session::{
-    Description, EngineSession, Input, Port, Positions, Session, Tensor, gather_positions, store_positions,
+    Description, EngineSession, Input, Port, Positions, Session, Tensor, UNWRITTEN, gather_positions,
+    store_positions,
 };
 use super::{Backend, Decoder, Model, Options, Provider, TokenEmbedder, VisionEncoder, catch, parts};
 use crate::error::BackendError;
@@ -325,10 +326,12 @@ impl EngineSession for TractSession {
         rows: &[Positions<'_, Arc<TractTensor>>],
         dtype: DType,
         shape: [usize; 3],
+        end: usize,
     ) -> Result<Arc<TractTensor>, BackendError> {
         fn all<T: Datum + Copy>(
             rows: &[Positions<'_, Arc<TractTensor>>],
             shape: [usize; 3],
+            end: usize,
             empty: T,
         ) -> TractResult<Option<ArrayD<T>>> {
             let views = rows.iter().map(|row| {
@@ -336,14 +339,14 @@ impl EngineSession for TractSession {
                     .cache
                     .map(|cache| cache.to_plain_array_view::<T>())
                     .transpose()?;
-                Ok((cache, row.row, row.from))
+                Ok((cache, row.row, row.from..row.to))
             });
             let views: Vec<_> = views.collect::<TractResult<_>>()?;
-            Ok(gather_positions(views.into_iter(), shape, empty))
+            Ok(gather_positions(views.into_iter(), shape, end, empty))
         }
         let gathered = match dtype {
-            DType::Float16 => all(rows, shape, f16::ZERO).map(|all| all.map(Tensor::F16)),
-            _ => all(rows, shape, 0.0_f32).map(|all| all.map(Tensor::F32)),
+            DType::Float16 => all(rows, shape, end, f16::ZERO).map(|all| all.map(Tensor::F16)),
+            _ => all(rows, shape, end, 0.0_f32).map(|all| all.map(Tensor::F32)),
         };
         let gathered = gathered.map_err(|error| self.failed(chain(&error)))?;
         self.upload(gathered.ok_or_else(|| self.failed("caches do not fit each other".to_owned()))?)
@@ -351,7 +354,7 @@ impl EngineSession for TractSession {
 
     fn compute(
         &self,
-        inputs: &[(&str, Input<'_, Arc<TractTensor>>)],
+        inputs: &mut [(&str, Input<'_, Arc<TractTensor>>)],
     ) -> Result<Vec<Arc<TractTensor>>, BackendError> {
         let mut ordered = tract_onnx::prelude::tvec!();
         for port in &self.description.inputs {
@@ -360,6 +363,7 @@ impl EngineSession for TractSession {
                 given.ok_or_else(|| self.failed(format!("input `{}` is not given", port.name)))?;
             let value = match input {
                 Input::Held(value) => Arc::clone(value),
+                Input::Open(_) => return Err(self.failed(UNWRITTEN.to_owned())),
                 // tract owns what it computes with.
                 Input::Lent(array) => {
                     let gaps = || self.failed(format!("input `{}` has gaps", port.name));

@@ -33,12 +33,13 @@ fn naive(shape: &DecoderAttention, input: &Input<'_>) -> [Vec<f64>; 3] {
             .collect()
     };
     let (mut keys, mut values) = (Vec::new(), Vec::new());
+    let before = input.past.unwrap();
     for sequence in 0..shape.batch {
         for head in 0..shape.kv_heads {
             let old = (sequence * shape.kv_heads + head) * past * d
                 ..(sequence * shape.kv_heads + head + 1) * past * d;
-            keys.extend(input.past.key[old.clone()].iter().map(|x| f64::from(*x)));
-            values.extend(input.past.value[old].iter().map(|x| f64::from(*x)));
+            keys.extend(before.key[old.clone()].iter().map(|x| f64::from(*x)));
+            values.extend(before.value[old].iter().map(|x| f64::from(*x)));
             for i in 0..new {
                 keys.extend(turned(sequence * new + i, shape.heads + head));
                 let value = call.head(sequence * new + i, shape.heads + shape.kv_heads + head);
@@ -87,6 +88,41 @@ fn distance(found: &[f32], expected: &[f64]) -> f64 {
     (error / norm).sqrt()
 }
 
+/// Keys and values `[B, k, filled, d]` in caches of more slots; NaN where nothing is.
+fn spread(caches: [&[f32]; 2], filled: usize, shape: &DecoderAttention) -> [Vec<f32>; 2] {
+    let DecoderAttention {
+        slots, head_dim: d, ..
+    } = *shape;
+    let heads = shape.batch * shape.kv_heads;
+    caches.map(|cache| {
+        let mut to = vec![f32::NAN; heads * slots * d];
+        for head in 0..heads {
+            to[head * slots * d..][..filled * d].copy_from_slice(&cache[head * filled * d..][..filled * d]);
+        }
+        to
+    })
+}
+
+/// The output of a call that writes this cache.
+fn grown(isa: Isa, shape: &DecoderAttention, input: &Input<'_>, cache: &mut [Vec<f32>; 2]) -> Vec<f32> {
+    let mut out = vec![f32::NAN; shape.batch * shape.new * shape.heads * shape.head_dim];
+    let [key, value] = cache;
+    decoder_attention(
+        isa,
+        &Backwards(7),
+        shape,
+        input,
+        &mut out,
+        CacheMut { key, value },
+    );
+    out
+}
+
+/// NaN is equal to itself.
+fn bits(cache: &[Vec<f32>; 2]) -> Vec<u32> {
+    cache.iter().flatten().map(|x| x.to_bits()).collect()
+}
+
 #[test]
 fn close_to_float64() {
     // batch, new, past, heads, key heads, d, slots without a token at the start of the last sequence
@@ -108,6 +144,7 @@ fn close_to_float64() {
             batch,
             new,
             past,
+            slots: past + new,
             heads,
             kv_heads,
             head_dim: d,
@@ -134,10 +171,10 @@ fn close_to_float64() {
         let past_value = noise(batch * kv_heads * past * d, 3);
         let input = Input {
             qkv: &qkv,
-            past: Cache {
+            past: Some(Cache {
                 key: &past_key,
                 value: &past_value,
-            },
+            }),
             mask: &mask,
             positions: &positions,
             inv_freq: &inv_freq,
@@ -162,6 +199,23 @@ fn close_to_float64() {
             assert!(distance(b, &keys) < 2e-7, "{} {shape:?}: keys", isa.name());
             assert!(distance(c, &values) == 0.0, "{} {shape:?}: values", isa.name());
             assert!(found == run(&Backwards(64)), "other tasks, other bits");
+            for free in [0, 5] {
+                let shape = DecoderAttention {
+                    slots: total + free,
+                    ..shape
+                };
+                let carried = spread([b, c], total, &shape);
+                let mut cache = spread([&past_key, &past_value], past, &shape);
+                let mut other = spread([&[], &[]], 0, &shape);
+                let carry = grown(isa, &shape, &input, &mut other);
+                let stay = grown(isa, &shape, &Input { past: None, ..input }, &mut cache);
+                assert!(*a == carry && *a == stay, "{} {shape:?}: output", isa.name());
+                assert!(
+                    bits(&cache) == bits(&carried) && bits(&other) == bits(&carried),
+                    "{} {shape:?}: cache",
+                    isa.name()
+                );
+            }
         }
     }
 }
@@ -174,6 +228,7 @@ fn padding_does_not_change_a_bit() {
         batch,
         new: 1,
         past,
+        slots: past + 1,
         heads,
         kv_heads,
         head_dim: d,
@@ -205,10 +260,10 @@ fn padding_does_not_change_a_bit() {
         };
         let input = Input {
             qkv: &qkv,
-            past: Cache {
+            past: Some(Cache {
                 key: &past_key,
                 value: &past_value,
-            },
+            }),
             mask: &mask,
             positions: &positions,
             inv_freq: &inv_freq,
@@ -224,10 +279,10 @@ fn padding_does_not_change_a_bit() {
             let (key, value) = (own(&past_key, past, padding), own(&past_value, past, padding));
             let input = Input {
                 qkv: &qkv[row * shape(1, 0).width()..][..shape(1, 0).width()],
-                past: Cache {
+                past: Some(Cache {
                     key: &key,
                     value: &value,
-                },
+                }),
                 mask: &vec![1; length],
                 positions: &positions[row..=row],
                 inv_freq: &inv_freq,

@@ -44,10 +44,31 @@ pub(super) fn longest<S: EngineSession>(set: &[Member<'_, S>]) -> usize {
     set.first().map_or(0, |member| member.state.len)
 }
 
+/// Keys and values of as many sequences as the tensors have rows.
+#[derive(Debug)]
+pub(super) struct Cache<V> {
+    /// In the order of the ports: `[sequences, kv_heads, slots, head_dim]`; none while nothing was fed.
+    pub(super) tensors: Vec<V>,
+    /// Slots that the tensors have.
+    pub(super) slots: usize,
+    /// Slots that are filled, with positions or with the padding in front of them; behind them there is room.
+    pub(super) filled: usize,
+}
+
+impl<V> Default for Cache<V> {
+    fn default() -> Self {
+        Cache {
+            tensors: Vec::new(),
+            slots: 0,
+            filled: 0,
+        }
+    }
+}
+
 /// Where a sequence's cache lies.
 pub(super) enum Place<V> {
-    /// In tensors of its own, in the order of the ports; none while nothing was fed.
-    Own(Vec<V>),
+    /// In tensors of its own.
+    Own(Cache<V>),
     /// In a row of common tensors, one `of` so many: the last `len` slots.
     Shared {
         group: Arc<Mutex<Group<V>>>,
@@ -59,17 +80,15 @@ pub(super) enum Place<V> {
 
 /// Caches of sequences that are continued together.
 pub(super) struct Group<V> {
-    /// In the order of the ports: `[members, kv_heads, slots, head_dim]`. A shorter sequence is padded in front, so that the
-    /// next position of all of them has the same slot.
-    pub(super) cache: Vec<V>,
-    pub(super) slots: usize,
+    /// A shorter sequence is padded in front, so that the next position of all of them has the same slot.
+    pub(super) cache: Cache<V>,
     /// Who has which row; nobody where a sequence is gone.
     pub(super) members: Vec<Weak<Mutex<Place<V>>>>,
 }
 
 /// The cache of one sequence: its row in tensors, from a slot on.
 pub(super) struct Source<'a, V> {
-    pub(super) cache: &'a [V],
+    pub(super) cache: &'a Cache<V>,
     pub(super) row: usize,
     pub(super) from: usize,
 }

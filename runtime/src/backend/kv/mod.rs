@@ -6,7 +6,7 @@ pub(super) mod ports;
 use super::session::{EngineSession, Input, Placement, Positions, Tensor};
 use super::{Decoder, DecoderState};
 use crate::error::BackendError;
-use group::{Group, Member, Place, Source, lock, sets};
+use group::{Cache, Group, Member, Place, Source, lock, sets};
 use models::bundle::{Adopted, GraphEntry, IoDim, KvSpec};
 use models::dtype::DType;
 use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, s};
@@ -15,8 +15,12 @@ use std::any::Any;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
+/// Slots that tensors have beyond what is filled, at least.
+const LEAST_ROOM: usize = 64;
+
 /// A decoder over a session: the outputs `present.*` of a step are the inputs `past_key_values.*` of the next, and stay
-/// in the engine's own form.
+/// in the engine's own form. Where the engine [can](EngineSession::writes_caches), they are the same tensors, which have
+/// room for more positions and are copied only when it is used up.
 ///
 /// Sequences that are stepped together have their caches in common tensors (`Group`), from the first such step until one
 /// of them is fed otherwise, or not with the others. Then, and only then, caches are copied.
@@ -27,8 +31,12 @@ pub struct KvDecoder<S: EngineSession> {
     dtype: DType,
     heads: usize,
     head_dim: usize,
+    /// Positions that the model was made for.
+    max_context: usize,
     /// Whether several sequences can be continued by one computation.
     together: AtomicBool,
+    /// Whether the engine writes new positions into the caches that it is given.
+    in_place: bool,
     /// Whether, with a cache, one position is fed in a computation: a graph that was adopted may be made so.
     steps: bool,
     /// Held by who changes what is in groups. Whoever holds this may wait for a sequence's [`Place`], not the other way.
@@ -53,11 +61,13 @@ impl<S: EngineSession> KvDecoder<S> {
         let embeds = inputs.find(|io| io.name == "inputs_embeds");
         let varies = embeds.is_some_and(|io| matches!(io.dims.first(), Some(IoDim::Symbol(_))));
         Ok(KvDecoder {
+            in_place: dtype == DType::Float32 && session.writes_caches(ports.past.len()),
             session,
             ports,
             dtype,
             heads: kv.kv_heads,
             head_dim: kv.head_dim,
+            max_context: kv.max_context,
             together: AtomicBool::new(together && varies),
             steps: entry.adopted.as_ref().is_some_and(Adopted::steps),
             groups: Mutex::new(()),
@@ -82,18 +92,95 @@ impl<S: EngineSession> KvDecoder<S> {
         }
     }
 
-    /// Copies of the caches of some sequences, in tensors of as many rows.
-    fn copy(&self, rows: &[Source<'_, S::Value>], slots: usize) -> Result<Vec<S::Value>, BackendError> {
+    /// Slots of tensors for so many positions.
+    fn slots(&self, positions: usize) -> usize {
+        if self.in_place {
+            let room = (positions + positions / 8 + LEAST_ROOM).next_multiple_of(LEAST_ROOM);
+            room.min(self.max_context).max(positions)
+        } else {
+            positions
+        }
+    }
+
+    /// Copies of the caches of some sequences, in tensors of as many rows, up to slot `filled`; there are slots for `wanted`.
+    fn copy(
+        &self,
+        rows: &[Source<'_, S::Value>],
+        filled: usize,
+        wanted: usize,
+    ) -> Result<Cache<S::Value>, BackendError> {
+        let slots = self.slots(wanted);
         let shape = [self.heads, slots, self.head_dim];
         let tensor = |index: usize| {
             let rows = rows.iter().map(|source| Positions {
-                cache: source.cache.get(index),
+                cache: source.cache.tensors.get(index),
                 row: source.row,
                 from: source.from,
+                to: source.cache.filled,
             });
-            self.session.gather(&rows.collect::<Vec<_>>(), self.dtype, shape)
+            self.session
+                .gather(&rows.collect::<Vec<_>>(), self.dtype, shape, filled)
         };
-        (0..self.ports.past.len()).map(tensor).collect()
+        Ok(Cache {
+            tensors: (0..self.ports.past.len()).map(tensor).collect::<Result<_, _>>()?,
+            slots,
+            filled,
+        })
+    }
+
+    /// Sees to it that a cache of `rows` sequences can be computed with, and takes so many more positions.
+    fn make_room(&self, cache: &mut Cache<S::Value>, rows: usize, new: usize) -> Result<(), BackendError> {
+        let wanted = cache.filled + new;
+        if cache.tensors.is_empty() {
+            let slots = if self.in_place { self.slots(wanted) } else { 0 };
+            let shape = [rows, self.heads, slots, self.head_dim];
+            *cache = Cache {
+                tensors: self.ports.cache(&self.session, self.dtype, &shape)?,
+                slots,
+                filled: 0,
+            };
+        } else if self.in_place && cache.slots < wanted {
+            let sources: Vec<_> = (0..rows)
+                .map(|row| Source {
+                    cache: &*cache,
+                    row,
+                    from: 0,
+                })
+                .collect();
+            *cache = self.copy(&sources, cache.filled, wanted)?;
+        }
+        Ok(())
+    }
+
+    /// The inputs that are a cache.
+    fn past<'c>(
+        &'c self,
+        cache: &'c mut Cache<S::Value>,
+    ) -> impl Iterator<Item = (&'c str, Input<'c, S::Value>)> {
+        let names = self.ports.past.iter().map(String::as_str);
+        let tensors = cache.tensors.iter_mut();
+        names.zip(tensors.map(|tensor| {
+            if self.in_place {
+                Input::Open(tensor)
+            } else {
+                Input::Held(tensor)
+            }
+        }))
+    }
+
+    /// What a computation made of a cache with `new` more positions.
+    fn keep(
+        &self,
+        cache: &mut Cache<S::Value>,
+        new: usize,
+        outputs: Vec<S::Value>,
+    ) -> Result<(), BackendError> {
+        if !self.in_place {
+            cache.tensors = self.present(outputs)?;
+            cache.slots += new;
+        }
+        cache.filled += new;
+        Ok(())
     }
 
     /// Gives a sequence tensors of its own. Only for who holds `groups`.
@@ -106,9 +193,9 @@ impl<S: EngineSession> KvDecoder<S> {
             let source = Source {
                 cache: &group.cache,
                 row: *row,
-                from: group.slots.saturating_sub(*len),
+                from: group.cache.filled.saturating_sub(*len),
             };
-            let own = self.copy(&[source], *len)?;
+            let own = self.copy(&[source], *len, *len)?;
             if let Some(member) = group.members.get_mut(*row) {
                 *member = Weak::new();
             }
@@ -182,7 +269,7 @@ impl<S: EngineSession> KvDecoder<S> {
                     Place::Shared { group, row, len, .. } => {
                         let known = groups.iter().find(|(known, _)| *known == Arc::as_ptr(group));
                         let (_, group) = known.ok_or_else(|| self.failed("a cache is nowhere".to_owned()))?;
-                        let (row, from) = (*row, group.slots.saturating_sub(*len));
+                        let (row, from) = (*row, group.cache.filled.saturating_sub(*len));
                         Source {
                             cache: &group.cache,
                             row,
@@ -191,11 +278,10 @@ impl<S: EngineSession> KvDecoder<S> {
                     }
                 });
             }
-            self.copy(&sources, slots)?
+            self.copy(&sources, slots, slots)?
         };
         let group = Arc::new(Mutex::new(Group {
             cache,
-            slots,
             members: members
                 .iter()
                 .map(|member| Arc::downgrade(&member.state.place))
@@ -222,7 +308,9 @@ impl<S: EngineSession> KvDecoder<S> {
         let _groups = lock(&self.groups);
         let group = self.group(members)?;
         let mut group = lock(&group);
-        let (count, slots) = (members.len(), group.slots);
+        let cache = &mut group.cache;
+        let (count, slots) = (members.len(), cache.filled);
+        self.make_room(cache, count, 1)?;
         let mut own = Array3::zeros((count, 1, ports.hidden));
         let mut mask = Array2::<i64>::zeros((count, slots + 1));
         let mut positions = Array2::<i64>::zeros((count, 1));
@@ -243,19 +331,16 @@ impl<S: EngineSession> KvDecoder<S> {
             ("attention_mask", Input::Held(&mask)),
             ("position_ids", Input::Held(&positions)),
         ];
-        let past = ports.past.iter().map(String::as_str);
-        inputs.extend(past.zip(group.cache.iter().map(Input::Held)));
-        let outputs = session.compute(&inputs)?;
+        inputs.extend(self.past(cache));
+        let outputs = session.compute(&mut inputs)?;
         drop(inputs);
         let logits = ports.logits(session, &outputs)?;
         let width = logits.len() / count.max(1);
         let logits = logits
             .into_shape_with_order((count, width))
             .map_err(|error| self.failed(format!("`logits` are not {count} rows: {error}")))?;
-        let cache = self.present(outputs)?;
         // Only now: a step that failed leaves all states as they were.
-        group.cache = cache;
-        group.slots += 1;
+        self.keep(cache, 1, outputs)?;
         for member in &mut *members {
             if let Place::Shared { len, .. } = &mut *lock(&member.state.place) {
                 *len += 1;
@@ -271,7 +356,7 @@ impl<S: EngineSession + 'static> Decoder for KvDecoder<S> {
     fn start(self: Arc<Self>) -> Result<Box<dyn DecoderState>, BackendError> {
         Ok(Box::new(KvState {
             decoder: self,
-            place: Arc::new(Mutex::new(Place::Own(Vec::new()))),
+            place: Arc::new(Mutex::new(Place::Own(Cache::default()))),
             len: 0,
             beside: 1,
         }))
@@ -353,10 +438,7 @@ impl<S: EngineSession + 'static> KvState<S> {
         let Place::Own(cache) = &mut *place else {
             return Err(decoder.failed("a cache is not where it was brought".to_owned()));
         };
-        if cache.is_empty() {
-            let empty = [1, decoder.heads, 0, decoder.head_dim];
-            *cache = ports.cache(session, decoder.dtype, &empty)?;
-        }
+        decoder.make_room(cache, 1, new)?;
         let total = self.len + new;
         let positions = (self.len..total).map(|position| i64::try_from(position).unwrap_or(i64::MAX));
         let positions = Array1::from_iter(positions).insert_axis(Axis(0));
@@ -370,13 +452,12 @@ impl<S: EngineSession + 'static> KvState<S> {
             ("attention_mask", Input::Held(&mask)),
             ("position_ids", Input::Held(&positions)),
         ];
-        let past = ports.past.iter().map(String::as_str);
-        inputs.extend(past.zip(cache.iter().map(Input::Held)));
-        let outputs = session.compute(&inputs)?;
+        inputs.extend(decoder.past(cache));
+        let outputs = session.compute(&mut inputs)?;
         drop(inputs);
         let logits = ports.of_last(ports.logits(session, &outputs)?);
         // Only now: a step that failed leaves the state as it was.
-        *cache = decoder.present(outputs)?;
+        decoder.keep(cache, new, outputs)?;
         drop(place);
         self.len = total;
         self.beside = 1;
@@ -417,11 +498,14 @@ impl<S: EngineSession + 'static> DecoderState for KvState<S> {
         if let Place::Own(cache) = &mut *place {
             let session = &decoder.session;
             let kept = |value| session.upload(session.download(value)?.keep(POSITIONS, len));
-            *cache = if len == 0 {
-                Vec::new()
-            } else {
-                cache.iter().map(kept).collect::<Result<_, BackendError>>()?
-            };
+            if len == 0 {
+                *cache = Cache::default();
+            } else if !decoder.in_place {
+                let tensors = cache.tensors.iter().map(kept);
+                cache.tensors = tensors.collect::<Result<_, BackendError>>()?;
+                cache.slots = len;
+            }
+            cache.filled = len;
         }
         drop(place);
         self.len = len;
@@ -429,7 +513,11 @@ impl<S: EngineSession + 'static> DecoderState for KvState<S> {
     }
 
     fn cache_bytes(&self) -> usize {
-        self.decoder.ports.cache_bytes(self.decoder.dtype, self.len)
+        let slots = match &*lock(&self.place) {
+            Place::Own(cache) => cache.slots,
+            Place::Shared { len, .. } => *len,
+        };
+        self.decoder.ports.cache_bytes(self.decoder.dtype, slots)
     }
 
     fn beside(&self) -> usize {
