@@ -1,11 +1,13 @@
 //! Filters, tests, functions and methods that templates may call, each weighed before it computes.
 
 use super::json;
+use super::metered::Charged;
 use super::weigh::{charge, iterate, length, make, number, read, settle, walk};
 use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value, filters, functions, tests};
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::fmt::Write as _;
 
 /// Longest argument of a function that writes: formats of dates, reasons.
 const MAX_WORDS: usize = 4096;
@@ -20,9 +22,9 @@ fn builtin() -> Vec<(&'static str, Value)> {
     }
     all![
         "lower" lower, "upper" upper, "title" title, "capitalize" capitalize, "replace" replace, "length" length,
-        "count" length, "dictsort" dictsort, "items" items, "reverse" reverse, "join" join, "split" split,
+        "count" length, "dictsort" dictsort, "items" items, "reverse" reverse, "split" split,
         "lines" lines, "default" default, "d" default, "round" round, "abs" abs, "int" int, "float" float, "attr" attr,
-        "first" first, "last" last, "min" min, "max" max, "sort" sort, "list" list, "string" string, "bool" bool,
+        "first" first, "last" last, "min" min, "max" max, "sort" sort, "list" list, "bool" bool,
         "batch" batch, "slice" slice, "sum" sum, "indent" indent, "select" select, "reject" reject,
         "selectattr" selectattr, "rejectattr" rejectattr, "map" map, "groupby" groupby, "unique" unique, "zip" zip,
         "pprint" pprint, "format" format, "safe" safe, "escape" escape, "e" escape,
@@ -70,6 +72,10 @@ pub(super) fn register(environment: &mut Environment<'_>) {
         };
         environment.add_function(name, weighed);
     }
+    environment.add_filter("string", |value: Value| text(&value));
+    environment.add_filter("join", |value: Value, between: Option<Cow<'_, str>>| {
+        join(&value, between.as_deref().unwrap_or_default())
+    });
     // They print all variables, and promise lists that are kept one inside the other.
     environment.remove_global("debug");
     environment.remove_filter("chain");
@@ -84,6 +90,36 @@ pub(super) fn register(environment: &mut Environment<'_>) {
         let result = minijinja_contrib::pycompat::unknown_method_callback(state, value, method, operands)?;
         made(result)
     });
+}
+
+/// A value as it is written.
+fn text(value: &Value) -> Result<Value, Error> {
+    if value.as_str().is_some() {
+        read(value)?;
+        return Ok(value.clone());
+    }
+    let mut text = String::new();
+    super::print(value, &mut Charged(&mut text))?;
+    Ok(Value::from(text))
+}
+
+/// The members of a value as they are written, with a text between them.
+fn join(value: &Value, between: &str) -> Result<String, Error> {
+    weigh_join(value, &Value::from(between))?;
+    let members: Vec<Value> = match value.as_str() {
+        Some(text) => text.chars().map(Value::from).collect(),
+        None if value.is_undefined() => Vec::new(),
+        None => value.try_iter()?.collect(),
+    };
+    let mut text = String::new();
+    for (index, member) in members.iter().enumerate() {
+        let mut out = Charged(&mut text);
+        if index > 0 {
+            out.write_str(between)?;
+        }
+        super::print(member, &mut out)?;
+    }
+    Ok(text)
 }
 
 fn read_all(operands: &[Value]) -> Result<u64, Error> {
@@ -160,7 +196,6 @@ fn weigh_filter(name: &str, operands: &[Value]) -> Result<(), Error> {
         "replace" => weigh_replace(value, operands.get(1), operands.get(2)),
         "split" => weigh_split(value, operands.get(1)),
         "lines" => weigh_split(value, Some(&Value::from("\n"))),
-        "join" => weigh_join(value, operands.get(1)),
         "indent" => {
             let text = value.as_str().unwrap_or_default();
             let lines = number(text.matches('\n').count()) + 1;
@@ -228,10 +263,10 @@ fn weigh_split(value: &Value, at: Option<&Value>) -> Result<(), Error> {
     make(pieces.saturating_add(1).saturating_mul(2), number(text.len()))
 }
 
-fn weigh_join(value: &Value, between: Option<&Value>) -> Result<(), Error> {
+fn weigh_join(value: &Value, between: &Value) -> Result<(), Error> {
     iterate(value)?;
     let bytes = read(value)?;
-    let between = text_bytes(between)?;
+    let between = text_bytes(Some(between))?;
     charge(between.saturating_mul(members(value)).saturating_add(bytes))
 }
 
@@ -275,7 +310,7 @@ fn weigh_method(value: &Value, method: &str, operands: &[Value]) -> Result<Optio
         (Some(_), "splitlines") => weigh_split(value, Some(&Value::from("\n")))?,
         (Some(_), "join") => {
             let list = first.cloned().unwrap_or_default();
-            weigh_join(&list, Some(value))?;
+            weigh_join(&list, value)?;
         }
         (Some(_), "format") => weigh_format(value, operands)?,
         (Some(text), "count") => {

@@ -44,6 +44,16 @@ pub(super) fn to_json(Rest(operands): Rest<Value>) -> Result<Value, Error> {
     Ok(Value::from(text))
 }
 
+/// A float as `json.dumps` writes it.
+fn number_text(number: f64) -> String {
+    match number {
+        _ if number.is_nan() => "NaN".to_owned(),
+        f64::INFINITY => "Infinity".to_owned(),
+        f64::NEG_INFINITY => "-Infinity".to_owned(),
+        _ => super::python::float(number),
+    }
+}
+
 struct Writer<'a> {
     out: Charged<'a>,
     indent: Option<usize>,
@@ -55,6 +65,10 @@ impl Writer<'_> {
         match value.kind() {
             ValueKind::Seq | ValueKind::Iterable => self.list(value, depth),
             ValueKind::Map => self.map(value, depth),
+            ValueKind::Number if !value.is_integer() => {
+                let number = f64::try_from(value.clone())?;
+                Ok(self.out.write_str(&number_text(number))?)
+            }
             _ => {
                 let json = serde_json::to_string(value)
                     .map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))?;

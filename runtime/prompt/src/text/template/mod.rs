@@ -14,6 +14,7 @@
 mod filters;
 mod json;
 mod metered;
+mod python;
 mod source;
 mod strftime;
 mod weigh;
@@ -22,7 +23,6 @@ use crate::PromptError;
 use crate::catch::catch;
 use minijinja::machinery::{CodeGenerator, Instructions, Vm, make_string_output, parse};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::ValueKind;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -104,18 +104,11 @@ fn environment() -> Environment<'static> {
 
 /// Writes a value as Python does.
 fn print(value: &Value, output: &mut dyn std::fmt::Write) -> Result<(), Error> {
-    match value.kind() {
-        ValueKind::Bool => Ok(output.write_str(if value.is_true() { "True" } else { "False" })?),
-        ValueKind::None => Ok(output.write_str("None")?),
-        _ => match value.as_str() {
-            Some(text) => Ok(output.write_str(text)?),
-            None => {
-                // What is nested too deeply ends here.
-                weigh::walk(value)?;
-                Ok(write!(output, "{value}")?)
-            }
-        },
+    if value.as_str().is_none() {
+        // What is nested too deeply ends here.
+        weigh::walk(value)?;
     }
+    python::write(value, output)
 }
 
 /// What a template writes, at most [`MAX_TEXT`] bytes in all.
@@ -387,6 +380,23 @@ mod tests {
             Case {
                 source: "{{ messages[0]['content'] is string }}{{ messages | length }}",
                 expected: "False1",
+            },
+            // As Python writes what is no text: recorded from Jinja 3.1.
+            Case {
+                source: "{{ messages[0].content }}",
+                expected: "[{'type': 'image'}, {'type': 'text', 'text': \"What <b>& 'this'?\"}]",
+            },
+            Case {
+                source: "{{ [1, 2.0, none, true, 'a\\n', {'b': []}] }}|{{ 1e16 }}|{{ 1.5e-7 }}|{{ 7 / 2 }}|{{ 4 / 2 }}",
+                expected: "[1, 2.0, None, True, 'a\\n', {'b': []}]|1e+16|1.5e-07|3.5|2.0",
+            },
+            Case {
+                source: "{{ [true, 1.0, none, ['x']] | join('|') }} {{ [[1], 'a'] | string }} {% set far = 1e16 %}{{ 'a' ~ messages[0].content[:1] ~ far }}",
+                expected: "True|1.0|None|['x'] [[1], 'a'] a[{'type': 'image'}]1e+16",
+            },
+            Case {
+                source: "{{ [1e16, 0.00001, 2.0] | tojson }}{{ [1, none] | map('string') | join }}{{ 'ab' | join('-') }}",
+                expected: "[1e+16, 1e-05, 2.0]1Nonea-b",
             },
         ];
         for case in cases {
