@@ -256,6 +256,9 @@ fn load(options: &Options) -> Result<PathBuf, String> {
                 let threads = options.thread_count();
                 let pool = GlobalThreadPoolOptions::default();
                 let pool = pool.with_intra_threads(threads).map_err(|error| line(&error))?;
+                // Nodes follow one another. Threads for nodes side by side would have no work, and wait for it awake
+                // while graphs are opened.
+                let pool = pool.with_inter_threads(1).map_err(|error| line(&error))?;
                 let builder = builder.with_global_thread_pool(pool);
                 let environment = builder.build().map_err(|error| line(&error))?;
                 introduce_operators(&environment).map_err(|error| line(&error))?;
