@@ -1,6 +1,7 @@
 //! How does Python write a value? `str` and `repr`, which Jinja prints with: lists, maps and numbers have
 //! another spelling in minijinja.
 
+use super::weigh::is_namespace;
 use minijinja::value::ValueKind;
 use minijinja::{Error, Value};
 use std::fmt::Write;
@@ -38,7 +39,7 @@ pub(super) fn write_nested(value: &Value, out: &mut dyn Write) -> Result<(), Err
             Ok(out.write_char(']')?)
         }
         // What is no data, such as a namespace, keeps minijinja's spelling: Python's has an address.
-        ValueKind::Map if !is_object(value) => {
+        ValueKind::Map if !is_namespace(value) => {
             out.write_char('{')?;
             for (index, key) in value.try_iter()?.enumerate() {
                 if index > 0 {
@@ -52,11 +53,6 @@ pub(super) fn write_nested(value: &Value, out: &mut dyn Write) -> Result<(), Err
         }
         _ => Ok(write!(out, "{value}")?),
     }
-}
-
-fn is_object(value: &Value) -> bool {
-    let object = value.as_object();
-    object.is_some_and(|object| object.type_name().contains("amespace"))
 }
 
 /// A float's `repr`: the fewest digits that name it, with an exponent below 1e-4 and from 1e16 on.

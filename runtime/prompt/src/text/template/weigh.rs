@@ -126,6 +126,12 @@ pub(super) fn walk_data(value: &Value) -> Result<u64, Error> {
     look(value, 0, true)
 }
 
+/// Whether a value is what `namespace()` makes.
+pub(super) fn is_namespace(value: &Value) -> bool {
+    let object = value.as_object();
+    object.is_some_and(|object| object.type_name().contains("amespace"))
+}
+
 fn look(value: &Value, depth: usize, data: bool) -> Result<u64, Error> {
     charge(LOOK)?;
     if let Some(text) = value.as_str() {
@@ -134,11 +140,7 @@ fn look(value: &Value, depth: usize, data: bool) -> Result<u64, Error> {
     if depth > MAX_DEPTH {
         return Err(end(Spent::Depth));
     }
-    let foreign = || {
-        let object = value.as_object();
-        object.is_some_and(|object| object.type_name().contains("amespace"))
-    };
-    if data && foreign() {
+    if data && is_namespace(value) {
         return Err(Error::new(
             ErrorKind::InvalidOperation,
             "a namespace cannot hold a namespace",
