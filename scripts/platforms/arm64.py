@@ -104,8 +104,8 @@ def kernels(row):
     made = tests.built(TRIPLE, "-p", "fvlm-kernels", environment=ENVIRONMENT)
     for name, processor in PROCESSORS.items():
         prefix = emulated(processor)
-        counts = [tests.passed(*program, prefix=prefix, settings=dict(os.environ)) for program in made]
-        row.append(f"{sum(counts)} of the kernels' tests on {name}")
+        count = tests.side_by_side(made, prefix=prefix, settings=dict(os.environ))
+        row.append(f"{count} of the kernels' tests on {name}")
 
 
 def workspace(row, library):
@@ -122,8 +122,8 @@ def workspace(row, library):
     for name in ["FVLM_BIN", "FVLM_ISA"]:
         settings.pop(name, None)
     with tests.programs_start_programs(shutil.which("qemu-aarch64-static")):
-        counts = [tests.passed(*program, prefix=[], settings=settings, skip=SLOW) for program in made]
-    row.append(f"{sum(counts)} of the workspace's tests")
+        count = tests.side_by_side(made, prefix=[], settings=settings, skip=SLOW)
+    row.append(f"{count} of the workspace's tests")
 
 
 def machines(library=None):

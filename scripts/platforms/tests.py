@@ -1,10 +1,12 @@
 """The workspace's own tests on a processor that is emulated here."""
 
+import concurrent.futures
 import contextlib
+import os
 import pathlib
 import re
 
-from .common import ROOT, Failed, cargo, finished, run
+from .common import ROOT, Failed, cargo, finished, run, say
 
 BINFMT = pathlib.Path("/proc/sys/fs/binfmt_misc")
 NAME = "fvlm-aarch64"
@@ -44,7 +46,7 @@ def built(triple, *crates, environment):
     return found
 
 
-def passed(program, folder, *, prefix, settings, skip=(), patience=3600):
+def passed(program, folder, *, prefix, settings, skip=(), patience=7200):
     """How many tests of a program passed; one that fails is a failure."""
     command = [*prefix, program, "--test-threads=2", *(word for name in skip for word in ("--skip", name))]
     what = f"{program.name} of {folder.relative_to(ROOT)}"
@@ -53,4 +55,17 @@ def passed(program, folder, *, prefix, settings, skip=(), patience=3600):
     counted = re.search(r"test result: ok\. (\d+) passed; 0 failed;", done.stdout)
     if done.returncode != 0 or not counted:
         raise Failed(f"{what}: exit code {done.returncode}\n{done.stdout[-6000:]}{done.stderr[-2000:]}")
+    say(f"{what}: {counted.group(1)} tests passed")
     return int(counted.group(1))
+
+
+def side_by_side(made, **options):
+    """How many tests of several programs passed, of which as many run at once as there are processors."""
+    # The longest first: it runs beside all others.
+    ordered = sorted(made, key=lambda program: not program[0].name.startswith("suite-"))
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            return sum(pool.map(lambda program: passed(*program, **options), ordered))
+        except Failed:
+            pool.shutdown(cancel_futures=True)
+            raise
