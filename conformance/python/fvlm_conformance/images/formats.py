@@ -365,6 +365,12 @@ def rle(samples, bits, kind):
     return out + b"\0\1"
 
 
+def bmp_of_runs(samples, bits, kind, palette, colors=0):
+    """With run lengths; of how many colours the header speaks."""
+    rows, compression = rle(samples, bits, kind), 2 if bits == 4 else 1
+    return bmp(rows, WIDTH, HEIGHT, bits, compression=compression, palette=palette.tobytes(), colors=colors)
+
+
 def bmps():
     for bits, header in itertools.product((1, 4, 8), (12, 40, 108, 124)):
         samples = random(bits).integers(0, 2**bits, (HEIGHT, WIDTH))
@@ -437,14 +443,7 @@ def bmps():
         colors = random(bits, 6).integers(0, 256, (2**bits, 4), dtype=np.uint8)
         yield (
             f"bmp-rle{bits}-{kind}.bmp",
-            bmp(
-                rle(samples, bits, kind),
-                WIDTH,
-                HEIGHT,
-                bits,
-                compression=2 if bits == 4 else 1,
-                palette=colors.tobytes(),
-            ),
+            bmp_of_runs(samples, bits, kind, colors),
         )
     for bits in (1, 4, 8, 24):
         samples = random(bits, 64).integers(0, 2 ** min(bits, 8), (HEIGHT, WIDTH * (3 if bits == 24 else 1)))
@@ -791,15 +790,7 @@ def odd():
         samples = random(bits, 93).integers(0, 2**bits, (HEIGHT, WIDTH))
         colors = random(bits, 94).integers(0, 256, (3, 4), dtype=np.uint8)
         for name, palette in {"few": colors, "gray-few": gray[:3]}.items():
-            file = bmp(
-                rle(samples, bits, kind),
-                WIDTH,
-                HEIGHT,
-                bits,
-                compression=2 if bits == 4 else 1,
-                palette=palette.tobytes(),
-                colors=3,
-            )
+            file = bmp_of_runs(samples, bits, kind, palette, colors=3)
             yield f"bmp-odd-rle{bits}-{kind}-{name}.bmp", file
             yield f"bmp-odd-rle{bits}-{kind}-{name}-nowhere.bmp", file[:10] + bytes(4) + file[14:]
 
