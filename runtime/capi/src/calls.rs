@@ -5,7 +5,7 @@ use crate::types::{
     ABI, Answer, Cancel, Engine, Failure, Finish, ImageId, Message, OnText, Options, Request, Role, Status,
 };
 use runtime::image::{self, Limits, Picture};
-use runtime::{Provider, Sampling, UnknownWord};
+use runtime::{EngineError, Provider, Sampling, UnknownWord};
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -46,17 +46,10 @@ pub unsafe extern "C" fn fvlm_open(
     // SAFETY: `error` is null or a place to write to, as the caller promises.
     let error = unsafe { optional_place(error) };
     guarded(error, || {
-        // SAFETY: `bundle` is null or a text, as the caller promises.
-        let bundle = unsafe { required(bundle, "bundle") }?;
         // SAFETY: `engine` is null or a place to write to, as the caller promises.
         let place = unsafe { place(engine, "engine") }?;
-        // SAFETY: `options` is null or points to options, as the caller promises.
-        let options = match unsafe { options.as_ref() } {
-            None => runtime::Options::default(),
-            // SAFETY: their texts are texts or null, as the caller promises.
-            Some(options) => unsafe { engine_options(options) }?,
-        };
-        let opened = runtime::Engine::open(Path::new(bundle), &options)?;
+        // SAFETY: of texts and options the caller promises the same.
+        let opened = unsafe { opened(bundle, options, runtime::Engine::open) }?;
         place.write(Box::into_raw(Box::new(Engine(opened))));
         Ok(())
     })
@@ -518,11 +511,31 @@ fn fits<T>(count: usize) -> bool {
     bytes.is_some_and(|bytes| isize::try_from(bytes).is_ok())
 }
 
+/// What is opened of the bundle in a directory.
+///
+/// # Safety
+/// `bundle` and all texts of `options` are texts or null; `options` is null or points to options.
+pub(crate) unsafe fn opened<T>(
+    bundle: *const c_char,
+    options: *const Options,
+    open: impl FnOnce(&Path, &runtime::Options) -> Result<T, EngineError>,
+) -> Result<T, Failure> {
+    // SAFETY: `bundle` is null or a text, as the caller promises.
+    let bundle = unsafe { required(bundle, "bundle") }?;
+    // SAFETY: `options` is null or points to options, as the caller promises.
+    let options = match unsafe { options.as_ref() } {
+        None => runtime::Options::default(),
+        // SAFETY: their texts are texts or null, as the caller promises.
+        Some(options) => unsafe { engine_options(options) }?,
+    };
+    Ok(open(Path::new(bundle), &options)?)
+}
+
 /// The options that C means.
 ///
 /// # Safety
 /// All texts are texts or null.
-pub(crate) unsafe fn engine_options(options: &Options) -> Result<runtime::Options, Failure> {
+unsafe fn engine_options(options: &Options) -> Result<runtime::Options, Failure> {
     // SAFETY: it is called for texts of `options` only, which are texts or null, as the caller promises.
     let text = |text, name| unsafe { optional(text, name) };
     let count = |number: u32| (number > 0).then_some(number);

@@ -1,10 +1,9 @@
 //! Models: one that is opened once, and any number of conversations with it.
 
-use crate::calls::{engine_options, guarded, internal, optional_place, owned, place, required};
+use crate::calls::{guarded, internal, opened, optional_place, owned, place};
 use crate::types::{Conversation, Engine, Failure, Model, Options, Status};
 use std::ffi::c_char;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 
 /// Opens the bundle in a directory for any number of conversations; `options` may be null. It returns early, as
 /// `fvlm_open` does. Any thread may use the model, several at once. Free it with `fvlm_model_free`.
@@ -21,17 +20,10 @@ pub unsafe extern "C" fn fvlm_model_open(
     // SAFETY: `error` is null or a place to write to, as the caller promises.
     let error = unsafe { optional_place(error) };
     guarded(error, || {
-        // SAFETY: `bundle` is null or a text, as the caller promises.
-        let bundle = unsafe { required(bundle, "bundle") }?;
         // SAFETY: `model` is null or a place to write to, as the caller promises.
         let place = unsafe { place(model, "model") }?;
-        // SAFETY: `options` is null or points to options, as the caller promises.
-        let options = match unsafe { options.as_ref() } {
-            None => runtime::Options::default(),
-            // SAFETY: their texts are texts or null, as the caller promises.
-            Some(options) => unsafe { engine_options(options) }?,
-        };
-        let opened = runtime::Model::open(Path::new(bundle), &options)?;
+        // SAFETY: of texts and options the caller promises the same.
+        let opened = unsafe { opened(bundle, options, runtime::Model::open) }?;
         place.write(Box::into_raw(Box::new(Model(opened))));
         Ok(())
     })
