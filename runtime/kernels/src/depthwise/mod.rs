@@ -261,6 +261,12 @@ unsafe fn run_task<V: Lanes>(
     }
 }
 
+/// A size that is compiled in, or, where that is 0, the one of this call.
+#[inline(always)]
+fn known<const N: usize>(size: usize) -> usize {
+    if N > 0 { N } else { size }
+}
+
 /// One task. `P` is the number of pixels in a tile; `S` is the stride and `K` the side of the kernel, or 0
 /// where they are not known in advance.
 ///
@@ -275,13 +281,13 @@ unsafe fn rows<V: Lanes, const S: usize, const P: usize, const K: usize>(
     space: &mut [f32],
     out: &Shared<f32>,
 ) {
-    let size = if K > 0 { K } else { conv.kernel_size };
-    let stride = if S > 0 { S } else { conv.stride };
+    let size = known::<K>(conv.kernel_size);
+    let stride = known::<S>(conv.stride);
     let channels = conv.channels;
     let pad = size / 2;
     // Rows to be fetched ahead for a row: of a stride that is known, so that the loop is of a known length; of
     // any other no more than there are.
-    let near = if S > 0 { S } else { stride.min(conv.height) };
+    let near = known::<S>(stride.min(conv.height));
     let (_, width) = conv.output_size();
     let Band { held, wanted } = &work.band;
     let (groups, bands) = (

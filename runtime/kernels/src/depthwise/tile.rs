@@ -1,7 +1,7 @@
 //! Tiles of a depthwise convolution: neighbouring pixels in one vector of channels, two rows of them or both
 //! output channels of each input channel.
 
-use super::DepthwiseConv;
+use super::{DepthwiseConv, known};
 use crate::isa::{LANES, Lanes, Part};
 use crate::math::gelu;
 use crate::parallel::Shared;
@@ -69,8 +69,8 @@ impl UnderTile {
         pair: bool,
         part: usize,
     ) -> [[Q; P]; 2] {
-        let size = if K > 0 { K } else { conv.kernel_size };
-        let stride = if S > 0 { S } else { conv.stride };
+        let size = known::<K>(conv.kernel_size);
+        let stride = known::<S>(conv.stride);
         let pad = size / 2;
         // SAFETY: the caller's promise.
         unsafe {
@@ -114,8 +114,8 @@ impl UnderTile {
         second: *const f32,
         part: usize,
     ) -> [[Q; P]; 2] {
-        let size = if K > 0 { K } else { conv.kernel_size };
-        let stride = if S > 0 { S } else { conv.stride };
+        let size = known::<K>(conv.kernel_size);
+        let stride = known::<S>(conv.stride);
         let pad = size / 2;
         // SAFETY: the caller's promise.
         unsafe {
@@ -219,8 +219,8 @@ unsafe fn add_one<Q: Part, const S: usize, const P: usize, const K: usize>(
     size: usize,
     stride: usize,
 ) {
-    let stride = if S > 0 { S } else { stride };
-    let size = if K > 0 { K } else { size };
+    let stride = known::<S>(stride);
+    let size = known::<K>(size);
     unsafe {
         for kx in 0..size {
             let weight = Q::load(taps.add(kx * LANES));
@@ -242,8 +242,8 @@ unsafe fn add_both<Q: Part, const S: usize, const P: usize, const K: usize>(
     size: usize,
     stride: usize,
 ) {
-    let stride = if S > 0 { S } else { stride };
-    let size = if K > 0 { K } else { size };
+    let stride = known::<S>(stride);
+    let size = known::<K>(size);
     unsafe {
         for kx in 0..size {
             let (first, second) = (Q::load(upper.add(kx * LANES)), Q::load(lower.add(kx * LANES)));
