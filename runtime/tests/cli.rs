@@ -449,7 +449,7 @@ fn bundles_that_are_broken() {
                 noise(f, "onnx/vision_encoder.onnx");
                 vouch(f, "onnx/vision_encoder.onnx");
             },
-            &["vision_encoder.onnx", "cannot use graph"],
+            &["vision_encoder.onnx", "is no ONNX graph"],
         ),
         (
             "a graph is cut, and the contract vouches for it",

@@ -3,8 +3,8 @@
 #![deny(clippy::as_conversions)]
 
 use super::{
-    Bundle, CoreMlPackages, EmbeddingRows, FixedDecoder, ImageSpec, Io, IoDim, KvSpec, MAX_LAYERS, MAX_SIDE,
-    SizedEncoder, Variant,
+    Bundle, CoreMlPackages, EmbeddingRows, FixedDecoder, GraphEntry, ImageSpec, Io, IoDim, KvSpec,
+    MAX_LAYERS, MAX_SIDE, SizedEncoder, Variant,
 };
 use crate::bundle::BundleError;
 use crate::dtype::DType;
@@ -237,8 +237,24 @@ impl Bundle {
                 Err(error) => problems.push(format!("`{}`: {error}", entry.path)),
             }
         }
-        let graphs = self.variants.iter().flat_map(Variant::graphs);
-        let graphs = graphs.flat_map(|graph| std::iter::once(&graph.path).chain(&graph.data));
+        let graphs: Vec<&GraphEntry> = self.variants.iter().flat_map(Variant::graphs).collect();
+        // Weights are hashed only when somebody asks.
+        let read = |path: &String| {
+            super::agree::FILES.contains(&path.as_str())
+                || [&self.prompt.tokenizer, &self.prompt.chat_template].contains(&path)
+                || graphs.iter().any(|graph| graph.path == *path)
+        };
+        for graph in &graphs {
+            for path in graph.data.iter().filter(|path| read(path)) {
+                let graph = &graph.path;
+                problems.push(format!(
+                    "`{path}` is named as weights of `{graph}`, expected a file that is nothing else"
+                ));
+            }
+        }
+        let graphs = graphs
+            .iter()
+            .flat_map(|graph| std::iter::once(&graph.path).chain(&graph.data));
         let used: BTreeSet<&str> = graphs
             .chain([&self.prompt.tokenizer, &self.prompt.chat_template])
             .map(String::as_str)

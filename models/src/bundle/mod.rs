@@ -11,6 +11,7 @@ mod agree;
 mod check;
 mod error;
 mod form;
+mod reads;
 mod verify;
 
 pub use adopted::{Adopted, Given, Told};
@@ -36,7 +37,7 @@ const MAX_BYTES: u64 = 64 << 20;
 /// Most decoder layers of a contract that is believed.
 const MAX_LAYERS: usize = 4096;
 /// Longest side of an image.
-const MAX_SIDE: u32 = 1 << 14;
+pub(crate) const MAX_SIDE: u32 = 1 << 14;
 
 /// The contents of `bundle.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -60,14 +60,7 @@ fn bundle() -> Bundle {
         "onnx/v.onnx",
         "tokenizer.json",
     ];
-    let entry = |path: &&str| FileEntry {
-        path: (*path).to_owned(),
-        bytes: u64::try_from(path.len()).unwrap(),
-        sha256: Sha256::digest(path)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect(),
-    };
+    let entry = |path: &&str| entry(path);
     Bundle {
         schema: SCHEMA,
         tool: "fvlm-export 0.1.0".to_owned(),
@@ -376,11 +369,33 @@ fn forms_of_a_newer_program_are_set_aside() {
     );
 }
 
+/// What a file holds: its name, in a graph as a field that nobody follows.
+fn contents(path: &str) -> Vec<u8> {
+    let name = path.as_bytes().to_vec();
+    if path.ends_with(".onnx") {
+        [vec![0x12, u8::try_from(name.len()).unwrap()], name].concat()
+    } else {
+        name
+    }
+}
+
+fn entry(path: &str) -> FileEntry {
+    let contents = contents(path);
+    FileEntry {
+        path: path.to_owned(),
+        bytes: u64::try_from(contents.len()).unwrap(),
+        sha256: Sha256::digest(contents)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect(),
+    }
+}
+
 fn on_disk(bundle: &Bundle) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     std::fs::create_dir(directory.path().join("onnx")).unwrap();
     for file in self::bundle().files {
-        std::fs::write(directory.path().join(&file.path), &file.path).unwrap();
+        std::fs::write(directory.path().join(&file.path), contents(&file.path)).unwrap();
     }
     std::fs::write(directory.path().join(FILE_NAME), bundle.to_json()).unwrap();
     directory
@@ -398,7 +413,7 @@ fn what_is_written_is_read() {
     .unwrap();
     let expected = read.files.iter().map(|file| file.bytes).sum::<u64>();
     assert_eq!(bytes.into_inner(), expected);
-    std::fs::write(directory.path().join("onnx/v.onnx"), "onnx/V.onnx").unwrap();
+    std::fs::write(directory.path().join("onnx/v.onnx"), "..onnx/V.onnx").unwrap();
     let error = read.verify(directory.path(), &|_| ()).unwrap_err().to_string();
     assert!(error.contains("`onnx/v.onnx` has SHA-256"), "{error}");
 }
@@ -468,7 +483,7 @@ fn what_breaks_the_contract_is_named() {
         },
         Case {
             change: |b| b.files[1].bytes = 3,
-            expected: "`onnx/d.onnx` has 11 bytes, expected 3",
+            expected: "`onnx/d.onnx` has 13 bytes, expected 3",
         },
         Case {
             change: |b| b.files[0].path = "../x".to_owned(),
@@ -671,21 +686,77 @@ fn what_is_read_was_hashed() {
     assert!(error.contains("`absent` is not listed"), "{error}");
 }
 
+/// What a graph reads has a hash, and nothing that is hashed at opening is called weights.
+#[test]
+fn a_graph_reads_what_its_contract_lists() {
+    let mut bundle = bundle();
+    bundle.variants[0].decoder.data = vec!["onnx/w.data".to_owned()];
+    bundle.files.push(entry("onnx/w.data"));
+    let directory = on_disk(&bundle);
+    std::fs::write(directory.path().join("onnx/w.data"), contents("onnx/w.data")).unwrap();
+    let graph = directory.path().join("onnx/d.onnx");
+    for (place, expected) in [
+        ("w.data", None),
+        ("./w.data", None),
+        (
+            "x.data",
+            Some("`onnx/d.onnx` reads weights from \"x.data\", expected one of its `data`: onnx/w.data"),
+        ),
+        (
+            "../tokenizer.json",
+            Some("reads weights from \"../tokenizer.json\""),
+        ),
+    ] {
+        let field = |number: u8, contents: &[u8]| {
+            [
+                &[number << 3 | 2, u8::try_from(contents.len()).unwrap()],
+                contents,
+            ]
+            .concat()
+        };
+        let place = [field(1, b"location"), field(2, place.as_bytes())].concat();
+        std::fs::write(&graph, field(7, &field(5, &field(13, &place)))).unwrap();
+        bundle.files[1] = FileEntry::of(directory.path(), "onnx/d.onnx").unwrap();
+        for found in [
+            bundle.verify_files(directory.path(), ["onnx/d.onnx"]),
+            bundle.verify(directory.path(), &|_| ()),
+        ] {
+            match expected {
+                None => found.unwrap(),
+                Some(words) => {
+                    let error = found.unwrap_err().to_string();
+                    assert!(error.contains(words), "{error}");
+                }
+            }
+        }
+    }
+    for other in ["onnx/v.onnx", "tokenizer.json", "chat_template.jinja"] {
+        bundle.variants[0].decoder.data = vec![other.to_owned()];
+        let error = bundle.check(directory.path()).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("`{other}` is named as weights of `onnx/d.onnx`")),
+            "{error}"
+        );
+    }
+}
+
 #[test]
 fn small_files_are_hashed_when_a_bundle_is_opened_and_weights_when_asked() {
     let mut bundle = bundle();
-    bundle.variants[0].decoder.data = vec!["onnx/e.onnx".to_owned()];
+    bundle.variants[0].decoder.data = vec!["onnx/w.data".to_owned()];
+    bundle.files.push(entry("onnx/w.data"));
     let directory = on_disk(&bundle);
+    std::fs::write(directory.path().join("onnx/w.data"), contents("onnx/w.data")).unwrap();
     let weights: Vec<&str> = bundle.weights().map(|file| file.path.as_str()).collect();
-    assert_eq!(weights, ["onnx/e.onnx"]);
+    assert_eq!(weights, ["onnx/w.data"]);
     for (path, at_once) in [
         ("chat_template.jinja", true),
         ("onnx/d.onnx", false),
-        ("onnx/e.onnx", false),
+        ("onnx/w.data", false),
         ("tokenizer.json", false),
     ] {
         let path_on_disk = directory.path().join(path);
-        std::fs::write(&path_on_disk, path.to_uppercase()).unwrap();
+        std::fs::write(&path_on_disk, contents(path).to_ascii_uppercase()).unwrap();
         let opened = Bundle::open(directory.path()).map_err(|error| error.to_string());
         let expected = format!("`{path}` has SHA-256 ");
         match &opened {
@@ -696,7 +767,7 @@ fn small_files_are_hashed_when_a_bundle_is_opened_and_weights_when_asked() {
         assert!(verified.to_string().contains(&expected), "{verified}");
         let verified = bundle.verify(directory.path(), &|_| ()).unwrap_err();
         assert!(verified.to_string().contains(&expected), "{verified}");
-        std::fs::write(&path_on_disk, path).unwrap();
+        std::fs::write(&path_on_disk, contents(path)).unwrap();
     }
     bundle.verify(directory.path(), &|_| ()).unwrap();
     let unlisted = bundle

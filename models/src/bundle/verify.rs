@@ -74,7 +74,7 @@ impl Bundle {
         let mut problems = Vec::new();
         for path in paths {
             match self.files.iter().find(|file| file.path == path) {
-                Some(file) => problems.extend(problem(file, directory, &|_| ())),
+                Some(file) => problems.extend(self.problem(file, directory, &|_| ())),
                 None => problems.push(format!("`{path}` is not listed in `files`")),
             }
         }
@@ -123,7 +123,7 @@ impl Bundle {
         let problems = Mutex::new(Vec::new());
         let work = || {
             while let Some(file) = entries.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if let Some(problem) = problem(file, directory, progress) {
+                if let Some(problem) = self.problem(file, directory, progress) {
                     let mut problems = problems.lock().unwrap_or_else(PoisonError::into_inner);
                     problems.push(problem);
                 }
@@ -142,6 +142,16 @@ impl Bundle {
         let mut problems = problems.into_inner().unwrap_or_else(PoisonError::into_inner);
         problems.sort();
         all_well(directory, problems)
+    }
+
+    /// What is wrong with a file, if anything is: with its contents, or, of a graph, with the files that it reads.
+    fn problem(&self, file: &FileEntry, directory: &Path, progress: &dyn Fn(u64)) -> Option<String> {
+        let wrong = problem(file, directory, progress);
+        let mut graphs = self.variants.iter().flat_map(Variant::graphs);
+        wrong.or_else(|| {
+            let graph = graphs.find(|graph| graph.path == file.path)?;
+            super::reads::problem(graph, directory)
+        })
     }
 
     /// Hashes the small files, and compares what they say with the contract.
