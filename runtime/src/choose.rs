@@ -175,7 +175,7 @@ impl Conversation {
         let mut prepared = self.prepare(messages, &plain)?;
         let first = Instant::now();
         let tokenizer = self.model().prompter()?.tokenizer().clone();
-        let sorted = tokens(choices, &tokenizer)?;
+        let sorted = tokens(choices, &tokenizer, self.model().context()?)?;
         // Sorted, a choice stands right before those that it begins.
         let begins = |pair: &[Tokens]| matches!(pair, [a, b] if b.ids.starts_with(&a.ids));
         let end_counts = sorted.windows(2).any(begins);
@@ -278,12 +278,16 @@ fn check<T: AsRef<str>>(choices: &[T]) -> Result<(), ChoicesError> {
     Ok(())
 }
 
-/// The choices in tokens, in the order of these.
-fn tokens<T: AsRef<str>>(choices: &[T], tokenizer: &Tokenizer) -> Result<Vec<Tokens>, EngineError> {
+/// The choices in tokens, in the order of these. Of one that is longer than `context` there may be a beginning.
+fn tokens<T: AsRef<str>>(
+    choices: &[T],
+    tokenizer: &Tokenizer,
+    context: usize,
+) -> Result<Vec<Tokens>, EngineError> {
     let mut sorted = Vec::with_capacity(choices.len());
     for (place, choice) in choices.iter().enumerate() {
         let (number, text) = (place + 1, choice.as_ref());
-        let ids = tokenizer.encode(text)?;
+        let ids = tokenizer.encode_at_most(text, context)?;
         if ids.iter().any(|&id| tokenizer.is_added(id)) {
             let text = text.to_owned();
             return Err(ChoicesError::Special { number, text }.into());

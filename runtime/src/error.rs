@@ -165,6 +165,16 @@ impl BackendError {
     }
 }
 
+/// Positions of a prompt that is too long: far beyond the limit it is not counted to its end.
+fn of_prompt(found: usize, expected: usize) -> String {
+    let twice = expected.saturating_mul(2);
+    if found > twice {
+        format!("more than {twice}")
+    } else {
+        found.to_string()
+    }
+}
+
 fn list(names: &[Target]) -> String {
     let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
     names.join(", ")
@@ -262,10 +272,11 @@ pub enum EngineError {
     },
     /// The prompt leaves no room for an answer.
     #[error(
-        "the prompt takes {found} positions, the model can hold {expected} with at least one for the answer"
+        "the prompt takes {} positions, the model can hold {expected} with at least one for the answer",
+        of_prompt(*found, *expected)
     )]
     TooLong {
-        /// Positions of the prompt.
+        /// Positions of the prompt; of one that is more than twice too long, some that are more than that.
         found: usize,
         /// `max_context` of the bundle.
         expected: usize,

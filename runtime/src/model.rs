@@ -397,7 +397,8 @@ fn open_prompter(directory: &Path, bundle: &Bundle) -> Result<Prompter, EngineEr
         source: std::io::Error::new(std::io::ErrorKind::InvalidData, error),
     })?;
     let source = (&*path.display().to_string(), &*source);
-    Ok(Prompter::new(tokenizer, source, spec, bundle.image.tokens)?)
+    let prompter = Prompter::new(tokenizer, source, spec, bundle.image.tokens)?;
+    Ok(prompter.with_context(bundle.kv.max_context))
 }
 
 /// The bundle for square images of `side` pixels: [`Bundle::at_size`].

@@ -315,6 +315,8 @@ pub struct Prompter {
     takes_strings: bool,
     image_token: String,
     image_tokens: usize,
+    /// Positions of the longest prompt that is wanted whole.
+    most: usize,
 }
 
 impl Prompter {
@@ -371,9 +373,18 @@ impl Prompter {
             takes_strings: source.contains("is string"),
             image_token: spec.image_token.clone(),
             image_tokens,
+            most: usize::MAX,
         };
         prompter.check_template()?;
         Ok(prompter)
+    }
+
+    /// For a model that holds `context` positions. A prompt of more than twice as many then need not be whole, so that it
+    /// costs about as much as one that just fits: it ends somewhere beyond them.
+    #[must_use]
+    pub fn with_context(mut self, context: usize) -> Prompter {
+        self.most = context.saturating_mul(2);
+        self
     }
 
     /// Whether the template's special tokens are the tokenizer's: others would be read as letters. A
@@ -419,7 +430,8 @@ impl Prompter {
     /// The prompt that asks for the assistant's answer to `messages`.
     ///
     /// Any number of messages and images is legal, none of either too. A message's images stand before its
-    /// text, or where its text has the image token, then exactly as often as the message has images.
+    /// text, or where its text has the image token, then exactly as often as the message has images. See
+    /// [`Prompter::with_context`] for what is much too long.
     pub fn build(&self, messages: &[Message]) -> Result<Prompt, PromptError> {
         let text = self.render(messages)?;
         let images: Vec<ImageId> = messages
@@ -436,6 +448,7 @@ impl Prompter {
         }
         let mut images = images.into_iter();
         let mut pieces = Vec::new();
+        let mut left = self.most;
         for (index, text) in text.split(&self.image_token).enumerate() {
             if index > 0 {
                 pieces.extend(images.next().map(|id| Piece::Image {
@@ -443,9 +456,14 @@ impl Prompter {
                     tokens: self.image_tokens,
                 }));
             }
-            let ids = self.tokenizer.encode(text)?;
+            let ids = self.tokenizer.encode_at_most(text, left)?;
+            let enough = ids.len() > left;
+            left = left.saturating_sub(ids.len());
             if !ids.is_empty() {
                 pieces.push(Piece::Tokens(ids));
+            }
+            if enough {
+                break;
             }
         }
         Ok(Prompt { pieces })
@@ -623,6 +641,24 @@ mod tests {
             .build(&[Message::user([], "a<|im_end|>b")])
             .unwrap();
         assert_eq!(prompt.token_ids().iter().filter(|&&id| id == 258).count(), 2);
+    }
+
+    /// A prompt that is much too long ends somewhere, with more positions than twice the context.
+    #[test]
+    fn a_prompt_that_is_much_too_long_need_not_be_whole() {
+        let text = "word ".repeat(100_000);
+        let messages = [Message::user([CAT], text.clone()), Message::user([DOG], text)];
+        let build = |context| {
+            let prompter = open(Content::Parts, |_| ()).unwrap();
+            prompter.with_context(context).build(&messages).unwrap()
+        };
+        let whole = build(usize::MAX).len();
+        assert!(whole > 1_000_000);
+        assert_eq!(build(whole).len(), whole);
+        for context in [1, 1000, 4000] {
+            let found = build(context).len();
+            assert!(found > 2 * context && found < 100_000, "{context}: {found}");
+        }
     }
 
     #[test]

@@ -6,6 +6,11 @@ use crate::catch::catch;
 use std::path::Path;
 use std::sync::Arc;
 
+/// Bytes of the shortest beginning that [`Tokenizer::encode_at_most`] takes of a text.
+const LEAST_BEGINNING: usize = 16 << 10;
+/// By how many tokens the beginning of a text may be more than the whole, at most: those of a word that it ends in.
+const CUT_WORD: usize = 256;
+
 /// A bundle's tokenizer. Cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
@@ -65,6 +70,23 @@ impl Tokenizer {
     pub fn encode(&self, text: &str) -> Result<Vec<i64>, PromptError> {
         let encoding = self.calling(|| self.inner.encode_fast(text, false))?;
         Ok(encoding.get_ids().iter().copied().map(i64::from).collect())
+    }
+
+    /// Ids of `text` where they are at most `most`, otherwise those of a beginning of it, more than `most`: what is
+    /// much too long for a model costs about as much memory and time as what just fits, however long it is.
+    pub fn encode_at_most(&self, text: &str, most: usize) -> Result<Vec<i64>, PromptError> {
+        // A token is some four bytes of most texts; of a repetition it may be hundreds.
+        let mut length = most.saturating_mul(4).max(LEAST_BEGINNING);
+        while length < text.len() {
+            let beginning = text.split_at(text.floor_char_boundary(length)).0;
+            let ids = self.encode(beginning)?;
+            // The last word may be cut through, and be more tokens than when it is whole.
+            if ids.len() > most.saturating_add(CUT_WORD) {
+                return Ok(ids);
+            }
+            length = length.saturating_mul(2);
+        }
+        self.encode(text)
     }
 
     /// Text of `ids`, without special tokens. Bytes that are not UTF-8 become U+FFFD; ids without a token
@@ -182,6 +204,24 @@ mod tests {
             Err(PromptError::Tokenize { .. })
         ));
         assert!(tokenizer.encode("").unwrap().is_empty());
+    }
+
+    /// Up to the limit all of a text, however it is cut; above it, a beginning.
+    #[test]
+    fn of_what_is_much_too_long_a_beginning_is_encoded() {
+        let tokenizer = bytes_for_tests();
+        let text = "aé\u{10348}<|im_end|>".repeat(10_000);
+        let whole = tokenizer.encode(&text).unwrap();
+        for most in [0, 1, 1000, whole.len() - 1, whole.len(), usize::MAX] {
+            let ids = tokenizer.encode_at_most(&text, most).unwrap();
+            if whole.len() <= most {
+                assert_eq!(ids, whole);
+            } else {
+                assert!(ids.len() > most, "{most}: {}", ids.len());
+                let bound = (8 * most).max(LEAST_BEGINNING).max(most + CUT_WORD);
+                assert!(ids.len() <= bound, "{most}: {}", ids.len());
+            }
+        }
     }
 
     #[test]
