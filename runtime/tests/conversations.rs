@@ -334,12 +334,30 @@ fn ends_with_models_open() {
     std::process::exit(0);
 }
 
+/// Not a test by itself: a process that is ended by a thread which has used no model.
+#[test]
+fn ends_while_another_opens() {
+    let Ok(delay) = std::env::var(DELAY) else {
+        return;
+    };
+    #[cfg(feature = "ort")]
+    runtime::backend::watch_thread();
+    std::thread::spawn(|| {
+        let model = Model::open(&bundle(), &options(Provider::Cpu)).unwrap();
+        let _ = model.ready();
+    });
+    std::thread::sleep(Duration::from_millis(delay.parse().unwrap()));
+    #[expect(clippy::exit, reason = "what is tested")]
+    std::process::exit(0);
+}
+
 #[test]
 fn a_process_may_end_with_models_open() {
     let program = std::env::current_exe().unwrap();
-    for delay in (0..30).map(|number| number * 2) {
+    for (number, delay) in (0..60).map(|number| (number, number / 2 * 4)) {
         let mut command = Command::new(&program);
-        command.args(["--exact", "ends_with_models_open"]);
+        let name = ["ends_with_models_open", "ends_while_another_opens"][number % 2];
+        command.args(["--exact", name]);
         let done = command.env(DELAY, delay.to_string()).output().unwrap();
         let words = String::from_utf8_lossy(&done.stderr).into_owned();
         assert_eq!(

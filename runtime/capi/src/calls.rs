@@ -520,6 +520,8 @@ pub(crate) unsafe fn opened<T>(
     options: *const Options,
     open: impl FnOnce(&Path, &runtime::Options) -> Result<T, EngineError>,
 ) -> Result<T, Failure> {
+    #[cfg(all(feature = "ort", unix))]
+    crate::ending::link();
     // SAFETY: `bundle` is null or a text, as the caller promises.
     let bundle = unsafe { required(bundle, "bundle") }?;
     // SAFETY: `options` is null or points to options, as the caller promises.

@@ -4,6 +4,8 @@
 #![warn(clippy::undocumented_unsafe_blocks, clippy::multiple_unsafe_ops_per_block)]
 
 mod calls;
+#[cfg(all(feature = "ort", unix))]
+mod ending;
 mod models;
 mod structured;
 mod types;

@@ -42,6 +42,6 @@ pub use form::Form;
 pub use isa::KernelReport;
 pub use options::{CoreMlFormat, CoreMlOptions, CoreMlUnits, Options};
 #[cfg(feature = "ort")]
-pub(crate) use ort::watch_thread;
+pub use ort::watch_thread;
 pub use provider::Provider;
 pub use roles::{Backend, Decoder, DecoderState, Model, TokenEmbedder, VisionEncoder};

@@ -7,7 +7,7 @@ mod links;
 mod operators;
 mod version;
 
-pub(crate) use ending::watch_thread;
+pub use ending::watch_thread;
 use links::Linked;
 use operators::Caches;
 

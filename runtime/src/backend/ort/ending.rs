@@ -55,8 +55,9 @@ thread_local! {
     static LEAVING: Leaving = const { Leaving };
 }
 
-/// To be called by a thread that uses models: it may be the one that ends the process.
-pub(crate) fn watch_thread() {
+/// To be called by a thread that may end the process while another opens a model with ONNX Runtime: its end then waits
+/// for that. Threads that use models are watched as they do. The main thread should be, whoever uses models.
+pub fn watch_thread() {
     // A thread that is ending already is too late for it.
     let _ = LEAVING.try_with(|_| ());
 }
