@@ -1,7 +1,7 @@
 //! An answer as it comes: an iterator over pieces of its text.
 
 use crate::conversation::Dialogue;
-use crate::owner::Owned;
+use crate::owner::{Inside, Owned};
 use crate::{error, values};
 use pyo3::exceptions::PyUserWarning;
 use pyo3::prelude::*;
@@ -43,21 +43,21 @@ impl State {
                     return Some(Ok(piece.text));
                 }
                 Some(Err(error)) => {
-                    self.end();
+                    self.end(None);
                     return Some(Err(error));
                 }
                 None => {
-                    self.end();
+                    self.end(None);
                     return None;
                 }
             }
         }
     }
 
-    /// Keeps what is asked for later, and gives the conversation back.
-    fn end(&mut self) {
+    /// Keeps what is asked for later, and gives the conversation back. `why` it ended, where it did not by itself.
+    fn end(&mut self, why: Option<Finish>) {
         let Some(answer) = self.going.take() else { return };
-        self.finish = answer.finish();
+        self.finish = answer.finish().or(why);
         self.stats = answer.stats();
         let conversation = answer.into_conversation();
         if let Some(dialogue) = self.dialogue.take() {
@@ -67,9 +67,21 @@ impl State {
     }
 }
 
+impl State {
+    /// Gives the conversation back as if nothing had been asked.
+    fn give_up(&mut self) {
+        let Some(answer) = self.going.take() else { return };
+        let conversation = answer.into_conversation();
+        if let Some(dialogue) = self.dialogue.take() {
+            let mut dialogue = dialogue.lock().unwrap_or_else(PoisonError::into_inner);
+            dialogue.unasked(conversation);
+        }
+    }
+}
+
 impl Drop for State {
     fn drop(&mut self) {
-        self.end();
+        self.end(None);
     }
 }
 
@@ -95,7 +107,11 @@ impl Answer {
             cancel,
             owned,
         };
-        warn(py, &notices)?;
+        // A warning may be an exception.
+        if let Err(refused) = warn(py, &notices) {
+            py.detach(|| answer.state().give_up());
+            return Err(refused);
+        }
         Ok(answer)
     }
 
@@ -105,6 +121,7 @@ impl Answer {
 
     /// Why it ended; `None` while it goes on.
     pub(crate) fn ended(&self, py: Python<'_>) -> Option<Finish> {
+        let _inside = Inside::briefly();
         py.detach(|| {
             let state = self.state();
             match &state.going {
@@ -132,7 +149,7 @@ impl Answer {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<String>> {
-        self.owned.check()?;
+        let _model = self.owned.check()?;
         if let Err(interrupted) = py.check_signals() {
             self.close(py);
             return Err(interrupted);
@@ -152,8 +169,9 @@ impl Answer {
 
     /// Ends it after the token that is being computed. What came stays said. Any thread may call it.
     fn close(&self, py: Python<'_>) {
+        let _inside = Inside::briefly();
         self.cancel.store(true, Ordering::Relaxed);
-        py.detach(|| self.state().end());
+        py.detach(|| self.state().end(Some(Finish::Cancelled)));
     }
 
     fn __enter__(this: Py<Answer>) -> Py<Answer> {
@@ -168,6 +186,7 @@ impl Answer {
     /// The text so far.
     #[getter]
     fn text(&self, py: Python<'_>) -> String {
+        let _inside = Inside::briefly();
         py.detach(|| self.state().text.clone())
     }
 
@@ -180,6 +199,7 @@ impl Answer {
     /// What it took so far: times in seconds, counts, bytes.
     #[getter]
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let _inside = Inside::briefly();
         let stats = py.detach(|| {
             let state = self.state();
             state
@@ -193,6 +213,7 @@ impl Answer {
     /// Who computes, and with which graphs.
     #[getter]
     fn provider<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let _inside = Inside::briefly();
         let provider = py.detach(|| self.state().provider.clone());
         values::object(py, &provider)
     }

@@ -2,7 +2,7 @@
 
 use crate::answer::{self, Answer};
 use crate::images::Source;
-use crate::owner::Owned;
+use crate::owner::{Inside, Owned};
 use crate::values::Choice;
 use crate::{error, options};
 use pyo3::prelude::*;
@@ -25,6 +25,12 @@ impl Dialogue {
     pub(crate) fn answered(&mut self, conversation: Option<runtime::Conversation>, text: String) {
         self.conversation = conversation;
         self.messages.push(Message::new(Role::Assistant, text));
+    }
+
+    /// There is no answer: what was not answered was not asked.
+    pub(crate) fn unasked(&mut self, conversation: Option<runtime::Conversation>) {
+        self.conversation = conversation;
+        self.messages.pop();
     }
 }
 
@@ -59,7 +65,7 @@ impl From<Refusal> for PyErr {
 
 /// One dialogue with a model: it remembers what was said, and computes only what is new.
 ///
-/// A thread at a time uses it; another waits.
+/// A thread at a time uses it: while an answer comes, another thread's question is refused.
 #[pyclass(frozen, module = "fvlm")]
 pub(crate) struct Conversation {
     dialogue: Arc<Mutex<Dialogue>>,
@@ -112,7 +118,7 @@ impl Conversation {
         image: Option<&Bound<'_, PyAny>>,
         options: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Answer> {
-        self.owned.check()?;
+        let _model = self.owned.check()?;
         let (request, cancel) = options::request(options)?;
         let sources = Source::several(image)?;
         let begin = || -> Result<runtime::Answer<'static>, Refusal> {
@@ -130,9 +136,7 @@ impl Conversation {
                 .into_chat(&dialogue.messages, &request)
                 .map_err(|refused| {
                     let (conversation, error) = *refused;
-                    dialogue.conversation = Some(conversation);
-                    // What was not answered was not asked.
-                    dialogue.messages.pop();
+                    dialogue.unasked(Some(conversation));
                     error.into()
                 })
         };
@@ -162,7 +166,7 @@ impl Conversation {
         choices: Vec<String>,
         image: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Vec<Choice>> {
-        self.owned.check()?;
+        let _model = self.owned.check()?;
         let (request, _) = options::request(None)?;
         let sources = Source::several(image)?;
         let choose = || -> Result<runtime::Choices, Refusal> {
@@ -186,6 +190,7 @@ impl Conversation {
     /// What was said: dicts with `role` (`system`, `user` or `assistant`), `content` and `images`, their number.
     #[getter]
     fn messages<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let _inside = Inside::briefly();
         let said = py.detach(|| self.dialogue().messages.clone());
         let list = PyList::empty(py);
         for message in said {
@@ -205,6 +210,7 @@ impl Conversation {
 
     /// Forgets what was said, but for instructions, and all images, and frees the KV cache.
     fn reset(&self, py: Python<'_>) -> PyResult<()> {
+        let _inside = Inside::briefly();
         let reset = || -> Result<(), Refusal> {
             let mut dialogue = self.dialogue();
             let conversation = dialogue.conversation.as_mut().ok_or(Refusal::Busy)?;
@@ -218,6 +224,7 @@ impl Conversation {
     /// Bytes of its KV cache; 0 before the first question.
     #[getter]
     fn cache_bytes(&self, py: Python<'_>) -> usize {
+        let _inside = Inside::briefly();
         py.detach(|| {
             let dialogue = self.dialogue();
             let conversation = dialogue.conversation.as_ref();

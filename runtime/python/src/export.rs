@@ -1,5 +1,6 @@
 //! `fvlm.export`: a checkpoint becomes a bundle, told to a function of Python.
 
+use crate::owner::Inside;
 use crate::{error, values};
 use exporter::{Phase, Report, command};
 use pyo3::exceptions::PyTypeError;
@@ -63,6 +64,7 @@ pub(crate) fn export<'py>(
         next: Instant::now(),
         refused: None,
     };
+    let _inside = Inside::enter()?;
     let exported = py.detach(|| {
         let exported = command::export_as(arguments, &mut told);
         if exported.is_ok() && told.done < told.bytes {

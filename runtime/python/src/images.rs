@@ -41,7 +41,7 @@ impl Source {
             let upright = py
                 .import("PIL.ImageOps")?
                 .call_method1("exif_transpose", (object,))?;
-            array(&upright.call_method1("convert", ("RGB",))?)?
+            of_pil(&upright)?
         } else if object.is_instance_of::<PyUntypedArray>() {
             object.clone()
         } else if object.hasattr("__array_interface__")? || object.hasattr("__array__")? {
@@ -53,6 +53,17 @@ impl Source {
             )));
         };
         pixels(array.cast::<PyUntypedArray>()?).map(Source::Pixels)
+    }
+
+    /// As [`Source::of`], with pixels of its own where `object` has memory that others may write to.
+    pub(crate) fn copied(object: &Bound<'_, PyAny>) -> PyResult<Source> {
+        let is_array = object.is_instance_of::<PyUntypedArray>()
+            || (object.hasattr("__array_interface__")? && !is_pil(object)?);
+        if !is_array {
+            return Source::of(object);
+        }
+        let copy = object.py().import("numpy")?.call_method1("array", (object,))?;
+        Source::of(&copy)
     }
 
     /// All images of `object`: one, a list or tuple of them, or an array of several, `[n, height, width, 3]`.
@@ -78,7 +89,7 @@ impl Source {
 }
 
 /// Whether it is more than one image.
-fn is_several(object: &Bound<'_, PyAny>) -> bool {
+pub(crate) fn is_several(object: &Bound<'_, PyAny>) -> bool {
     let array = object.cast::<PyUntypedArray>();
     object.is_instance_of::<PyList>()
         || object.is_instance_of::<PyTuple>()
@@ -92,6 +103,30 @@ fn is_pil(object: &Bound<'_, PyAny>) -> PyResult<bool> {
         none if none.is_none() => Ok(false),
         module => object.is_instance(&module.getattr("Image")?),
     }
+}
+
+/// The pixels of an image of Pillow in red, green and blue. Of 16 bits the upper eight are kept, as of files; Pillow
+/// itself makes all above 255 white.
+fn of_pil<'py>(image: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let mode: String = image.getattr("mode")?.extract()?;
+    if mode.starts_with("I;16") {
+        let upper = array(image)?.call_method1("__rshift__", (8,))?;
+        let upper = upper.call_method1("astype", ("uint8",))?;
+        let gray = image
+            .py()
+            .import("PIL.Image")?
+            .call_method1("fromarray", (upper,))?;
+        return array(&gray.call_method1("convert", ("RGB",))?);
+    }
+    if mode == "I" || mode == "F" {
+        let (least, most): (f64, f64) = image.call_method0("getextrema")?.extract()?;
+        if least < 0.0 || most > 255.0 {
+            return Err(error::ImageError_::new_err(format!(
+                "an image of mode {mode} has values from {least} to {most}, expected 0 to 255: convert it to mode L or RGB"
+            )));
+        }
+    }
+    array(&image.call_method1("convert", ("RGB",))?)
 }
 
 /// What `numpy.asarray` makes of it: a view, where its memory is an array's.

@@ -17,7 +17,10 @@ use pyo3::prelude::*;
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     runtime::backend::silence_caught_panics();
+    // Whoever imports the module is most often the main thread.
+    runtime::backend::watch_thread();
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    owner::watch(module)?;
     error::add(module)?;
     module.add_class::<model::Model>()?;
     module.add_class::<conversation::Conversation>()?;

@@ -2,8 +2,8 @@
 
 use crate::answer::{self, Answer};
 use crate::conversation::Conversation;
-use crate::images::Source;
-use crate::owner::Owned;
+use crate::images::{Source, is_several};
+use crate::owner::{Inside, Owned};
 use crate::values::{self, Choice};
 use crate::{error, options};
 use numpy::{PyArray3, ToPyArray as _};
@@ -13,6 +13,7 @@ use pyo3::types::PyDict;
 use runtime::{
     Constraint, DEFAULT_PROMPT, EngineError, Finish, Message, Options, Request, UnknownWord, library,
 };
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -35,6 +36,21 @@ fn word<T: FromStr<Err = UnknownWord>>(name: &str, word: Option<&str>) -> PyResu
         found.map_err(|error| PyValueError::new_err(format!("{name}: {error}")))
     };
     word.map(parse).transpose()
+}
+
+/// A number from 1 to `most`, or an error with its name.
+fn number<T: TryFrom<i64> + PartialOrd + Display>(
+    name: &str,
+    found: Option<i64>,
+    most: T,
+) -> PyResult<Option<T>> {
+    let Some(found) = found else { return Ok(None) };
+    match T::try_from(found) {
+        Ok(number) if found > 0 && number <= most => Ok(Some(number)),
+        _outside => Err(PyValueError::new_err(format!(
+            "{name} is {found}, expected 1 to {most}"
+        ))),
+    }
 }
 
 /// The library of the installed package `onnxruntime`, unless the environment names another.
@@ -88,17 +104,13 @@ impl Model {
         fallback: bool,
         precision: Option<&str>,
         target: Option<&str>,
-        image_size: Option<u32>,
-        threads: Option<usize>,
+        image_size: Option<i64>,
+        threads: Option<i64>,
         onnxruntime: Option<PathBuf>,
     ) -> PyResult<Model> {
-        if threads.is_some_and(|threads| !(1..=Options::MAX_THREADS).contains(&threads)) {
-            let found = threads.unwrap_or_default();
-            return Err(PyValueError::new_err(format!(
-                "threads is {found}, expected 1 to {}",
-                Options::MAX_THREADS
-            )));
-        }
+        let _inside = Inside::enter()?;
+        let threads = number("threads", threads, Options::MAX_THREADS)?;
+        let image_size = number("image_size", image_size, u32::MAX)?;
         let onnxruntime = match onnxruntime {
             None => installed(py)?,
             named => named,
@@ -176,7 +188,7 @@ impl Model {
         errors: &str,
         options: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        let model = self.owned.check()?;
+        let _model = self.owned.check()?;
         let keep = match errors {
             "raise" => false,
             "return" => true,
@@ -188,9 +200,15 @@ impl Model {
         };
         let (request, _) = options::request(options)?;
         let mut found = Vec::new();
+        // What makes images one after the other may make them all in one buffer.
+        let source = if is_several(images) {
+            Source::of
+        } else {
+            Source::copied
+        };
         for image in images.try_iter()? {
             py.check_signals()?;
-            found.push(Source::of(&image?));
+            found.push(source(&image?));
         }
         let mut sources = Vec::with_capacity(found.len());
         let mut refused = Vec::with_capacity(found.len());
@@ -204,7 +222,7 @@ impl Model {
                 Err(error) => return Err(error),
             }
         }
-        let mut described = together(py, model, sources, question, &request)?.into_iter();
+        let mut described = together(py, &self.owned, sources, question, &request)?.into_iter();
         let mut all = Vec::with_capacity(refused.len());
         for refusal in refused {
             let outcome = match refusal {
@@ -306,7 +324,7 @@ impl Model {
     /// A dialogue that remembers what was said.
     #[pyo3(signature = (*, system=None, context_shift=false))]
     fn conversation(&self, system: Option<String>, context_shift: bool) -> PyResult<Conversation> {
-        self.owned.check()?;
+        let _model = self.owned.check()?;
         Ok(Conversation::new(self.owned.clone(), system, context_shift))
     }
 
@@ -335,7 +353,7 @@ impl Model {
 /// Answers that are continued together, in the order of their images.
 fn together(
     py: Python<'_>,
-    model: &runtime::Model,
+    owned: &Owned,
     sources: Vec<Source>,
     question: &str,
     request: &Request,
@@ -343,6 +361,7 @@ fn together(
     let mut answers: Vec<Result<runtime::Answer<'static>, EngineError>> = Vec::with_capacity(sources.len());
     for source in sources {
         py.check_signals()?;
+        let model = owned.check()?;
         answers.push(py.detach(|| {
             let mut conversation = model.conversation();
             let image = conversation.add_image(&source.picture()?)?;
@@ -353,6 +372,7 @@ fn together(
     let mut texts: Vec<Described> = answers.iter().map(|_| Ok(String::new())).collect();
     loop {
         py.check_signals()?;
+        owned.check()?;
         let going = py.detach(|| step(&mut answers, &mut texts));
         if !going {
             break;

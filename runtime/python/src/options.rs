@@ -37,7 +37,11 @@ pub(crate) fn request(options: Option<&Bound<'_, PyDict>>) -> PyResult<(Request,
         set(options, "seed", &mut sampling.seed)?;
         if let Some(stop) = options.get_item("stop")?.filter(|stop| !stop.is_none()) {
             request.stops = match stop.cast::<PyString>() {
-                Ok(one) => vec![one.to_string()],
+                Ok(one) => vec![
+                    one.to_str()
+                        .map_err(|error| named(&stop, "stop", &error))?
+                        .to_owned(),
+                ],
                 Err(_) => stop.extract().map_err(|error| named(&stop, "stop", &error))?,
             };
         }
@@ -45,6 +49,14 @@ pub(crate) fn request(options: Option<&Bound<'_, PyDict>>) -> PyResult<(Request,
         set(options, "regex", &mut regex)?;
         request.constraint = regex.map(Constraint::Regex);
     }
+    if request.stops.iter().any(String::is_empty) {
+        return Err(PyValueError::new_err(
+            "stop has an empty text, expected one character or more",
+        ));
+    }
+    sampling
+        .check()
+        .map_err(|error| PyValueError::new_err(error.to_string()))?;
     if request.max_tokens == 0 {
         return Err(PyValueError::new_err("max_tokens is 0, expected 1 or more"));
     }

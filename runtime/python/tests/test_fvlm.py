@@ -140,9 +140,24 @@ def test_text_comes_in_pieces(model: fvlm.Model) -> None:
 def test_an_answer_is_closed(model: fvlm.Model) -> None:
     with model.stream(SCENE) as answer:
         first = next(answer)
-    assert answer.text == first and list(answer) == []
+    assert answer.text == first and list(answer) == [] and answer.finish == "cancelled"
     short = model.stream(SCENE, max_tokens=2)
     assert short.read() and short.finish == "max_tokens" and short.stats["tokens"] == 2
+
+
+def test_gray_of_sixteen_bits(model: fvlm.Model, tmp_path: pathlib.Path) -> None:
+    """Pillow makes nearly all of it white; we keep the upper eight bits, of files and of Pillow's images."""
+    gray = np.asarray(Image.open(SCENE).convert("L")).astype(np.uint16) * 256 + 77
+    for name in ("gray.png", "gray.tif"):
+        Image.fromarray(gray).save(tmp_path / name)
+        opened = Image.open(tmp_path / name)
+        assert opened.mode.startswith("I;16")
+        np.testing.assert_array_equal(model.encode(opened), model.encode(tmp_path / name))
+    for wide in (gray.astype(np.int32), gray.astype(np.float32)):
+        with pytest.raises(fvlm.ImageError, match="has values from .* expected 0 to 255"):
+            model.encode(Image.fromarray(wide))
+        low = Image.fromarray((gray // 256).astype(wide.dtype))
+        np.testing.assert_array_equal(model.encode(low), model.encode(Image.open(SCENE).convert("L")))
 
 
 def test_options(model: fvlm.Model) -> None:
@@ -163,9 +178,14 @@ def test_options(model: fvlm.Model) -> None:
         ({"max_tokens": 0}, ValueError, "max_tokens is 0"),
         ({"max_tokens": -1}, ValueError, "max_tokens is -1"),
         ({"max_tokens": "3"}, TypeError, "max_tokens is '3'"),
-        ({"temperature": -1.0}, fvlm.Error, "temperature"),
-        ({"top_p": 7}, fvlm.Error, "top-p is 7"),
+        ({"temperature": -1.0}, ValueError, "temperature"),
+        ({"top_p": 7}, ValueError, "top-p is 7"),
+        ({"presence_penalty": 3}, ValueError, "presence penalty is 3"),
         ({"stop": 3}, TypeError, "stop is 3"),
+        ({"stop": ""}, ValueError, "stop has an empty text"),
+        ({"stop": ["a", ""]}, ValueError, "stop has an empty text"),
+        ({"stop": "\ud800"}, ValueError, "stop is '.ud800'"),
+        ({"stop": ["\ud800"]}, ValueError, "stop is"),
         ({"regex": "("}, fvlm.Error, "regular expression"),
     ],
 )
@@ -181,6 +201,14 @@ def test_several_images_at_once(model: fvlm.Model) -> None:
     assert model.describe_each(scenes) == [model.describe(scene) for scene in scenes]
     assert model.describe_each([]) == []
     assert model.describe_each(scene for scene in scenes[:1]) == [model.describe(scenes[0])]
+    buffer = np.empty((256, 256, 3), np.uint8)
+
+    def frames() -> typing.Iterator[np.ndarray]:
+        for scene in scenes[:3]:
+            buffer[:] = np.asarray(Image.open(scene).convert("RGB"))
+            yield buffer
+
+    assert model.describe_each(frames()) == [model.describe(scene) for scene in scenes[:3]]
     with pytest.raises(ValueError, match="errors is `ignore`"):
         model.describe_each([], errors="ignore")  # type: ignore[arg-type]
 
@@ -343,6 +371,8 @@ def test_what_cannot_be_opened(tmp_path: pathlib.Path) -> None:
         fvlm.Model(tmp_path)
     refused: list[tuple[dict[str, typing.Any], str]] = [
         ({"provider": "gpu"}, "gpu"),
+        ({"threads": -1}, "threads is -1, expected 1 to "),
+        ({"image_size": 2**32}, "image_size is 4294967296, expected 1 to "),
         ({"precision": "q3"}, "q3"),
         ({"threads": 0}, "threads is 0"),
     ]
@@ -411,6 +441,52 @@ def interrupted(script: str, *arguments: str) -> subprocess.CompletedProcess[str
     program.send_signal(signal.SIGINT)
     out, err = program.communicate(timeout=60)
     return subprocess.CompletedProcess(command, program.returncode, out, err)
+
+
+def test_a_warning_that_is_an_exception() -> None:
+    """What was not answered was not asked."""
+    conversation = fvlm.Model(BUNDLE, provider="coreml").conversation()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning):
+            conversation.ask("Describe the image.", SCENE)
+    assert conversation.messages == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert conversation.ask("Describe the image.", SCENE)
+
+
+@pytest.mark.parametrize("provider", ["cpu", "tract"])
+@pytest.mark.parametrize("what", ["describe", "encode", "stream", "describe_each"])
+def test_an_interpreter_that_ends_while_threads_compute(what: str, provider: str) -> None:
+    script = """
+import fvlm, sys, threading, time
+model = fvlm.Model(sys.argv[1], provider=sys.argv[4]).ready()
+def compute():
+    while True:
+        if sys.argv[3] == "stream":
+            list(model.stream(sys.argv[2]))
+        else:
+            getattr(model, sys.argv[3])([sys.argv[2]] if sys.argv[3] == "describe_each" else sys.argv[2])
+for _ in range(3):
+    threading.Thread(target=compute, daemon=True).start()
+time.sleep(0.3)
+"""
+    command = [sys.executable, "-c", script, BUNDLE, str(SCENE), what, provider]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done
+
+
+def test_an_interpreter_that_ends_while_a_model_opens() -> None:
+    script = """
+import fvlm, sys, threading, time
+threading.Thread(target=lambda: fvlm.Model(sys.argv[1]).ready(), daemon=True).start()
+time.sleep(float(sys.argv[2]))
+"""
+    for wait in range(0, 120, 20):
+        command = [sys.executable, "-c", script, BUNDLE, str(wait / 1000)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, (wait, done)
 
 
 def test_ctrl_c_ends_an_answer() -> None:
