@@ -21,6 +21,9 @@ pub enum ExportError {
     /// A network cannot be built from the config.
     #[error(transparent)]
     Graph(#[from] GraphError),
+    /// What is to be verified is no bundle.
+    #[error("{0}")]
+    NoBundle(BundleError),
     /// The bundle that was written is not what its contract says.
     #[error("the bundle that was written does not pass its own check: {0}")]
     Bundle(#[from] BundleError),
@@ -166,6 +169,12 @@ pub enum ExportError {
     #[error("float16 holds values up to 65504 but found {}", weights.join(", "))]
     Float16Range {
         /// Name and largest magnitude of each: "`lm_head.weight` up to 70000".
+        weights: Vec<String>,
+    },
+    /// Weights whose scales float16 cannot hold, all of them.
+    #[error("scales in float16 do not hold {}", weights.join("; "))]
+    Float16Scales {
+        /// Name, found and expected of each.
         weights: Vec<String>,
     },
     /// A file of the checkpoint that somebody wrote while it was read.

@@ -4,8 +4,12 @@
 
 #[path = "support/ran.rs"]
 mod ran;
+#[path = "support/tensors.rs"]
+mod tensors;
 #[path = "support/world.rs"]
 mod world;
+#[path = "../../models/src/checkpoint/tests/write.rs"]
+mod write;
 
 use models::bundle::{FileEntry, GraphEntry};
 use ran::tree;
@@ -433,6 +437,52 @@ fn weights_files_that_lie() {
         println!("{what}");
         world.refused(&["--model", "model", "-o", "b"], says);
     }
+}
+
+/// The tokenizers library panics on it: nobody sees that, and the error names the file.
+#[test]
+fn a_caught_panic_is_an_error_alone() {
+    let world = World::new();
+    let path = world.path("model/tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    tokenizer["model"]["continuing_subword_prefix"] = json!("##");
+    fs::write(&path, tokenizer.to_string()).unwrap();
+    world.refused(&["--model", "model", "-o", "b"], &["tokenizer.json`: "]);
+}
+
+/// Weights whose products are as they were, and that need scales which float16 does not have.
+#[test]
+fn scales_beyond_float16_are_refused() {
+    let world = World::new();
+    let path = world.path("model/model.safetensors");
+    let mut stored: BTreeMap<String, (Vec<usize>, Vec<f32>)> = tensors::read(&path);
+    for (name, (_, values)) in &mut stored {
+        let factor = match name {
+            name if name.ends_with("mlp.up_proj.weight") => 1_048_576.0,
+            name if name.ends_with("mlp.down_proj.weight") => 1.0 / 1_048_576.0,
+            _ => continue,
+        };
+        values.iter_mut().for_each(|value| *value *= factor);
+    }
+    write::float32(&path, &stored);
+    for flags in [
+        &["--precision", "q4"][..],
+        &["--target", "portable", "--precision", "q4"],
+        &["--target", "portable", "--precision", "q4f16"],
+        &["--to", "coreml", "--precision", "q4"],
+        &["--to", "coreml", "--precision", "int8"],
+    ] {
+        let base = ["--model", "model", "-o", "b"];
+        world.refused(
+            &[&base[..], flags].concat(),
+            &[
+                "scales in float16 do not hold",
+                "layers.3.mlp.down_proj.weight",
+                "--precision fp32",
+            ],
+        );
+    }
+    world.exported(&["--model", "model", "-o", "b", "--precision", "int8"]);
 }
 
 #[test]

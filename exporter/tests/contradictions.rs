@@ -62,6 +62,27 @@ fn contradictions_are_refused() {
             json!(0.5),
             "tokenizer.json: `model.dropout` is 0.5",
         ),
+        (
+            "preprocessor_config.json",
+            "",
+            "image_processor_type",
+            json!("ConvNextImageProcessor"),
+            "preprocessor_config.json: `image_processor_type` is \"ConvNextImageProcessor\"",
+        ),
+        (
+            config,
+            "",
+            "transformers_weights",
+            json!("tuned.safetensors"),
+            "config.json: `transformers_weights` is \"tuned.safetensors\"",
+        ),
+        (
+            "tokenizer_config.json",
+            "",
+            "split_special_tokens",
+            json!(true),
+            "tokenizer_config.json: `split_special_tokens` is true",
+        ),
     ];
     for (file, pointer, field, value, expected) in cases {
         let found = said(file, pointer, field, value);
@@ -93,6 +114,12 @@ fn what_a_bundle_does_not_carry_is_said() {
             "patch_size",
             json!(32),
             "`patch_size` is 32, expected 64",
+        ),
+        (
+            "tokenizer.json",
+            "truncation",
+            json!({"direction": "Right", "max_length": 70, "strategy": "LongestFirst", "stride": 0}),
+            "`truncation` has `max_length` 70",
         ),
     ];
     for (file, field, value, expected) in cases {

@@ -71,6 +71,26 @@ fn every_file_is_read_and_compared() {
     }
 }
 
+/// A contract that cannot be read is a bundle that is not as it was written.
+#[test]
+fn a_broken_contract_is_a_finding() {
+    let (world, directory) = exported(&["--precision", "fp32"]);
+    let path = directory.join("bundle.json");
+    let whole = fs::read(&path).unwrap();
+    let text = String::from_utf8(whole.clone()).unwrap();
+    let wide: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    for broken in [&whole[..whole.len() / 2], &wide, b""] {
+        fs::write(&path, broken).unwrap();
+        let bundle = directory.to_str().unwrap();
+        let (code, stdout, stderr) = run(world.path(), &["--verify", bundle]);
+        assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
+        assert!(
+            stderr.contains("bundle.json") && !stderr.contains("was written"),
+            "{stderr}"
+        );
+    }
+}
+
 /// All that an answer depends on, of a contract.
 fn meaning(bundle: &Bundle) -> String {
     let Bundle {

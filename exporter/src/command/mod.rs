@@ -17,6 +17,7 @@ use std::ffi::OsString;
 
 /// What `fvlm-export` does with `arguments`, its name first; the exit code. It takes over the signals of the process.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    prompt::catch::silence_caught_panics();
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {

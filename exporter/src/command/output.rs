@@ -88,9 +88,9 @@ fn hint(error: &ExportError) -> Option<&'static str> {
         ExportError::NoSpace { .. } => Some(
             "--output names a directory on another disk, --precision fp16 halves the bytes; HF_HOME moves the cache of downloads",
         ),
-        ExportError::Float16Range { .. } | ExportError::ConstantRange { .. } => {
-            Some("export with --precision fp32")
-        }
+        ExportError::Float16Range { .. }
+        | ExportError::Float16Scales { .. }
+        | ExportError::ConstantRange { .. } => Some("export with --precision fp32"),
         ExportError::TooLargeInside { .. } => {
             Some("without --weights inside they lie in a file beside the graph; --precision fp16 halves them")
         }

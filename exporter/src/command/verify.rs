@@ -26,13 +26,14 @@ struct Verified<'a> {
 /// Whether the bundle in `directory` is as it was written.
 ///
 /// # Errors
-/// No bundle there, one of another schema, or a contract that is no JSON.
+/// No bundle there, or a stdout that cannot be written to.
 pub(crate) fn verify(directory: &Path, json: bool, quiet: bool) -> Result<bool, ExportError> {
     let (mut files, mut bytes, mut problems) = (0, 0, Vec::new());
     match hashed(directory, json || quiet) {
         Ok(found) => (files, bytes) = found,
         Err(BundleError::Broken { problems: found, .. }) => problems = found,
-        Err(error) => return Err(error.into()),
+        Err(error @ BundleError::NotABundle { .. }) => return Err(ExportError::NoBundle(error)),
+        Err(error) => problems = vec![error.to_string()],
     }
     let whole = problems.is_empty();
     if json {

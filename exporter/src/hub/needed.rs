@@ -114,7 +114,11 @@ fn small(siblings: &[Sibling]) -> Vec<&Sibling> {
             name if FORMS.iter().any(|form| form.index == name) => index == Some(name),
             // A tokenizer.json says the same in one file.
             "vocab.json" | "merges.txt" | "added_tokens.json" => !spelled,
-            name => checkpoint::SMALL_FILES.contains(&name) || checkpoint::is_license(name),
+            name => {
+                checkpoint::SMALL_FILES.contains(&name)
+                    || checkpoint::is_license(name)
+                    || checkpoint::is_named_template(name)
+            }
         })
         .collect();
     wanted.sort_by_key(|sibling| sibling.name != "config.json");
@@ -205,6 +209,9 @@ mod tests {
             "README.md",
             "acc_vs_latency.png",
             "added_tokens.json",
+            "additional_chat_templates/default.jinja",
+            "additional_chat_templates/rag.jinja",
+            "additional_chat_templates/notes.md",
             "config.json",
             "merges.txt",
             "model.gguf",
@@ -222,6 +229,8 @@ mod tests {
                 "LICENSE",
                 "README.md",
                 "added_tokens.json",
+                "additional_chat_templates/default.jinja",
+                "additional_chat_templates/rag.jinja",
                 "merges.txt",
                 "tokenizer_config.json",
                 "vocab.json"

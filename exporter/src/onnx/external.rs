@@ -353,7 +353,7 @@ impl Reader<'_> {
             .map(|spec| (spec.name.as_str(), spec))
             .collect();
         let mut position = 0;
-        let mut too_large = Vec::new();
+        let (mut too_large, mut unscaled) = (Vec::new(), Vec::new());
         for tensor in &file.tensors {
             let padding = usize::try_from(tensor.offset - position).unwrap_or(0);
             if padding > 0 {
@@ -363,7 +363,10 @@ impl Reader<'_> {
             }
             position = tensor.offset + tensor.bytes;
             if pack::is_packed(&tensor.weight) {
-                self.send_packed(tensor, report)?;
+                match self.send_packed(tensor, report) {
+                    Err(Stop::Error(ExportError::Float16Scales { weights })) => unscaled.extend(weights),
+                    sent => sent?,
+                }
                 continue;
             }
             let name = tensor.weight.name.as_str();
@@ -376,6 +379,9 @@ impl Reader<'_> {
             if let Some(largest) = self.send_tensor(tensor, spec, report)? {
                 too_large.push(format!("`{name}` up to {largest}"));
             }
+        }
+        if !unscaled.is_empty() {
+            return Err(ExportError::Float16Scales { weights: unscaled }.into());
         }
         if too_large.is_empty() {
             Ok(())

@@ -2,11 +2,13 @@
 //! [`models::fused`]; those of Core ML packages are rows; those of portable graphs are rows and blocks (`rows`). They are
 //! made here, a few rows at a time.
 
+mod halves;
 mod rows;
 
 use super::feedback::{Run, run_of};
 use crate::error::ExportError;
 use half::f16;
+use halves::Halves;
 use models::checkpoint::CheckpointError;
 use models::fused::{BLOCK, Encoding, PANEL, PLANE_BLOCK};
 use models::graph::{Nibble, Rows, WeightForm, WeightRef};
@@ -51,7 +53,7 @@ pub fn is_packed(weight: &WeightRef) -> bool {
 /// Makes the bytes of a weight in its form, piece by piece in file order.
 ///
 /// # Errors
-/// Weights that cannot be read, or what `emit` returns.
+/// Weights that cannot be read, scales that float16 does not hold, or what `emit` returns.
 pub fn pack<E: From<ExportError>>(
     weight: &WeightRef,
     weights: &dyn Weights,
@@ -65,45 +67,55 @@ pub fn pack<E: From<ExportError>>(
             emit(bytemuck::cast_slice(&values).to_vec())
         }
         WeightForm::Panels(encoding, rows) => {
-            panels(&Matrix::open(weight, rows, weights)?, *encoding, false, emit)
+            panels(&Matrix::open(weight, rows, weights)?, *encoding, None, emit)
         }
         WeightForm::PanelScales(encoding, rows) => {
-            panels(&Matrix::open(weight, rows, weights)?, *encoding, true, emit)
+            let mut halves = Halves::default();
+            let matrix = Matrix::open(weight, rows, weights)?;
+            panels(&matrix, *encoding, Some(&mut halves), emit)?;
+            Ok(halves.finish(&weight.name)?)
         }
-        WeightForm::Bytes => table(weight, weights, &bytes_of, emit),
-        WeightForm::Plane(nibble) => table(weight, weights, &|row| plane_of(row, *nibble), emit),
+        WeightForm::Bytes => table(weight, weights, &mut bytes_of, emit),
+        WeightForm::Plane(nibble) => table(weight, weights, &mut |row| plane_of(row, *nibble), emit),
         WeightForm::ByteScales => table(
             weight,
             weights,
-            &|row| byte_scale(row).to_le_bytes().to_vec(),
+            &mut |row| byte_scale(row).to_le_bytes().to_vec(),
             emit,
         ),
-        WeightForm::Signed8 => table(weight, weights, &signed_bytes, emit),
-        WeightForm::Signed8Scales => table(
-            weight,
-            weights,
-            &|row| half_scale(row).to_le_bytes().to_vec(),
-            emit,
-        ),
-        WeightForm::Signed4 => table(weight, weights, &signed_nibbles, emit),
-        WeightForm::Signed4Scales => table(
-            weight,
-            weights,
-            &|row| {
-                let scales = row.chunks(WIDTH).map(|block| nibble_block(&padded(block)).0);
-                scales.flat_map(f16::to_le_bytes).collect()
-            },
-            emit,
-        ),
-        WeightForm::Int8 => table(weight, weights, &rows::signed, emit),
+        WeightForm::Signed8 => table(weight, weights, &mut signed_bytes, emit),
+        WeightForm::Signed8Scales => {
+            let mut halves = Halves::unpacked();
+            let mut scale = |row: &[f32]| halves.scale(row, byte_scale(row)).to_le_bytes().to_vec();
+            table(weight, weights, &mut scale, emit)?;
+            Ok(halves.finish(&weight.name)?)
+        }
+        WeightForm::Signed4 => table(weight, weights, &mut signed_nibbles, emit),
+        WeightForm::Signed4Scales => {
+            let mut halves = Halves::unpacked();
+            let mut scales = |row: &[f32]| {
+                let scale = |block| halves.scale(block, nibble_scale(&padded(block), None));
+                row.chunks(WIDTH).map(scale).flat_map(f16::to_le_bytes).collect()
+            };
+            table(weight, weights, &mut scales, emit)?;
+            Ok(halves.finish(&weight.name)?)
+        }
+        WeightForm::Int8 => table(weight, weights, &mut rows::signed, emit),
         WeightForm::Int8Transposed => rows::transposed(weight, weights, emit),
         WeightForm::Blocks(blocks) => {
             rows::expect(*blocks)?;
-            table(weight, weights, &|row| rows::codes(row, *blocks), emit)
+            table(weight, weights, &mut |row| rows::codes(row, *blocks), emit)
         }
         WeightForm::BlockScales(blocks) => {
             rows::expect(*blocks)?;
-            table(weight, weights, &|row| rows::scales(row, *blocks), emit)
+            let mut halves = if blocks.half {
+                Halves::unpacked()
+            } else {
+                Halves::default()
+            };
+            let mut scales = |row: &[f32]| rows::scales(row, *blocks, &mut halves);
+            table(weight, weights, &mut scales, emit)?;
+            Ok(halves.finish(&weight.name)?)
         }
         WeightForm::Stored | WeightForm::Transposed => Err(E::from(ExportError::Internal {
             what: format!("weight `{}` is not to be packed", weight.name),
@@ -223,11 +235,11 @@ impl Known {
     }
 }
 
-/// Panels of 16 outputs, or their scales.
+/// Panels of 16 outputs, or with `scales` those, which note what becomes float16.
 fn panels<E: From<ExportError>>(
     matrix: &Matrix<'_>,
     encoding: Encoding,
-    scales: bool,
+    mut scales: Option<&mut Halves>,
     emit: &mut dyn FnMut(Vec<u8>) -> Result<(), E>,
 ) -> Result<(), E> {
     let known = match encoding {
@@ -241,14 +253,19 @@ fn panels<E: From<ExportError>>(
     for start in (0..matrix.rows).step_by(LANES) {
         matrix.read(start, start + LANES, &mut lines)?;
         let rows: Vec<&[f32]> = lines.chunks(matrix.columns.max(1)).collect();
-        emit(match (encoding, scales) {
+        emit(match (encoding, &mut scales) {
             (Encoding::Float32, _) => float_panel(&rows),
-            (Encoding::Int8, false) => byte_panel(&rows),
-            (Encoding::Int8, true) => {
+            (Encoding::Int8, None) => byte_panel(&rows),
+            (Encoding::Int8, Some(_)) => {
                 let real = rows.iter().take(matrix.rows - start);
                 real.flat_map(|row| byte_scale(row).to_le_bytes()).collect()
             }
-            (Encoding::Int4, _) => nibble_panel(&rows, scales),
+            (Encoding::Int4, None) => nibble_panel(&rows),
+            (Encoding::Int4, Some(halves)) => {
+                let factors = nibble_scales(&rows, None, halves);
+                let halves = factors.iter().flatten();
+                halves.flat_map(|scale| scale.to_le_bytes()).collect()
+            }
         })?;
     }
     Ok(())
@@ -258,24 +275,33 @@ fn panels<E: From<ExportError>>(
 fn informed_panels<E: From<ExportError>>(
     matrix: &Matrix<'_>,
     encoding: Encoding,
-    scales: bool,
+    scales: Option<&mut Halves>,
     known: &Known,
     emit: &mut dyn FnMut(Vec<u8>) -> Result<(), E>,
 ) -> Result<(), E> {
     let columns = matrix.columns;
     let mut lines = Vec::new();
+    let wants_scales = scales.is_some();
+    let mut unasked = Halves::default();
+    let halves = scales.unwrap_or(&mut unasked);
     for start in (0..matrix.rows).step_by(LANES) {
         matrix.read(start, start + LANES, &mut lines)?;
         let rows: Vec<&[f32]> = lines.chunks(columns.max(1)).collect();
         // `[blocks][lane]`; bytes have one block.
         let (width, factors) = match encoding {
-            Encoding::Int4 => (WIDTH, nibble_scales(&rows, &known.importance)),
+            Encoding::Int4 => {
+                let factors = nibble_scales(&rows, Some(&known.importance), halves);
+                (
+                    WIDTH,
+                    factors.into_iter().map(|block| block.map(f16::to_f32)).collect(),
+                )
+            }
             Encoding::Int8 | Encoding::Float32 => {
                 let scale = |row: &&[f32]| best_byte_scale(row, Some(&known.importance));
                 (columns.max(1), vec![array_of(rows.iter().map(scale))])
             }
         };
-        if scales {
+        if wants_scales {
             emit(match encoding {
                 Encoding::Int4 => {
                     let halves = factors.iter().flatten().map(|scale| f16::from_f32(*scale));
@@ -336,16 +362,20 @@ fn array_of(values: impl Iterator<Item = f32>) -> [f32; LANES] {
     array
 }
 
-/// The half-precision scales of a panel's blocks of nibbles, `[K/32][16]`.
-fn nibble_scales(rows: &[&[f32]], importance: &[f32]) -> Vec<[f32; LANES]> {
+/// The half-precision scales of a panel's blocks of nibbles, `[K/32][16]`; the importance of the inputs counts where it
+/// is known.
+fn nibble_scales(rows: &[&[f32]], importance: Option<&[f32]>, halves: &mut Halves) -> Vec<[f16; LANES]> {
     let columns = rows.first().map_or(0, |row| row.len());
-    let mut scales = vec![[0.0; LANES]; columns.div_ceil(WIDTH)];
+    let mut scales = vec![[f16::ZERO; LANES]; columns.div_ceil(WIDTH)];
+    let importance: Vec<[f32; WIDTH]> = importance
+        .into_iter()
+        .flat_map(|importance| importance.chunks(WIDTH).map(padded))
+        .collect();
     for (lane, row) in rows.iter().enumerate() {
-        let blocks = row.chunks(WIDTH).zip(importance.chunks(WIDTH));
-        for (scales, (values, importance)) in scales.iter_mut().zip(blocks) {
-            let (scale, _) = best_nibble_block(&padded(values), Some(&padded(importance)));
+        for (index, (scales, values)) in scales.iter_mut().zip(row.chunks(WIDTH)).enumerate() {
+            let exact = nibble_scale(&padded(values), importance.get(index));
             if let Some(to) = scales.get_mut(lane) {
-                *to = scale.to_f32();
+                *to = halves.scale(values, exact);
             }
         }
     }
@@ -491,18 +521,14 @@ fn inverse(scale: f32) -> f32 {
     if scale == 0.0 { 0.0 } else { 1.0 / scale }
 }
 
-/// `[K/32,256]` nibbles or `[K/32,16]` scales in float16.
-fn nibble_panel(rows: &[&[f32]], scales: bool) -> Vec<u8> {
+/// `[K/32,256]` nibbles.
+fn nibble_panel(rows: &[&[f32]]) -> Vec<u8> {
     let columns = rows.first().map_or(0, |row| row.len());
     let blocks = columns.div_ceil(WIDTH);
     let mut nibbles = vec![0; blocks * NIBBLES];
-    let mut factors = vec![f16::ZERO; blocks * LANES];
     for (lane, row) in rows.iter().enumerate() {
         for (index, values) in row.chunks(WIDTH).enumerate() {
-            let (scale, codes) = nibble_block(&padded(values));
-            if let Some(factor) = factors.get_mut(index * LANES + lane) {
-                *factor = scale;
-            }
+            let codes = nibble_codes(&padded(values));
             for (column, code) in codes.iter().enumerate() {
                 let (group, within) = (column / 8, column % 8);
                 let place = index * NIBBLES + group * 4 * LANES + 4 * lane + within % 4;
@@ -512,27 +538,28 @@ fn nibble_panel(rows: &[&[f32]], scales: bool) -> Vec<u8> {
             }
         }
     }
-    if scales {
-        factors.iter().flat_map(|factor| factor.to_le_bytes()).collect()
-    } else {
-        nibbles
-    }
+    nibbles
 }
 
-/// The scale and the codes (0 to 15, 8 is 0) of a block of weights with the smallest squared error found.
+/// The codes (0 to 15, 8 is 0) of a block of weights by the scale that is stored.
+fn nibble_codes(block: &[f32; WIDTH]) -> [u8; WIDTH] {
+    let scale = f16::from_f32(nibble_scale(block, None)).to_f32();
+    if !scale.is_finite() {
+        return [8; WIDTH];
+    }
+    let inverse = inverse(scale);
+    block.map(|value| (round(value * inverse).clamp(-8.0, 7.0) + 8.0) as u8)
+}
+
+/// The scale of a block of nibbles with the smallest squared error found, each error weighted by the importance of its
+/// input where that is known.
 ///
 /// For each of a few starting scales: round, then the scale that fits those codes best, `sum(w q) / sum(q^2)`. The
 /// starting scales put the largest weight at -8, the end with one more step, or a little inside or outside.
-fn nibble_block(block: &[f32; WIDTH]) -> (f16, [u8; WIDTH]) {
-    best_nibble_block(block, None)
-}
-
-/// The same, each error weighted by the importance of its input where that is known.
-fn best_nibble_block(block: &[f32; WIDTH], importance: Option<&[f32; WIDTH]>) -> (f16, [u8; WIDTH]) {
+fn nibble_scale(block: &[f32; WIDTH], importance: Option<&[f32; WIDTH]>) -> f32 {
     let magnitude = largest(block);
     if magnitude == 0.0 || !magnitude.is_finite() {
-        let scale = if magnitude == 0.0 { f16::ZERO } else { f16::NAN };
-        return (scale, [8; WIDTH]);
+        return if magnitude == 0.0 { 0.0 } else { f32::NAN };
     }
     // With its sign: the codes reach one step further below than above.
     let signed = block
@@ -565,24 +592,21 @@ fn best_nibble_block(block: &[f32; WIDTH], importance: Option<&[f32; WIDTH]>) ->
             best = (gain, product / square);
         }
     }
-    let scale = f16::from_f32(best.1);
-    let inverse = inverse(scale.to_f32());
-    let codes = block.map(|value| (round(value * inverse).clamp(-8.0, 7.0) + 8.0) as u8);
-    (scale, codes)
+    best.1
 }
 
 /// A table, row by row.
 fn table<E: From<ExportError>>(
     weight: &WeightRef,
     weights: &dyn Weights,
-    row: &dyn Fn(&[f32]) -> Vec<u8>,
+    row: &mut dyn FnMut(&[f32]) -> Vec<u8>,
     emit: &mut dyn FnMut(Vec<u8>) -> Result<(), E>,
 ) -> Result<(), E> {
     let matrix = Matrix::open(weight, &Rows::default(), weights)?;
     let mut lines = Vec::new();
     for start in (0..matrix.rows).step_by(TABLE_ROWS) {
         matrix.read(start, matrix.rows.min(start + TABLE_ROWS), &mut lines)?;
-        emit(lines.chunks(matrix.columns.max(1)).flat_map(row).collect())?;
+        emit(lines.chunks(matrix.columns.max(1)).flat_map(&mut *row).collect())?;
     }
     Ok(())
 }
@@ -609,7 +633,7 @@ fn signed_bytes(row: &[f32]) -> Vec<u8> {
 fn signed_nibbles(row: &[f32]) -> Vec<u8> {
     let mut out = Vec::with_capacity(row.len() / 2);
     for block in row.chunks(WIDTH) {
-        let (_, codes) = nibble_block(&padded(block));
+        let codes = nibble_codes(&padded(block));
         // 8 stands for 0: with the highest bit turned over it is two's complement.
         let signed = codes.map(|code| code ^ 8);
         let pairs = signed.as_chunks::<2>().0.iter();

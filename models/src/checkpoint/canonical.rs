@@ -91,6 +91,7 @@ pub fn canonical_with(
     let quantization = Quantization::of(&checkpoint.declared.fields, checkpoint.path())?;
     let mut assembly = Assembly::new(&files, quantization);
     assembly.unify(layout, &config);
+    assembly.one_table(&config);
     // What is wrong with the checkpoint itself is said first.
     let fitted = assembly.fit(&adapters, &config);
     let (mut fitted, misfit) = match fitted {

@@ -27,7 +27,7 @@ mod weight_files;
 pub use crate::config::Layout;
 pub use accounting::{Accounting, Ignored, Used};
 pub use adapter::{Adapter, Merged, adapter_files, check_adapter_config};
-pub use assets::{Asset, Assets, Origin, SMALL_FILES, input_files};
+pub use assets::{Asset, Assets, Origin, SMALL_FILES, input_files, is_named_template};
 pub use canonical::{Canonical, canonical, canonical_with};
 pub use error::{CheckpointError, WeightProblems};
 pub use license::is_license;
@@ -91,7 +91,9 @@ impl Checkpoint {
         }
         let fields = Declared::fields(directory)?;
 
-        let WeightFiles { mut files, index } = weight_files::open(directory)?;
+        let found = weight_files::open(directory)?;
+        weight_files::expect_named(&found, &fields, &directory.join(CONFIG))?;
+        let WeightFiles { mut files, index } = found;
         mlx::channels_first(&mut files);
         let names = files
             .iter()

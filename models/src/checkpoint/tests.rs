@@ -243,6 +243,55 @@ fn the_tensors_decide_about_the_head() {
     assert!(message.contains("1 missing: `lm_head.weight`"), "{message}");
 }
 
+/// As `safetensors.torch.save_model` writes a tied model.
+#[test]
+fn a_tied_table_may_be_called_the_head() {
+    let rename = |stored: &mut Stored| {
+        let table = stored.remove("model.embed_tokens.weight").unwrap();
+        stored.insert("lm_head.weight".to_owned(), table);
+    };
+    let (renamed, accounting) = open(changed(true, rename).path(), None).unwrap();
+    let (plain, _) = open(changed(true, |_| {}).path(), None).unwrap();
+    assert!(renamed.config().decoder.tie_word_embeddings);
+    assert_eq!(accounting.warnings, Vec::<String>::new());
+    assert_eq!(renamed.specs(), plain.specs());
+    for spec in plain.specs() {
+        assert_eq!(renamed.read(&spec.name).unwrap(), plain.read(&spec.name).unwrap());
+    }
+    let message = open(changed(false, rename).path(), None).unwrap_err();
+    assert!(
+        message.contains("1 missing: `model.embed_tokens.weight`"),
+        "{message}"
+    );
+}
+
+#[test]
+fn the_config_names_the_weights_that_are_read() {
+    let with = |value: Value, names: &[&str]| {
+        let mut config = config(Layout::Transformers, true);
+        config["transformers_weights"] = value;
+        let directory = directory(&config, &tensors(&config, Layout::Transformers, false));
+        for name in names {
+            fs::copy(directory.path().join(SINGLE), directory.path().join(name)).unwrap();
+        }
+        open(directory.path(), None).map(|_| ())
+    };
+    assert_eq!(with(Value::Null, &[]), Ok(()));
+    assert_eq!(with(json!(SINGLE), &[]), Ok(()));
+    for (value, names) in [
+        (json!("tuned.safetensors"), &["tuned.safetensors"][..]),
+        (json!("tuned.safetensors"), &[]),
+        (json!(INDEX), &[INDEX]),
+        (json!(3), &[]),
+    ] {
+        let message = with(value.clone(), names).unwrap_err();
+        let expected = format!(
+            "config.json: `transformers_weights` is {value}, which transformers would read instead of"
+        );
+        assert!(message.contains(&expected), "{message}");
+    }
+}
+
 #[test]
 fn all_that_does_not_fit_is_listed_at_once() {
     let directory = changed(true, |stored| {

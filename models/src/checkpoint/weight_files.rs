@@ -4,10 +4,11 @@
 #![deny(clippy::as_conversions)]
 
 use super::CheckpointError;
-use super::error::first_few;
+use super::error::{first_few, short};
 use super::small::{self, MAX_INDEX};
 use super::tensor_file::TensorFile;
 use serde::Deserialize;
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
@@ -75,6 +76,33 @@ pub(super) fn open(directory: &Path) -> Result<WeightFiles, CheckpointError> {
             problem,
         }),
     }
+}
+
+/// Refuses a config, at `path`, that names other weights than those that are read: transformers 5 loads the file
+/// that the field names.
+///
+/// # Errors
+/// Another file.
+pub(super) fn expect_named(found: &WeightFiles, config: &Value, path: &Path) -> Result<(), CheckpointError> {
+    const NAME: &str = "transformers_weights";
+    let Some(named) = config.get(NAME).filter(|named| !named.is_null()) else {
+        return Ok(());
+    };
+    let whole = found.files.first().map(TensorFile::path);
+    let whole = whole.filter(|path| path.ends_with(SINGLE) || found.index.is_none());
+    let read = whole.or(found.index.as_deref()).and_then(Path::file_name);
+    let read = read.map(|name| name.to_string_lossy()).unwrap_or_default();
+    if named.as_str() == Some(&*read) {
+        return Ok(());
+    }
+    Err(CheckpointError::Config {
+        path: path.to_owned(),
+        problems: vec![format!(
+            "`{NAME}` is {}, which transformers would read instead of `{read}`: expected `{read}`; call the file \
+             with the weights `{SINGLE}` and remove the field",
+            short(named)
+        )],
+    })
 }
 
 /// The one torch file of a directory that may be its weights, or what to say.

@@ -5,6 +5,8 @@ use super::{ModelConfig, TokenMixer};
 
 /// No network is deeper: a graph of so many blocks still fits in memory.
 const DEEPEST: u64 = 1024;
+/// No image has a longer side, in pixels: what a bundle may state.
+pub(crate) const MAX_SIDE: u64 = 1 << 14;
 /// No tower has more stages: each halves the image, whose side has at most 14 bits.
 const MOST_STAGES: usize = 14;
 
@@ -95,10 +97,10 @@ pub(super) fn check(config: &ModelConfig, problems: &mut Problems) {
         ));
     }
     let token_side = vision.token_side();
-    if vision.image_size == 0 || vision.image_size % token_side != 0 || vision.image_size > 1 << 14 {
+    if vision.image_size == 0 || vision.image_size % token_side != 0 || vision.image_size > MAX_SIDE {
         let found = vision.image_size;
         problems.add(format!(
-            "the image size is {found}, expected a multiple of {token_side} up to 16384"
+            "the image size is {found}, expected a multiple of {token_side} up to {MAX_SIDE}"
         ));
     }
     if projector.input != vision.final_channels {

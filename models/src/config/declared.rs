@@ -2,7 +2,7 @@
 
 use super::check::check;
 use super::fields::Problems;
-use super::processor::{Processor, crop_side, processors};
+use super::processor::{Processor, crop_side, expect_clip, processors};
 use super::{Layout, ModelConfig};
 use crate::checkpoint::error::CheckpointError;
 use crate::checkpoint::small::{self, MAX_INDEX};
@@ -69,12 +69,17 @@ impl Declared {
         (mut config, layout): (ModelConfig, Layout),
         processors: Vec<Processor>,
     ) -> Result<Declared, CheckpointError> {
-        if let Some(side) = crop_side(&processors)? {
+        if !processors.is_empty() {
+            expect_clip(&processors, &fields, &directory.join(CONFIG))?;
+        }
+        if let Some((side, path)) = crop_side(&processors)? {
             config.vision.image_size = side;
             let mut problems = Problems(Vec::new());
             check(&config, &mut problems);
             if !problems.0.is_empty() {
-                return Err(problems.of(directory));
+                let of_crop = |problem: String| format!("`crop_size` is {side}: {problem}");
+                let problems = Problems(problems.0.into_iter().map(of_crop).collect());
+                return Err(problems.of(path));
             }
         }
         Ok(Declared {

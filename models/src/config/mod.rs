@@ -13,6 +13,7 @@ mod transformers;
 
 use crate::checkpoint::error::CheckpointError;
 use crate::checkpoint::small;
+pub(crate) use check::MAX_SIDE;
 use check::check;
 pub(crate) use declared::{CONFIG, Declared};
 use fields::Problems;
@@ -410,6 +411,24 @@ mod tests {
             },
             Case {
                 from: LLAVA,
+                old: "\"use_sliding_window\": false",
+                new: "\"use_sliding_window\": true, \"max_window_layers\": 21",
+                expected: "`use_sliding_window` is true with `max_window_layers` 21 of 24 layers",
+            },
+            Case {
+                from: TRANSFORMERS,
+                old: "\"vocab_size\": 151936",
+                new: "\"use_sliding_window\": true, \"max_window_layers\": 0, \"vocab_size\": 151936",
+                expected: "`text_config.use_sliding_window` is true with `max_window_layers` 0",
+            },
+            Case {
+                from: LLAVA,
+                old: "\"num_key_value_heads\": 2,",
+                new: "",
+                expected: "`num_key_value_heads` is missing",
+            },
+            Case {
+                from: LLAVA,
                 old: "\"num_hidden_layers\": 24",
                 new: "\"num_hidden_layers\": 16000000",
                 expected: "`num_hidden_layers` is 16000000, at most 1024",
@@ -581,6 +600,35 @@ mod tests {
                 expected,
                 "{new}"
             );
+        }
+    }
+
+    /// As transformers 5.24's `Qwen2Config` reads them.
+    #[test]
+    fn a_window_that_no_layer_has_changes_nothing() {
+        let full = format!("\"layer_types\": {:?}", ["full_attention"; 24]);
+        for from in [LLAVA, TRANSFORMERS] {
+            for more in [
+                &full,
+                "\"max_window_layers\": 24",
+                "\"layer_types\": null",
+                "\"max_window_layers\": 0, \"sliding_window\": null",
+            ] {
+                let sliding = from.replace("\"use_sliding_window\": false, ", "").replace(
+                    "\"vocab_size\": 151936",
+                    &format!("\"use_sliding_window\": true, {more}, \"vocab_size\": 151936"),
+                );
+                assert_eq!(parse(&sliding), parse(from), "{more}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_key_value_heads_are_as_many_as_query_heads() {
+        for from in [LLAVA, TRANSFORMERS] {
+            let null = from.replace("\"num_key_value_heads\": 2", "\"num_key_value_heads\": null");
+            let decoder = parse(&null).unwrap().0.decoder;
+            assert_eq!((decoder.heads, decoder.kv_heads), (14, 14));
         }
     }
 

@@ -11,6 +11,16 @@ pub(crate) const PROCESSOR: &str = "processor_config.json";
 /// What it is called there.
 const INSIDE: &str = "image_processor";
 
+/// The fields that name its class, the old name last.
+const CLASS_FIELDS: [&str; 2] = ["image_processor_type", "feature_extractor_type"];
+/// What transformers has called the one class that is computed here.
+const CLIP: [&str; 4] = [
+    "CLIPImageProcessor",
+    "CLIPImageProcessorFast",
+    "CLIPImageProcessorPil",
+    "CLIPFeatureExtractor",
+];
+
 /// Fields that change pixels.
 const FIELDS: [&str; 13] = [
     "do_resize",
@@ -125,11 +135,47 @@ fn alike(a: &Value, b: &Value) -> bool {
     }
 }
 
-/// The side of the centre crop, where it is stated.
+/// Refuses another image processor than CLIP's: transformers loads the class that is named, by `config` (all of
+/// `config.json`, at `path`) where the processor's file names none. No name at all is read as CLIP's.
+///
+/// # Errors
+/// A class that is not CLIP's, or a name that is no text.
+pub(super) fn expect_clip(
+    processors: &[Processor],
+    config: &Value,
+    path: &Path,
+) -> Result<(), CheckpointError> {
+    let stated = |fields: &Value| {
+        let value = |name: &&str| fields.get(*name).is_some_and(|value| !value.is_null());
+        let name = CLASS_FIELDS.into_iter().find(value)?;
+        Some((name, fields[name].clone()))
+    };
+    let mut classes: Vec<(&Path, &str, Value)> = Vec::new();
+    for Processor { path, fields } in processors {
+        classes.extend(stated(fields).map(|(name, class)| (path.as_path(), name, class)));
+    }
+    if classes.is_empty() {
+        let own = config.get(CLASS_FIELDS[0]).filter(|class| !class.is_null());
+        classes.extend(own.map(|class| (path, CLASS_FIELDS[0], class.clone())));
+    }
+    let is_clip = |class: &Value| class.as_str().is_some_and(|class| CLIP.contains(&class));
+    match classes.into_iter().find(|(.., class)| !is_clip(class)) {
+        None => Ok(()),
+        Some((path, name, class)) => Err(CheckpointError::Config {
+            path: path.to_owned(),
+            problems: vec![format!(
+                "`{name}` is {class}, this build supports \"{}\"",
+                CLIP[0]
+            )],
+        }),
+    }
+}
+
+/// The side of the centre crop, where it is stated, and the file that states it.
 ///
 /// # Errors
 /// A crop that is no square.
-pub(super) fn crop_side(processors: &[Processor]) -> Result<Option<u64>, CheckpointError> {
+pub(super) fn crop_side(processors: &[Processor]) -> Result<Option<(u64, &Path)>, CheckpointError> {
     let stated = |processor: &'_ Processor| processor.fields.get("crop_size").is_some();
     let Some(Processor { path, fields }) = processors.iter().find(|processor| stated(processor)) else {
         return Ok(None);
@@ -137,7 +183,7 @@ pub(super) fn crop_side(processors: &[Processor]) -> Result<Option<u64>, Checkpo
     let crop = &fields["crop_size"];
     let side = |name: &str| crop.get(name).unwrap_or(crop).as_u64();
     match (side("height"), side("width")) {
-        (Some(height), Some(width)) if height == width => Ok(Some(height)),
+        (Some(height), Some(width)) if height == width => Ok(Some((height, path))),
         _ => Err(CheckpointError::Config {
             path: path.clone(),
             problems: vec![format!("`crop_size` is {crop}, expected a square")],
@@ -166,6 +212,68 @@ mod tests {
                  [0.5,0,0]: expected the same",
             ]
         );
+    }
+
+    #[test]
+    fn another_class_is_refused_by_name() {
+        let check = |files: &[(&str, Value)], config: Value| {
+            let of = |(path, fields): &(&str, Value)| Processor {
+                path: path.into(),
+                fields: fields.clone(),
+            };
+            let processors: Vec<Processor> = files.iter().map(of).collect();
+            expect_clip(&processors, &config, Path::new("config.json")).map_err(|error| error.to_string())
+        };
+        let named = |class: &str| json!({"image_processor_type": class});
+        for class in CLIP {
+            assert_eq!(check(&[(PREPROCESSOR, named(class))], json!({})), Ok(()));
+        }
+        let nothing = json!({"image_processor_type": null});
+        assert_eq!(check(&[(PREPROCESSOR, nothing.clone())], json!({})), Ok(()));
+        assert_eq!(
+            check(
+                &[(
+                    PREPROCESSOR,
+                    json!({"feature_extractor_type": "CLIPFeatureExtractor"})
+                )],
+                json!({})
+            ),
+            Ok(())
+        );
+        // A name in the processor's file counts before that of the config.
+        assert_eq!(check(&[(PREPROCESSOR, named(CLIP[0]))], named("X")), Ok(()));
+        let both = [
+            (PROCESSOR, named(CLIP[1])),
+            (PREPROCESSOR, named("ConvNextImageProcessor")),
+        ];
+        for (found, expected) in [
+            (
+                check(&both, json!({})),
+                "preprocessor_config.json: `image_processor_type` is \"ConvNextImageProcessor\", this build supports \
+                 \"CLIPImageProcessor\"",
+            ),
+            (
+                check(
+                    &[(
+                        PREPROCESSOR,
+                        json!({"feature_extractor_type": "ViTFeatureExtractor"}),
+                    )],
+                    json!({}),
+                ),
+                "preprocessor_config.json: `feature_extractor_type` is \"ViTFeatureExtractor\"",
+            ),
+            (
+                check(&[(PREPROCESSOR, nothing)], named("MobileViTImageProcessor")),
+                "config.json: `image_processor_type` is \"MobileViTImageProcessor\"",
+            ),
+            (
+                check(&[(PREPROCESSOR, json!({"image_processor_type": 3}))], json!({})),
+                "`image_processor_type` is 3",
+            ),
+        ] {
+            let message = found.unwrap_err();
+            assert!(message.contains(expected), "{message}");
+        }
     }
 
     #[test]

@@ -76,6 +76,8 @@ pub(super) fn tower(
     }
 }
 
+const KV_HEADS: &str = "num_key_value_heads";
+
 /// Fields of Qwen2 that are alike in both dialects. Defaults are those of transformers' `Qwen2Config`.
 pub(super) fn decoder(
     fields: &Fields<'_>,
@@ -87,8 +89,13 @@ pub(super) fn decoder(
     if fields.value("hidden_act").and_then(Value::as_str) != Some("swish") {
         fields.only("hidden_act", &Value::from("silu"), problems);
     }
-    fields.only("use_sliding_window", &Value::from(false), problems);
     let types = fields.value("layer_types").and_then(Value::as_array);
+    if let (Some(found), None) = (fields.value("layer_types"), types) {
+        problems.add(format!(
+            "`{}layer_types` is {found}, expected a list",
+            fields.prefix
+        ));
+    }
     if let Some(found) = types
         .into_iter()
         .flatten()
@@ -101,12 +108,19 @@ pub(super) fn decoder(
     }
     let hidden_size = fields.size("hidden_size", None, problems);
     let heads = fields.size("num_attention_heads", None, problems);
+    let layers = fields.size("num_hidden_layers", None, problems);
+    if types.is_none() {
+        refuse_sliding(fields, layers, problems);
+    }
+    // transformers: null is as many as query heads. A missing field has another default there.
+    let null = fields.object.and_then(|object| object.get(KV_HEADS)) == Some(&Value::Null);
+    let kv_heads = fields.size(KV_HEADS, null.then_some(heads), problems);
     let head_dim = fields.size("head_dim", Some((hidden_size / heads).max(1)), problems);
     DecoderConfig {
         hidden_size,
-        layers: fields.size("num_hidden_layers", None, problems),
+        layers,
         heads,
-        kv_heads: fields.size("num_key_value_heads", None, problems),
+        kv_heads,
         head_dim,
         intermediate_size: fields.size("intermediate_size", None, problems),
         vocab_size: fields.size("vocab_size", None, problems),
@@ -114,6 +128,31 @@ pub(super) fn decoder(
         rope_theta,
         max_position_embeddings: fields.size("max_position_embeddings", Some(32768), problems),
         tie_word_embeddings: tied,
+    }
+}
+
+/// Refuses attention that does not see everything, as `Qwen2Config` has it where no `layer_types` say which: in
+/// layers from `max_window_layers` on.
+fn refuse_sliding(fields: &Fields<'_>, layers: u64, problems: &mut Problems) {
+    let slides = fields.flag("use_sliding_window", false, problems);
+    // Its default is 4096, null is none.
+    let window = fields.object.and_then(|object| object.get("sliding_window"));
+    if !slides || window == Some(&Value::Null) {
+        return;
+    }
+    let from = fields.take(
+        "max_window_layers",
+        Some(28),
+        "a whole number",
+        problems,
+        Value::as_u64,
+    );
+    if let Some(from) = from.filter(|from| *from < layers) {
+        problems.add(format!(
+            "`{}use_sliding_window` is true with `max_window_layers` {from} of {layers} layers, this build supports \
+             false, or no layer that slides",
+            fields.prefix
+        ));
     }
 }
 

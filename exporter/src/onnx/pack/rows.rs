@@ -3,7 +3,8 @@
 //! in target `cpu`, bytes by the same search, in a block as in a row.
 
 use super::{
-    Matrix, TABLE_ROWS, WIDTH, byte_of, byte_scale, bytes_of, half_scale, inverse, nibble_block, padded,
+    Halves, Matrix, TABLE_ROWS, WIDTH, byte_of, byte_scale, bytes_of, half_scale, inverse, nibble_codes,
+    nibble_scale, padded,
 };
 use crate::error::ExportError;
 use models::graph::{Blocks, Rows, WeightRef};
@@ -48,12 +49,12 @@ pub(super) fn codes(row: &[f32], blocks: Blocks) -> Vec<u8> {
     let mut out = Vec::with_capacity(row.len().next_multiple_of(length(blocks)));
     for block in row.chunks(length(blocks)) {
         if blocks.bits == NIBBLE {
-            let (_, codes) = nibble_block(&padded(block));
+            let codes = nibble_codes(&padded(block));
             let pairs = codes.as_chunks::<2>().0.iter();
             out.extend(pairs.map(|[low, high]| low | high << 4));
         } else {
             let end = out.len() + length(blocks);
-            let inverse = inverse(block_scale(block, blocks));
+            let inverse = inverse(byte_block_scale(block, blocks));
             out.extend(block.iter().map(|value| byte_of(*value, inverse)));
             out.resize(end, ZERO);
         }
@@ -61,25 +62,31 @@ pub(super) fn codes(row: &[f32], blocks: Blocks) -> Vec<u8> {
     out
 }
 
-/// `[K/size]`, float16 or float32.
-pub(super) fn scales(row: &[f32], blocks: Blocks) -> Vec<u8> {
+/// `[K/size]`, float16 or float32. Nibbles have the scales of target `cpu`, which are float16 whatever holds them.
+pub(super) fn scales(row: &[f32], blocks: Blocks, halves: &mut Halves) -> Vec<u8> {
     let mut out = Vec::new();
     for block in row.chunks(length(blocks)) {
-        let scale = block_scale(block, blocks);
+        let exact = match blocks.bits {
+            NIBBLE => nibble_scale(&padded(block), None),
+            _ => byte_scale(block),
+        };
+        if blocks.bits != NIBBLE && !blocks.half {
+            out.extend(exact.to_le_bytes());
+            continue;
+        }
+        let half = halves.scale(block, exact);
         if blocks.half {
-            out.extend(half::f16::from_f32(scale).to_le_bytes());
+            out.extend(half.to_le_bytes());
         } else {
-            out.extend(scale.to_le_bytes());
+            out.extend(half.to_f32().to_le_bytes());
         }
     }
     out
 }
 
-/// A number of the scales' type.
-fn block_scale(block: &[f32], blocks: Blocks) -> f32 {
-    if blocks.bits == NIBBLE {
-        nibble_block(&padded(block)).0.to_f32()
-    } else if blocks.half {
+/// The scale of a block of bytes, a number of its type.
+fn byte_block_scale(block: &[f32], blocks: Blocks) -> f32 {
+    if blocks.half {
         half_scale(block).to_f32()
     } else {
         byte_scale(block)

@@ -234,7 +234,7 @@ fn nibbles_beat_plain_rounding() {
             .map(|(w, q)| (w - scale * (f32::from(*q) - 8.0)).powi(2))
             .sum()
     };
-    let (scale, codes) = nibble_block(&block);
+    let (scale, codes) = (f16::from_f32(nibble_scale(&block, None)), nibble_codes(&block));
     let plain = 0.96875_f32 / 7.0;
     let plain_codes = block.map(|w| ((w / plain).round_ties_even() + 8.0) as u8);
     assert!(error(scale.to_f32(), &codes) < error(plain, &plain_codes));
@@ -242,12 +242,116 @@ fn nibbles_beat_plain_rounding() {
 
 #[test]
 fn odd_blocks() {
-    assert_eq!(nibble_block(&[0.0; WIDTH]), (f16::ZERO, [8; WIDTH]));
+    assert_eq!(nibble_scale(&[0.0; WIDTH], None), 0.0);
+    assert_eq!(nibble_codes(&[0.0; WIDTH]), [8; WIDTH]);
     let mut block = [1.0; WIDTH];
     block[5] = f32::NAN;
-    assert!(nibble_block(&block).0.is_nan());
+    assert!(nibble_scale(&block, None).is_nan());
+    assert_eq!(nibble_codes(&block), [8; WIDTH]);
     assert_eq!(byte_scale(&[0.0, -0.0]), 0.0);
     assert!(byte_scale(&[1.0, f32::INFINITY]).is_nan());
     let one = byte_scale(&[-2.54]);
     assert_eq!(byte_of(-2.54, inverse(one)), 1);
+}
+
+/// Weights times a factor.
+struct Times(Memory, f32);
+
+impl Weights for Times {
+    fn specs(&self) -> &[WeightSpec] {
+        self.0.specs()
+    }
+
+    fn read_block(
+        &self,
+        name: &str,
+        rows: std::ops::Range<usize>,
+        columns: std::ops::Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), CheckpointError> {
+        self.0.read_block(name, rows, columns, out)?;
+        out.iter_mut().for_each(|value| *value *= self.1);
+        Ok(())
+    }
+}
+
+/// In every form that has scales in float16, and in no other.
+#[test]
+fn scales_that_float16_does_not_hold_are_refused() {
+    use models::graph::Blocks;
+    let of = |form: WeightForm, factor: f32| {
+        let weights = Times(Memory::new(&[("w", &[16, 64])]), factor);
+        bytes(&reference("w", form), &weights)
+            .map(|_| ())
+            .map_err(|error| error.to_string())
+    };
+    let blocks = |bits, half| WeightForm::BlockScales(Blocks { bits, size: 32, half });
+    let rows = Rows::default;
+    // The largest weight is 128.
+    for form in [
+        WeightForm::PanelScales(Encoding::Int4, rows()),
+        WeightForm::Signed8Scales,
+        WeightForm::Signed4Scales,
+        blocks(4, false),
+        blocks(4, true),
+        blocks(8, true),
+    ] {
+        assert_eq!(of(form.clone(), 1.0), Ok(()), "{form:?}");
+        let message = of(form.clone(), 1e-9).unwrap_err();
+        assert!(
+            message.contains("scales in float16 do not hold `w` with a scale of"),
+            "{form:?}: {message}"
+        );
+        let message = of(form.clone(), 1e6).unwrap_err();
+        assert!(message.contains("expected at most 65504"), "{form:?}: {message}");
+        // A weight of 131072, and a scale of 16384 at most.
+        let unpacked = !matches!(form, WeightForm::PanelScales(..)) && form != blocks(4, false);
+        assert_eq!(of(form.clone(), 1024.0).is_err(), unpacked, "{form:?}");
+    }
+    for form in [
+        WeightForm::PanelScales(Encoding::Int8, rows()),
+        WeightForm::ByteScales,
+        blocks(8, false),
+    ] {
+        for factor in [1e-9, 1.0, 1e6] {
+            assert_eq!(of(form.clone(), factor), Ok(()), "{form:?}");
+        }
+    }
+    // The codes come without a word.
+    assert_eq!(of(WeightForm::Panels(Encoding::Int4, rows()), 1e-9), Ok(()));
+    let informed = |factor| {
+        let weights = Informed(Memory::new(&[("w", &[16, 64])]));
+        let weights = Scaled(weights, factor);
+        let form = WeightForm::PanelScales(Encoding::Int4, rows());
+        bytes(&reference("w", form), &weights)
+            .map(|_| ())
+            .map_err(|error| error.to_string())
+    };
+    assert_eq!(informed(1.0), Ok(()));
+    assert!(informed(1e-9).is_err() && informed(1e6).is_err());
+}
+
+/// Weights with inputs that are known, times a factor.
+struct Scaled(Informed, f32);
+
+impl Weights for Scaled {
+    fn specs(&self) -> &[WeightSpec] {
+        self.0.specs()
+    }
+
+    fn read_block(
+        &self,
+        name: &str,
+        rows: std::ops::Range<usize>,
+        columns: std::ops::Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), CheckpointError> {
+        self.0.read_block(name, rows, columns, out)?;
+        out.iter_mut().for_each(|value| *value *= self.1);
+        Ok(())
+    }
+
+    fn moments(&self, name: &str, run: usize) -> Result<Option<Vec<f32>>, CheckpointError> {
+        self.0.moments(name, run)
+    }
 }

@@ -54,6 +54,8 @@ pub(in crate::checkpoint) struct Target<'a> {
     pub(in crate::checkpoint) tower: &'a VisionConfig,
     /// Names of the head and of the embedding that is the head too, where it is.
     pub(in crate::checkpoint) tied: Option<(&'a str, &'a str)>,
+    /// Name of the head that is the embedding too, whether it is stored as a copy or not at all.
+    pub(in crate::checkpoint) follows: Option<&'a str>,
 }
 
 impl<'a> Target<'a> {
@@ -146,7 +148,7 @@ impl<'a> Fit<'a> {
                     ));
                     continue;
                 }
-                if role != Role::Instead && !self.reaches(name, &module) {
+                if role != Role::Instead && !self.follows(&target) && !self.reaches(name, &module) {
                     continue;
                 }
                 let unified = match self.unify(&target) {
@@ -194,6 +196,20 @@ impl<'a> Fit<'a> {
             }
         }
         targets
+    }
+
+    /// Whether a tensor of the base is the head that peft adapts along with the embedding, of which the config then
+    /// names one alone: `ensure_weight_tying` of a base that has one table for both.
+    fn follows(&self, target: &str) -> bool {
+        let tied = self
+            .adapter
+            .config
+            .as_ref()
+            .is_some_and(|config| config.stays_tied);
+        match (self.base.follows, self.unify(target)) {
+            (Some(head), Unified::Name(name)) => tied && name == head,
+            _ => false,
+        }
     }
 
     /// Whether peft would put LoRA around a module; otherwise says that it would not.

@@ -3,7 +3,7 @@
 use super::Files;
 use crate::bundle::{Aspect, ImageSpec, Resample};
 use crate::checkpoint::error::CheckpointError;
-use crate::config::{CONFIG, ModelConfig, PREPROCESSOR, Processor};
+use crate::config::{CONFIG, MAX_SIDE, ModelConfig, PREPROCESSOR, Processor};
 use serde_json::Value;
 
 /// Apple's `MobileCLIPVisionTower` and `process_images`: the processor's numbers stand in the code.
@@ -76,6 +76,8 @@ pub(super) fn transformers_image(
     let mut problems = Vec::new();
     let mut flag = |field: &str| match value.get(field) {
         None => true,
+        // transformers asks whether it is true.
+        Some(Value::Null) => false,
         Some(Value::Bool(flag)) => *flag,
         Some(found) => {
             problems.push(format!("`{field}` is {found}, expected true or false"));
@@ -86,7 +88,8 @@ pub(super) fn transformers_image(
         ["do_resize", "do_center_crop", "do_rescale", "do_normalize"].map(&mut flag);
     for (field, done) in [("do_resize", resize), ("do_center_crop", crop)] {
         if !done {
-            problems.push(format!("`{field}` is false, this build supports true"));
+            let found = &value[field];
+            problems.push(format!("`{field}` is {found}, this build supports true"));
         }
     }
     for field in ["do_pad", "use_square_size"] {
@@ -113,13 +116,16 @@ pub(super) fn transformers_image(
     let mut triple = |field: &str, default: [f64; 3]| match value.get(field).filter(counts) {
         None => default,
         Some(found) => {
-            let list: Option<Vec<f64>> = found
-                .as_array()
-                .and_then(|list| list.iter().map(Value::as_f64).collect());
+            let list: Option<Vec<f64>> = match found {
+                Value::Array(list) => list.iter().map(Value::as_f64).collect(),
+                one => one.as_f64().map(|number| vec![number]),
+            };
             match list.as_deref() {
                 Some(&[r, g, b]) => [r, g, b],
+                // One for all channels.
+                Some(&[all]) => [all; 3],
                 _ => {
-                    problems.push(format!("`{field}` is {found}, expected three numbers"));
+                    problems.push(format!("`{field}` is {found}, expected three numbers or one"));
                     default
                 }
             }
@@ -171,8 +177,8 @@ fn shortest_edge(value: &Value, problems: &mut Vec<String>) -> Option<u32> {
     let square = value.get("default_to_square");
     let number = size.is_number() && square.is_none_or(is_unset);
     let edge = if number { Some(size) } else { size.get(EDGE) };
-    let edge = edge.and_then(Value::as_u64).map(u32::try_from);
-    let Some(Ok(edge @ 1..)) = edge else {
+    let edge = edge.and_then(Value::as_u64);
+    let Some(edge @ 1..) = edge else {
         let found = if size.is_number() && !number {
             format!("{size} with `default_to_square` true")
         } else {
@@ -181,6 +187,10 @@ fn shortest_edge(value: &Value, problems: &mut Vec<String>) -> Option<u32> {
         problems.push(format!("`size` is {found}, expected a `{EDGE}`"));
         return None;
     };
+    if edge > MAX_SIDE {
+        let field = if number { "size" } else { "size.shortest_edge" };
+        problems.push(format!("`{field}` is {edge}, expected 1 to {MAX_SIDE}"));
+    }
     for (name, found) in size.as_object().into_iter().flatten() {
         if name != EDGE && !found.is_null() {
             problems.push(format!(
@@ -188,7 +198,7 @@ fn shortest_edge(value: &Value, problems: &mut Vec<String>) -> Option<u32> {
             ));
         }
     }
-    Some(edge)
+    u32::try_from(edge).ok()
 }
 
 /// Whether a flag says no.

@@ -22,6 +22,7 @@ use clients::{client_config, client_image, client_processor, client_tokenizer};
 use image::{llava_aspect, llava_image, transformers_image};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+pub use text::is_named_template;
 use text::{Ids, image_token, special_tokens, stop_ids, template, tokenizer};
 
 /// What a bundle needs beside the networks.
@@ -40,11 +41,12 @@ pub struct Assets {
 }
 
 /// Names of the small files that are read where they exist; beside them, those that
-/// [`is_license`](super::is_license) tells.
-pub const SMALL_FILES: [&str; 14] = [
+/// [`is_license`](super::is_license) and [`is_named_template`] tell.
+pub const SMALL_FILES: [&str; 15] = [
     "README.md",
     "adapter_config.json",
     "added_tokens.json",
+    text::DEFAULT_TEMPLATE,
     "chat_template.jinja",
     "chat_template.json",
     "config.json",
@@ -66,7 +68,7 @@ const NO_INPUTS: [&str; 4] = [
     "generation_config.json",
 ];
 
-/// The small files that say how text and images become inputs.
+/// The small files that say how text and images become inputs; beside them, those that [`is_named_template`] tells.
 pub fn input_files() -> impl Iterator<Item = &'static str> {
     let inputs = |name: &&str| !NO_INPUTS.contains(name);
     SMALL_FILES.into_iter().filter(inputs)
@@ -154,12 +156,11 @@ fn with_image(
     }
     let rows = config.decoder.vocab_size;
     let special = tokens::complete(files, &tokenizer_config, &mut tokenizer, made, rows)?;
-    encoding::check(files, &tokenizer, &tokenizer_config)?;
+    let mut warnings = encoding::check(files, &tokenizer, made, &tokenizer_config, &special)?;
     let named = Ids::of(&tokenizer).added.contains_key(IMAGE_TOKEN);
     let image_token_id = image_token(files, declared, config, layout, &mut tokenizer)?;
     let ids = Ids::of(&tokenizer);
     let generation = files.json("generation_config.json")?;
-    let mut warnings = Vec::new();
     let stop_ids = stop_ids(files, generation.as_ref(), declared, &ids, layout, &mut warnings)?;
     warnings.extend(generation::left_out(generation.as_ref(), declared));
     if let Some(id) = image_token_id.filter(|id| stop_ids.contains(id)) {
@@ -314,7 +315,11 @@ mod tests {
         {
             match *text {
                 "" => std::fs::remove_file(directory.path().join(name)).unwrap(),
-                text => std::fs::write(directory.path().join(name), text).unwrap(),
+                text => {
+                    let path = directory.path().join(name);
+                    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                    std::fs::write(path, text).unwrap();
+                }
             }
         }
         let read = |fields| Declared::read(directory.path(), fields);
@@ -663,7 +668,7 @@ mod tests {
     #[test]
     fn what_an_image_processor_would_do_otherwise_is_refused() {
         let with = |more: &str| {
-            let processor = PROCESSOR.replacen('{', &format!("{{{more}, "), 1);
+            let processor = format!("{}, {more}}}", PROCESSOR.strip_suffix('}').unwrap());
             // The last of two fields of a name counts.
             let processor: Value = serde_json::from_str(&processor).unwrap();
             of_transformers(&[("preprocessor_config.json", &processor.to_string())])
@@ -709,8 +714,29 @@ mod tests {
                 "`do_pad` is true, this build supports false",
             ),
             (
-                with(r#""do_normalize": null"#).map(|_| 0),
-                "`do_normalize` is null, expected true or false",
+                with(r#""do_normalize": 1"#).map(|_| 0),
+                "`do_normalize` is 1, expected true or false",
+            ),
+            (
+                with(r#""do_resize": null"#).map(|_| 0),
+                "`do_resize` is null, this build supports true",
+            ),
+            (
+                edge(r#"{"shortest_edge": 4000000000}"#),
+                "preprocessor_config.json: `size.shortest_edge` is 4000000000, expected 1 to 16384",
+            ),
+            (edge("5000000000"), "`size` is 5000000000, expected 1 to 16384"),
+            (
+                with(r#""crop_size": 4000000000"#).map(|_| 0),
+                "preprocessor_config.json: `crop_size` is 4000000000: the image size is 4000000000",
+            ),
+            (
+                with(r#""image_processor_type": "ConvNextImageProcessor""#).map(|_| 0),
+                "`image_processor_type` is \"ConvNextImageProcessor\", this build supports",
+            ),
+            (
+                with(r#""image_mean": [0.5, 0.5]"#).map(|_| 0),
+                "expected three numbers or one",
             ),
             (
                 with(r#""rescale_factor": null"#).map(|_| 0),
@@ -718,7 +744,7 @@ mod tests {
             ),
             (
                 null("image_mean", "[0.5, 0.5, 0.5]"),
-                "`image_mean` is null, expected three numbers",
+                "`image_mean` is null, expected three numbers or one",
             ),
             (null("resample", "2"), "`resample` is null, this build supports"),
         ];
@@ -736,6 +762,15 @@ mod tests {
         let processor = processor.replace("[0.5, 0.5, 0.5]", "null");
         let assets = of_transformers(&[("preprocessor_config.json", &processor)]).unwrap();
         assert_eq!((assets.image.mean, assets.image.rescale), ([0.0; 3], 1.0));
+        let nulls = processor.replace(": false", ": null");
+        assert_eq!(
+            of_transformers(&[("preprocessor_config.json", &nulls)])
+                .unwrap()
+                .image,
+            assets.image
+        );
+        let assets = with(r#""image_mean": 0.25, "image_std": 0.5"#).unwrap();
+        assert_eq!((assets.image.mean, assets.image.std), ([0.25; 3], [0.5; 3]));
     }
 
     #[test]
@@ -855,6 +890,202 @@ mod tests {
             ("chat_template.jinja", "a\nb\n"),
         ];
         assert_eq!(checkpoint(&same).unwrap().warnings, Vec::<String>::new());
+    }
+
+    /// As transformers 5.24 reads the files.
+    #[test]
+    fn what_a_tokenizers_class_does_otherwise_is_refused_or_said() {
+        let words = serde_json::to_string(text::QWEN2_WORDS).unwrap();
+        let whole = |more: &str, space: bool, normalizer: &str| {
+            let parts = format!(
+                r#"{more} "normalizer": {normalizer}, "pre_tokenizer": {{"type": "Sequence", "pretokenizers": [
+                {{"type": "Split", "pattern": {{"Regex": {words}}}}}, {{"type": "ByteLevel", "add_prefix_space": {space}}}]}}, "model""#
+            );
+            IMAGE_TOKENIZER.replacen("\"model\"", &parts, 1)
+        };
+        let plain = whole("", false, r#"{"type": "NFC"}"#);
+        let spaced = whole("", true, r#"{"type": "NFC"}"#);
+        let end = r#""content": "<|im_end|>""#;
+        let stripped = plain.replacen(end, &format!("{end}, \"rstrip\": true"), 1);
+        let qwen2 = r#"{"tokenizer_class": "Qwen2Tokenizer"}"#;
+        let with = |field: &str| qwen2.replacen('{', &format!("{{{field}, "), 1);
+        let other = |field: &str| format!("{{{field}}}");
+        let flag = |rstrip: bool| {
+            format!(
+                r#""added_tokens_decoder": {{"4": {{"content": "<|im_end|>", "special": true, "rstrip": {rstrip}}}}}"#
+            )
+        };
+        let [strips, not] = [true, false].map(flag);
+        let eos = r#""eos_token": "<|im_end|>", "unk_token": null, "pad_token": null"#;
+        let quiet = r#""eos_token": null, "unk_token": null, "pad_token": null"#;
+        for (tokenizer, config, expected) in [
+            (&plain, other(eos), ""),
+            (&plain, with(quiet), ""),
+            (&plain, with(&format!("{quiet}, \"add_prefix_space\": false")), ""),
+            (&spaced, with(&format!("{quiet}, \"add_prefix_space\": true")), ""),
+            (&spaced, other(r#""add_prefix_space": false"#), ""),
+            (
+                &plain,
+                with(&format!("{quiet}, \"add_prefix_space\": true")),
+                "tokenizer_config.json: `add_prefix_space` is true, and the pre-tokenizer of tokenizer.json has false",
+            ),
+            (
+                &spaced,
+                with(quiet).replace("Qwen2Tokenizer", "Qwen2TokenizerFast"),
+                "`add_prefix_space` is not set, and the pre-tokenizer of tokenizer.json has true",
+            ),
+            (
+                &plain,
+                other(r#""split_special_tokens": true"#),
+                "tokenizer_config.json: `split_special_tokens` is true",
+            ),
+            (&stripped, other(eos), ""),
+            (&stripped, with(quiet), ""),
+            (&stripped, other(&strips), ""),
+            (
+                &stripped,
+                with(eos),
+                "`added_tokens` has `<|im_end|>` with `rstrip` true, and `Qwen2Tokenizer`, the `tokenizer_class` of",
+            ),
+            (
+                &stripped,
+                other(&not),
+                "with `rstrip` true, and `added_tokens_decoder` of tokenizer_config.json has false",
+            ),
+            (
+                &plain,
+                other(&strips),
+                "tokenizer.json: `added_tokens` has `<|im_end|>` with `rstrip` false, and `added_tokens_decoder`",
+            ),
+        ] {
+            let found = of_transformers(&[("tokenizer.json", tokenizer), ("tokenizer_config.json", &config)]);
+            let right = match &found {
+                Ok(_) => expected.is_empty(),
+                Err(message) => !expected.is_empty() && message.contains(expected),
+            };
+            assert!(right, "{config}: {:?}, expected {expected}", found.map(|_| ()));
+        }
+        let said = |tokenizer: &str, config: &str| {
+            let generation = ("generation_config.json", r#"{"eos_token_id": 4}"#);
+            let files = [
+                generation,
+                ("tokenizer.json", tokenizer),
+                ("tokenizer_config.json", config),
+            ];
+            of_transformers(&files).unwrap().warnings
+        };
+        let config = with(quiet);
+        assert_eq!(said(&plain, &config), Vec::<String>::new());
+        let no_normalizer = whole("", false, "null");
+        assert_eq!(
+            said(&no_normalizer, &config),
+            [
+                "tokenizer.json: `normalizer` is null, and `Qwen2Tokenizer`, the `tokenizer_class` of \
+                 tokenizer_config.json, has NFC in transformers: that of tokenizer.json is taken"
+            ]
+        );
+        assert_eq!(said(&no_normalizer, "{}"), Vec::<String>::new());
+        let other_words = plain.replace("(?!\\\\S)", "");
+        assert_ne!(other_words, plain);
+        assert!(matches!(said(&other_words, &config).as_slice(), [one] if one.contains("other words")));
+        let cut = whole(
+            r#""truncation": {"max_length": 70, "direction": "Right"},"#,
+            false,
+            r#"{"type": "NFC"}"#,
+        );
+        assert_eq!(
+            said(&cut, "{}"),
+            [
+                "tokenizer.json: `truncation` has `max_length` 70, and transformers cuts prompts to as many positions, \
+                 those of images too: nothing is cut here"
+            ]
+        );
+    }
+
+    #[test]
+    fn qwen2s_class_has_tokens_that_no_file_names() {
+        let tokenizer = IMAGE_TOKENIZER.replace(r#""content": "x""#, r#""content": "<|endoftext|>""#);
+        let tokens = |config: &str| {
+            let template = (
+                "chat_template.jinja",
+                "{{ eos_token }}{{ pad_token }}{{ unk_token }}",
+            );
+            let files = [
+                ("tokenizer.json", tokenizer.as_str()),
+                ("tokenizer_config.json", config),
+                template,
+            ];
+            let tokens = of_transformers(&files).unwrap().prompt.special_tokens.into_iter();
+            tokens
+                .map(|(name, token)| format!("{name} {token}"))
+                .collect::<Vec<_>>()
+        };
+        let default = |name: &str| format!("{name} <|endoftext|>");
+        assert_eq!(
+            tokens(r#"{"tokenizer_class": "Qwen2TokenizerFast"}"#),
+            ["eos_token", "pad_token", "unk_token"].map(default)
+        );
+        assert_eq!(
+            tokens(r#"{"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": null}"#),
+            ["eos_token <|im_end|>".to_owned(), default("unk_token")]
+        );
+        assert_eq!(
+            tokens(r#"{"tokenizer_class": "TokenizersBackend"}"#),
+            Vec::<String>::new()
+        );
+    }
+
+    #[test]
+    fn an_image_token_that_is_no_whole_number_is_named() {
+        for (config, expected) in [
+            (
+                fast_vlm().replace("index\": 5", "index\": 5.0"),
+                "`image_token_index` is 5.0, expected a whole number",
+            ),
+            (
+                fast_vlm().replace("index\": 5", "id\": \"5\""),
+                "`image_token_id` is \"5\", expected a whole number",
+            ),
+        ] {
+            let message = of_transformers(&[("config.json", &config)]).unwrap_err();
+            assert!(message.contains(expected), "{message}");
+        }
+    }
+
+    /// As transformers 5.24 reads the folder.
+    #[test]
+    fn a_template_with_a_name_may_be_the_default() {
+        let default = ("additional_chat_templates/default.jinja", "by name");
+        let other = ("additional_chat_templates/rag.jinja", "rag");
+        let in_tokenizer = ("tokenizer_config.json", r#"{"chat_template": "tokenizer's"}"#);
+        let alone = ("chat_template.jinja", "alone");
+        let old = ("chat_template.json", r#"{"chat_template": "old"}"#);
+        let in_processor = ("processor_config.json", r#"{"chat_template": "inside"}"#);
+        let read = |files: &[(&str, &str)]| {
+            let assets = checkpoint(files)?;
+            let template = &assets.files[0];
+            let text = String::from_utf8(template.contents.clone()).unwrap();
+            Ok::<_, String>((text, template.origin.clone(), assets.warnings.len()))
+        };
+        let derived = || Origin::Derived(default.0.to_owned());
+        assert_eq!(
+            read(&[default, other, in_tokenizer]),
+            Ok(("by name".to_owned(), derived(), 0))
+        );
+        assert_eq!(read(&[default, alone]), Ok(("alone".to_owned(), Origin::Kept, 1)));
+        assert_eq!(read(&[other, alone]), Ok(("alone".to_owned(), Origin::Kept, 0)));
+        let (text, ..) = read(&[other, in_processor]).unwrap();
+        assert_eq!(text, "inside");
+        let message = read(&[other, in_tokenizer]).unwrap_err();
+        assert!(
+            message.contains("rag.jinja: is a chat template with a name"),
+            "{message}"
+        );
+        let message = read(&[default, old]).unwrap_err();
+        assert!(
+            message.contains("chat_template.json: is there beside `additional_chat_templates/default.jinja`"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -13,6 +13,9 @@ pub(super) const GENERATION: &str = "generation_config.json";
 /// Files of a chat template alone.
 const TEMPLATE: &str = "chat_template.jinja";
 const OLD_TEMPLATE: &str = "chat_template.json";
+/// The folder of templates that have names, and the one that is taken where nobody asks for another.
+const NAMED_TEMPLATES: &str = "additional_chat_templates";
+pub(super) const DEFAULT_TEMPLATE: &str = "additional_chat_templates/default.jinja";
 /// Ends a turn; Apple's code stops there whatever the config says.
 const TURN_END: &str = "<|im_end|>";
 /// The template of transformers' conversion script: a message's content is a list of parts.
@@ -22,7 +25,7 @@ const PARTS_TEMPLATE: &str = "{% for message in messages %}{% if loop.first and 
 pub(super) const TEXT_TEMPLATE: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 /// Qwen2's way of cutting text into words, for checkpoints that ship `vocab.json` and `merges.txt` only.
-const QWEN2_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+pub(super) const QWEN2_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// `tokenizer.json`, or one made of `vocab.json` and `merges.txt`, still without special tokens; and whether
 /// it was made so.
@@ -103,9 +106,18 @@ pub(super) fn image_token(
                 );
                 return Err(files.config(CONFIG, problem));
             }
-            let stated = index.or(id).and_then(Value::as_i64);
-            // FastVlmConfig's default.
-            let stated = stated.unwrap_or(151_646);
+            let named = if index.is_some() {
+                "image_token_index"
+            } else {
+                "image_token_id"
+            };
+            let stated = match index.or(id) {
+                // FastVlmConfig's default.
+                None => 151_646,
+                Some(found) => found.as_i64().ok_or_else(|| {
+                    files.config(CONFIG, format!("`{named}` is {found}, expected a whole number"))
+                })?,
+            };
             if known == Some(stated) {
                 return Ok(known);
             }
@@ -230,11 +242,42 @@ fn line_feeds(template: &str) -> String {
     template.replace("\r\n", "\n").replace('\r', "\n")
 }
 
+/// Whether a file of a checkpoint, by its path there, is a chat template of those that have names.
+pub fn is_named_template(path: &str) -> bool {
+    let inside = path.strip_prefix(NAMED_TEMPLATES);
+    let name = inside.and_then(|rest| rest.strip_prefix('/')?.strip_suffix(".jinja"));
+    name.is_some_and(|name| !name.is_empty() && !name.contains(['/', '\\']))
+}
+
+/// Paths of the chat templates that have names, sorted.
+///
+/// # Errors
+/// A folder that cannot be read.
+fn named_templates(files: &Files<'_>) -> Result<Vec<String>, CheckpointError> {
+    let path = files.path(NAMED_TEMPLATES);
+    let io = |source| CheckpointError::Io {
+        path: path.clone(),
+        source,
+    };
+    if !path.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(&path).map_err(io)? {
+        let name = entry.map_err(io)?.file_name();
+        let name = format!("{NAMED_TEMPLATES}/{}", name.to_string_lossy());
+        found.extend(Some(name).filter(|name| is_named_template(name)));
+    }
+    found.sort();
+    Ok(found)
+}
+
 /// The checkpoint's chat template, or the published one of its layout. Places are read in the order of
 /// transformers' processors, then that of its tokenizers; `warnings` say where files of a processor have others.
 ///
 /// # Errors
-/// A template that is empty, or none that is called `default` among several.
+/// A template that is empty, or none that is called `default` among several; templates that have names beside
+/// `chat_template.json`.
 pub(super) fn template(
     files: &Files<'_>,
     tokenizer_config: &Value,
@@ -249,7 +292,23 @@ pub(super) fn template(
             found.push((name, text));
         }
     }
+    let named = named_templates(files)?;
+    if let (Some(other), true) = (named.first(), files.path(OLD_TEMPLATE).exists()) {
+        let problem =
+            format!("is there beside `{other}`, which transformers refuses: expected one of the two");
+        return Err(CheckpointError::malformed(&files.path(OLD_TEMPLATE), problem));
+    }
     found.extend(files.text(TEMPLATE)?.map(|text| (TEMPLATE, text)));
+    if named.iter().any(|name| name == DEFAULT_TEMPLATE) {
+        found.extend(files.text(DEFAULT_TEMPLATE)?.map(|text| (DEFAULT_TEMPLATE, text)));
+    }
+    if let ([], [first, ..]) = (found.as_slice(), named.as_slice()) {
+        let problem = format!(
+            "is a chat template with a name, and none is the default: expected `{TEMPLATE}` or \
+             `{DEFAULT_TEMPLATE}` beside it"
+        );
+        return Err(CheckpointError::malformed(&files.path(first), problem));
+    }
     if found.is_empty() {
         let text = stated(files, tokens::TOKENIZER_CONFIG, tokenizer_config)?;
         found.extend(text.map(|text| (tokens::TOKENIZER_CONFIG, text)));

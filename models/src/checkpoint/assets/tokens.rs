@@ -34,11 +34,18 @@ const LISTS: [&str; 2] = ["extra_special_tokens", "additional_special_tokens"];
 /// What Qwen2's tokenizer is told when nothing else is said.
 const QWEN2_DEFAULT: &str = "<|endoftext|>";
 
+/// For these names.
+const QWEN2_NAMES: [&str; 3] = ["eos_token", "unk_token", "pad_token"];
+/// Its class.
+pub(super) const QWEN2_CLASS: &str = "Qwen2Tokenizer";
+
 /// What the files say about special tokens.
 #[derive(Debug, Default)]
 pub(super) struct Special {
     /// The tokens that names stand for, in transformers' order.
     pub(super) named: Vec<(String, String)>,
+    /// Those of the lists.
+    pub(super) listed: Vec<String>,
     /// The file besides `tokenizer.json` that some token was only in.
     pub(super) from: Option<&'static str>,
 }
@@ -104,7 +111,7 @@ pub(super) fn complete(
         Some(_) => None,
         None => files.json(SPECIAL_TOKENS_MAP)?,
     };
-    let named = named(config, map.as_ref());
+    let named = named(config, map.as_ref(), qwen2 || is_qwen2(config));
     let listed = listed(config, map.as_ref());
     let mut wanted = match decoder {
         Some(field) => of_decoder(files, field)?,
@@ -122,7 +129,8 @@ pub(super) fn complete(
         wanted.first().map(|token| token.from)
     };
     let eos = named.iter().find(|(name, _)| name == "eos_token");
-    let known = |token: &str| table.id(token).is_some() || qwen2 && token == QWEN2_DEFAULT;
+    let adds_default = qwen2 || is_qwen2(config);
+    let known = |token: &str| table.id(token).is_some() || adds_default && token == QWEN2_DEFAULT;
     if let Some((_, eos)) = eos.filter(|(_, eos)| !known(eos)) {
         let problem = format!("`eos_token` is `{eos}`, which the tokenizer does not know");
         return Err(files.config(TOKENIZER_CONFIG, problem));
@@ -131,7 +139,7 @@ pub(super) fn complete(
         let says = |file: &Value| file.get(name).is_some();
         !says(config) && !map.as_ref().is_some_and(says)
     };
-    let default = qwen2 && ["eos_token", "unk_token", "pad_token"].into_iter().any(silent);
+    let default = qwen2 && QWEN2_NAMES.into_iter().any(silent);
     let default = default.then_some(QWEN2_DEFAULT);
     let names = named.iter().map(|(_, content)| content.as_str());
     for content in default
@@ -144,7 +152,7 @@ pub(super) fn complete(
     let from = from.or((!table.added.is_empty()).then_some(TOKENIZER_CONFIG));
     let added = table.added;
     extend(tokenizer, added);
-    Ok(Special { named, from })
+    Ok(Special { named, listed, from })
 }
 
 /// Adds one special token to `tokenizer` and says its id; `None` where it would be beyond `rows`.
@@ -296,10 +304,24 @@ fn content(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value.get("content")?.as_str())
 }
 
-/// The tokens that names stand for; `special_tokens_map.json`, where it counts, has the last word.
-fn named(config: &Value, map: Option<&Value>) -> Vec<(String, String)> {
+/// Whether transformers would make a `Qwen2Tokenizer`, which takes ids from `tokenizer.json` and has a way of its own to
+/// them.
+pub(super) fn is_qwen2(config: &Value) -> bool {
+    let class = config.get("tokenizer_class").and_then(Value::as_str);
+    class.is_some_and(|class| class.strip_suffix("Fast").unwrap_or(class) == QWEN2_CLASS)
+}
+
+/// The tokens that names stand for; `special_tokens_map.json`, where it counts, has the last word. `qwen2` says that
+/// the class is Qwen2's, which has tokens for names that no file mentions.
+fn named(config: &Value, map: Option<&Value>, qwen2: bool) -> Vec<(String, String)> {
     let mut found: BTreeMap<&str, &str> = BTreeMap::new();
     let mut order: Vec<&str> = NAMES.to_vec();
+    if qwen2 {
+        // Null is said, too: there is none then.
+        let silent = |name: &&str| config.get(*name).is_none();
+        let defaults = QWEN2_NAMES.into_iter().filter(silent);
+        found.extend(defaults.map(|name| (name, QWEN2_DEFAULT)));
+    }
     for file in std::iter::once(config).chain(map) {
         let own = file.as_object().into_iter().flatten();
         let own = own.filter(|(name, _)| name.ends_with("_token"));

@@ -13,6 +13,24 @@ const APART: &str = "an adapter changes the embedding table or the head, which a
     checkpoint: they are two now, as they were while it was trained";
 
 impl Assembly<'_> {
+    /// Takes the head for the embedding table where the config ties the two and the checkpoint has the head alone,
+    /// as `safetensors.torch.save_model` writes it: of two names of a tensor it keeps one.
+    pub(super) fn one_table(&mut self, config: &ModelConfig) {
+        let parts = [".weight", ".scales", ".biases"].map(|part| {
+            let of = |name: &str| name.replace(".weight", part);
+            (of(HEAD), of(EMBEDDING))
+        });
+        let has_table = parts.iter().any(|(_, table)| self.unified.contains_key(table));
+        if !config.decoder.tie_word_embeddings || has_table {
+            return;
+        }
+        for (head, table) in parts {
+            if let Some(id) = self.unified.remove(&head) {
+                self.unified.insert(table, id);
+            }
+        }
+    }
+
     /// What adapters do to the tensors.
     pub(super) fn fit(&self, adapters: &[Adapter], config: &ModelConfig) -> Result<Fitted, CheckpointError> {
         let tied = config.decoder.tie_word_embeddings && !self.unified.contains_key(HEAD);
@@ -23,6 +41,7 @@ impl Assembly<'_> {
                 files: self.files,
                 tower: &config.vision,
                 tied: tied.then_some((HEAD, EMBEDDING)),
+                follows: config.decoder.tie_word_embeddings.then_some(HEAD),
             },
         )
     }

@@ -357,6 +357,55 @@ fn adapters_add_up_by_their_weights() {
     );
 }
 
+/// What peft 0.21 writes for `ensure_weight_tying`: LoRA of the embedding, and the same turned over of the head, which
+/// `target_modules` does not have. Unmerged, it answers with each where it stands.
+#[test]
+fn a_head_that_follows_the_embedding_has_the_same_delta() {
+    const MODULE: &str = "base_model.model.model.embed_tokens";
+    let mut stored = Stored::new();
+    put(&mut stored, &format!("{MODULE}.lora_embedding_A"), &[2, 20]);
+    put(&mut stored, &format!("{MODULE}.lora_embedding_B"), &[16, 2]);
+    let turned = |name: &str, [rows, columns]: [u64; 2]| {
+        let values = &stored[&format!("{MODULE}.{name}")].1;
+        let (height, width) = (usize::try_from(rows).unwrap(), usize::try_from(columns).unwrap());
+        let at = |column| (0..height).map(move |row| values[row * width + column]);
+        (vec![columns, rows], (0..width).flat_map(at).collect::<Vec<f32>>())
+    };
+    let (a, b) = (
+        turned("lora_embedding_B", [16, 2]),
+        turned("lora_embedding_A", [2, 20]),
+    );
+    let delta = product(&b.1, &a.1, 2);
+    stored.insert("base_model.model.lm_head.lora_A.weight".to_owned(), a);
+    stored.insert("base_model.model.lm_head.lora_B.weight".to_owned(), b);
+    let mut config = lora(2, 4.0);
+    config["target_modules"] = json!(["q_proj", "model.embed_tokens"]);
+    config["ensure_weight_tying"] = json!(true);
+    let of = |config: &Value| adapter(config, &stored);
+    let copied = changed(true, |stored| {
+        let table = stored["model.embed_tokens.weight"].clone();
+        stored.insert("lm_head.weight".to_owned(), table);
+    });
+    for base in [base(Layout::Llava, true), copied] {
+        let own = open(base.path(), None).unwrap().0;
+        let own = own.read("language_model.embed_tokens.weight").unwrap();
+        let expected = plus(&own, 2.0, &delta);
+        let (merged, _) = merge(base.path(), &[(of(&config).path(), 1.0)]).unwrap();
+        for name in ["language_model.embed_tokens.weight", "lm_head.weight"] {
+            assert_close(&merged.read(name).unwrap(), &expected, name);
+        }
+    }
+    // A head of its own follows nothing, and without the flag nothing does.
+    let says = "`target_modules` of `adapter_config.json` leaves out";
+    let apart = base(Layout::Llava, false);
+    let message = merge(apart.path(), &[(of(&config).path(), 1.0)]).unwrap_err();
+    assert!(message.contains(says), "{message}");
+    config["ensure_weight_tying"] = json!(false);
+    let tied = base(Layout::Llava, true);
+    let message = merge(tied.path(), &[(of(&config).path(), 1.0)]).unwrap_err();
+    assert!(message.contains(says), "{message}");
+}
+
 #[test]
 fn a_head_that_was_the_embedding_is_its_own_where_one_of_them_changes() {
     const TABLE: &str = "language_model.embed_tokens.weight";

@@ -1,8 +1,8 @@
 //! Filters, tests, functions and methods that templates may call, each weighed before it computes.
 
-use super::json;
 use super::metered::Charged;
-use super::weigh::{charge, iterate, length, make, number, read, settle, walk};
+use super::weigh::{charge, is_namespace, iterate, length, make, number, read, settle, walk};
+use super::{json, numbers};
 use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value, filters, functions, tests};
 use std::borrow::Cow;
@@ -21,9 +21,9 @@ fn builtin() -> Vec<(&'static str, Value)> {
         ($($name:literal $filter:ident),* $(,)?) => { vec![$(($name, Value::from_function(filters::$filter))),*] };
     }
     all![
-        "lower" lower, "upper" upper, "title" title, "capitalize" capitalize, "replace" replace, "length" length,
+        "lower" lower, "upper" upper, "capitalize" capitalize, "replace" replace, "length" length,
         "count" length, "dictsort" dictsort, "items" items, "reverse" reverse, "split" split,
-        "lines" lines, "default" default, "d" default, "round" round, "abs" abs, "int" int, "float" float, "attr" attr,
+        "lines" lines, "default" default, "d" default, "abs" abs, "int" int, "float" float, "attr" attr,
         "first" first, "last" last, "min" min, "max" max, "sort" sort, "list" list, "bool" bool,
         "batch" batch, "slice" slice, "sum" sum, "indent" indent, "select" select, "reject" reject,
         "selectattr" selectattr, "rejectattr" rejectattr, "map" map, "groupby" groupby, "unique" unique, "zip" zip,
@@ -72,6 +72,13 @@ pub(super) fn register(environment: &mut Environment<'_>) {
         };
         environment.add_function(name, weighed);
     }
+    // What has a length and members in Python: texts and dictionaries have, too.
+    environment.add_test("sequence", |value: Value| match value.kind() {
+        ValueKind::Map => !is_namespace(&value),
+        kind => matches!(kind, ValueKind::String | ValueKind::Seq | ValueKind::Undefined),
+    });
+    environment.add_filter("round", |Rest(operands): Rest<Value>| round(&operands));
+    environment.add_filter("title", |value: Value| title(&value));
     environment.add_filter("string", |value: Value| text(&value));
     environment.add_filter("join", |value: Value, between: Option<Cow<'_, str>>| {
         join(&value, between.as_deref().unwrap_or_default())
@@ -101,6 +108,43 @@ fn text(value: &Value) -> Result<Value, Error> {
     let mut text = String::new();
     super::print(value, &mut Charged(&mut text))?;
     Ok(Value::from(text))
+}
+
+/// `round`, whose arguments may have names.
+fn round(operands: &[Value]) -> Result<Value, Error> {
+    let (operands, named) = named(operands)?;
+    let (value, places, method): (Value, Option<i32>, Option<String>) = from_args(&operands)?;
+    let places = match places {
+        Some(places) => Some(places),
+        None => named.get("precision")?,
+    };
+    let method = match method {
+        Some(method) => Some(method),
+        None => named.get("method")?,
+    };
+    named.assert_all_used()?;
+    numbers::round(
+        &value,
+        places.unwrap_or(0),
+        words(method.as_deref().unwrap_or("common")),
+    )
+}
+
+/// A text whose words begin with a capital: they end at white space, a hyphen and opening brackets.
+fn title(value: &Value) -> Result<String, Error> {
+    let text = text(value)?;
+    charge(read(&text)?.saturating_mul(LETTER))?;
+    let text = text.as_str().unwrap_or_default();
+    let separates = |letter: char| {
+        letter.is_whitespace() || matches!(letter, '\x1c'..='\x1f' | '-' | '(' | '{' | '[' | '<')
+    };
+    let mut titled = String::with_capacity(text.len());
+    for piece in text.split_inclusive(separates) {
+        let mut letters = piece.chars();
+        titled.extend(letters.next().into_iter().flat_map(char::to_uppercase));
+        titled.push_str(&letters.as_str().to_lowercase());
+    }
+    Ok(titled)
 }
 
 /// The members of a value as they are written, with a text between them.
@@ -192,7 +236,7 @@ fn weigh_filter(name: &str, operands: &[Value]) -> Result<(), Error> {
         }
         // Found by the hash of its name.
         "attr" => charge(1 + texts(more)),
-        "lower" | "upper" | "title" | "capitalize" => charge(read_all(operands)?.saturating_mul(LETTER)),
+        "lower" | "upper" | "capitalize" => charge(read_all(operands)?.saturating_mul(LETTER)),
         "replace" => weigh_replace(value, operands.get(1), operands.get(2)),
         "split" => weigh_split(value, operands.get(1)),
         "lines" => weigh_split(value, Some(&Value::from("\n"))),

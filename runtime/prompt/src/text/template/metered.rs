@@ -1,8 +1,9 @@
 //! Instructions with a meter: each whose cost depends on its operands is preceded by a call that weighs them.
 //!
 //! The calls are filters whose names no template can write. minijinja's own operators stay what they are: a
-//! weigher gives back the operands that it was given.
+//! weigher gives back the operands that it was given. Filters stand for those that Python has otherwise.
 
+use super::numbers;
 use super::weigh::{self, charge, iterate, length, make, number, read, settle, walk, walk_data};
 use minijinja::machinery::{Instruction, Instructions};
 use minijinja::value::{Rest, ValueKind};
@@ -28,6 +29,8 @@ const WEIGHERS: [(&str, Weigher); 11] = [
     ("<nest>", nest),
 ];
 const CONCAT: &str = "<concat>";
+const REMAINDER: &str = "<remainder>";
+const QUOTIENT: &str = "<quotient>";
 const SETTLE: &str = "<settle>";
 
 /// Registers what [`meter`] puts into instructions.
@@ -45,6 +48,12 @@ pub(super) fn register(environment: &mut Environment<'_>) {
         environment.add_filter(name, give_back);
     }
     environment.add_filter(CONCAT, |Rest(operands): Rest<Value>| concat(&operands));
+    environment.add_filter(REMAINDER, |Rest(operands): Rest<Value>| {
+        numbers::remainder(&operands)
+    });
+    environment.add_filter(QUOTIENT, |Rest(operands): Rest<Value>| {
+        numbers::floor_division(&operands)
+    });
     environment.add_filter(SETTLE, settle);
 }
 
@@ -127,6 +136,8 @@ fn with_meter<'source>(
         Instruction::Add => weighed("<add>", 2, true),
         Instruction::Mul => weighed("<multiply>", 2, true),
         Instruction::StringConcat => vec![filter(CONCAT, 2)],
+        Instruction::Rem => vec![filter(REMAINDER, 2)],
+        Instruction::IntDiv => vec![filter(QUOTIENT, 2)],
         Instruction::Eq
         | Instruction::Ne
         | Instruction::Lt

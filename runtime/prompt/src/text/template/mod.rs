@@ -14,6 +14,7 @@
 mod filters;
 mod json;
 mod metered;
+mod numbers;
 mod python;
 mod source;
 mod strftime;
@@ -393,6 +394,23 @@ mod tests {
             Case {
                 source: "{{ [true, 1.0, none, ['x']] | join('|') }} {{ [[1], 'a'] | string }} {% set far = 1e16 %}{{ 'a' ~ messages[0].content[:1] ~ far }}",
                 expected: "True|1.0|None|['x'] [[1], 'a'] a[{'type': 'image'}]1e+16",
+            },
+            // Recorded from Jinja 3.1.
+            Case {
+                source: "{{ messages[0].role is sequence }} {{ {} is sequence }} {{ [] is sequence }} {{ nothing is sequence }} {{ 3 is sequence }} {{ none is sequence }} {{ namespace(a=1) is sequence }}",
+                expected: "True True True True False False False",
+            },
+            Case {
+                source: "{{ 2.5 | round }} {{ 2.675 | round(2) }} {{ 5 | round }} {{ 2.1 | round(method='ceil') }} {{ 2.15 | round(1, 'floor') }} {{ 2.5 | round(precision=0) }}",
+                expected: "2.0 2.67 5 3.0 2.1 2.0",
+            },
+            Case {
+                source: "{{ 7 % -3 }} {{ -7.5 % 2 }} {{ 7 // -3 }} {{ 7.5 // -2 }} {{ 2 * 7 % 4 }} {{ 10 ** 2 % 7 }} {% set n = messages | length %}{{ -n % 2 }}",
+                expected: "-2 0.5 -3 -4.0 2 2 1",
+            },
+            Case {
+                source: "{{ \"they're a-b (c [d <e {f a_b x.y \u{e9}\" | title }}|{{ 5 | title }}|{{ '' | title }}",
+                expected: "They're A-B (C [D <E {F A_b X.y \u{c9}|5|",
             },
             Case {
                 source: "{{ [1e16, 0.00001, 2.0] | tojson }}{{ [1, none] | map('string') | join }}{{ 'ab' | join('-') }}",

@@ -28,7 +28,7 @@ pub(super) const WHITESPACE: WhitespaceConfig = WhitespaceConfig {
 /// - `{% generation %}`, which transformers uses to find what an assistant says, is `{% with %}`: it has a
 ///   scope of its own and writes what stands inside;
 /// - a product has a factor of [`ONE`], so that none is computed while the template is compiled, where
-///   nothing bounds it.
+///   nothing bounds it; so has what is divided by `%` and `//`, which minijinja computes otherwise there.
 ///
 /// # Errors
 /// A template that is longer, or has more in one tag, than what is parsed. What the lexer does not know is
@@ -103,6 +103,8 @@ fn edits(source: &str) -> Result<Vec<Edit>, String> {
             Token::Ident("endgeneration") if block && tokens == 1 => edits.extend(edit(span, "endwith")),
             // Not that of `f(*arguments)`.
             Token::Mul if operand => edits.extend(edit(span, "* __one *")),
+            Token::Mod if operand => edits.extend(edit(span, "* __one %")),
+            Token::FloorDiv if operand => edits.extend(edit(span, "* __one //")),
             _ => {}
         }
         operand = matches!(
@@ -161,6 +163,10 @@ mod tests {
             ),
             ("{{ generation }} generation", "{{ generation }} generation"),
             ("{{ 'a*b' * 3 }}", "{{ 'a*b' * __one * 3 }}"),
+            (
+                "{{ 7 % -3 }}{% if a//b %}%{% endif %}",
+                "{{ 7 * __one % -3 }}{% if a* __one //b %}%{% endif %}",
+            ),
             ("{{ f(*a) }}{{ f(1, *a, **b) }}", "{{ f(*a) }}{{ f(1, *a, **b) }}"),
             (
                 "{# 2 * 3 #}{% raw %}{{ 2 * 3 }}{% endraw %}2 * 3",
