@@ -14,6 +14,8 @@
 #[cfg(feature = "constrain")]
 mod expression;
 #[cfg(feature = "constrain")]
+mod format;
+#[cfg(feature = "constrain")]
 mod grammar;
 #[cfg(not(feature = "constrain"))]
 mod missing;

@@ -267,6 +267,23 @@ fn pipes_and_devices_are_not_waited_for() {
     }
     let folder = Folder::new();
     refused(&folder.run(&["/dev/zero"]), "/dev/zero");
+    let pipe = folder.path("pipe.png");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let output = folder.run(&["red.png", "pipe.png", "red.png"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(
+        stdout(&output),
+        "==> red.png <==\nR.\n\n==> red.png <==\nR.\n",
+        "{}",
+        said(&output)
+    );
+    assert!(said(&output).contains("it is a pipe, expected a regular file"));
+    for (name, file, is_pipe) in [(".", "a.jsonl", false), ("pipe.png", "b.jsonl", true)] {
+        let output = folder.run(&["--output", file, name]);
+        let written = std::fs::read_to_string(folder.path(file)).unwrap();
+        assert_eq!(written.lines().count(), 1, "{written} {}", said(&output));
+        assert_eq!(written.contains("it is a pipe"), is_pipe, "{written}");
+    }
     // What a shell gives in the place of a file is an image like any other.
     let mut shell = Command::new("bash");
     let script = "\"$0\" --provider tract <(cat red.png) && \"$0\" --provider tract /dev/stdin < red.png";
@@ -276,6 +293,29 @@ fn pipes_and_devices_are_not_waited_for() {
         .output()
         .unwrap();
     assert_eq!(stdout(&output), "R.\nR.\n", "{}", said(&output));
+}
+
+/// An image that is waited for keeps no answer back that is before it.
+#[test]
+fn answers_do_not_wait_for_an_image_behind_them() {
+    let folder = Folder::new();
+    let picture = std::fs::read(folder.path("red.png")).unwrap();
+    let mut child = folder.begin(&mut folder.command(&["missing.png", "red.png", "-"]));
+    let mut stdin = child.stdin.take().unwrap();
+    let (sender, receiver) = std::sync::mpsc::channel::<()>();
+    let writer = std::thread::spawn(move || {
+        let answered = receiver.recv_timeout(Duration::from_secs(60)).is_ok();
+        stdin.write_all(&picture).unwrap();
+        answered
+    });
+    let first = "==> red.png <==\nR.\n";
+    let mut begin = vec![0; first.len()];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut begin).unwrap();
+    assert_eq!(std::str::from_utf8(&begin).unwrap(), first);
+    let _ = sender.send(());
+    assert!(writer.join().unwrap(), "the answer waited for the next image");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(stdout(&output), "\n==> stdin <==\nR.\n", "{}", said(&output));
 }
 
 #[test]

@@ -10,7 +10,13 @@ use serde_json::Value;
 use std::hash::{BuildHasher as _, RandomState};
 
 /// Most stop texts, as OpenAI has it.
-const STOPS: usize = 4;
+pub(crate) const OPENAI_STOPS: usize = 4;
+
+/// Most stop texts of Ollama's interface, which knows no bound.
+pub(crate) const OLLAMA_STOPS: usize = 64;
+
+/// Most bytes of a stop text: as much of an answer may be held back because it could be one.
+const STOP_BYTES: usize = 4096;
 
 /// Most tokens that may be asked for: more than any model holds.
 pub(crate) const MAX_TOKENS: i64 = 10_000_000;
@@ -80,21 +86,26 @@ pub(crate) fn messages(
     Ok(drafts)
 }
 
-/// The field `stop`: a text or several.
-pub(crate) fn stops(fields: &Fields<'_>) -> Result<Vec<String>, ApiError> {
+/// The field `stop`: a text or several, at most `most`.
+pub(crate) fn stops(fields: &Fields<'_>, most: usize) -> Result<Vec<String>, ApiError> {
     let Some(value) = fields.get("stop") else {
         return Ok(Vec::new());
     };
-    let expected = "a text, or an array of up to 4 texts, none of them empty";
+    let expected = format!("a text, or an array of up to {most} texts, none of them empty");
     let texts = match value {
         Value::String(_) => std::slice::from_ref(value),
-        Value::Array(texts) if texts.len() <= STOPS => texts,
-        other => return Err(fields.wrong("stop", other, expected)),
+        Value::Array(texts) if texts.len() <= most => texts,
+        other => return Err(fields.wrong("stop", other, &expected)),
     };
-    let text = |value: &Value| {
-        let text = value.as_str().filter(|text| !text.is_empty());
-        text.map(str::to_owned)
-            .ok_or_else(|| fields.wrong("stop", value, expected))
+    let text = |value: &Value| match value.as_str() {
+        Some(text) if text.len() > STOP_BYTES => {
+            let name = fields.name("stop");
+            let found = text.len();
+            let message = format!("`{name}` has a text of {found} bytes, expected at most {STOP_BYTES}");
+            Err(ApiError::about(name, message))
+        }
+        Some(text) if !text.is_empty() => Ok(text.to_owned()),
+        _other => Err(fields.wrong("stop", value, &expected)),
     };
     texts.iter().map(text).collect()
 }

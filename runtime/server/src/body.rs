@@ -13,8 +13,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 /// How long a client that is refused may go on sending, so that it sees why.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// Bytes by which a body of unknown length grows in the budget.
-const STEP: u64 = 1 << 20;
+/// Bytes that a body takes of the budget at first, if it is not shorter; from then on it doubles, as far as it may come to.
+const STEP: usize = 64 << 10;
 
 /// A body, and the memory that it holds.
 #[derive(Debug)]
@@ -42,8 +42,8 @@ pub(crate) async fn drain(mut body: Body) {
     drop(timeout(LINGER, rest).await);
 }
 
-/// Kind and length as the head says; an unknown length is 0.
-fn announced(app: &App, headers: &HeaderMap) -> Result<u64, ApiError> {
+/// The kind as the head says must be right; how long the body may become: as the head says, or as long as any may.
+fn announced(app: &App, headers: &HeaderMap) -> Result<usize, ApiError> {
     let kind = headers.get(header::CONTENT_TYPE);
     let kind = kind.map(|kind| String::from_utf8_lossy(kind.as_bytes()).into_owned());
     let essence = kind.as_deref().unwrap_or_default().split(';').next();
@@ -55,7 +55,9 @@ fn announced(app: &App, headers: &HeaderMap) -> Result<u64, ApiError> {
             format!("the header Content-Type is {found}, expected `application/json`"),
         ));
     }
-    if let Some(coding) = headers.get(header::CONTENT_ENCODING) {
+    let coding = headers.get(header::CONTENT_ENCODING);
+    let coding = coding.filter(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+    if let Some(coding) = coding {
         let coding = clipped(&String::from_utf8_lossy(coding.as_bytes()));
         return Err(ApiError::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -64,18 +66,45 @@ fn announced(app: &App, headers: &HeaderMap) -> Result<u64, ApiError> {
     }
     let length = headers.get(header::CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    let length = length.unwrap_or_default();
+    let Some(length) = length else {
+        return Ok(app.settings.max_body);
+    };
     match usize::try_from(length) {
-        Ok(length) if length <= app.settings.max_body => {}
-        _too_long => return Err(too_long(app)),
+        Ok(length) if length <= app.settings.max_body => Ok(length),
+        _too_long => Err(too_long(app)),
     }
-    Ok(length)
 }
 
-async fn collect(app: &App, body: &mut Body, length: u64) -> Result<Held, ApiError> {
+/// Room for `more` bytes behind those that are there, taken from the budget before from the system: what came decides how
+/// much, not what was announced.
+fn grow(
+    app: &App,
+    bytes: &mut Vec<u8>,
+    more: usize,
+    longest: usize,
+    taken: &mut Taken,
+) -> Result<(), ApiError> {
+    let room = bytes.capacity();
+    let needed = bytes.len().saturating_add(more);
+    if needed <= room {
+        return Ok(());
+    }
+    let wanted = room.saturating_mul(2).max(STEP).min(longest).max(needed);
+    let step = u64::try_from(wanted - room).unwrap_or(u64::MAX);
+    app.bodies.take(step, taken).ok_or_else(|| {
+        ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too many bodies are being read; try again",
+        )
+        .with_retry_after(Duration::from_secs(1))
+    })?;
+    bytes.reserve_exact(wanted - bytes.len());
+    Ok(())
+}
+
+async fn collect(app: &App, body: &mut Body, longest: usize) -> Result<Held, ApiError> {
     let deadline = Instant::now() + app.settings.body_timeout;
     let mut taken = Taken::default();
-    let mut room = 0;
     let mut bytes = Vec::new();
     loop {
         let frame = timeout_at(deadline, body.frame()).await;
@@ -92,19 +121,7 @@ async fn collect(app: &App, body: &mut Body, length: u64) -> Result<Held, ApiErr
         if data.len() > app.settings.max_body.saturating_sub(bytes.len()) {
             return Err(too_long(app));
         }
-        // Vectors double, so that what is held may be twice of what came.
-        let needed = u64::try_from(bytes.len().saturating_add(data.len())).unwrap_or(u64::MAX);
-        while room < needed {
-            let step = length.max(STEP);
-            app.bodies.take(step, &mut taken).ok_or_else(|| {
-                ApiError::new(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "too many bodies are being read; try again",
-                )
-                .with_retry_after(Duration::from_secs(1))
-            })?;
-            room += step;
-        }
+        grow(app, &mut bytes, data.len(), longest, &mut taken)?;
         bytes.extend_from_slice(&data);
     }
 }

@@ -4,6 +4,8 @@
 //! a new address, which is looked at like the first. What comes is bounded in size and time, and is only ever decoded as
 //! an image.
 
+mod reference;
+
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -76,8 +78,8 @@ impl Fetcher {
                 }
                 status if status.is_redirection() => {
                     let target = response.headers().get(header::LOCATION);
-                    let target = target.and_then(|target| target.to_str().ok());
-                    uri = checked(&absolute(&uri, target.ok_or("a redirect without a target")?))?;
+                    let target = target.ok_or("a redirect without a target")?.as_bytes();
+                    uri = checked(&reference::resolved(&uri, &reference::escaped(target)))?;
                 }
                 status => return Err(format!("the answer is {status}, expected 200 OK")),
             }
@@ -95,23 +97,6 @@ fn checked(address: &str) -> Result<Uri, String> {
     match uri.authority() {
         Some(authority) if !authority.as_str().contains('@') => Ok(uri),
         _other => Err("expected a host without a user before it".to_owned()),
-    }
-}
-
-/// The target of a redirect, which may leave out what stays the same.
-fn absolute(from: &Uri, target: &str) -> String {
-    let scheme = from.scheme_str().unwrap_or("https");
-    let host = from.authority().map(|authority| authority.as_str());
-    let host = host.unwrap_or_default();
-    if target.contains("://") {
-        target.to_owned()
-    } else if let Some(rest) = target.strip_prefix("//") {
-        format!("{scheme}://{rest}")
-    } else if target.starts_with('/') {
-        format!("{scheme}://{host}{target}")
-    } else {
-        let folder = from.path().rsplit_once('/').map_or("", |(folder, _)| folder);
-        format!("{scheme}://{host}{folder}/{target}")
     }
 }
 

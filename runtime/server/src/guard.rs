@@ -11,6 +11,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use subtle::ConstantTimeEq as _;
 
+/// Most bytes of the names of headers that a page asks for.
+const ASKED_HEADERS: usize = 4 << 10;
+
+/// The headers that a page may send without having asked for them by name.
+const OWN_HEADERS: HeaderValue = HeaderValue::from_static("authorization, content-type");
+
 /// What a client must know. Only its hash is kept.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key([u8; 32]);
@@ -208,12 +214,28 @@ pub(crate) fn cors_headers(app: &App, headers: &HeaderMap) -> Vec<(HeaderName, H
             header::ACCESS_CONTROL_ALLOW_METHODS,
             HeaderValue::from_static("GET, HEAD, POST"),
         ),
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, allowed_headers(headers)),
         (
-            header::ACCESS_CONTROL_ALLOW_HEADERS,
-            HeaderValue::from_static("authorization, content-type"),
+            header::ACCESS_CONTROL_EXPOSE_HEADERS,
+            HeaderValue::from_static("retry-after"),
         ),
         (header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600")),
     ]
+}
+
+/// The headers that a page may send: those that it asks for, whatever they are, since clients have many of their own
+/// (`x-stainless-...`), and none gives it more than its origin and its key do.
+fn allowed_headers(headers: &HeaderMap) -> HeaderValue {
+    let asked = headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS);
+    let asked = asked.filter(|asked| asked.len() <= ASKED_HEADERS);
+    let names = asked.and_then(|asked| asked.to_str().ok()).unwrap_or_default();
+    let names: Option<Vec<HeaderName>> = names.split(',').map(|name| name.trim().parse().ok()).collect();
+    let names = names.unwrap_or_default();
+    let names: Vec<&str> = names.iter().map(HeaderName::as_str).collect();
+    match HeaderValue::from_str(&names.join(", ")) {
+        Ok(names) if !names.is_empty() => names,
+        _none => OWN_HEADERS,
+    }
 }
 
 #[cfg(test)]
@@ -256,6 +278,33 @@ mod tests {
             ("127.0.0.1:1", "127.0.0.1"),
         ] {
             assert_eq!(without_port(host), name);
+        }
+    }
+
+    #[test]
+    fn headers_that_a_page_asks_for() {
+        let long = vec!["x-a"; 2000].join(",");
+        let own = "authorization, content-type";
+        for (asked, allowed) in [
+            (None, own),
+            (
+                Some("X-Stainless-OS,authorization"),
+                "x-stainless-os, authorization",
+            ),
+            (Some(" a , b "), "a, b"),
+            // What is no list of names is not repeated.
+            (Some(""), own),
+            (Some("*, a b"), own),
+            (Some("a,,b"), own),
+            (Some("a: b"), own),
+            (Some(&long), own),
+        ] {
+            let mut headers = HeaderMap::new();
+            if let Some(asked) = asked {
+                let asked = HeaderValue::from_str(asked).unwrap();
+                headers.insert(header::ACCESS_CONTROL_REQUEST_HEADERS, asked);
+            }
+            assert_eq!(allowed_headers(&headers), allowed, "{asked:?}");
         }
     }
 

@@ -143,6 +143,11 @@ impl<'a> Fields<'a> {
         self.map.get(field).filter(|value| !value.is_null())
     }
 
+    /// The names of all fields.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &'a str> {
+        self.map.keys().map(String::as_str)
+    }
+
     /// A field that must be there.
     pub(crate) fn needed(&self, field: &str, expected: &str) -> Result<&'a Value, ApiError> {
         self.get(field).ok_or_else(|| {

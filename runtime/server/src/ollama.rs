@@ -145,7 +145,7 @@ pub(crate) async fn show(State(app): State<Arc<App>>, request: Request) -> Resul
 }
 
 fn one(app: &App) -> Value {
-    let name = format!("{}:latest", app.about.name);
+    let name = tagged(&app.about.name);
     json!({
         "name": name,
         "model": name,
@@ -153,6 +153,16 @@ fn one(app: &App) -> Value {
         "digest": app.about.digest,
         "details": details(app),
     })
+}
+
+/// A name with its tag, as Ollama lists models: `latest` where it has none.
+fn tagged(name: &str) -> String {
+    let last = name.rsplit('/').next().unwrap_or(name);
+    if last.contains(':') {
+        name.to_owned()
+    } else {
+        format!("{name}:latest")
+    }
 }
 
 fn details(app: &App) -> Value {

@@ -1,6 +1,7 @@
 //! OpenAI's interface: `/v1/chat/completions` and `/v1/models`.
 
 mod ask;
+mod others;
 mod say;
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use runtime::Role;
 use runtime::image::{self, Picture};
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -61,14 +62,15 @@ pub(crate) fn from_address(app: &App, address: &str, field: String) -> Result<Sh
                 return Err(refused(&field, message));
             };
             let kind = kind.to_ascii_lowercase();
-            if !kind.ends_with(";base64") {
+            let (_, coding) = kind.rsplit_once(';').unwrap_or_default();
+            if coding.trim() != "base64" {
                 let message = format!(
                     "`{field}` is a data URL of `{}`, expected `...;base64`",
                     clipped(&kind)
                 );
                 return Err(refused(&field, message));
             }
-            from_base64(data, field)
+            from_base64(&unescaped(data), field)
         }
         "http" | "https" if app.settings.fetch_images => Ok(Shown {
             field,
@@ -88,9 +90,51 @@ pub(crate) fn from_address(app: &App, address: &str, field: String) -> Result<Sh
     }
 }
 
-/// A file in base64, as Ollama's interface has it.
+/// The text of a part of an address, where anything may be written as `%3D`.
+fn unescaped(data: &str) -> Cow<'_, str> {
+    if !data.contains('%') {
+        return Cow::Borrowed(data);
+    }
+    let mut plain = String::with_capacity(data.len());
+    let mut parts = data.split('%');
+    plain.push_str(parts.next().unwrap_or_default());
+    for part in parts {
+        let code = part.split_at_checked(2);
+        let code = code.and_then(|(code, rest)| Some((escape(code)?, rest)));
+        match code {
+            Some((letter, rest)) => {
+                plain.push(letter);
+                plain.push_str(rest);
+            }
+            // It is no base64 then, which is said with its place.
+            None => {
+                plain.push('%');
+                plain.push_str(part);
+            }
+        }
+    }
+    Cow::Owned(plain)
+}
+
+/// The letter of ASCII that two digits stand for.
+fn escape(digits: &str) -> Option<char> {
+    let digits = digits
+        .bytes()
+        .all(|digit| digit.is_ascii_hexdigit())
+        .then_some(digits)?;
+    let byte = u8::from_str_radix(digits, 16).ok()?;
+    byte.is_ascii().then(|| char::from(byte))
+}
+
+/// A file in base64, as Ollama's interface has it. It may be broken into lines, as mail has it and many tools write it.
 pub(crate) fn from_base64(data: &str, field: String) -> Result<Shown, ApiError> {
-    let bytes = STANDARD.decode(data).map_err(|error| {
+    let is_break = |letter: char| matches!(letter, '\r' | '\n');
+    let data = if data.contains(is_break) {
+        Cow::Owned(data.replace(is_break, ""))
+    } else {
+        Cow::Borrowed(data)
+    };
+    let bytes = STANDARD.decode(data.as_bytes()).map_err(|error| {
         let error = error.to_string().to_ascii_lowercase();
         refused(&field, format!("`{field}` is not base64: {error}"))
     })?;
@@ -183,4 +227,42 @@ pub(crate) async fn blocking<T: Send + 'static>(
 ) -> Result<T, ApiError> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|_| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "this is a bug of the server"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(data: &str) -> Option<Vec<u8>> {
+        match from_base64(data, "x".to_owned()).ok()?.source {
+            Source::File(bytes) => Some(bytes),
+            Source::Address(_) => None,
+        }
+    }
+
+    #[test]
+    fn base64_in_lines() {
+        for data in ["aGVsbG8=", "aGVs\nbG8=\n", "aGVs\r\nbG8=", "\naGVsbG8\n="] {
+            assert_eq!(file(data).as_deref(), Some(&b"hello"[..]), "{data:?}");
+        }
+        for data in ["", "\n", "aGVs bG8=", "aGVsbG8", "aGVs\u{2028}bG8="] {
+            assert_eq!(file(data), None, "{data:?}");
+        }
+    }
+
+    #[test]
+    fn escapes_of_addresses() {
+        for (data, plain) in [
+            ("aGVsbG8=", "aGVsbG8="),
+            ("aGVsbG8%3D", "aGVsbG8="),
+            ("%61%2b%2F%0A", "a+/\n"),
+            // What is none stays, and is no base64.
+            ("%", "%"),
+            ("a%3", "a%3"),
+            ("%+3%zz%\u{e9}", "%+3%zz%\u{e9}"),
+            ("%ff", "%ff"),
+        ] {
+            assert_eq!(unescaped(data), plain, "{data}");
+        }
+    }
 }

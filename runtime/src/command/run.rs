@@ -197,10 +197,25 @@ pub(crate) fn run(plan: Plan, timeline: &Timeline) -> u8 {
     code
 }
 
-/// Whether a path leads to something that is read and is no file: a pipe, a device, a terminal.
+/// Whether a path is that of something which the process was given open, and no file: what a shell writes for `<(command)`.
+/// A pipe that has a name of its own may have nobody at its other end.
 fn is_stream(path: &Path) -> bool {
-    path.metadata()
-        .is_ok_and(|found| !found.is_file() && !found.is_dir())
+    let given = path == Path::new("/dev/stdin")
+        || ["/dev/fd", "/proc/self/fd"]
+            .iter()
+            .any(|folder| path.parent() == Some(Path::new(folder)));
+    given
+        && path
+            .metadata()
+            .is_ok_and(|found| !found.is_file() && !found.is_dir())
+}
+
+/// Whether an image may be waited for.
+fn waits(source: &Source) -> bool {
+    match source {
+        Source::Stdin => true,
+        Source::File(path) => is_stream(path),
+    }
 }
 
 impl Run<'_> {

@@ -201,12 +201,47 @@ pub(super) fn prepared(schema: &Value) -> Result<Value, ConstraintError> {
             )));
         }
     };
+    narrow(&mut prepared, Place::Schema { root: true });
     // A keyword of the library, which would change what is valid.
     prepared.insert(
         "x-guidance".to_owned(),
         json!({"whitespace_pattern": WHITE_SPACE}),
     );
     Ok(Value::Object(prepared))
+}
+
+/// Formats as they are meant, in all schemas inside.
+fn narrow(members: &mut Map<String, Value>, place: Place) {
+    for (name, member) in members.iter_mut() {
+        match (inner(place, name), member) {
+            (Place::Numbers | Place::Note, _) => {}
+            (inner, Value::Object(members)) => narrow(members, inner),
+            (_, Value::Array(items)) => {
+                let schemas = items.iter_mut().filter_map(Value::as_object_mut);
+                schemas.for_each(|members| narrow(members, Place::Schema { root: false }));
+            }
+            _leaf => {}
+        }
+    }
+    if matches!(place, Place::Schema { .. }) {
+        narrow_format(members);
+    }
+}
+
+/// The format of one schema, whose own pattern stays.
+fn narrow_format(keywords: &mut Map<String, Value>) {
+    let format = keywords.get("format").and_then(Value::as_str);
+    let Some(pattern) = format.and_then(super::format::pattern) else {
+        return;
+    };
+    if !keywords.contains_key("pattern") {
+        keywords.insert("pattern".to_owned(), pattern.into());
+        return;
+    }
+    let all = keywords.entry("allOf").or_insert_with(|| json!([]));
+    if let Some(all) = all.as_array_mut() {
+        all.push(json!({"pattern": pattern}));
+    }
 }
 
 fn check(schema: &Value) -> Result<(), ConstraintError> {

@@ -9,11 +9,55 @@ const CONTEXT: usize = 4;
 /// What decoders write for bytes that are not, or not yet, a character.
 const REPLACEMENT: char = '\u{fffd}';
 
+/// A stop string, and how much of it the text ends with. Each byte of the text is looked at once, however long the stop
+/// string and whatever is held back (the algorithm of Knuth, Morris and Pratt).
+#[derive(Debug)]
+struct Stop {
+    bytes: Vec<u8>,
+    /// Of each beginning, by its last byte: the length of the longest shorter beginning that it ends with.
+    shorter: Vec<usize>,
+    /// The longest beginning that the text ends with.
+    met: usize,
+}
+
+impl Stop {
+    fn new(text: &str) -> Stop {
+        let mut stop = Stop {
+            bytes: text.as_bytes().to_vec(),
+            shorter: Vec::with_capacity(text.len()),
+            met: 0,
+        };
+        for (place, &byte) in text.as_bytes().iter().enumerate() {
+            // The first byte alone ends with nothing shorter.
+            if place > 0 {
+                stop.take(byte);
+            }
+            stop.shorter.push(stop.met);
+        }
+        stop.met = 0;
+        stop
+    }
+
+    /// Takes the next byte of the text; whether the text now ends with all of it.
+    fn take(&mut self, byte: u8) -> bool {
+        while self.met > 0 && self.bytes.get(self.met) != Some(&byte) {
+            self.met = self.shorter.get(self.met - 1).copied().unwrap_or(0);
+        }
+        self.met += usize::from(self.bytes.get(self.met) == Some(&byte));
+        self.met == self.bytes.len()
+    }
+
+    /// Takes more text; how many bytes of it are taken where the stop string is first complete.
+    fn find(&mut self, new: &str) -> Option<usize> {
+        new.bytes().position(|byte| self.take(byte)).map(|last| last + 1)
+    }
+}
+
 /// Turns ids into text one at a time: never half a character, never a part of a stop string.
 #[derive(Debug)]
 pub struct TextStream {
     tokenizer: Tokenizer,
-    stops: Vec<String>,
+    stops: Vec<Stop>,
     /// The last ids, and how many bytes of their text were taken already.
     ids: Vec<i64>,
     taken: usize,
@@ -25,7 +69,8 @@ pub struct TextStream {
 impl TextStream {
     /// A stream that ends before the first of `stops` (empty ones are ignored).
     pub fn new(tokenizer: Tokenizer, stops: &[String]) -> TextStream {
-        let stops = stops.iter().filter(|stop| !stop.is_empty()).cloned().collect();
+        let stops = stops.iter().filter(|stop| !stop.is_empty());
+        let stops = stops.map(|stop| Stop::new(stop)).collect();
         TextStream {
             tokenizer,
             stops,
@@ -85,28 +130,21 @@ impl TextStream {
 
     /// Adds `new` to the held text and returns what cannot be a part of a stop string any more.
     fn release(&mut self, new: &str) -> String {
+        let before = self.held.len();
         self.held.push_str(new);
-        if let Some(at) = self
-            .stops
-            .iter()
-            .filter_map(|stop| self.held.find(stop.as_str()))
-            .min()
-        {
+        let begins = |stop: &mut Stop| {
+            let end = before + stop.find(new)?;
+            end.checked_sub(stop.bytes.len())
+        };
+        if let Some(at) = self.stops.iter_mut().filter_map(begins).min() {
             self.stopped = true;
             let mut held = std::mem::take(&mut self.held);
             held.truncate(at);
             return held;
         }
-        let held_bytes = self.held.as_bytes();
-        let begins = |stop: &String| {
-            (1..stop.len())
-                .rev()
-                .find(|&length| held_bytes.ends_with(&stop.as_bytes()[..length]))
-                .unwrap_or(0)
-        };
-        let keep = self.stops.iter().map(begins).max().unwrap_or(0);
+        let keep = self.stops.iter().map(|stop| stop.met).max().unwrap_or(0);
         // The first byte of a stop string begins a character, so this is a boundary.
-        let rest = self.held.split_off(self.held.len() - keep);
+        let rest = self.held.split_off(self.held.len().saturating_sub(keep));
         std::mem::replace(&mut self.held, rest)
     }
 }
@@ -294,6 +332,45 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// As it is defined: what comes before the first stop string, of all that the text has.
+    #[test]
+    fn stop_strings_of_few_letters_are_found_where_they_begin() {
+        let mut random = 7_u64;
+        let mut text = |most: u64| -> String {
+            let mut next = || {
+                random = random
+                    .wrapping_mul(6364136223846793005)
+                    .wrapping_add(1442695040888963407);
+                random >> 40
+            };
+            (0..next() % most)
+                .map(|_| if next() % 3 == 0 { 'b' } else { 'a' })
+                .collect()
+        };
+        for _ in 0..2000 {
+            let (said, stop) = (text(30), text(8));
+            let (pieces, stopped) = pieces(&bytes(&said), &[stop.as_str()]);
+            let at = said.find(&stop).filter(|_| !stop.is_empty());
+            assert_eq!(stopped, at.is_some(), "{said} {stop}");
+            assert_eq!(pieces.concat(), said[..at.unwrap_or(said.len())], "{said} {stop}");
+        }
+    }
+
+    /// Time for each token does not grow with the length of stop strings, or with what is held back.
+    #[test]
+    fn long_stop_strings_cost_what_short_ones_do() {
+        let stops: Vec<String> = (0..4).map(|_| format!("a{}!", ".".repeat(1 << 20))).collect();
+        let mut stream = TextStream::new(bytes_for_tests(), &stops);
+        let begun = std::time::Instant::now();
+        assert_eq!(stream.push(0x61).unwrap(), "");
+        for _ in 0..2000 {
+            assert_eq!(stream.push(0x2e).unwrap(), "");
+        }
+        assert_eq!(stream.push(0x62).unwrap(), format!("a{}b", ".".repeat(2000)));
+        // Looked at from their ends at each token it was minutes.
+        assert!(begun.elapsed() < std::time::Duration::from_secs(5));
     }
 
     #[test]

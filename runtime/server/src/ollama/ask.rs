@@ -5,7 +5,7 @@ use crate::asked::{self, Asked, NO_TOOLS, is_empty, is_false, is_one, is_zero, o
 use crate::error::ApiError;
 use crate::json::Fields;
 use crate::pictures::{self, Draft, Shown};
-use runtime::{Constraint, Request, Role};
+use runtime::{Constraint, Request, Role, Sampling};
 use serde_json::Value;
 
 /// What is asked, if anything: with an empty question clients load a model, or let it go.
@@ -73,6 +73,18 @@ fn question(app: &App, fields: &Fields<'_>, drafts: Vec<Draft>) -> Result<Questi
         "false: this model does not think aloud",
     )?;
     keep_alive(fields)?;
+    only(
+        fields,
+        "logprobs",
+        is_false,
+        "false: /v1/chat/completions has them",
+    )?;
+    only(
+        fields,
+        "top_logprobs",
+        is_zero,
+        "0: /v1/chat/completions has them",
+    )?;
     let request = request(app, fields)?;
     if drafts.is_empty() {
         let leave = fields.get("keep_alive").is_some_and(|value| *value == 0);
@@ -108,6 +120,7 @@ fn request(app: &App, fields: &Fields<'_>) -> Result<Request, ApiError> {
     only(&options, "min_p", is_zero, "0")?;
     only(&options, "tfs_z", is_one, "1")?;
     only(&options, "typical_p", is_one, "1")?;
+    let sampling = asked::sampling(&options, "repeat_penalty", 100.0)?;
     let most = options.whole("num_predict", -2, asked::MAX_TOKENS)?;
     let most = match most {
         None => app.settings.max_tokens,
@@ -116,10 +129,36 @@ fn request(app: &App, fields: &Fields<'_>) -> Result<Request, ApiError> {
         Some(count) => usize::try_from(count).unwrap_or(app.about.context),
     };
     let request = Request::default()
-        .with_sampling(asked::sampling(&options, "repeat_penalty", 100.0)?)
+        .with_sampling(within_window(app, &options, sampling)?)
         .with_max_tokens(most)
-        .with_stops(asked::stops(&options)?);
+        .with_stops(asked::stops(&options, asked::OLLAMA_STOPS)?);
     Ok(asked::constrained(request, constraint))
+}
+
+/// Penalties look at the whole sequence. Ollama's window says over how many tokens: 0 is none of them, -1 all, and what is
+/// longer than the context is all too. Without penalties it means nothing.
+fn within_window(app: &App, options: &Fields<'_>, sampling: Sampling) -> Result<Sampling, ApiError> {
+    let Some(window) = options.whole("repeat_last_n", -1, i64::MAX)? else {
+        return Ok(sampling);
+    };
+    let free = Sampling {
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        ..sampling
+    };
+    let whole = usize::try_from(window).map_or(true, |window| window >= app.about.context);
+    match window {
+        0 => Ok(free),
+        _ if whole || free == sampling => Ok(sampling),
+        _part => {
+            let expected = format!(
+                "0, -1 or at least {}: penalties look at all tokens or at none",
+                app.about.context
+            );
+            Err(ApiError::unsupported(options.name("repeat_last_n"), &expected))
+        }
+    }
 }
 
 /// Structured answers: any JSON object, or a schema.

@@ -143,6 +143,28 @@ fn fields_that_are_wrong() {
             json!({"min_p": 0.1}),
             "`options.min_p` is not supported",
         ),
+        (
+            "options",
+            json!({"repeat_penalty": 1.1, "repeat_last_n": 64}),
+            "`options.repeat_last_n` is not supported here, expected 0, -1 or at least 512",
+        ),
+        (
+            "options",
+            json!({"repeat_last_n": -2}),
+            "`options.repeat_last_n` is -2",
+        ),
+        (
+            "options",
+            json!({"stop": vec!["x"; 65]}),
+            "`options.stop` is an array of 65, expected a text, or an array of up to 64",
+        ),
+        (
+            "options",
+            json!({"stop": "x".repeat(4097)}),
+            "`options.stop` has a text of 4097 bytes, expected at most 4096",
+        ),
+        ("logprobs", json!(true), "`logprobs` is not supported"),
+        ("top_logprobs", json!(3), "`top_logprobs` is not supported"),
         ("context", json!([1, 2]), "`context` is not supported"),
         ("raw", json!(true), "`raw` is not supported"),
         ("template", json!("x"), "`template` is not supported"),
@@ -160,6 +182,58 @@ fn fields_that_are_wrong() {
     let other = server.post("/api/chat", &json!({"model": "llama3", "messages": []}));
     assert_eq!(other.status, 404);
     assert!(other.json()["error"].as_str().unwrap().contains("`llama3`"));
+}
+
+/// Over how many tokens penalties look: all, or none.
+#[test]
+fn windows_of_penalties() {
+    let server = Served::start(Act::Answer);
+    for (options, penalty) in [
+        (json!({"repeat_penalty": 1.5}), 1.5),
+        (json!({"repeat_penalty": 1.5, "repeat_last_n": -1}), 1.5),
+        (json!({"repeat_penalty": 1.5, "repeat_last_n": 512}), 1.5),
+        (json!({"repeat_penalty": 1.5, "repeat_last_n": 0}), 1.0),
+        (json!({"repeat_last_n": 64}), 1.0),
+    ] {
+        let body = json!({"model": "demo", "prompt": "x", "options": options});
+        let answered = server.post("/api/generate", &body);
+        assert_eq!(answered.status, 200, "{options}: {}", answered.text());
+        let sampling = server.worker.job().request.sampling;
+        assert_eq!(sampling.repetition_penalty, penalty, "{options}");
+    }
+    let none = json!({"presence_penalty": 1, "frequency_penalty": 1, "repeat_last_n": 0});
+    let body = json!({"model": "demo", "prompt": "x", "options": none, "logprobs": false, "top_logprobs": 0});
+    assert_eq!(server.post("/api/generate", &body).status, 200);
+    let sampling = server.worker.job().request.sampling;
+    assert_eq!(
+        (sampling.presence_penalty, sampling.frequency_penalty),
+        (0.0, 0.0)
+    );
+}
+
+/// More of them than OpenAI's interface takes, and an image in lines.
+#[test]
+fn what_only_ollama_takes() {
+    let server = Served::start(Act::Answer);
+    let stops: Vec<String> = (0..64).map(|number| format!("stop {number}")).collect();
+    let mut image = picture();
+    image.insert_str(76, "\r\n");
+    image.push('\n');
+    let body = json!({"model": "demo", "prompt": "x", "images": [image], "options": {"stop": stops}});
+    let answered = server.post("/api/generate", &body);
+    assert_eq!(answered.status, 200, "{}", answered.text());
+    assert_eq!(server.worker.job().request.stops, stops);
+}
+
+#[test]
+fn models_are_listed_with_one_tag() {
+    for (name, listed) in [
+        ("demo", "demo:latest"),
+        ("X:v1", "X:v1"),
+        ("host:5000/demo", "host:5000/demo:latest"),
+    ] {
+        assert_eq!(super::tagged(name), listed);
+    }
 }
 
 #[test]

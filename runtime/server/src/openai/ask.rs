@@ -1,8 +1,9 @@
 //! The body of `POST /v1/chat/completions`: every field that is known is checked, others are left alone.
 
+use super::others;
 use super::say::Form;
 use crate::app::App;
-use crate::asked::{self, Asked, NO_TOOLS, is_empty, is_false, is_one, is_zero, only};
+use crate::asked::{self, Asked, NO_TOOLS, is_empty, only};
 use crate::error::ApiError;
 use crate::json::Fields;
 use crate::pictures::{self, Draft, Shown};
@@ -13,7 +14,7 @@ use serde_json::Value;
 pub(crate) fn chat(app: &App, body: &Value) -> Result<(Asked, Form), ApiError> {
     let fields = Fields::root(body)?;
     asked::model(app, &fields)?;
-    refuse_others(&fields)?;
+    others::refuse(&fields)?;
     let drafts = messages(app, &fields)?;
     let stream = fields.flag("stream")?.unwrap_or(false);
     let (constraint, constrained_by) = constraint(&fields)?.unzip();
@@ -38,7 +39,7 @@ fn request(app: &App, fields: &Fields<'_>, constraint: Option<Constraint>) -> Re
     let request = Request::default()
         .with_sampling(sampling)
         .with_max_tokens(max_tokens(app, fields)?)
-        .with_stops(asked::stops(fields)?);
+        .with_stops(asked::stops(fields, asked::OPENAI_STOPS)?);
     let request = asked::constrained(request, constraint);
     Ok(match logprobs(fields)? {
         Some(count) => request.with_logprobs(count),
@@ -82,9 +83,14 @@ fn constraint(fields: &Fields<'_>) -> Result<Option<Stated>, ApiError> {
 fn response_format(format: &Fields<'_>) -> Result<Option<Stated>, ApiError> {
     let expected = "\"text\", \"json_object\" or \"json_schema\"";
     let value = format.needed("type", expected)?;
+    others::refuse_format(format, value.as_str().unwrap_or_default())?;
     match value.as_str() {
         Some("text") => Ok(None),
-        Some("json_object") => Ok(Some((Constraint::JsonObject, "response_format"))),
+        // With a schema, as llama.cpp, Together and Fireworks have it.
+        Some("json_object") => Ok(Some(match format.get("schema") {
+            Some(schema) => (Constraint::JsonSchema(schema.clone()), "response_format.schema"),
+            None => (Constraint::JsonObject, "response_format"),
+        })),
         Some("json_schema") => {
             let expected = "an object with the field `schema`";
             format.needed("json_schema", expected)?;
@@ -122,7 +128,7 @@ fn structured_outputs(structured: &Fields<'_>) -> Result<Option<Stated>, ApiErro
         let texts: Result<Vec<String>, ApiError> = list.iter().map(text).collect();
         found.push((Constraint::Choices(texts?), "structured_outputs.choice"));
     }
-    only(structured, "grammar", |_| false, "`json`, `regex` or `choice`")?;
+    others::refuse_structured(structured)?;
     if found.len() > 1 {
         let message =
             "`structured_outputs` has several of `json`, `json_object`, `regex` and `choice`, expected one";
@@ -156,61 +162,6 @@ fn usage(fields: &Fields<'_>, stream: bool) -> Result<bool, ApiError> {
         return Err(ApiError::about("stream_options", message));
     }
     Ok(options.flag("include_usage")?.unwrap_or(false))
-}
-
-/// What is known, and not offered here: an error, where leaving it alone would give another answer than was asked for.
-fn refuse_others(fields: &Fields<'_>) -> Result<(), ApiError> {
-    if fields.whole("n", 1, 128)?.is_some_and(|count| count != 1) {
-        return Err(ApiError::unsupported("n", "1: ask several times"));
-    }
-    let auto = |value: &Value| matches!(value.as_str(), Some("none" | "auto"));
-    only(fields, "tools", is_empty, NO_TOOLS)?;
-    only(fields, "functions", is_empty, NO_TOOLS)?;
-    only(fields, "tool_choice", auto, "\"none\" or \"auto\"")?;
-    only(fields, "function_call", auto, "\"none\" or \"auto\"")?;
-    only(fields, "logit_bias", is_empty, "an empty object")?;
-    refuse_vllms(fields)?;
-    only(fields, "audio", |_| false, "nothing: answers are text")?;
-    only(fields, "prediction", |_| false, "nothing")?;
-    only(fields, "web_search_options", |_| false, "nothing")?;
-    let text = |value: &Value| *value == serde_json::json!(["text"]);
-    only(fields, "modalities", text, "[\"text\"]")
-}
-
-/// What vLLM's clients send beside OpenAI's fields.
-fn refuse_vllms(fields: &Fields<'_>) -> Result<(), ApiError> {
-    for field in ["guided_json", "guided_regex", "guided_choice", "guided_grammar"] {
-        only(
-            fields,
-            field,
-            |_| false,
-            "nothing: `structured_outputs` has `json`, `regex` and `choice`",
-        )?;
-    }
-    let yes = |value: &Value| *value == Value::Bool(true);
-    only(fields, "min_tokens", is_zero, "0")?;
-    only(fields, "min_p", is_zero, "0")?;
-    only(fields, "length_penalty", is_one, "1")?;
-    only(fields, "best_of", is_one, "1")?;
-    only(fields, "ignore_eos", is_false, "false")?;
-    only(fields, "echo", is_false, "false")?;
-    only(fields, "use_beam_search", is_false, "false")?;
-    only(fields, "continue_final_message", is_false, "false")?;
-    only(fields, "add_generation_prompt", yes, "true")?;
-    only(fields, "skip_special_tokens", yes, "true")?;
-    only(
-        fields,
-        "chat_template",
-        |_| false,
-        "nothing: the bundle has its own",
-    )?;
-    only(
-        fields,
-        "stop_token_ids",
-        is_empty,
-        "an empty array: `stop` has texts",
-    )?;
-    only(fields, "bad_words", is_empty, "an empty array")
 }
 
 fn messages(app: &App, fields: &Fields<'_>) -> Result<Vec<Draft>, ApiError> {

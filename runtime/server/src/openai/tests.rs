@@ -259,7 +259,26 @@ fn what_answers_keep_to() {
             json!({"json": schema}),
             Some(Constraint::JsonSchema(schema.clone())),
         ),
-        ("structured_outputs", json!({}), None),
+        (
+            "structured_outputs",
+            json!({"disable_any_whitespace": false, "whitespace_pattern": null, "structural_tag": null}),
+            None,
+        ),
+        (
+            "response_format",
+            json!({"type": "json_object"}),
+            Some(Constraint::JsonObject),
+        ),
+        (
+            "response_format",
+            json!({"type": "json_object", "schema": schema}),
+            Some(Constraint::JsonSchema(schema.clone())),
+        ),
+        (
+            "response_format",
+            json!({"type": "json_object", "schema": null}),
+            Some(Constraint::JsonObject),
+        ),
     ] {
         let answered = server.post(CHAT, &asking(|body| body[field] = value));
         assert_eq!(answered.status, 200, "{}", answered.text());
@@ -399,6 +418,8 @@ fn fields_that_are_wrong() {
         ("stop", json!(""), "stop"),
         ("stop", json!(["a", "b", "c", "d", "e"]), "stop"),
         ("stop", json!([5]), "stop"),
+        ("stop", json!("a".repeat(4097)), "stop"),
+        ("stop", json!(["a", "\u{e9}".repeat(2049)]), "stop"),
         ("stop", json!({}), "stop"),
         ("n", json!(2), "n"),
         ("n", json!(0), "n"),
@@ -436,6 +457,46 @@ fn fields_that_are_wrong() {
             json!({"regex": "a", "choice": ["b"]}),
             "structured_outputs",
         ),
+        (
+            "structured_outputs",
+            json!({"json": {}, "disable_any_whitespace": true}),
+            "structured_outputs.disable_any_whitespace",
+        ),
+        (
+            "structured_outputs",
+            json!({"structural_tag": "{}"}),
+            "structured_outputs.structural_tag",
+        ),
+        (
+            "structured_outputs",
+            json!({"json": {}, "ebnf": "root ::= \"a\""}),
+            "structured_outputs.ebnf",
+        ),
+        (
+            "structured_outputs",
+            json!({"json": {}, "whitespace_pattern": " "}),
+            "structured_outputs.whitespace_pattern",
+        ),
+        (
+            "structured_outputs",
+            json!({"json": {}, "disable_additional_properties": true}),
+            "structured_outputs.disable_additional_properties",
+        ),
+        (
+            "response_format",
+            json!({"type": "json_schema", "schema": {}}),
+            "response_format.schema",
+        ),
+        (
+            "response_format",
+            json!({"type": "text", "schema": {}}),
+            "response_format.schema",
+        ),
+        (
+            "response_format",
+            json!({"type": "json_object", "json_schema": {"schema": {}}}),
+            "response_format.json_schema",
+        ),
         ("tools", json!([{"type": "function"}]), "tools"),
         ("functions", json!([{}]), "functions"),
         ("tool_choice", json!("required"), "tool_choice"),
@@ -463,6 +524,85 @@ fn fields_that_are_wrong() {
         body["max_completion_tokens"] = 6.into();
     });
     assert_eq!(server.post(CHAT, &two).json()["error"]["param"], "max_tokens");
+}
+
+/// What other servers know, that would change the answer, is an error that names it; where it changes nothing it is left alone.
+#[test]
+fn fields_of_other_servers() {
+    let server = Served::start(Act::Answer);
+    let cases = [
+        ("include_stop_str_in_output", json!(true), json!(false)),
+        ("allowed_token_ids", json!([1]), json!(null)),
+        ("truncate_prompt_tokens", json!(5), json!(null)),
+        ("prompt_logprobs", json!(0), json!(null)),
+        ("regex", json!("a+"), json!("")),
+        ("ebnf", json!("root ::= \"a\""), json!(null)),
+        ("grammar", json!("root ::= \"a\""), json!("")),
+        ("json_schema", json!({"type": "object"}), json!(null)),
+        ("json_schema", json!("{}"), json!(null)),
+        ("structural_tag", json!({}), json!(null)),
+        ("typical_p", json!(0.5), json!(1)),
+        ("repeat_penalty", json!(1.1), json!(1.0)),
+        ("xtc_probability", json!(0.5), json!(0)),
+        ("dry_multiplier", json!(0.8), json!(0.0)),
+        ("dynatemp_range", json!(0.5), json!(0)),
+        ("top_n_sigma", json!(1), json!(-1)),
+        ("mirostat", json!(2), json!(0)),
+        ("max_new_tokens", json!(5), json!(null)),
+        ("max_output_tokens", json!(5), json!(null)),
+        ("n_predict", json!(-1), json!(null)),
+        ("guided_json", json!({}), json!(null)),
+        ("guided_whitespace_pattern", json!(" "), json!(null)),
+        ("guided_decoding_backend", json!(null), json!("outlines")),
+        ("logits_processors", json!(["x"]), json!([])),
+        ("tool_choice", json!("required"), json!("auto")),
+        ("modalities", json!(["text", "audio"]), json!(["text"])),
+        ("add_generation_prompt", json!(false), json!(true)),
+    ];
+    for (field, changing, neutral) in cases {
+        let answered = server.post(CHAT, &asking(|body| body[field] = neutral.clone()));
+        assert_eq!(answered.status, 200, "{field} {neutral}: {}", answered.text());
+        if changing.is_null() {
+            continue;
+        }
+        let answered = server.post(CHAT, &asking(|body| body[field] = changing.clone()));
+        assert_eq!(answered.status, 400, "{field} {changing}");
+        let error = answered.json()["error"].clone();
+        assert_eq!(error["param"], field, "{error}");
+        let length = field.contains("predict") || field.contains("max_");
+        let said = error["message"].as_str().unwrap();
+        assert!(!length || said.contains("`max_tokens`"), "{said}");
+    }
+}
+
+/// A data URL in all that it may be written like.
+#[test]
+fn ways_to_write_a_data_url() {
+    let server = Served::start(Act::Answer);
+    let plain = picture();
+    let (kind, data) = plain.split_once(',').unwrap();
+    let lines: Vec<&str> = data
+        .as_bytes()
+        .chunks(76)
+        .map(|line| std::str::from_utf8(line).unwrap())
+        .collect();
+    for url in [
+        plain.clone(),
+        format!("data:image/png; base64,{data}"),
+        format!("data:image/png;name=a.png;BASE64,{data}"),
+        format!("data:;base64,{data}"),
+        format!("{kind},{}", lines.join("\n")),
+        format!("{kind},{}\r\n", lines.join("\r\n")),
+        format!(
+            "{kind},{}",
+            data.replace('=', "%3D").replace('+', "%2B").replace('/', "%2f")
+        ),
+    ] {
+        let part = json!({"type": "image_url", "image_url": {"url": url}});
+        let asked = asking(|body| body["messages"][0]["content"] = json!([part]));
+        let answered = server.post(CHAT, &asked);
+        assert_eq!(answered.status, 200, "{url:.60}: {}", answered.text());
+    }
 }
 
 #[test]

@@ -216,10 +216,12 @@ impl Worker for Scheduler {
         }
         state.sweep();
         let free = limits.slots.saturating_sub(state.running);
+        // Some of the queue have a slot already, and will have taken it in a moment.
+        let waiting = state.queue.len().saturating_sub(free);
         if state.queue.len() >= limits.queue.saturating_add(free) {
             state.done.refused += 1;
             return Err(Busy {
-                waiting: state.queue.len(),
+                waiting,
                 retry_after: state.retry_after(limits.slots),
             });
         }

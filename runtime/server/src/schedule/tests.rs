@@ -300,6 +300,13 @@ fn the_queue_is_bounded_and_clients_take_turns() {
             "{waits:?}"
         );
         assert_eq!(hear_rest(first, true).tokens.len(), 40);
+        // Also at once, when slots are free that nobody has taken yet, no more are said to wait than may.
+        let quick: Vec<_> = (0..8).map(|_| scheduler.submit(long("q", 1))).collect();
+        for busy in quick.iter().filter_map(|taken| taken.as_ref().err()) {
+            assert_eq!(busy.waiting, 4);
+        }
+        drop(quick);
+        assert_idle(&scheduler);
         // Those whose client is gone make room.
         let mut last = scheduler.submit(long("a", 50)).unwrap();
         assert!(matches!(last.next_blocking(), Some(Event::Begun { .. })));

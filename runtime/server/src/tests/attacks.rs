@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -138,6 +139,7 @@ fn bodies_of_the_wrong_kind() {
         "application/json",
         "application/json; charset=utf-8",
         "APPLICATION/JSON",
+        "application/json\r\ncontent-encoding: identity",
     ] {
         let header = format!("content-type: {kind}\r\n");
         assert_eq!(
@@ -177,20 +179,40 @@ fn bodies_that_are_too_long() {
     assert_eq!(server.post_text(CHAT, &" ".repeat(100_000)).status, 400);
 }
 
+/// Bodies of 64 MiB of which so many bytes came.
+fn begun_bodies(server: &Served, count: usize, bytes: usize) -> Vec<TcpStream> {
+    let head = format!(
+        "POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 67108864\r\n\r\n"
+    );
+    let sent = [head.as_bytes(), &vec![b' '; bytes]].concat();
+    let begin = |_| {
+        let mut stream = server.connect();
+        // One that is told to come again may be cut off.
+        drop(stream.write_all(&sent));
+        stream
+    };
+    (0..count).map(begin).collect()
+}
+
+/// What is announced takes nothing: only what came does.
+#[test]
+fn bodies_that_are_announced_and_do_not_come() {
+    let server = Served::set(Act::Answer, |settings| settings.max_body = 64 << 20);
+    let held = begun_bodies(&server, 64, 1);
+    std::thread::sleep(Duration::from_millis(300));
+    for _ in 0..5 {
+        let answered = server.post(CHAT, &asking("x".into()));
+        assert_eq!(answered.status, 200, "{}", answered.text());
+    }
+    drop(held);
+}
+
 /// Many bodies that have begun take no more than the budget; others are told to come again.
 #[test]
 fn bodies_that_wait_together() {
     let server = Served::set(Act::Answer, |settings| settings.max_body = 64 << 20);
-    let head = format!(
-        "POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 67108864\r\n\r\n"
-    );
-    let begin = || {
-        let mut stream = server.connect();
-        stream.write_all(head.as_bytes()).unwrap();
-        stream.write_all(&[b' '; 4096]).unwrap();
-        stream
-    };
-    let mut held: Vec<_> = (0..8).map(|_| begin()).collect();
+    // Room doubles: of 17 MiB each has 32, and eight of them have the whole budget.
+    let mut held = begun_bodies(&server, 8, 17 << 20);
     let end = Instant::now() + Duration::from_secs(10);
     let busy = loop {
         let answered = server.post(CHAT, &asking("x".into()));
@@ -198,7 +220,7 @@ fn bodies_that_wait_together() {
             break answered;
         }
         // One that came beside the short request may have been told to come again for the little that this one took.
-        held.push(begin());
+        held.extend(begun_bodies(&server, 1, 17 << 20));
         std::thread::sleep(Duration::from_millis(50));
     };
     assert_eq!(busy.status, 503, "{}", busy.text());

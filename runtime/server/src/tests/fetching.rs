@@ -235,6 +235,9 @@ fn redirects_are_looked_at_like_the_first_address() {
         "/1" => redirect("/2"),
         "/2" => redirect(&format!("http://127.0.0.1:{port}/3")),
         "/3" => redirect("file"),
+        "/parts/a?b" => redirect("../up/./4?src=http://127.0.0.2/x"),
+        "/up/4?src=http://127.0.0.2/x" => redirect("?ok=1"),
+        "/up/4?ok=1" => redirect(&format!("//127.0.0.1:{port}/../../file")),
         "/loop" => redirect("/loop"),
         "/private" => redirect(&format!("http://127.0.0.2:{port}/file")),
         "/local" => redirect(&format!("http://[::1]:{port}/file")),
@@ -254,6 +257,7 @@ fn redirects_are_looked_at_like_the_first_address() {
     let fetch = |path: &str| fetcher.fetch(&format!("http://127.0.0.1:{port}{path}"));
     assert_eq!(fetch("/file").unwrap(), b"here");
     assert_eq!(fetch("/1").unwrap(), b"here");
+    assert_eq!(fetch("/parts/a?b").unwrap(), b"here");
     for (path, said) in [
         ("/loop", "redirects"),
         ("/private", "public internet"),

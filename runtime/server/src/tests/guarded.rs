@@ -149,6 +149,22 @@ fn pages_of_others() {
         answered.header("access-control-allow-headers"),
         Some("authorization, content-type")
     );
+    // What the package `openai` asks for.
+    let named = "authorization, content-type, x-stainless-arch, x-stainless-helper-method, x-stainless-lang, \
+                 x-stainless-os, x-stainless-package-version, x-stainless-retry-count, x-stainless-runtime, \
+                 x-stainless-runtime-version, x-stainless-timeout";
+    let asking = format!("{preflight}access-control-request-headers: {named}\r\n");
+    let answered = server.ask("OPTIONS", CHAT, &asking, b"");
+    assert_eq!(
+        (answered.status, answered.header("access-control-allow-headers")),
+        (204, Some(named))
+    );
+    let evil = asking.replace("friend", "evil");
+    let answered = server.ask("OPTIONS", CHAT, &evil, b"");
+    assert_eq!(
+        (answered.status, answered.header("access-control-allow-headers")),
+        (403, None)
+    );
     let answered = server.ask("POST", CHAT, &format!("{json}{friend}"), body().as_bytes());
     assert_eq!(answered.status, 200);
     assert_eq!(

@@ -17,7 +17,7 @@ const LONGEST_LINE: u64 = 1 << 16;
 
 /// The images that `inputs` name, each once: those of a folder sorted by name, all others in the order in which they are given.
 ///
-/// An input is a folder (with those below it; hidden files and links to folders are left out), a file whose name ends in `.txt` (a
+/// An input is a folder (with those below it; hidden files, links to folders, pipes and devices are left out), a file whose name ends in `.txt` (a
 /// list of images, one a line), `-` (a list on stdin), a pattern with `*`, `?`, `[..]` or `**` where nothing has that name, or an
 /// image.
 ///
@@ -73,7 +73,12 @@ fn is_image(path: &Path) -> bool {
     ending(path).is_some_and(|ending| ENDINGS.contains(&ending.as_str()))
 }
 
-/// The images below a folder, sorted by path.
+/// Whether a link leads to a file, or nowhere, which its line will say.
+fn may_be_file(link: &Path) -> bool {
+    link.metadata().map_or(true, |found| found.is_file())
+}
+
+/// The images below a folder, sorted by path: files alone, since a pipe would be waited for.
 fn below(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), String> {
     let mut folders = vec![folder.to_owned()];
     let mut images = Vec::new();
@@ -88,7 +93,7 @@ fn below(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), String> {
             let kind = entry.file_type().map_err(|error| about(&path, error))?;
             if kind.is_dir() {
                 folders.push(path);
-            } else if is_image(&path) {
+            } else if is_image(&path) && (kind.is_file() || kind.is_symlink() && may_be_file(&path)) {
                 images.push(path);
             }
         }
@@ -235,6 +240,38 @@ mod tests {
         // A file that has a pattern's name is a file.
         fs::write(root.join("[1].png"), "").unwrap();
         assert_eq!(names(root, &["[1].png"]).unwrap(), ["[1].png"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_no_file_is_no_image_of_a_folder() {
+        use std::os::unix::fs::symlink;
+        let world = world();
+        let root = world.path();
+        let pipe = root.join("deep/pipe.png");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        let _socket = std::os::unix::net::UnixListener::bind(root.join("deep/socket.png")).unwrap();
+        for (target, link) in [
+            ("pipe.png", "deep/to_pipe.png"),
+            ("/dev/zero", "deep/to_device.png"),
+            ("er", "deep/to_folder.png"),
+            ("y.webp", "deep/to_file.webp"),
+            ("nothing", "deep/to_nothing.png"),
+        ] {
+            symlink(target, root.join(link)).unwrap();
+        }
+        assert_eq!(
+            names(root, &["deep"]).unwrap(),
+            [
+                "deep/er/x.heic",
+                "deep/to_file.webp",
+                "deep/to_nothing.png",
+                "deep/y.webp"
+            ]
+        );
+        // Named, it has a line, which says what it is.
+        assert_eq!(names(root, &["deep/pipe.png"]).unwrap(), ["deep/pipe.png"]);
     }
 
     #[test]

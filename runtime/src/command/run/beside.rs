@@ -1,6 +1,6 @@
 //! Several images that are described at once: what they cost together is little more than what one costs.
 
-use super::{Failure, Run, logprob_records, write_record};
+use super::{Failure, Run, logprob_records, waits, write_record};
 use crate::command::output::{self, Spinner};
 use crate::command::plan::{Name, Source};
 use crate::{Answer, Conversation, EngineError, Finish, Message, TokenLogprob};
@@ -70,8 +70,13 @@ impl Run<'_> {
             let mut coming = begun.iter_mut().filter_map(Description::coming).count();
             while coming < batch
                 && !cancelled
-                && let Some(source) = sources.next()
+                && let Some(source) = sources.as_slice().first()
             {
+                // Who waits for this one has read the others first.
+                if waits(source) && !begun.is_empty() {
+                    break;
+                }
+                sources.next();
                 // Until there are words to keep, Ctrl-C ends the program.
                 let words = begun.iter().any(|description| !description.text.is_empty());
                 self.interrupt.answering.store(words, Ordering::Relaxed);

@@ -171,6 +171,84 @@ fn expressions_that_cannot_be_kept() {
     }
 }
 
+/// Whether a text is an answer.
+fn is_answer(vocabulary: &Vocabulary, schema: &Value, text: &str) -> bool {
+    let constraint = Constraint::JsonSchema(schema.clone());
+    let mut follower = vocabulary.follow(&constraint).unwrap();
+    let mut complete = false;
+    for byte in json!(text).to_string().bytes() {
+        match follower.take(i64::from(byte)) {
+            Ok(now) => complete = now,
+            Err(_) => return false,
+        }
+    }
+    complete || follower.allowed().unwrap()[8] & 1 == 1
+}
+
+/// Python's datetime takes no second 60 and no 29th of February of other years, and RFC 3339 has them where they were.
+#[test]
+fn times_and_dates_are_those_of_calendar_and_clock() {
+    let vocabulary = vocabulary();
+    let cases: [(&str, &[&str], &[&str]); 3] = [
+        (
+            "time",
+            &["23:59:59Z", "00:00:00.60+01:00"],
+            &["23:59:60Z", "12:00:60.5Z", "12:60:00Z"],
+        ),
+        (
+            "date",
+            &[
+                "2024-02-29",
+                "2000-02-29",
+                "2023-02-28",
+                "2023-12-31",
+                "1904-02-29",
+                "2023-03-29",
+            ],
+            &[
+                "2023-02-29",
+                "1900-02-29",
+                "2100-02-29",
+                "2023-02-30",
+                "2023-04-31",
+            ],
+        ),
+        (
+            "date-time",
+            &["2024-02-29T23:59:59Z", "2023-06-30t23:59:00.60-00:00"],
+            &[
+                "2016-12-31T23:59:60Z",
+                "2023-02-29T00:00:00Z",
+                "2023-06-31T00:00:00Z",
+            ],
+        ),
+    ];
+    for (format, valid, invalid) in cases {
+        let plain = json!({"type": "string", "format": format});
+        let beside = json!({"type": "string", "format": format, "pattern": "[0-9]"});
+        let referred = json!({"$ref": "#/$defs/x", "$defs": {"x": plain}});
+        for schema in [plain, beside, referred] {
+            for text in valid {
+                assert!(is_answer(&vocabulary, &schema, text), "{schema} {text}");
+            }
+            for text in invalid {
+                assert!(!is_answer(&vocabulary, &schema, text), "{schema} {text}");
+            }
+        }
+    }
+    // A pattern beside a format holds, and a property may have the name.
+    let pattern = json!({"type": "string", "format": "time", "pattern": "^1"});
+    assert!(is_answer(&vocabulary, &pattern, "10:00:00Z"));
+    assert!(!is_answer(&vocabulary, &pattern, "20:00:00Z"));
+    let named = json!({"type": "object", "properties": {"format": {"const": "time"}}, "required": ["format"],
+                       "additionalProperties": false});
+    walks(&vocabulary, &Constraint::JsonSchema(named));
+    walks(
+        &vocabulary,
+        &Constraint::JsonSchema(json!({"enum": [{"format": "time"}]})),
+    );
+}
+
 #[test]
 fn one_of_several_choices() {
     let vocabulary = vocabulary();
