@@ -1,18 +1,19 @@
 //! `onnx`: an ONNX file, read and checked as `fvlm-export --check coreml` does it.
 //!
 //! Counts of a verdict add up, are the same each time, and survive their JSON; what is read and written is
-//! read again as the same.
+//! read again as the same. The files that its tensors lie in are found by who opens bundles, too.
 
 use crate::folder::Folder;
 use crate::words;
 use arbitrary::{Result, Unstructured};
 use exporter::onnx::proto::{
-    AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
-    TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
+    AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
+    StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
 };
 use exporter::ort_coreml::{RULES, Verdict, check_file};
 use prost::Message as _;
 use std::cell::OnceCell;
+use std::io::Cursor;
 
 const VALUES: [&str; 9] = ["a", "b", "c", "d", "e", "f", "g", "", "\u{1b}[2K"];
 const ATTRIBUTES: [&str; 20] = [
@@ -71,6 +72,7 @@ pub fn run(data: &[u8]) {
                 let text = serde_json::to_string(&verdict).expect("a verdict is JSON");
                 serde_json::from_str::<serde_json::Value>(&text).expect("its JSON is JSON");
                 let model = ModelProto::decode(&file[..]).expect("it was read");
+                places(&model, &file);
                 let written =
                     ModelProto::decode(&model.encode_to_vec()[..]).expect("what is written is read");
                 assert_eq!(
@@ -82,6 +84,25 @@ pub fn run(data: &[u8]) {
             Err(error) => words::check(&error.to_string(), &file),
         }
     });
+}
+
+/// Wherever a tensor has external data, who opens a bundle finds it: a file, or an error.
+fn places(model: &ModelProto, file: &[u8]) {
+    let Ok(found) = models::bundle::external_data(Cursor::new(file), file.len() as u64) else {
+        return;
+    };
+    let graph = model.graph.iter();
+    let nodes = graph.clone().flat_map(|graph| &graph.node);
+    let nodes = nodes.chain(model.functions.iter().flat_map(|function| &function.node));
+    let attributes = nodes.flat_map(|node| &node.attribute);
+    let tensors = graph.flat_map(|graph| &graph.initializer);
+    let tensors = tensors.chain(attributes.filter_map(|attribute| attribute.t.as_ref()));
+    for entry in tensors.flat_map(|tensor| &tensor.external_data) {
+        if entry.key.as_deref() == Some("location") {
+            let place = entry.value.as_deref().unwrap_or_default();
+            assert!(found.contains(place), "{place:?} is not among {found:?}");
+        }
+    }
 }
 
 fn adds_up(verdict: &Verdict) {
@@ -174,8 +195,21 @@ fn tensor(u: &mut Unstructured<'_>) -> Result<TensorProto> {
         data_type: Some(*u.choose(&[1, 6, 7, 9, 10, 16, 0, 99])?),
         int64_data: numbers(u)?,
         raw_data: u.arbitrary::<bool>()?.then_some(u.bytes(bytes)?.to_vec()),
+        external_data: outside(u)?,
         ..TensorProto::default()
     })
+}
+
+/// Mostly none.
+fn outside(u: &mut Unstructured<'_>) -> Result<Vec<StringStringEntryProto>> {
+    let count = u.int_in_range(0..=8_usize)?.saturating_sub(6);
+    let entry = |u: &mut Unstructured<'_>| {
+        Ok(StringStringEntryProto {
+            key: Some((*u.choose(&["location", "offset", ""])?).to_owned()),
+            value: u.arbitrary()?,
+        })
+    };
+    (0..count).map(|_| entry(u)).collect()
 }
 
 fn value(u: &mut Unstructured<'_>) -> Result<ValueInfoProto> {

@@ -17,6 +17,7 @@ mod verify;
 pub use adopted::{Adopted, Given, Told};
 pub use error::BundleError;
 pub use form::{Precision, Target, UnknownForm, UnknownWord};
+pub use reads::places as external_data;
 
 pub use check::inside;
 

@@ -146,8 +146,12 @@ impl<R: BufRead + Seek> Walk<R> {
     }
 }
 
-/// The places of external data in an ONNX file of `length` bytes, as they stand there.
-fn places(source: impl BufRead + Seek, length: u64) -> Result<BTreeSet<String>, String> {
+/// The places of external data in an ONNX file of `length` bytes, as they stand there: of tensors of the graph, of
+/// attributes, and of graphs and functions inside.
+///
+/// # Errors
+/// What is no protobuf message, or nested too deeply, in words.
+pub fn places(source: impl BufRead + Seek, length: u64) -> Result<BTreeSet<String>, String> {
     let mut walk = Walk {
         source,
         at: 0,
