@@ -4,14 +4,15 @@
 //! ls photos/* | cargo run --release --example pixels -- out/
 //! ```
 //!
-//! Standard input has a path a line: of an image, or of a y4m stream, whose first frame counts. `out/NAME.ppm` gets the pixels (P6, 8-bit RGB, upright) of each file, standard
-//! output a line `PATH<tab>ok` or `PATH<tab>ERROR`.
+//! Standard input has a path a line: of an image, or of a y4m stream, whose first frame counts. `out/NAME.ppm` gets the pixels (P6, 8-bit RGB, upright) of each file,
+//! `out/NAME.white.ppm` those on white where something is transparent, standard output a line `PATH<tab>ok` or `PATH<tab>ERROR`.
 
 #![expect(clippy::print_stdout, reason = "the result")]
 
 use runtime::image::frames::Frames;
 use runtime::image::{Limits, Picture, open};
 use std::error::Error;
+use std::ffi::OsStr;
 use std::io::Write;
 use std::path::Path;
 
@@ -25,6 +26,14 @@ fn decode(path: &Path) -> Result<Picture, Box<dyn Error>> {
     Ok(frame.decode(&Limits::default())?)
 }
 
+fn write(picture: &Picture, folder: &Path, name: &OsStr, end: &str) -> std::io::Result<()> {
+    let mut name = name.to_owned();
+    name.push(end);
+    let mut file = std::fs::File::create(folder.join(name))?;
+    write!(file, "P6\n{} {}\n255\n", picture.width(), picture.height())?;
+    file.write_all(picture.pixels())
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     let folder = std::env::args_os()
         .nth(1)
@@ -35,11 +44,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         match decode(path) {
             Err(error) => println!("{line}\t{error}"),
             Ok(picture) => {
-                let mut name = path.file_name().ok_or("expected the path of a file")?.to_owned();
-                name.push(".ppm");
-                let mut file = std::fs::File::create(Path::new(&folder).join(name))?;
-                write!(file, "P6\n{} {}\n255\n", picture.width(), picture.height())?;
-                file.write_all(picture.pixels())?;
+                let name = path.file_name().ok_or("expected the path of a file")?;
+                write(&picture, Path::new(&folder), name, ".ppm")?;
+                let white = picture.on_white();
+                if white != picture {
+                    write(&white, Path::new(&folder), name, ".white.ppm")?;
+                }
                 println!("{line}\tok");
             }
         }

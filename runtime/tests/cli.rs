@@ -457,7 +457,7 @@ fn bundles_that_are_broken() {
                 cut(f, "onnx/decoder_model_merged.onnx");
                 vouch(f, "onnx/decoder_model_merged.onnx");
             },
-            &["decoder_model_merged.onnx", "cannot use graph"],
+            &["decoder_model_merged.onnx", "is no ONNX graph"],
         ),
         (
             "the tokenizer is noise",

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
-use models::bundle::{Aspect, ImageSpec, Resample};
+use models::bundle::{Alpha, Aspect, ImageSpec, Resample};
 use runtime::image::resize::{Canvas, resize};
 use runtime::image::{ImageError, Limits, Picture, open, preprocess};
 use serde::Deserialize;
@@ -162,6 +162,7 @@ fn preprocessing_is_transformers() {
             mean: case.mean,
             std: case.std,
             tokens: 1,
+            alpha: Alpha::Dropped,
         };
         let found = preprocess(&picture(&case.source), &spec).unwrap();
         let name = format!(

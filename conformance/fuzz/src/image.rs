@@ -5,7 +5,7 @@
 
 use crate::words;
 use arbitrary::{Result, Unstructured};
-use models::bundle::{Aspect, ImageSpec, Resample};
+use models::bundle::{Alpha, Aspect, ImageSpec, Resample};
 use runtime::image::{Limits, decode, preprocess, read};
 
 /// Most pixels of an image, so that a run takes milliseconds.
@@ -70,5 +70,6 @@ fn spec(u: &mut Unstructured<'_>) -> Result<ImageSpec> {
         mean: [0.5; 3],
         std: [0.5; 3],
         tokens: 1,
+        alpha: Alpha::Dropped,
     })
 }

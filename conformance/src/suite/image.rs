@@ -7,7 +7,7 @@ use crate::setup::error::{CaseError, Context};
 use crate::setup::subject::{Precision, Target};
 use crate::setup::workspace::{Workspace, small};
 use crate::suite::recorded;
-use models::bundle::{Aspect, ImageSpec, Resample};
+use models::bundle::{Alpha, Aspect, ImageSpec, Resample};
 use runtime::image::resize::{Canvas, resize};
 use runtime::image::{self, Picture};
 use serde::Deserialize;
@@ -192,6 +192,7 @@ fn recipe(padded: bool) -> Result<Findings, CaseError> {
             mean: case.mean,
             std: case.std,
             tokens: 1,
+            alpha: Alpha::Dropped,
         };
         let name = format!(
             "{:?} pad {:?} to {} x {}",
@@ -228,7 +229,7 @@ fn recipe(padded: bool) -> Result<Findings, CaseError> {
 fn specs(workspace: &Workspace) -> Result<Findings, CaseError> {
     ours(workspace)?;
     let mut findings = Findings::default();
-    let published = |aspect| ImageSpec {
+    let published = |aspect, alpha| ImageSpec {
         height: 256,
         width: 256,
         aspect,
@@ -239,14 +240,15 @@ fn specs(workspace: &Workspace) -> Result<Findings, CaseError> {
         mean: [0.0; 3],
         std: [1.0; 3],
         tokens: 16,
+        alpha,
     };
-    for (layout, aspect) in [
-        ("llava", Aspect::Pad { color: [0; 3] }),
-        ("transformers", Aspect::Crop),
-        ("transformers-train", Aspect::Crop),
+    for (layout, aspect, alpha) in [
+        ("llava", Aspect::Pad { color: [0; 3] }, Alpha::Dropped),
+        ("transformers", Aspect::Crop, Alpha::White),
+        ("transformers-train", Aspect::Crop, Alpha::White),
     ] {
         let mut found = workspace.deployed(&small(layout, 1))?.bundle.image.clone();
-        let expected = published(aspect);
+        let expected = published(aspect, alpha);
         // Files write 1/255 with 15 digits.
         if (found.rescale - expected.rescale).abs() < 1e-12 {
             found.rescale = expected.rescale;

@@ -11,7 +11,7 @@ use crate::setup::workspace::{Workspace, export, synth_options};
 use crate::synth::{self, Size, Stored};
 use crate::tiny::numbers;
 use half::bf16;
-use models::bundle::{Aspect, Bundle, Content};
+use models::bundle::{Alpha, Aspect, Bundle, Content};
 use models::checkpoint::{Canonical, Checkpoint, Layout, canonical};
 use models::config::{TokenMixer, VisionConfig};
 use models::dtype::DType;
@@ -198,6 +198,10 @@ fn llava_equals_transformers(workspace: &Workspace) -> Result<Findings, CaseErro
     findings.require(transformers.image.aspect == Aspect::Crop, || {
         format!("transformers: {:?}", transformers.image.aspect)
     });
+    let alphas = (llava.image.alpha, transformers.image.alpha);
+    findings.require(alphas == (Alpha::Dropped, Alpha::White), || {
+        format!("transparency is {alphas:?}")
+    });
     let contents = (llava.prompt.content, transformers.prompt.content);
     findings.require(contents == (Content::Text, Content::Parts), || {
         format!("messages' contents are {contents:?}")
@@ -206,6 +210,7 @@ fn llava_equals_transformers(workspace: &Workspace) -> Result<Findings, CaseErro
     alike.model.layout.clone_from(&transformers.model.layout);
     alike.source.clone_from(&transformers.source);
     alike.image.aspect = transformers.image.aspect;
+    alike.image.alpha = transformers.image.alpha;
     alike.prompt.content = transformers.prompt.content;
     alike.prompt.image_token_id = transformers.prompt.image_token_id;
     let small = |bundle: &Bundle| {

@@ -6,7 +6,7 @@
 
 #![deny(clippy::as_conversions)]
 
-use super::{Aspect, Bundle, Content, ImageSpec, Resample, SizedEncoder};
+use super::{Alpha, Aspect, Bundle, Content, ImageSpec, Resample, SizedEncoder};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -151,6 +151,7 @@ impl Bundle {
     fn check_recipe(&self, problems: &mut Vec<String>) {
         let ImageSpec {
             aspect,
+            alpha,
             mean,
             height,
             shortest_edge,
@@ -159,13 +160,14 @@ impl Bundle {
         let content = self.prompt.content;
         let fits = match self.model.layout.as_str() {
             "transformers" => *aspect == Aspect::Crop && content == Content::Parts,
-            "llava" | "mlx" => content == Content::Text,
+            "llava" | "mlx" => *alpha == Alpha::Dropped && content == Content::Text,
             _ => true,
         };
         if !fits {
             let layout = &self.model.layout;
             problems.push(format!(
-                "`image.aspect` is {aspect:?} and `prompt.content` {content:?}, which layout `{layout}` has not"
+                "`image.aspect` is {aspect:?}, `image.alpha` {alpha:?} and `prompt.content` {content:?}, which layout \
+                 `{layout}` has not"
             ));
         }
         if let Aspect::Pad { color } = aspect {

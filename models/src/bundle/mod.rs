@@ -170,6 +170,27 @@ pub struct ImageSpec {
     pub std: [f64; 3],
     /// Positions that one image takes in the decoder's sequence.
     pub tokens: usize,
+    /// What becomes of transparency. Left out of the text where it is dropped; a reader that does not know the field
+    /// refuses a bundle that has it.
+    #[serde(default, skip_serializing_if = "Alpha::is_dropped")]
+    pub alpha: Alpha,
+}
+
+/// What becomes of an image's transparency, before the resize.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Alpha {
+    /// Pillow's `convert("RGB")`, as Apple's code has it: transparent pixels show the colour that they store.
+    #[default]
+    Dropped,
+    /// transformers' `convert_to_rgb`: the image lies on white.
+    White,
+}
+
+impl Alpha {
+    fn is_dropped(&self) -> bool {
+        *self == Alpha::Dropped
+    }
 }
 
 /// What is done about images that are not square.

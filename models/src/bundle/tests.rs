@@ -95,6 +95,7 @@ fn bundle() -> Bundle {
             mean: [0.0; 3],
             std: [1.0; 3],
             tokens: 1,
+            alpha: Alpha::Dropped,
         },
         prompt: PromptSpec {
             tokenizer: "tokenizer.json".to_owned(),

@@ -41,6 +41,9 @@ impl Source {
             let upright = py
                 .import("PIL.ImageOps")?
                 .call_method1("exif_transpose", (object,))?;
+            if is_transparent(&upright)? {
+                return of_transparent(&upright).map(Source::Pixels);
+            }
             of_pil(&upright)?
         } else if object.is_instance_of::<PyUntypedArray>() {
             object.clone()
@@ -103,6 +106,24 @@ fn is_pil(object: &Bound<'_, PyAny>) -> PyResult<bool> {
         none if none.is_none() => Ok(false),
         module => object.is_instance(&module.getattr("Image")?),
     }
+}
+
+/// Whether an image of Pillow has alpha, or a colour that is transparent.
+fn is_transparent(image: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let bands: Vec<String> = image.call_method0("getbands")?.extract()?;
+    let color = image.getattr("info")?.call_method1("get", ("transparency",))?;
+    Ok(!color.is_none() || bands.iter().any(|band| band.eq_ignore_ascii_case("A")))
+}
+
+/// An image of Pillow with what is transparent of it.
+fn of_transparent(image: &Bound<'_, PyAny>) -> PyResult<Picture> {
+    let whole = image.call_method1("convert", ("RGBA",))?;
+    let colors = array(&whole.call_method1("convert", ("RGB",))?)?;
+    let alpha = whole
+        .call_method1("getchannel", ("A",))?
+        .call_method0("tobytes")?;
+    let alpha: PyBackedBytes = alpha.extract()?;
+    Ok(pixels(colors.cast::<PyUntypedArray>()?)?.with_alpha(&alpha))
 }
 
 /// The pixels of an image of Pillow in red, green and blue. Of 16 bits the upper eight are kept, as of files; Pillow

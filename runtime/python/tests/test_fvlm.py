@@ -160,6 +160,25 @@ def test_gray_of_sixteen_bits(model: fvlm.Model, tmp_path: pathlib.Path) -> None
         np.testing.assert_array_equal(model.encode(low), model.encode(Image.open(SCENE).convert("L")))
 
 
+def test_what_is_transparent_lies_on_white(model: fvlm.Model, tmp_path: pathlib.Path) -> None:
+    rgb = Image.open(SCENE).convert("RGB")
+    veil = Image.linear_gradient("L").resize(rgb.size)
+    rgba = rgb.copy()
+    rgba.putalpha(veil)
+    white = Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgba).convert("RGB")
+    expected = model.encode(white)
+    assert not np.array_equal(expected, model.encode(rgb))
+    for name in ("veil.png", "veil.tif"):
+        rgba.save(tmp_path / name)
+        np.testing.assert_array_equal(model.encode(tmp_path / name), expected)
+    np.testing.assert_array_equal(model.encode(rgba), expected)
+    palette = rgb.quantize(8)
+    palette.save(tmp_path / "veil.gif", transparency=0)
+    opened = Image.open(tmp_path / "veil.gif")
+    np.testing.assert_array_equal(model.encode(opened), model.encode(tmp_path / "veil.gif"))
+    assert not np.array_equal(model.encode(opened), model.encode(palette))
+
+
 def test_options(model: fvlm.Model) -> None:
     warm = [model.describe(SCENE, temperature=5.0, seed=seed, max_tokens=8) for seed in range(6)]
     assert len(set(warm)) > 1

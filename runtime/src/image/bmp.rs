@@ -1,7 +1,7 @@
 //! BMP, by the `image` crate, with what Pillow does otherwise: where the pixels are, which colour an index has, and how
 //! 5 and 6 bits become 8.
 
-use super::decode::Limits;
+use super::decode::{Decoded, Limits};
 use super::problem::Problem;
 use image::ImageDecoder;
 use image::codecs::bmp::BmpDecoder;
@@ -11,8 +11,8 @@ use std::io::Cursor;
 /// Most colours that a palette may have.
 const MAX_COLORS: usize = 1 << 16;
 
-/// Width, height and `[height, width, 3]`.
-pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(u32, u32, Vec<u8>), Problem> {
+/// The image, with alpha where the header has a mask for it.
+pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Decoded, Problem> {
     let header = Header::parse(bytes);
     if header.size == 12 && !matches!(header.bits, 1 | 4 | 8 | 24) {
         return Problem::unsupported(format!(
@@ -21,14 +21,14 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(u32, u32, Vec<u8>
         ));
     }
     let file = header.usual(bytes)?;
-    let (width, height, mut pixels) = decode_as_is(&file, limits)?;
+    let mut decoded = decode_as_is(&file, limits)?;
     if header.indexed() {
         let colors = header.colors(bytes)?;
-        for pixel in pixels.chunks_exact_mut(3) {
+        for pixel in decoded.pixels.chunks_exact_mut(3) {
             pixel.copy_from_slice(&colors[usize::from(pixel[0])]);
         }
     } else if let Some(most) = header.most() {
-        for pixel in pixels.chunks_exact_mut(3) {
+        for pixel in decoded.pixels.chunks_exact_mut(3) {
             for (value, most) in pixel.iter_mut().zip(most) {
                 // The crate rounds to the nearest level, Pillow down.
                 let stored = (u16::from(*value) * most + 127) / 255;
@@ -36,10 +36,10 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(u32, u32, Vec<u8>
             }
         }
     }
-    Ok((width, height, pixels))
+    Ok(decoded)
 }
 
-fn decode_as_is(bytes: &[u8], limits: &Limits) -> Result<(u32, u32, Vec<u8>), Problem> {
+fn decode_as_is(bytes: &[u8], limits: &Limits) -> Result<Decoded, Problem> {
     let mut decoder = BmpDecoder::new(Cursor::new(bytes))?;
     let (width, height) = decoder.dimensions();
     limits.allow(width, height)?;
@@ -50,13 +50,20 @@ fn decode_as_is(bytes: &[u8], limits: &Limits) -> Result<(u32, u32, Vec<u8>), Pr
     let size = usize::try_from(decoder.total_bytes()).map_err(|_| Problem::Memory)?;
     let mut pixels = vec![0; size];
     decoder.read_image(&mut pixels)?;
+    let mut alpha = None;
     if channels == 4 {
+        alpha = Some(pixels.chunks_exact(4).map(|pixel| pixel[3]).collect());
         pixels = pixels
             .chunks_exact(4)
             .flat_map(|pixel| [pixel[0], pixel[1], pixel[2]])
             .collect();
     }
-    Ok((width, height, pixels))
+    Ok(Decoded {
+        width,
+        height,
+        pixels,
+        alpha,
+    })
 }
 
 /// What of the headers decides how Pillow reads the pixels.
@@ -304,7 +311,7 @@ mod tests {
         for case in cases {
             let found = decode(&case.file, &Limits::default());
             match (found, case.expected) {
-                (Ok((_, _, pixels)), Ok(expected)) => assert_eq!(pixels, expected, "{}", case.name),
+                (Ok(decoded), Ok(expected)) => assert_eq!(decoded.pixels, expected, "{}", case.name),
                 (Err(problem), Err(part)) => {
                     let words = format!("{problem:?}");
                     assert!(words.contains(part), "{}: {words}", case.name);

@@ -3,7 +3,8 @@
 //! The result is what Pillow's `ImageOps.exif_transpose(Image.open(file)).convert("RGB")` gives, to the bit,
 //! in every format, or an error. Measured against Pillow 13 (libjpeg-turbo 3.2, libwebp 1.6, libtiff 4.7) on
 //! 2653 generated files (`scripts/check_images`):
-//! - Alpha is dropped, not blended: transparent pixels show the colour that they store.
+//! - Alpha is beside it, not blended: transparent pixels show the colour that they store. It is kept of all
+//!   formats but HEIC and AVIF; what becomes of it, a bundle says ([`Alpha`](models::bundle::Alpha)).
 //! - The orientation of EXIF and TIFF is applied, or else that of XMP, read as Pillow reads them: whatever the type of the
 //!   tag, wherever PNG has it, and in WebP only if the header announces it.
 //! - Of animations, the first frame is decoded. What a GIF's first frame leaves free has its transparent
@@ -155,8 +156,10 @@ pub fn decode(bytes: &[u8], name: &str, limits: &Limits) -> Result<Picture, Imag
         Format::Jpeg => decode_jpeg(bytes, limits),
         Format::Png => decode_png(bytes, limits),
         Format::WebP => decode_webp(bytes, limits),
-        Format::Gif => super::gif::decode(bytes, limits).and_then(of_pixels).map(upright),
-        Format::Bmp => super::bmp::decode(bytes, limits).and_then(of_pixels).map(upright),
+        Format::Gif => super::gif::decode(bytes, limits).map(upright),
+        Format::Bmp => super::bmp::decode(bytes, limits)
+            .and_then(Decoded::image)
+            .map(upright),
         Format::Tiff => decode_tiff(bytes, limits),
         Format::Heic | Format::Avif => super::heif::decode(bytes, limits)
             .and_then(of_pixels)
@@ -167,10 +170,21 @@ pub fn decode(bytes: &[u8], name: &str, limits: &Limits) -> Result<Picture, Imag
         decoded.map_err(|problem| problem.of(name, format_name, expected, limits))?;
     picture.apply_orientation(orientation);
     let (width, height) = (picture.width(), picture.height());
-    Picture::new(width, height, picture.into_rgb8().into_raw()).ok_or_else(|| ImageError::NoPixels {
+    let alpha: Option<Vec<u8>> = match &picture {
+        DynamicImage::ImageRgba8(image) => {
+            Some(image.as_raw().chunks_exact(4).map(|pixel| pixel[3]).collect())
+        }
+        _opaque => None,
+    };
+    let decoded = Picture::new(width, height, picture.into_rgb8().into_raw());
+    let decoded = decoded.ok_or_else(|| ImageError::NoPixels {
         name: name.to_owned(),
         width: width.into(),
         height: height.into(),
+    })?;
+    Ok(match alpha {
+        Some(alpha) => decoded.with_alpha(&alpha),
+        None => decoded,
     })
 }
 
@@ -188,13 +202,13 @@ fn decode_png(bytes: &[u8], limits: &Limits) -> Result<(DynamicImage, Orientatio
     let max_pixels = u64::from(width).saturating_mul(height.into());
     let decoder = decoder(bytes, ImageFormat::Png, limits, &Limits { max_pixels })?;
     let image = DynamicImage::from_decoder(decoder)?;
-    let image = DynamicImage::ImageRgb8(match image {
-        DynamicImage::ImageLuma16(image) => eight_bits::<1, false>(width, height, image.as_raw()),
-        DynamicImage::ImageLumaA16(image) => eight_bits::<1, true>(width, height, image.as_raw()),
-        DynamicImage::ImageRgb16(image) => eight_bits::<3, false>(width, height, image.as_raw()),
-        DynamicImage::ImageRgba16(image) => eight_bits::<3, true>(width, height, image.as_raw()),
-        image => image.into_rgb8(),
-    });
+    let image = match image {
+        DynamicImage::ImageLuma16(image) => eight_bits::<1>(width, height, image.as_raw()),
+        DynamicImage::ImageLumaA16(image) => eight_bits::<2>(width, height, image.as_raw()),
+        DynamicImage::ImageRgb16(image) => eight_bits::<3>(width, height, image.as_raw()),
+        DynamicImage::ImageRgba16(image) => eight_bits::<4>(width, height, image.as_raw()),
+        image => with_channels(image),
+    };
     // The decoder would inflate texts whatever their length.
     Ok((image, png::orientation(bytes)))
 }
@@ -215,11 +229,20 @@ fn decode_webp(bytes: &[u8], limits: &Limits) -> Result<(DynamicImage, Orientati
         Some(frame) => {
             // Its file has no animation, so this ends here.
             let (picture, _) = decode_webp(&frame.still, limits)?;
-            frame.paint(picture.into_rgb8())?
+            frame.paint(picture)?
         }
-        None => DynamicImage::from_decoder(decoder)?.into_rgb8(),
+        None => with_channels(DynamicImage::from_decoder(decoder)?),
     };
-    Ok((DynamicImage::ImageRgb8(image), orientation))
+    Ok((image, orientation))
+}
+
+/// In three channels of bytes, or in four where there is alpha.
+fn with_channels(image: DynamicImage) -> DynamicImage {
+    if image.color().has_alpha() {
+        DynamicImage::ImageRgba8(image.into_rgba8())
+    } else {
+        DynamicImage::ImageRgb8(image.into_rgb8())
+    }
 }
 
 /// A decoder of the `image` crate for a file within the `limits`, which may ask for as much as `own` allow.
@@ -239,18 +262,47 @@ fn decoder<'a>(
     Ok(decoder)
 }
 
-/// The upper bytes of 16-bit channels; gray (`COLORS` = 1) is repeated, alpha is dropped.
-fn eight_bits<const COLORS: usize, const ALPHA: bool>(
-    width: u32,
-    height: u32,
-    samples: &[u16],
-) -> image::RgbImage {
+/// The upper bytes of so many 16-bit channels; gray is repeated, the second and the fourth are alpha.
+fn eight_bits<const CHANNELS: usize>(width: u32, height: u32, samples: &[u16]) -> DynamicImage {
     let upper = |sample: u16| sample.to_be_bytes()[0];
-    let pixels = samples
-        .chunks_exact(COLORS + usize::from(ALPHA))
-        .flat_map(|pixel| [0, 1, 2].map(|channel| upper(pixel[channel % COLORS])))
-        .collect();
-    image::RgbImage::from_raw(width, height, pixels).unwrap_or_default()
+    let pixels = samples.chunks_exact(CHANNELS);
+    let colors = if CHANNELS < 3 { 1 } else { 3 };
+    let color = |pixel: &[u16]| [0, 1, 2].map(|channel| upper(pixel[channel % colors]));
+    if CHANNELS % 2 == 1 {
+        let pixels = pixels.flat_map(color).collect();
+        return DynamicImage::ImageRgb8(image::RgbImage::from_raw(width, height, pixels).unwrap_or_default());
+    }
+    let pixels = pixels.flat_map(|pixel| {
+        let [red, green, blue] = color(pixel);
+        [red, green, blue, upper(pixel[CHANNELS - 1])]
+    });
+    let pixels = pixels.collect();
+    DynamicImage::ImageRgba8(image::RgbaImage::from_raw(width, height, pixels).unwrap_or_default())
+}
+
+/// What a decoder makes of a file.
+#[derive(Debug)]
+pub(super) struct Decoded {
+    pub(super) width: u32,
+    pub(super) height: u32,
+    /// `[height, width, 3]`
+    pub(super) pixels: Vec<u8>,
+    /// `[height, width]`
+    pub(super) alpha: Option<Vec<u8>>,
+}
+
+impl Decoded {
+    fn image(self) -> Result<DynamicImage, Problem> {
+        let Some(alpha) = self.alpha else {
+            return of_pixels((self.width, self.height, self.pixels));
+        };
+        let pixels = self.pixels.chunks_exact(3).zip(alpha);
+        let pixels = pixels.flat_map(|(pixel, alpha)| [pixel[0], pixel[1], pixel[2], alpha]);
+        match image::RgbaImage::from_raw(self.width, self.height, pixels.collect()) {
+            Some(image) => Ok(DynamicImage::ImageRgba8(image)),
+            None => Problem::damaged("it has other pixels than its header says"),
+        }
+    }
 }
 
 /// An image of `pixels`, `[height, width, 3]`.
@@ -274,8 +326,8 @@ fn decode_jpeg(bytes: &[u8], limits: &Limits) -> Result<(DynamicImage, Orientati
 }
 
 fn decode_tiff(bytes: &[u8], limits: &Limits) -> Result<(DynamicImage, Orientation), Problem> {
-    let (width, height, pixels, orientation) = super::tiff::decode(bytes, limits)?;
-    Ok((of_pixels((width, height, pixels))?, orientation))
+    let (decoded, orientation) = super::tiff::decode(bytes, limits)?;
+    Ok((decoded.image()?, orientation))
 }
 
 #[cfg(test)]

@@ -3,14 +3,15 @@
 use super::decode::Limits;
 use super::problem::{Problem, in_words};
 use ::gif::{ColorOutput, DecodeOptions, DecodingError, MemoryLimit};
+use ::image::{DynamicImage, RgbImage, RgbaImage};
 use std::io::Read;
 use std::num::NonZeroU64;
 
-/// Width, height and `[height, width, 3]`.
+/// The first frame, with alpha where an index is transparent.
 ///
 /// What the frame leaves free of the canvas has the transparent index, or index 0. A canvas that is smaller
 /// than its frame grows.
-pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(u32, u32, Vec<u8>), Problem> {
+pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<DynamicImage, Problem> {
     // Before anything else is read. A canvas without pixels may grow.
     if let Some(&[a, b, c, d]) = bytes.get(6..10) {
         let (width, height) = (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]));
@@ -30,7 +31,8 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(u32, u32, Vec<u8>
     };
     let (left, top) = (usize::from(frame.left), usize::from(frame.top));
     let (columns, rows) = (usize::from(frame.width), usize::from(frame.height));
-    let rest = frame.transparent.unwrap_or(0);
+    let transparent = frame.transparent;
+    let rest = transparent.unwrap_or(0);
     let own_in_order = frame.palette.as_deref().is_some_and(in_order);
     let right = u32::from(frame.left) + u32::from(frame.width);
     let (width, height) = (
@@ -46,17 +48,32 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(u32, u32, Vec<u8>
     decoder.read_into_buffer(&mut indices).map_err(problem)?;
     let colors = colors(decoder.palette().ok());
     let size = |edge: u32| usize::try_from(edge).unwrap_or(usize::MAX);
-    let stride = size(width) * 3;
-    let mut pixels = colors[usize::from(rest)].repeat(size(width) * size(height));
+    let mut shown = vec![rest; size(width) * size(height)];
     if columns > 0 {
-        let lines = pixels.chunks_exact_mut(stride).skip(top).take(rows);
+        let lines = shown.chunks_exact_mut(size(width)).skip(top).take(rows);
         for (line, indices) in lines.zip(indices.chunks_exact(columns)) {
-            for (pixel, &index) in line[left * 3..].chunks_exact_mut(3).zip(indices) {
-                pixel.copy_from_slice(&colors[usize::from(index)]);
-            }
+            line[left..left + columns].copy_from_slice(indices);
         }
     }
-    Ok((width, height, pixels))
+    let color = |index: u8| colors[usize::from(index)];
+    let image = match transparent {
+        None => {
+            let pixels = shown.into_iter().flat_map(color).collect();
+            RgbImage::from_raw(width, height, pixels).map(DynamicImage::ImageRgb8)
+        }
+        Some(transparent) => {
+            let alpha = |index: u8| if index == transparent { 0 } else { 255 };
+            let pixels = shown.into_iter().flat_map(|index| {
+                let [red, green, blue] = color(index);
+                [red, green, blue, alpha(index)]
+            });
+            RgbaImage::from_raw(width, height, pixels.collect()).map(DynamicImage::ImageRgba8)
+        }
+    };
+    image.map_or_else(
+        || Problem::damaged("it has other pixels than its header says"),
+        Ok,
+    )
 }
 
 /// What stands before the first frame, and the rest of the file from there. Of extensions, only which index is transparent

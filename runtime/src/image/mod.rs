@@ -29,12 +29,14 @@ pub use preprocess::preprocess;
 use ndarray::Array4;
 use std::sync::Arc;
 
-/// A decoded image: 8-bit RGB, upright. Clones share its pixels.
+/// A decoded image: 8-bit RGB, upright, and what is transparent of it. Clones share its pixels.
 #[derive(Clone)]
 pub struct Picture {
     width: u32,
     height: u32,
     pixels: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    /// `[height, width]`, 255 where nothing shines through.
+    alpha: Option<Arc<[u8]>>,
 }
 
 impl Picture {
@@ -52,7 +54,36 @@ impl Picture {
             width,
             height,
             pixels,
+            alpha: None,
         })
+    }
+
+    /// The same with an alpha channel `[height, width]`: 0 is transparent, 255 is not. One of another length changes
+    /// nothing, and neither does one that is 255 everywhere.
+    #[must_use]
+    pub fn with_alpha(self, alpha: &[u8]) -> Picture {
+        let fits = alpha.len() * 3 == self.pixels().len();
+        let shows = alpha.iter().any(|&alpha| alpha < 255);
+        Picture {
+            alpha: (fits && shows).then(|| alpha.into()),
+            ..self
+        }
+    }
+
+    /// The image on white: what transformers' `convert_to_rgb` makes of it, to the bit.
+    pub fn on_white(&self) -> Picture {
+        let Some(alpha) = &self.alpha else {
+            return self.clone();
+        };
+        let pixels = self.pixels().chunks_exact(3).zip(&**alpha);
+        let pixels =
+            pixels.flat_map(|(pixel, &alpha)| [0, 1, 2].map(|channel| over_white(pixel[channel], alpha)));
+        Picture {
+            width: self.width,
+            height: self.height,
+            pixels: Arc::new(pixels.collect::<Vec<u8>>()),
+            alpha: None,
+        }
     }
 
     /// Width in pixels, at least 1.
@@ -71,9 +102,17 @@ impl Picture {
     }
 }
 
+/// Pillow's `alpha_composite` over white: `(value * alpha + 255 * (255 - alpha)) / 255`, rounded.
+fn over_white(value: u8, alpha: u8) -> u8 {
+    let (value, alpha) = (u32::from(value), u32::from(alpha));
+    let sum = value * alpha + 255 * (255 - alpha) + 128;
+    u8::try_from(((sum >> 8) + sum) >> 8).unwrap_or(u8::MAX)
+}
+
 impl PartialEq for Picture {
     fn eq(&self, other: &Picture) -> bool {
-        (self.width, self.height, self.pixels()) == (other.width, other.height, other.pixels())
+        (self.width, self.height, self.pixels(), &self.alpha)
+            == (other.width, other.height, other.pixels(), &other.alpha)
     }
 }
 
@@ -92,4 +131,47 @@ pub struct PixelValues {
     pub values: Array4<f32>,
     /// Hash of the bytes behind `values`.
     pub id: ImageId,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pillow 13.
+    #[test]
+    fn transparency_lies_on_white() {
+        for (value, alpha, expected) in [
+            (0, 0, 255),
+            (0, 255, 0),
+            (255, 0, 255),
+            (200, 255, 200),
+            (10, 0, 255),
+            (0, 1, 254),
+            (255, 1, 255),
+            (0, 254, 1),
+            (128, 128, 191),
+            (1, 127, 128),
+            (68, 32, 232),
+            (130, 60, 226),
+            (253, 230, 253),
+            (241, 194, 244),
+            (107, 48, 227),
+            (249, 14, 255),
+            (199, 221, 206),
+            (1, 228, 28),
+            (136, 117, 200),
+            (52, 162, 126),
+        ] {
+            assert_eq!(over_white(value, alpha), expected, "{value} {alpha}");
+        }
+        let picture = Picture::new(2, 1, vec![1, 2, 3, 4, 5, 6]).unwrap();
+        assert_eq!(picture.clone().with_alpha(&[255, 255]), picture);
+        assert_eq!(picture.clone().with_alpha(&[0]), picture);
+        let veiled = picture.clone().with_alpha(&[255, 0]);
+        assert_ne!(veiled, picture);
+        assert_eq!(veiled.pixels(), picture.pixels());
+        let white = Picture::new(2, 1, vec![1, 2, 3, 255, 255, 255]).unwrap();
+        assert_eq!(veiled.on_white(), white);
+        assert_eq!(picture.on_white(), picture);
+    }
 }

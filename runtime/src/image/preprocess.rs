@@ -9,7 +9,7 @@
 use super::resize::{Canvas, resize};
 use super::threads::share;
 use super::{ImageError, ImageId, Picture, PixelValues};
-use models::bundle::{Aspect, ImageSpec};
+use models::bundle::{Alpha, Aspect, ImageSpec};
 use ndarray::{Array4, ArrayViewMut1, Axis, s};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -22,6 +22,10 @@ const MAX_SIZE: u32 = 16_384;
 /// the resized image has a margin of zeros (black before `mean` and `std`), the wider part of it above and to the left.
 pub fn preprocess(picture: &Picture, spec: &ImageSpec) -> Result<PixelValues, ImageError> {
     check(spec)?;
+    let picture = &match spec.alpha {
+        Alpha::Dropped => picture.clone(),
+        Alpha::White => picture.on_white(),
+    };
     let canvas = canvas(picture, &spec.aspect);
     let (width, height) = resized(canvas.width, canvas.height, u64::from(spec.shortest_edge));
     let (left, columns) = crop(width, u64::from(spec.width));
@@ -176,6 +180,7 @@ mod tests {
             mean: [0.0; 3],
             std: [1.0; 3],
             tokens: 1,
+            alpha: Alpha::Dropped,
         }
     }
 

@@ -2,8 +2,8 @@
 //! play animations blend it with a background. What stands beside the pixels counts only if the header announces it.
 
 use super::problem::Problem;
-use image::RgbImage;
 use image::metadata::Orientation;
+use image::{DynamicImage, ImageBuffer, Pixel, RgbImage, RgbaImage};
 use std::borrow::Cow;
 
 /// What the header of a container announces.
@@ -65,6 +65,8 @@ pub(super) struct Frame {
     top: u32,
     width: u32,
     height: u32,
+    /// Whether the header announces alpha: what the frame leaves free is transparent then.
+    alpha: bool,
     /// The frame as a file of its own.
     pub(super) still: Vec<u8>,
 }
@@ -72,7 +74,7 @@ pub(super) struct Frame {
 impl Frame {
     /// The first frame of the file `bytes`, if it is an animation.
     pub(super) fn find(bytes: &[u8]) -> Result<Option<Frame>, Problem> {
-        let mut chunks = chunks(bytes);
+        let mut chunks = self::chunks(bytes);
         let canvas = match chunks.next() {
             Some((b"VP8X", data, _)) if data.first().is_some_and(|flag| flag & flags::ANIMATION != 0) => {
                 (number(data, 4)? + 1, number(data, 7)? + 1)
@@ -104,23 +106,40 @@ impl Frame {
             top: number(data, 3)? * 2,
             width,
             height,
+            alpha: announced(bytes) & flags::ALPHA != 0,
             still: [b"RIFF", &size.to_le_bytes()[..], &body].concat(),
         }))
     }
 
     /// The canvas with `picture`, which `still` was decoded to.
-    pub(super) fn paint(&self, picture: RgbImage) -> Result<RgbImage, Problem> {
+    pub(super) fn paint(&self, picture: DynamicImage) -> Result<DynamicImage, Problem> {
         let (width, height) = self.canvas;
         let fits = self.left + self.width <= width && self.top + self.height <= height;
-        if !fits || picture.dimensions() != (self.width, self.height) {
+        if !fits || (picture.width(), picture.height()) != (self.width, self.height) {
             return Problem::damaged("its first frame has another size than it says");
         }
-        if self.canvas == picture.dimensions() {
-            return Ok(picture);
+        Ok(if self.alpha {
+            let canvas = RgbaImage::new(width, height);
+            DynamicImage::ImageRgba8(self.on_canvas(canvas, picture.into_rgba8()))
+        } else {
+            let canvas = RgbImage::new(width, height);
+            DynamicImage::ImageRgb8(self.on_canvas(canvas, picture.into_rgb8()))
+        })
+    }
+
+    fn on_canvas<P>(
+        &self,
+        mut canvas: ImageBuffer<P, Vec<u8>>,
+        picture: ImageBuffer<P, Vec<u8>>,
+    ) -> ImageBuffer<P, Vec<u8>>
+    where
+        P: Pixel<Subpixel = u8>,
+    {
+        if canvas.dimensions() == picture.dimensions() {
+            return picture;
         }
-        let mut canvas = RgbImage::new(width, height);
         image::imageops::replace(&mut canvas, &picture, self.left.into(), self.top.into());
-        Ok(canvas)
+        canvas
     }
 }
 

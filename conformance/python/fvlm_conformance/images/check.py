@@ -32,6 +32,8 @@ from . import formats, heif, jpegs
 
 # The largest difference of a value, by format.
 LIMITS = {"JPEG": 0, "PNG": 0, "BMP": 0, "GIF": 0, "TIFF": 0, "WEBP": 0, "HEIC": 2, "AVIF": 2}
+# Those whose alpha is kept.
+WITH_ALPHA = {"PNG", "GIF", "WEBP", "TIFF", "BMP"}
 DATA = ROOT / "runtime/tests/data/matrix"
 HEIF_DATA = ROOT / "runtime/tests/data/heif"
 HEIF = {".heic", ".heif", ".hif", ".avif"}
@@ -54,17 +56,21 @@ HEIF_RECORDED = re.compile(
 )
 
 
+def as_meant(path):
+    """What Pillow opens for a file: of one that it reads wrongly, its twin."""
+    twins = dict(formats.twins())
+    return io.BytesIO(twins[path.name]) if path.name in twins else path
+
+
 def expected(path):
-    """Pillow's format, and pixels or error; of a file that Pillow reads wrongly, those of its twin."""
+    """Pillow's format, and pixels or error."""
     if path.suffix.lower() in HEIF:
         with tempfile.TemporaryDirectory() as folder:
             return "AVIF" if path.suffix.lower() == ".avif" else "HEIC", heif.reference(path, folder)
-    twins = dict(formats.twins())
-    path = io.BytesIO(twins[path.name]) if path.name in twins else path
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(path)
+            image = Image.open(as_meant(path))
             format = "JPEG" if image.format == "MPO" else image.format
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I;16"):
@@ -74,6 +80,21 @@ def expected(path):
             return format, np.asarray(image.convert("RGB"))
         except Exception as error:
             return None, error
+
+
+def on_white(path):
+    """What transformers' `convert_to_rgb` makes of a file of which we keep alpha; None of others."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = Image.open(as_meant(path))
+        if image.format == "PNG" and image.mode in ("1", "L", "I;16") and path.read_bytes()[24] != 8:
+            # Pillow looks for the transparent gray of the file among grays that it has scaled.
+            return None
+        if "A" not in image.getbands() and image.info.get("transparency") is None:
+            return None
+        image = ImageOps.exif_transpose(image).convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return np.asarray(Image.alpha_composite(white, image).convert("RGB"))
 
 
 def decode(program, paths, folder):
@@ -117,6 +138,14 @@ def compare(program, paths, folder, ours=False):
         tally[format][f"at most {most}" if good else "wrong"] += 1
         if not good:
             failures.append(f"{path.name}: differs by {most}, at most {LIMITS.get(format, 0)}")
+        white = on_white(path) if format in WITH_ALPHA else None
+        if white is not None:
+            other = folder / (path.name + ".white.ppm")
+            found = np.asarray(Image.open(other)) if other.exists() else found
+            same = np.array_equal(found, white)
+            tally[format]["on white" if same else "wrong on white"] += 1
+            if not same:
+                failures.append(f"{path.name}: on white it differs from transformers' `convert_to_rgb`")
     return tally, failures
 
 

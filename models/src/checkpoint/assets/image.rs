@@ -1,7 +1,7 @@
 //! From an image file to pixels: the published preprocessing of both layouts as an [`ImageSpec`].
 
 use super::Files;
-use crate::bundle::{Aspect, ImageSpec, Resample};
+use crate::bundle::{Alpha, Aspect, ImageSpec, Resample};
 use crate::checkpoint::error::CheckpointError;
 use crate::config::{CONFIG, MAX_SIDE, ModelConfig, PREPROCESSOR, Processor};
 use serde_json::Value;
@@ -25,6 +25,7 @@ pub(super) fn llava_image(
         mean,
         std: [1.0; 3],
         tokens: tokens(config),
+        alpha: Alpha::Dropped,
     })
 }
 
@@ -161,6 +162,8 @@ pub(super) fn transformers_image(
             mean,
             std,
             tokens: tokens(config),
+            // Whatever `do_convert_rgb` says: without it, transparent images are no images to it.
+            alpha: Alpha::White,
         })
     } else {
         Err(CheckpointError::Config {

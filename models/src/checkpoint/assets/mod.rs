@@ -14,7 +14,7 @@ mod text;
 mod tokens;
 
 use super::{license, small};
-use crate::bundle::{Content, ImageSpec, PromptSpec};
+use crate::bundle::{Alpha, Content, ImageSpec, PromptSpec};
 use crate::checkpoint::error::CheckpointError;
 use crate::config::{Declared, Layout, ModelConfig};
 pub use asset::{Asset, Origin};
@@ -121,6 +121,7 @@ pub(super) fn of_graphs(directory: &Path, declared: &Declared) -> Result<Assets,
     let mut image = transformers_image(&files, &declared.processors, config)?;
     if declared.layout != Layout::Transformers {
         image.aspect = llava_aspect(&files, &declared.fields, image.mean)?;
+        image.alpha = Alpha::Dropped;
     }
     graphs::check(&files, declared)?;
     with_image(&files, config, declared, image, PROCESSOR_FIELDS.to_owned())

@@ -7,7 +7,7 @@
 mod chunks;
 mod directory;
 
-use super::decode::Limits;
+use super::decode::{Decoded, Limits};
 use super::problem::Problem;
 use directory::Directory;
 use image::metadata::Orientation;
@@ -17,8 +17,8 @@ pub(super) const EXPECTED: &str = "gray, palette, RGB or CMYK with at most 16 bi
      without compression or \
      with LZW, deflate, PackBits, JPEG or group 4 fax";
 
-/// Width, height, `[height, width, 3]` as stored, and the orientation.
-pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(u32, u32, Vec<u8>, Orientation), Problem> {
+/// The image as stored, and the orientation.
+pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(Decoded, Orientation), Problem> {
     let directory = Directory::read(bytes)?;
     let layout = Layout::of(&directory)?;
     limits.allow(layout.width, layout.height)?;
@@ -26,8 +26,21 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(u32, u32, Vec<u8>
     let (width, height) = (size(layout.width)?, size(layout.height)?);
     let samples = chunks::samples(bytes, &directory, &layout, limits.max_memory())?;
     let pixels = pixels(&directory, &layout, &samples)?;
+    let alpha = |alpha: usize| {
+        samples
+            .chunks_exact(layout.channels)
+            .map(|pixel| pixel[alpha])
+            .collect()
+    };
+    let alpha = layout.alpha.map(alpha);
     let orientation = super::orientation::of_tiff(&directory.place(), directory.data(700)?);
-    Ok((width, height, pixels, orientation))
+    let decoded = Decoded {
+        width,
+        height,
+        pixels,
+        alpha,
+    };
+    Ok((decoded, orientation))
 }
 
 /// What the samples of a pixel are.
@@ -62,6 +75,8 @@ struct Layout {
     /// Samples of a pixel.
     channels: usize,
     photometric: Photometric,
+    /// Which sample is alpha.
+    alpha: Option<usize>,
     /// Whether the colours are multiplied with alpha, which is the first sample behind them.
     associated: bool,
     planar: bool,
@@ -161,12 +176,24 @@ impl Layout {
             bits: u32::try_from(first).unwrap_or(u32::MAX),
             channels,
             photometric,
+            alpha: alpha(photometric, channels, &extra),
             associated: photometric == Photometric::Rgb && extra.first() == Some(&1),
             planar: number(284, 1)? == 2 && channels > 1,
             compression,
             predictor,
             reversed,
         })
+    }
+}
+
+/// Which sample is alpha, as Pillow takes it: of RGB the first behind the colours, where nothing says that it is something
+/// else, of gray and of a palette where it is said.
+fn alpha(photometric: Photometric, channels: usize, extra: &[u64]) -> Option<usize> {
+    match (photometric, extra) {
+        (Photometric::Rgb, [1 | 2 | 999, ..]) => Some(3),
+        (Photometric::Rgb, []) if channels == 4 => Some(3),
+        (Photometric::Black | Photometric::Palette, [2]) => Some(1),
+        _ => None,
     }
 }
 
