@@ -71,10 +71,15 @@ fn which(came: &Mutex<Option<Signal>>) -> Option<Signal> {
 
 /// Ends the program, and leaves nothing behind: what a signal does to a run of cases, which cannot be asked to stop.
 fn abandon(root: &Path, signal: Signal) {
-    // Whoever is still writing there may make a directory once more before it fails.
-    for _ in 0..20 {
-        drop(std::fs::remove_dir_all(root));
+    // Whoever is still writing there may make a directory once more before it fails: until none is made for a while.
+    let (mut gone, most) = (0, 400);
+    for _ in 0..most {
+        let _ = std::fs::remove_dir_all(root);
         std::thread::sleep(Duration::from_millis(5));
+        gone = if root.exists() { 0 } else { gone + 1 };
+        if gone == 20 {
+            break;
+        }
     }
     signal.end();
 }
