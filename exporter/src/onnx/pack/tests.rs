@@ -255,9 +255,9 @@ fn odd_blocks() {
 }
 
 /// Weights times a factor.
-struct Times(Memory, f32);
+struct Times<W>(W, f32);
 
-impl Weights for Times {
+impl<W: Weights> Weights for Times<W> {
     fn specs(&self) -> &[WeightSpec] {
         self.0.specs()
     }
@@ -272,6 +272,10 @@ impl Weights for Times {
         self.0.read_block(name, rows, columns, out)?;
         out.iter_mut().for_each(|value| *value *= self.1);
         Ok(())
+    }
+
+    fn moments(&self, name: &str, run: usize) -> Result<Option<Vec<f32>>, CheckpointError> {
+        self.0.moments(name, run)
     }
 }
 
@@ -321,7 +325,7 @@ fn scales_that_float16_does_not_hold_are_refused() {
     assert_eq!(of(WeightForm::Panels(Encoding::Int4, rows()), 1e-9), Ok(()));
     let informed = |factor| {
         let weights = Informed(Memory::new(&[("w", &[16, 64])]));
-        let weights = Scaled(weights, factor);
+        let weights = Times(weights, factor);
         let form = WeightForm::PanelScales(Encoding::Int4, rows());
         bytes(&reference("w", form), &weights)
             .map(|_| ())
@@ -329,29 +333,4 @@ fn scales_that_float16_does_not_hold_are_refused() {
     };
     assert_eq!(informed(1.0), Ok(()));
     assert!(informed(1e-9).is_err() && informed(1e6).is_err());
-}
-
-/// Weights with inputs that are known, times a factor.
-struct Scaled(Informed, f32);
-
-impl Weights for Scaled {
-    fn specs(&self) -> &[WeightSpec] {
-        self.0.specs()
-    }
-
-    fn read_block(
-        &self,
-        name: &str,
-        rows: std::ops::Range<usize>,
-        columns: std::ops::Range<usize>,
-        out: &mut [f32],
-    ) -> Result<(), CheckpointError> {
-        self.0.read_block(name, rows, columns, out)?;
-        out.iter_mut().for_each(|value| *value *= self.1);
-        Ok(())
-    }
-
-    fn moments(&self, name: &str, run: usize) -> Result<Option<Vec<f32>>, CheckpointError> {
-        self.0.moments(name, run)
-    }
 }
