@@ -3,8 +3,8 @@
 //! The result is what Pillow's `ImageOps.exif_transpose(Image.open(file)).convert("RGB")` gives, to the bit,
 //! in every format, or an error. Measured against Pillow 13 (libjpeg-turbo 3.2, libwebp 1.6, libtiff 4.7) on
 //! 2653 generated files (`scripts/check_images`):
-//! - Alpha is beside it, not blended: transparent pixels show the colour that they store. It is kept of all
-//!   formats but HEIC and AVIF; what becomes of it, a bundle says ([`Alpha`](models::bundle::Alpha)).
+//! - Alpha is beside it, not blended: transparent pixels show the colour that they store. What becomes of it, a bundle
+//!   says ([`Alpha`](models::bundle::Alpha)).
 //! - The orientation of EXIF and TIFF is applied, or else that of XMP, read as Pillow reads them: whatever the type of the
 //!   tag, wherever PNG has it, and in WebP only if the header announces it.
 //! - Of animations, the first frame is decoded. What a GIF's first frame leaves free has its transparent
@@ -162,7 +162,7 @@ pub fn decode(bytes: &[u8], name: &str, limits: &Limits) -> Result<Picture, Imag
             .map(upright),
         Format::Tiff => decode_tiff(bytes, limits),
         Format::Heic | Format::Avif => super::heif::decode(bytes, limits)
-            .and_then(of_pixels)
+            .and_then(Decoded::image)
             .map(upright),
     });
     let (format_name, expected) = format.words();

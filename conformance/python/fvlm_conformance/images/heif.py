@@ -83,7 +83,7 @@ def write_png(path, image):
 
 
 def reference(path, folder):
-    """What `heif-convert` makes of a file's primary image: its upper 8 bits, or an error."""
+    """What `heif-convert` makes of a file's primary image: its upper 8 bits, with alpha if it has any, or an error."""
     out = pathlib.Path(folder) / "reference.png"
     for old in out.parent.glob("reference*.png"):
         old.unlink()
@@ -94,7 +94,9 @@ def reference(path, folder):
         return ValueError(done.stderr.strip() or done.stdout.strip())
     # Of several images it writes all, in the order of their numbers; the name says which one is meant.
     wanted = int(path.stem.rsplit("-primary", 1)[1]) if "-primary" in path.stem else 0
-    return upper(made[wanted].read_bytes())
+    found = upper(made[wanted].read_bytes())
+    # It writes colours as they are stored; Pillow, which decodes AVIF by itself, divides them by alpha.
+    return straight(found) if "-premultiplied" in path.stem else found
 
 
 def upper(png):
@@ -103,7 +105,14 @@ def upper(png):
     if image.mode.startswith("I;16"):
         gray = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
         return np.repeat(gray[:, :, None], 3, axis=2)
-    return np.asarray(image.convert("RGB") if image.mode != "RGBA" else image)[:, :, :3]
+    return np.asarray(image.convert("RGBA" if "A" in image.getbands() else "RGB"))
+
+
+def straight(pixels):
+    """Colours that were multiplied with alpha, divided by it."""
+    color, alpha = pixels[:, :, :3].astype(int), pixels[:, :, 3:].astype(int)
+    whole = np.minimum((color * 255 + alpha // 2) // np.maximum(alpha, 1), 255)
+    return np.concatenate([np.where(alpha > 0, whole, 0), alpha], axis=2).astype(np.uint8)
 
 
 # Boxes, and a file of them.
@@ -294,6 +303,7 @@ def plain():
         gray, even = Image.fromarray(painted(65, 47, 1)[:, :, 0]), Image.fromarray(painted(64, 48, 3))
         yield f"{kind}-gray.{kind}", encode(kind, gray)
         yield f"{kind}-alpha.{kind}", encode(kind, rgba)
+        yield f"{kind}-gray-alpha.{kind}", encode(kind, rgba.convert("LA"))
         yield f"{kind}-premultiplied.{kind}", encode(kind, rgba, "--premultiplied-alpha")
         yield f"{kind}-thumbnail.{kind}", encode(kind, rgb, "-t", "24")
         yield f"{kind}-several.{kind}", encode(kind, [rgb, even])

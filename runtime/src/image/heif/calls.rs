@@ -3,6 +3,7 @@
 use super::Codec;
 use super::library::OLDEST;
 use crate::image::Limits;
+use crate::image::decode::Decoded;
 use crate::image::problem::{Problem, in_words};
 use crate::image::threads::cores;
 use libloading::Library;
@@ -41,8 +42,11 @@ const UNSUPPORTED_FEATURE: c_int = 4;
 const MEMORY: c_int = 6;
 const RGB: c_int = 1;
 const INTERLEAVED: c_int = 10;
+/// Interleaved RGB and RGBA, of bytes and of words.
 const CHROMA_RGB: c_int = 10;
+const CHROMA_RGBA: c_int = 11;
 const CHROMA_RRGGBB_LE: c_int = 14;
+const CHROMA_RRGGBBAA_LE: c_int = 15;
 /// Threads for tiles.
 const THREADS: usize = 4;
 
@@ -64,6 +68,8 @@ pub(super) struct Heif {
     handle_width: unsafe extern "C" fn(Object) -> c_int,
     handle_height: unsafe extern "C" fn(Object) -> c_int,
     handle_bits: unsafe extern "C" fn(Object) -> c_int,
+    handle_alpha: unsafe extern "C" fn(Object) -> c_int,
+    handle_premultiplied: unsafe extern "C" fn(Object) -> c_int,
     decode: unsafe extern "C" fn(Object, *mut Object, c_int, c_int, *const c_void) -> Error,
     free_image: unsafe extern "C" fn(Object),
     width: unsafe extern "C" fn(Object, c_int) -> c_int,
@@ -120,6 +126,8 @@ impl Heif {
                 handle_width: symbol(&library, c"heif_image_handle_get_width", path)?,
                 handle_height: symbol(&library, c"heif_image_handle_get_height", path)?,
                 handle_bits: symbol(&library, c"heif_image_handle_get_luma_bits_per_pixel", path)?,
+                handle_alpha: symbol(&library, c"heif_image_handle_has_alpha_channel", path)?,
+                handle_premultiplied: symbol(&library, c"heif_image_handle_is_premultiplied_alpha", path)?,
                 decode: symbol(&library, c"heif_decode_image", path)?,
                 free_image: symbol(&library, c"heif_image_release", path)?,
                 width: symbol(&library, c"heif_image_get_width", path)?,
@@ -145,8 +153,8 @@ impl Heif {
         unsafe { (self.have_decoder)(format) != 0 }
     }
 
-    /// Width, height and pixels (`[height, width, 3]`) of the primary image of `bytes`.
-    pub(super) fn decode(&self, bytes: &[u8], limits: &Limits) -> Result<(u32, u32, Vec<u8>), Problem> {
+    /// The primary image of `bytes`.
+    pub(super) fn decode(&self, bytes: &[u8], limits: &Limits) -> Result<Decoded, Problem> {
         // SAFETY: no argument. What comes is the context's alone, and freed with it.
         let context = Owned::new(unsafe { (self.context)() }, self.free_context)?;
         self.bound(&context, limits);
@@ -157,21 +165,29 @@ impl Heif {
         unsafe { (self.primary)(context.get(), &raw mut handle) }.check()?;
         let handle = Owned::new(handle, self.free_handle)?;
         // SAFETY: the handle lives; numbers come out.
-        let (width, height, bits) = unsafe {
+        let (width, height, bits, alpha, premultiplied) = unsafe {
             (
                 (self.handle_width)(handle.get()),
                 (self.handle_height)(handle.get()),
                 (self.handle_bits)(handle.get()),
+                (self.handle_alpha)(handle.get()) != 0,
+                (self.handle_premultiplied)(handle.get()) != 0,
             )
         };
         limits.allow(edge(width), edge(height))?;
-        let deep = bits > 8;
-        let chroma = if deep { CHROMA_RRGGBB_LE } else { CHROMA_RGB };
+        let form = Form {
+            deep: bits > 8,
+            alpha,
+        };
         let mut image = null_mut();
         // SAFETY: the handle lives; an image is written, or none and an error is returned; there are no options.
-        unsafe { (self.decode)(handle.get(), &raw mut image, RGB, chroma, null()) }.check()?;
+        unsafe { (self.decode)(handle.get(), &raw mut image, RGB, form.chroma(), null()) }.check()?;
         let image = Owned::new(image, self.free_image)?;
-        self.pixels(&image, deep, limits)
+        let mut decoded = self.pixels(&image, form, limits)?;
+        if premultiplied {
+            straighten(&mut decoded);
+        }
+        Ok(decoded)
     }
 
     /// What decoding may take, for the versions that can be told.
@@ -207,8 +223,8 @@ impl Heif {
         }
     }
 
-    /// 8-bit RGB of a decoded image: of deeper ones, the upper 8 bits.
-    fn pixels(&self, image: &Owned, deep: bool, limits: &Limits) -> Result<(u32, u32, Vec<u8>), Problem> {
+    /// 8-bit RGB of a decoded image, and its alpha: of deeper ones, the upper 8 bits.
+    fn pixels(&self, image: &Owned, form: Form, limits: &Limits) -> Result<Decoded, Problem> {
         let mut stride = 0;
         // SAFETY: the image lives; numbers and a plane of it come out.
         let (width, height, bits, plane) = unsafe {
@@ -221,28 +237,85 @@ impl Heif {
             )
         };
         limits.allow(width, height)?;
-        let row = width as usize * if deep { 6 } else { 3 };
+        let channels = form.channels();
+        let row = width as usize * channels * if form.deep { 2 } else { 1 };
         let stride = usize::try_from(stride).unwrap_or(0);
-        let shift = if deep { bits - 8 } else { 0 };
+        let shift = if form.deep { bits - 8 } else { 0 };
         if plane.is_null() || stride < row || !(0..=8).contains(&shift) {
             return Problem::damaged("libheif made an image of it that contradicts itself");
         }
-        let mut pixels = Vec::new();
-        let count = width as usize * height as usize * 3;
-        pixels.try_reserve_exact(count).map_err(|_| Problem::Memory)?;
+        let count = width as usize * height as usize;
+        let (mut pixels, mut alpha) = (Vec::new(), Vec::new());
+        pixels
+            .try_reserve_exact(count * 3)
+            .and_then(|()| alpha.try_reserve_exact(if form.alpha { count } else { 0 }))
+            .map_err(|_| Problem::Memory)?;
+        let mut put = |row: &[u8]| {
+            for pixel in row.chunks_exact(channels) {
+                pixels.extend_from_slice(&pixel[..3]);
+                alpha.extend(pixel.get(3));
+            }
+        };
+        let mut upper = Vec::new();
         for y in 0..height as usize {
             // SAFETY: the plane has `height` rows, `stride` bytes from each to the next, and a row is no longer than that; it
             // lives as long as the image, and nobody writes to it.
             let row = unsafe { std::slice::from_raw_parts(plane.add(y * stride), row) };
-            if deep {
+            if form.deep {
                 let samples = row.as_chunks().0.iter().map(|&sample| u16::from_le_bytes(sample));
-                pixels.extend(samples.map(|sample| u8::try_from(sample >> shift).unwrap_or(u8::MAX)));
+                upper.clear();
+                upper.extend(samples.map(|sample| u8::try_from(sample >> shift).unwrap_or(u8::MAX)));
+                put(&upper);
             } else {
-                pixels.extend_from_slice(row);
+                put(row);
             }
         }
-        Ok((width, height, pixels))
+        Ok(Decoded {
+            width,
+            height,
+            pixels,
+            alpha: form.alpha.then_some(alpha),
+        })
     }
+}
+
+/// In what libheif is asked to decode.
+#[derive(Debug, Clone, Copy)]
+struct Form {
+    /// In words.
+    deep: bool,
+    alpha: bool,
+}
+
+impl Form {
+    fn chroma(self) -> c_int {
+        match (self.deep, self.alpha) {
+            (false, false) => CHROMA_RGB,
+            (false, true) => CHROMA_RGBA,
+            (true, false) => CHROMA_RRGGBB_LE,
+            (true, true) => CHROMA_RRGGBBAA_LE,
+        }
+    }
+
+    fn channels(self) -> usize {
+        if self.alpha { 4 } else { 3 }
+    }
+}
+
+/// Divides colours by their alpha, which they are stored multiplied with, as Pillow's decoder of AVIF does; where nothing
+/// is seen, they are black.
+fn straighten(decoded: &mut Decoded) {
+    let alpha = decoded.alpha.iter().flatten();
+    for (pixel, &alpha) in decoded.pixels.as_chunks_mut::<3>().0.iter_mut().zip(alpha) {
+        *pixel = pixel.map(|color| straight(color, alpha));
+    }
+}
+
+/// A colour without the alpha that it was multiplied with, rounded.
+fn straight(color: u8, alpha: u8) -> u8 {
+    let (color, alpha) = (u32::from(color), u32::from(alpha));
+    let whole = (color * 255 + alpha / 2).checked_div(alpha).unwrap_or(0);
+    u8::try_from(whole).unwrap_or(u8::MAX)
 }
 
 /// A function of a library.

@@ -2,8 +2,9 @@
 //!
 //! libheif puts tiles together, crops, turns and mirrors as the file's boxes say, and makes RGB of YCbCr as its `nclx`
 //! box or the codec's own words say. The orientation of EXIF says the same once more and is not applied. As in the
-//! other formats alpha is dropped, channels of more than 8 bits keep their upper byte, and ICC profiles are not looked
-//! at. Of several images in a file the primary one is decoded.
+//! other formats alpha is beside the colours, channels of more than 8 bits keep their upper byte, and ICC profiles are not
+//! looked at. Colours that are stored multiplied with alpha are divided by it. Of several images in a file the primary one is
+//! decoded.
 //!
 //! libheif is C++, and its older versions take as much memory and time as a file wants. So the file is looked at here
 //! first ([`survey()`]): it must hold all that its image is made of, every part of that must be within the limits in
@@ -17,6 +18,7 @@ mod library;
 #[cfg(test)]
 mod tests;
 
+use super::decode::Decoded;
 use super::problem::Problem;
 use super::{ImageError, Limits};
 use boxes::{Cursor, letters};
@@ -74,8 +76,8 @@ pub fn survey(bytes: &[u8], name: &str, limits: &Limits) -> Result<Survey, Image
     look(bytes, limits).map_err(|problem| problem.of(name, "HEIF", EXPECTED, limits))
 }
 
-/// Width, height and pixels (`[height, width, 3]`) of the file's primary image, upright.
-pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(u32, u32, Vec<u8>), Problem> {
+/// The file's primary image, upright.
+pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Decoded, Problem> {
     let survey = look(bytes, limits)?;
     // Mutated files are for what is above, not for somebody else's C++.
     if cfg!(fuzzing) {
