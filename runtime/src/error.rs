@@ -215,6 +215,14 @@ impl EngineError {
             _ => false,
         }
     }
+
+    /// Whether it is about the question, whatever the image: no other image can be asked it.
+    pub fn is_about_question(&self) -> bool {
+        matches!(
+            self,
+            EngineError::TooLong { .. } | EngineError::EmptyPrompt | EngineError::Prompt(_)
+        )
+    }
 }
 
 /// A model that cannot be opened, or a question that it cannot answer.

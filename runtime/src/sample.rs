@@ -279,9 +279,17 @@ impl Sampler {
             top_p,
             ..
         } = self.sampling;
+        // Near 0 quotients leave the range of f32, and clamped all would be equal: the largest becomes 0 first.
+        let leaves = |logit: &f32| logit.is_finite() && !(logit / temperature).is_finite();
+        let shift = if logits.iter().any(leaves) {
+            let finite = logits.iter().copied().filter(|logit| logit.is_finite());
+            finite.fold(f32::NEG_INFINITY, f32::max)
+        } else {
+            0.0
+        };
         for logit in &mut logits {
             if logit.is_finite() {
-                *logit = (*logit / temperature).clamp(f32::MIN, f32::MAX);
+                *logit = ((*logit - shift) / temperature).clamp(f32::MIN, f32::MAX);
             }
         }
         if top_k > 0 && top_k < logits.len() {
@@ -408,6 +416,21 @@ mod tests {
         Context {
             prompt: ids,
             ..Context::default()
+        }
+    }
+
+    #[test]
+    fn a_temperature_near_0_takes_the_likeliest_token() {
+        for temperature in [f32::from_bits(1), 1e-40, 1e-38, 3e-38, 6e-38, 1e-20] {
+            let sampling = Sampling {
+                temperature,
+                ..Sampling::default()
+            };
+            let mut sampler = sampler(sampling, 4);
+            for _ in 0..20 {
+                let picked = sampler.pick(&[9.0, 12.5, -3.0, 12.0], Context::default());
+                assert_eq!(picked, Ok(1), "{temperature}");
+            }
         }
     }
 

@@ -919,3 +919,24 @@ fn a_bundle_of_links_is_opened() {
     folder.run(&["red.png"]).success("R.\n");
     folder.run(&["--verify", "--quiet"]).success("");
 }
+
+/// Whatever a program asks, it gets an object for it.
+#[test]
+fn json_has_an_object_for_what_cannot_be_asked() {
+    let folder = Folder::new();
+    for (arguments, images) in [
+        (
+            &["--together", "red.png", "no.png"][..],
+            &["red.png", "no.png"][..],
+        ),
+        (&["--frames", "no"], &["no"]),
+        (&["--interactive", "no.png"], &["no.png"]),
+        (&["no.png"], &["no.png"]),
+    ] {
+        let run = folder.run(&[&["--json"], arguments].concat()).failure(&["no"]);
+        let records = run.records();
+        assert_eq!(records.len(), 1, "{run:?}");
+        assert_eq!(records[0]["images"], serde_json::json!(images));
+        assert!(records[0]["error"].as_str().unwrap().contains("no"), "{run:?}");
+    }
+}

@@ -25,7 +25,7 @@ Examples:
     after_help = "\
 Answers go to stdout, everything else to stderr. Exit codes: 0 done, 2 an error, 130 after Ctrl-C; with --output 1 \
 where all is done and some images have an error.
-In a chat: /image PATH adds an image to the next question, /reset forgets everything, /quit ends.
+In a chat: /image PATH adds an image to the next question, /reset forgets all but the images of the command line, /quit ends.
 FVLM_ISA names the instruction set that kernels of target cpu use, for measurements and bug reports: portable, avx2, \
 or what else --stats or an error names [default: the best of this processor]."
 )]
@@ -104,7 +104,8 @@ pub(crate) struct Cli {
     pub(crate) regex: Option<String>,
 
     /// With --json, how likely the model found each token, and so many others in its place, up to 20
-    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "0", require_equals = true, requires = "json")]
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "0", require_equals = true,
+        requires = "json", conflicts_with = "output")]
     pub(crate) logprobs: Option<usize>,
 
     /// All images in one prompt
@@ -134,7 +135,7 @@ pub(crate) struct Cli {
     #[arg(long)]
     pub(crate) no_drop: bool,
 
-    /// Append a line for each of many images to this file: {"image", "text", "finish"} as JSON, or an "error" in the place of
+    /// Append a line for each of many images to this file: {"image", "prompt", "text", "finish"} as JSON, or an "error" in the place of
     /// an answer. IMAGE is then also a folder, a pattern ("*.png", "**/*.jpg"), or a list of images (a .txt file; `-` is one on
     /// stdin). Images that have a line are not asked again: what was interrupted goes on
     #[arg(long, short, value_name = "FILE",
@@ -150,7 +151,7 @@ pub(crate) struct Cli {
     pub(crate) interactive: bool,
 
     /// When the context of a chat is full, leave out its oldest turns; the system message and images stay
-    #[arg(long, requires = "interactive")]
+    #[arg(long, requires = "interactive", conflicts_with_all = ["together", "batch", "frames", "output"])]
     pub(crate) context_shift: bool,
 
     /// Say on stderr what an answer took, and when what happened

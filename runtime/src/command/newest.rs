@@ -151,7 +151,16 @@ impl Newest {
     pub(crate) fn next(&self) -> (Next, Counts) {
         let mut state = self.0.state();
         loop {
-            let next = if let Some((number, error)) = state.broken.take() {
+            // In the order of the stream.
+            let before = |number: u64| {
+                state
+                    .newest
+                    .as_ref()
+                    .is_none_or(|(frame, _)| number < frame.number())
+            };
+            let first = state.broken.as_ref().is_some_and(|(number, _)| before(*number));
+            let broken = if first { state.broken.take() } else { None };
+            let next = if let Some((number, error)) = broken {
                 Some(Next::Broken(number, error))
             } else if let Some((frame, arrived)) = state.newest.take() {
                 state.asked = Some(arrived);
@@ -331,6 +340,28 @@ mod tests {
                 text.parse::<Every>().unwrap_err().contains("expected frames"),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn what_is_broken_comes_in_the_order_of_the_stream() {
+        let png = b"\x89PNG\r\n\x1a\n\0\0\0\0\0\0\0\0";
+        let whole = || stream(1)[22..].to_vec();
+        for (parts, expected) in [
+            (vec![whole(), png.to_vec()], vec![1, 102]),
+            (vec![png.to_vec(), whole()], vec![101, 2]),
+            // The newest of each.
+            (vec![whole(), png.to_vec(), png.to_vec(), whole()], vec![103, 4]),
+        ] {
+            let stream = [stream(0), parts.concat()].concat();
+            let newest = read(io::Cursor::new(stream), Every::Frames(1), false);
+            while newest.0.state().end.is_none() {
+                std::thread::yield_now();
+            }
+            let broken = parts.iter().filter(|part| part.starts_with(png)).count();
+            let (numbers, counts) = all(&newest);
+            assert_eq!(numbers, expected);
+            assert_eq!(usize::try_from(counts.broken), Ok(broken));
         }
     }
 

@@ -173,6 +173,8 @@ pub(crate) struct FrameRecord {
     pub(crate) dropped: u64,
     /// Frames since the last record that were not to be asked about.
     pub(crate) passed_over: u64,
+    /// Frames since the last record that are broken, one that this record is about too.
+    pub(crate) broken: u64,
     /// Bytes since the last record that are of no whole frame.
     pub(crate) skipped_bytes: u64,
 }
@@ -191,6 +193,9 @@ pub(crate) struct OfFrame<R> {
 pub(crate) struct VerifiedRecord {
     /// The bundle.
     pub(crate) verified: String,
+    /// The bytes of its path in hex, where that is no Unicode.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) verified_hex: Option<String>,
     /// Its files.
     pub(crate) files: usize,
     /// Their bytes.

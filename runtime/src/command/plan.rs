@@ -10,7 +10,7 @@ use crate::sample::SampleError;
 use crate::{Options, Request, Sampling};
 use std::borrow::Cow;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Most images that are described at once: more than one computation of the decoder takes.
 const MAX_BATCH: usize = 64;
@@ -137,8 +137,9 @@ impl Plan {
         let max_pixels = cli.max_pixels.checked_mul(1_000_000).filter(|&pixels| pixels > 0);
         if max_pixels.is_none() {
             problems.push(format!(
-                "--max-pixels is {}, expected megapixels, at least 1",
-                cli.max_pixels
+                "--max-pixels is {}, expected megapixels, 1 to {}",
+                cli.max_pixels,
+                u64::MAX / 1_000_000
             ));
         }
         let sampling = Sampling {
@@ -201,6 +202,11 @@ impl Plan {
         }
         if cli.output.is_some() && cli.images.is_empty() {
             problems.push("--output needs images: folders, files, patterns, lists".to_owned());
+        }
+        if cli.output.as_deref() == Some(Path::new("-")) {
+            problems.push(
+                "--output is `-`, expected the path of a file; --json writes lines to stdout".to_owned(),
+            );
         }
         let shard = cli.shard.unwrap_or(Shard::WHOLE);
         let captions = cli.output.map(|output| CaptionTask {

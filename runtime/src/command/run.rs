@@ -126,7 +126,7 @@ pub(crate) fn run(plan: Plan, timeline: &Timeline) -> u8 {
         };
     }
     let captions = match &plan.task {
-        Task::Captions(task) => match CaptionRun::begin(task) {
+        Task::Captions(task) => match CaptionRun::begin(task, &plan.prompt, &plan.choices) {
             Ok(begun) => Some(begun),
             Err(problem) => {
                 output::complain(&problem, None);
@@ -138,6 +138,11 @@ pub(crate) fn run(plan: Plan, timeline: &Timeline) -> u8 {
     let (images, mut captions) = captions.unzip();
     if let (Some([]), Some(captions)) = (images.as_deref(), &mut captions) {
         // Nothing is left to ask.
+        if plan.verify
+            && let Err(error) = verify::alone(&plan)
+        {
+            return complain(error);
+        }
         return if captions.end(&plan) { DONE } else { SOME_FAILED };
     }
     let engine = match Engine::open_timed(&plan.model, &plan.options, timeline) {
@@ -166,7 +171,7 @@ pub(crate) fn run(plan: Plan, timeline: &Timeline) -> u8 {
     run.engine.conversation().set_context_shift(plan.context_shift);
     let result = match &plan.task {
         Task::Each(images) => run.each(images),
-        Task::Once(images) => run.once(images),
+        Task::Once(images) => run.together(images),
         Task::Captions(_) => run.lines(&images.unwrap_or_default()),
         Task::Frames(task) => run.frames(task),
         Task::Chat(images, question) => run.chat(images, question.as_deref()),
@@ -262,6 +267,18 @@ impl Run<'_> {
         Ok(Finish::Stop)
     }
 
+    /// The question about all `images` at once, and nothing else.
+    fn together(&mut self, images: &[Source]) -> Result<Finish, Failure> {
+        match self.once(images) {
+            Err(Failure::Engine(error)) if !error.is_about_model() => {
+                let names: Vec<Name> = images.iter().map(Source::name).collect();
+                self.no_answer(&names, &error)?;
+                Ok(Finish::Stop)
+            }
+            ended => ended,
+        }
+    }
+
     /// The question about all `images` at once.
     fn once(&mut self, images: &[Source]) -> Result<Finish, Failure> {
         let mut ids = Vec::new();
@@ -277,12 +294,22 @@ impl Run<'_> {
 
     /// Says that one of several images has no answer; the others have theirs.
     fn failed_on(&mut self, name: &Name, error: &EngineError) -> Result<(), Failure> {
-        self.failed = true;
         if let Some(captions) = &mut self.captions {
+            if error.is_about_question() {
+                // A line would say that this image is done, and that of all others too.
+                return Err(Failure::Captions(format!("no image can be asked this: {error}")));
+            }
+            self.failed = true;
             return captions.error(name, &error.to_string());
         }
+        self.no_answer(std::slice::from_ref(name), error)
+    }
+
+    /// Says that a question has no answer.
+    fn no_answer(&mut self, names: &[Name], error: &EngineError) -> Result<(), Failure> {
+        self.failed = true;
         self.complain(error);
-        self.note_failure(std::slice::from_ref(name), &error.to_string())
+        self.note_failure(names, &error.to_string())
     }
 
     /// For programs, what became of a question that has no answer.

@@ -2,6 +2,7 @@
 
 use crate::command::cli::Cli;
 use crate::{Constraint, MAX_LOGPROBS};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
@@ -87,6 +88,10 @@ pub(crate) fn check(cli: &Cli, problems: &mut Vec<String>) {
     let choices = choices(&cli.choices);
     if choices.iter().any(String::is_empty) {
         problems.push("--choices has an empty choice, expected texts between commas".to_owned());
+    }
+    let mut seen = HashSet::new();
+    if let Some(twice) = choices.iter().find(|choice| !seen.insert(choice.as_str())) {
+        problems.push(format!("--choices has `{twice}` twice"));
     }
     if let [one] = choices.as_slice() {
         problems.push(format!(

@@ -4,6 +4,7 @@ use crate::command::output::{self, Bar, VerifiedRecord};
 use crate::command::plan::Plan;
 use crate::{EngineError, Model};
 use models::bundle::{Bundle, FileEntry};
+use models::plain;
 use std::io;
 
 /// Hashes the bundle and does nothing else; what was found goes to stdout for programs.
@@ -20,6 +21,7 @@ pub(crate) fn alone(plan: &Plan) -> Result<io::Result<()>, EngineError> {
     }
     Ok(output::write_json(&VerifiedRecord {
         verified: plan.model.display().to_string(),
+        verified_hex: plain::hex_of_odd(plan.model.as_os_str()),
         files: bundle.files.len(),
         bytes: bytes(&bundle.files),
     }))

@@ -98,11 +98,31 @@ fn a_folder_has_a_line_for_each_image_in_order() {
         let lines = lines(&folder, &output);
         assert_eq!(
             lines[0],
-            json!({"image": "photos/1.png", "text": "R.", "finish": "stop"})
+            json!({"image": "photos/1.png", "prompt": "Describe the image.", "text": "R.", "finish": "stop"})
         );
         let error = lines[2]["error"].as_str().unwrap();
         assert!(error.contains("photos/5.jpg"), "{error}");
     }
+}
+
+#[test]
+fn another_question_needs_another_file() {
+    let folder = many();
+    folder.run(&["--output", "captions.jsonl", "photos"]);
+    let whole = fs::read(folder.path("captions.jsonl")).unwrap();
+    let other = [
+        "--output",
+        "captions.jsonl",
+        "--prompt",
+        "What color is it?",
+        "photos",
+    ];
+    let run = folder.run(&other);
+    failed(
+        &run,
+        "line 1 answers \"Describe the image.\", and --prompt is \"What color is it?\"",
+    );
+    assert_eq!(fs::read(folder.path("captions.jsonl")).unwrap(), whole);
 }
 
 #[test]
@@ -234,6 +254,47 @@ fn choices_have_their_probabilities() {
         probability > 0.5 && lines[0]["choices"][1]["text"] == "G.",
         "{lines:?}"
     );
+}
+
+/// A line would say of each image that it is done.
+#[test]
+fn a_question_that_no_image_can_be_asked_has_no_lines() {
+    let folder = many();
+    for batch in ["1", "8"] {
+        let run = folder.run(&[
+            "--output", "o.jsonl", "--batch", batch, "--system", "<image>", "photos",
+        ]);
+        failed(&run, "no image can be asked this: message 0 has 0 images");
+        assert_eq!(fs::read_to_string(folder.path("o.jsonl")).unwrap(), "");
+    }
+}
+
+#[test]
+fn flags_that_lines_have_no_room_for_are_refused() {
+    let folder = many();
+    for flag in ["--logprobs", "--context-shift"] {
+        failed(&folder.run(&["--output", "o.jsonl", flag, "red.png"]), flag);
+    }
+    failed(
+        &folder.run(&["--context-shift", "--together", "red.png"]),
+        "--context-shift",
+    );
+    failed(
+        &folder.run(&["--context-shift", "--batch", "2", "red.png"]),
+        "--context-shift",
+    );
+    failed(&folder.run(&["--output", "-", "red.png"]), "--output is `-`");
+    assert!(!folder.path("o.jsonl").exists() && !folder.path("-").exists());
+}
+
+#[test]
+fn a_bundle_is_verified_where_nothing_is_left_to_ask() {
+    let folder = many();
+    let arguments = ["--output", "o.jsonl", "--verify", "red.png"];
+    folder.run(&arguments).success("");
+    folder.run(&arguments).success("");
+    folder.edit("tokenizer.json", |text| text + "\n");
+    failed(&folder.run(&arguments), "tokenizer.json");
 }
 
 #[test]

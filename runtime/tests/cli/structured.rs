@@ -55,7 +55,7 @@ fn choices_that_make_no_sense() {
     let folder = Folder::new();
     folder
         .run(&["--choices", "R,G,R", "red.png"])
-        .failure(&["choice 3 `R` is there twice"]);
+        .failure(&["--choices has `R` twice"]);
     folder
         .run(&["--choices", "R,<|im_end|>", "red.png"])
         .failure(&["choice 2", "special token"]);
@@ -68,8 +68,12 @@ fn choices_that_make_no_sense() {
     // One that no picture could change ends the run, not each picture.
     let run = folder
         .run(&["--choices", "R,R", "--json", "red.png", "green.png"])
-        .failure(&["there twice"]);
-    assert_eq!(run.stderr.matches("there twice").count(), 1, "{run:?}");
+        .failure(&["`R` twice"]);
+    assert_eq!(run.stderr.matches("`R` twice").count(), 1, "{run:?}");
+    let run = folder
+        .run(&["--choices", "R,<|im_end|>", "--json", "red.png", "green.png"])
+        .failure(&["special token"]);
+    assert_eq!(run.stderr.matches("special token").count(), 1, "{run:?}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::command::plan::Name;
 use crate::{Choice, Finish};
 use models::plain;
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{File, TryLockError};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -20,6 +20,8 @@ pub(crate) struct Line<'a> {
     /// The bytes of its path in hex, where it is no Unicode.
     #[serde(skip_serializing_if = "Option::is_none")]
     image_hex: Option<String>,
+    /// The question.
+    prompt: &'a str,
     #[serde(flatten)]
     outcome: Outcome<'a>,
 }
@@ -41,7 +43,31 @@ pub(crate) enum Outcome<'a> {
 struct Known {
     image: String,
     image_hex: Option<String>,
-    error: Option<serde_json::Value>,
+    /// Lines had none before version 0.1.0.
+    prompt: Option<String>,
+    text: Option<String>,
+    finish: Option<serde::de::IgnoredAny>,
+    choices: Option<Vec<KnownChoice>>,
+    error: Option<serde::de::IgnoredAny>,
+}
+
+#[derive(Debug, Deserialize)]
+struct KnownChoice {
+    text: String,
+}
+
+impl Known {
+    /// Whether it may be of this program: it has an answer or an error, and nothing but one of them.
+    fn is_ours(&self) -> bool {
+        let answer = self.text.is_some() && (self.finish.is_some() || self.choices.is_some());
+        answer != self.error.is_some()
+    }
+
+    /// The choices that it is one of; none where any text may be an answer.
+    fn choices(&self) -> BTreeSet<&str> {
+        let choices = self.choices.iter().flatten();
+        choices.map(|choice| choice.text.as_str()).collect()
+    }
 }
 
 /// The file, open and locked: nobody else writes it.
@@ -49,6 +75,8 @@ struct Known {
 pub(crate) struct Captions {
     path: PathBuf,
     file: File,
+    /// What all images are asked.
+    prompt: String,
     /// Images that have a line, by [`key`].
     done: HashSet<String>,
     /// Of all lines, those that have an error in the place of an answer.
@@ -60,12 +88,26 @@ fn key(image: &str, hex: Option<&str>) -> String {
     hex.map_or_else(|| image.to_owned(), |hex| format!("\0{hex}"))
 }
 
+/// How images are answered, for messages.
+fn by(choices: &BTreeSet<&str>) -> String {
+    if choices.is_empty() {
+        return "without --choices".to_owned();
+    }
+    let mut shown: Vec<&str> = choices.iter().copied().take(3).collect();
+    if choices.len() > shown.len() {
+        shown.push("..");
+    }
+    format!("by --choices {}", plain::line(&shown.join(",")))
+}
+
 impl Captions {
-    /// Opens the file, or makes it. Half a line at its end, of a run that was killed, is taken away.
+    /// Opens the file of what images are asked by `prompt`, to be answered by one of the `choices` if there are any, or makes it.
+    /// Half a line at its end, of a run that was killed, is taken away.
     ///
     /// # Errors
-    /// A file that is not of this program, which stays as it is; one that another run writes; what is no file.
-    pub(crate) fn open(path: &Path) -> Result<Captions, String> {
+    /// A file that is not of this program or of another question, which stays as it is; one that another run writes; what is
+    /// no file.
+    pub(crate) fn open(path: &Path, prompt: &str, choices: &[String]) -> Result<Captions, String> {
         let about = |problem: &dyn std::fmt::Display| format!("--output `{}`: {problem}", path.display());
         // Makes it, and refuses what is no file, without waiting.
         drop(models::regular::open_or_create(path).map_err(|error| about(&error))?);
@@ -92,10 +134,13 @@ impl Captions {
         let mut captions = Captions {
             path: path.to_owned(),
             file,
+            prompt: prompt.to_owned(),
             done: HashSet::new(),
             failed: 0,
         };
+        let expected: BTreeSet<&str> = choices.iter().map(String::as_str).collect();
         let mut whole = 0;
+        let mut unended = false;
         let mut line = Vec::new();
         for number in 1_u64.. {
             line.clear();
@@ -107,8 +152,10 @@ impl Captions {
             {
                 break;
             }
-            if !line.ends_with(b"\n") {
+            unended = !line.ends_with(b"\n");
+            if unended && serde_json::from_slice::<serde::de::IgnoredAny>(&line).is_err() {
                 // Torn, or nothing of ours.
+                unended = false;
                 let begins = b"{\"image\":";
                 let known = line.len().min(begins.len());
                 if line.get(..known) != begins.get(..known) || u64::try_from(line.len()) == Ok(LONGEST_LINE) {
@@ -117,6 +164,26 @@ impl Captions {
                 break;
             }
             let found: Known = serde_json::from_slice(&line).map_err(|_| foreign(number))?;
+            if !found.is_ours() {
+                return Err(foreign(number));
+            }
+            let other = found.choices();
+            if found.error.is_none() && other != expected {
+                return Err(about(&format!(
+                    "line {number} is answered {}, and this run answers {}; the file was left as it is: other answers need another \
+                     file",
+                    by(&other),
+                    by(&expected)
+                )));
+            }
+            if let Some(other) = found.prompt.filter(|other| other != prompt) {
+                return Err(about(&format!(
+                    "line {number} answers \"{}\", and --prompt is \"{}\"; the file was left as it is: another prompt needs \
+                     another file",
+                    plain::line(&other),
+                    plain::line(prompt)
+                )));
+            }
             captions.failed += usize::from(found.error.is_some());
             captions
                 .done
@@ -128,6 +195,10 @@ impl Captions {
             .file
             .seek(SeekFrom::Start(whole))
             .map_err(|error| about(&error))?;
+        if unended {
+            // All of a line but its end, which an editor took away.
+            captions.file.write_all(b"\n").map_err(|error| about(&error))?;
+        }
         Ok(captions)
     }
 
@@ -151,6 +222,7 @@ impl Captions {
         let line = Line {
             image: name.text(),
             image_hex: plain::hex_of_odd(&name.0),
+            prompt: &self.prompt,
             outcome,
         };
         let written = serde_json::to_string(&line)
@@ -168,6 +240,8 @@ mod tests {
     use super::*;
     use std::fs;
 
+    const PROMPT: &str = "What is it?";
+
     fn answer(text: &str) -> Outcome<'_> {
         Outcome::Answer {
             text,
@@ -180,7 +254,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("captions.jsonl");
         let [a, b] = ["a \"b\".png", "\u{e9}\u{202e}.png"].map(|name| Name(name.into()));
-        let mut captions = Captions::open(&path).unwrap();
+        let mut captions = Captions::open(&path, PROMPT, &[]).unwrap();
         captions.append(&a, answer("A fox.\n")).unwrap();
         captions.append(&b, Outcome::Error { error: "broken" }).unwrap();
         drop(captions);
@@ -191,7 +265,7 @@ mod tests {
         let torn = b"{\"image\":\"c.png\",\"text\":\"A \xc3";
         for length in 0..=torn.len() {
             fs::write(&path, [&whole, &torn[..length]].concat()).unwrap();
-            let captions = Captions::open(&path).unwrap();
+            let captions = Captions::open(&path, PROMPT, &[]).unwrap();
             assert!(captions.has(&a) && captions.has(&b) && !captions.has(&Name("c.png".into())));
             assert_eq!(captions.failed(), 1);
             assert_eq!(fs::read(&path).unwrap(), whole, "torn after {length} bytes");
@@ -208,31 +282,116 @@ mod tests {
             "{}\n",
             "{\"image\":\"a\"}\nmine\n",
             "{\"imag_\": ",
+            "{\"image\":\"a\",\"caption\":\"mine\"}",
+            "{\"image\":\"a\",\"label\":\"cat\"}\n",
+            "{\"image\":\"a\",\"text\":\"a cat\"}\n",
             "\n",
             "[]\n",
         ] {
             fs::write(&path, text).unwrap();
-            let error = Captions::open(&path).unwrap_err();
+            let error = Captions::open(&path, PROMPT, &[]).unwrap_err();
             assert!(
                 error.contains("none of this program's") && error.contains("notes"),
                 "{error}"
             );
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
         }
-        let error = Captions::open(folder.path()).unwrap_err();
+        let error = Captions::open(folder.path(), PROMPT, &[]).unwrap_err();
         assert!(error.contains("--output"), "{error}");
-        assert!(Captions::open(&folder.path().join("no/such")).is_err());
+        assert!(Captions::open(&folder.path().join("no/such"), PROMPT, &[]).is_err());
+    }
+
+    #[test]
+    fn another_prompt_needs_another_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("captions.jsonl");
+        let a = Name("a.png".into());
+        let mut captions = Captions::open(&path, PROMPT, &[]).unwrap();
+        captions.append(&a, answer("A fox.")).unwrap();
+        drop(captions);
+        let mut whole = fs::read(&path).unwrap();
+        whole.extend(b"{\"image\":\"b");
+        fs::write(&path, &whole).unwrap();
+        let error = Captions::open(&path, "What color?", &[]).unwrap_err();
+        for part in [
+            "captions.jsonl",
+            "line 1",
+            "\"What is it?\"",
+            "\"What color?\"",
+            "another file",
+        ] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        assert_eq!(fs::read(&path).unwrap(), whole);
+        // Lines of before there were prompts in them.
+        let before = "{\"image\":\"a.png\",\"text\":\"A fox.\",\"finish\":\"stop\"}\n";
+        fs::write(&path, before).unwrap();
+        assert!(Captions::open(&path, "What color?", &[]).unwrap().has(&a));
+    }
+
+    #[test]
+    fn other_choices_need_another_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("captions.jsonl");
+        let choices = ["yes", "no"].map(str::to_owned);
+        let answers = choices.clone().map(|text| Choice {
+            text,
+            logprob: -0.5,
+            probability: 0.5,
+        });
+        let a = Name("a.png".into());
+        let mut captions = Captions::open(&path, PROMPT, &choices).unwrap();
+        let outcome = Outcome::Choice {
+            text: "yes",
+            choices: &answers,
+        };
+        captions.append(&a, outcome).unwrap();
+        drop(captions);
+        let swapped = ["no", "yes"].map(str::to_owned);
+        assert!(Captions::open(&path, PROMPT, &swapped).unwrap().has(&a));
+        for other in [&[][..], &["no", "maybe"].map(str::to_owned)] {
+            let error = Captions::open(&path, PROMPT, other).unwrap_err();
+            assert!(
+                error.contains("line 1 is answered by --choices no,yes, and this run answers"),
+                "{error}"
+            );
+        }
+        fs::write(&path, "").unwrap();
+        let mut captions = Captions::open(&path, PROMPT, &[]).unwrap();
+        captions.append(&a, answer("A fox.")).unwrap();
+        drop(captions);
+        let error = Captions::open(&path, PROMPT, &choices).unwrap_err();
+        assert!(error.contains("without --choices"), "{error}");
+    }
+
+    #[test]
+    fn a_line_that_lacks_its_end_alone_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("captions.jsonl");
+        let [a, b] = ["a.png", "b.png"].map(|name| Name(name.into()));
+        let mut captions = Captions::open(&path, PROMPT, &[]).unwrap();
+        captions.append(&a, answer("A fox.")).unwrap();
+        drop(captions);
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+        let mut captions = Captions::open(&path, PROMPT, &[]).unwrap();
+        assert!(captions.has(&a));
+        assert_eq!(fs::read(&path).unwrap(), whole);
+        captions.append(&b, answer("A hen.")).unwrap();
+        drop(captions);
+        assert!(Captions::open(&path, PROMPT, &[]).unwrap().has(&b));
+        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 2);
     }
 
     #[test]
     fn one_run_at_a_time() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("captions.jsonl");
-        let first = Captions::open(&path).unwrap();
-        let error = Captions::open(&path).unwrap_err();
+        let first = Captions::open(&path, PROMPT, &[]).unwrap();
+        let error = Captions::open(&path, PROMPT, &[]).unwrap_err();
         assert!(error.contains("another run writes it"), "{error}");
         drop(first);
-        Captions::open(&path).unwrap();
+        Captions::open(&path, PROMPT, &[]).unwrap();
     }
 
     #[cfg(unix)]
@@ -242,10 +401,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("captions.jsonl");
         let [a, b] = [0xff, 0xfe].map(|byte| Name(std::ffi::OsString::from_vec(vec![byte])));
-        let mut captions = Captions::open(&path).unwrap();
+        let mut captions = Captions::open(&path, PROMPT, &[]).unwrap();
         captions.append(&a, answer("x")).unwrap();
         drop(captions);
-        let captions = Captions::open(&path).unwrap();
+        let captions = Captions::open(&path, PROMPT, &[]).unwrap();
         assert!(captions.has(&a) && !captions.has(&b) && !captions.has(&Name("\u{fffd}".into())));
     }
 }

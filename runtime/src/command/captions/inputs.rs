@@ -2,10 +2,10 @@
 
 use crate::command::plan::Name;
 use std::collections::HashSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
 use std::io::{self, BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// What is taken of a folder: files whose names end in one of these, in any case.
 const ENDINGS: [&str; 12] = [
@@ -104,15 +104,19 @@ fn below(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), String> {
 }
 
 /// The images of a list: a path a line, as it is; empty lines are none.
+///
+/// # Errors
+/// What cannot be read, has a NUL or too long a line as no list of paths does, or names nothing.
 fn list(reader: impl io::Read, name: &str, found: &mut Vec<PathBuf>) -> Result<(), String> {
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
+    let before = found.len();
     for number in 1_u64.. {
         line.clear();
         let mut limited = io::Read::take(&mut reader, LONGEST_LINE);
         let count = limited.read_until(b'\n', &mut line);
         if count.map_err(|error| format!("`{name}`: {error}"))? == 0 {
-            return Ok(());
+            break;
         }
         if !line.ends_with(b"\n") && u64::try_from(line.len()) == Ok(LONGEST_LINE) {
             return Err(format!(
@@ -126,12 +130,23 @@ fn list(reader: impl io::Read, name: &str, found: &mut Vec<PathBuf>) -> Result<(
             1 => line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&line),
             _ => &line,
         };
+        if bytes.contains(&0) {
+            return Err(format!(
+                "`{name}`: line {number} has a NUL, expected the path of an image in UTF-8, a line each (is it UTF-16, of \
+                 `find -print0`, or no list?)"
+            ));
+        }
         if !bytes.is_empty() {
             let path = path_of(bytes).ok_or_else(|| {
                 format!("`{name}`: line {number} is no Unicode, which paths are on this system")
             })?;
             found.push(path);
         }
+    }
+    if found.len() == before {
+        return Err(format!(
+            "`{name}`: no image is in this list, expected paths, a line each"
+        ));
     }
     Ok(())
 }
@@ -155,27 +170,76 @@ fn is_pattern(path: &Path) -> bool {
     path.to_str().is_some_and(|text| text.contains(['*', '?', '[']))
 }
 
-/// The files that a pattern names, sorted; of folders that it names, nothing.
+/// The files that a pattern names, sorted; of folders that it names, nothing. `**` goes through no link, as a folder's files do
+/// not lie behind one, and a name that is no Unicode matches as its text with U+FFFD does.
 fn matching(pattern: &Path, found: &mut Vec<PathBuf>) -> Result<(), String> {
-    let text = pattern.to_str().unwrap_or_default();
-    let options = glob::MatchOptions {
-        require_literal_leading_dot: true,
-        ..glob::MatchOptions::new()
-    };
-    let paths = glob::glob_with(text, options);
-    let paths = paths.map_err(|error| about(pattern, format!("no pattern: {error}")))?;
-    let before = found.len();
-    for path in paths {
-        let path = path.map_err(|error| about(error.path(), error.error()))?;
-        if path.is_file() {
-            found.push(path);
+    let wrong = |error: glob::PatternError| about(pattern, format!("no pattern: {error}"));
+    glob::Pattern::new(pattern.to_str().unwrap_or_default()).map_err(wrong)?;
+    let (mut base, mut parts) = (PathBuf::new(), Vec::new());
+    for component in pattern.components() {
+        match component {
+            Component::CurDir => {}
+            Component::Normal(part) if !parts.is_empty() || is_pattern(Path::new(part)) => parts.push(part),
+            Component::ParentDir if !parts.is_empty() => parts.push(component.as_os_str()),
+            literal => base.push(literal),
         }
     }
-    if found.len() == before {
+    parts.dedup_by(|one, other| *one == "**" && *other == "**");
+    let mut files = Vec::new();
+    walk(&base, &parts, &mut files)?;
+    if files.is_empty() {
         return Err(about(
             pattern,
             "nothing is there, and as a pattern it names no file",
         ));
+    }
+    files.sort_unstable();
+    found.append(&mut files);
+    Ok(())
+}
+
+/// The files below `base` that the `parts` of a pattern name.
+fn walk(base: &Path, parts: &[&OsStr], found: &mut Vec<PathBuf>) -> Result<(), String> {
+    let Some((part, rest)) = parts.split_first() else {
+        if base.is_file() {
+            found.push(base.to_owned());
+        }
+        return Ok(());
+    };
+    if !is_pattern(Path::new(part)) {
+        return walk(&base.join(part), rest, found);
+    }
+    let folder = if base.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        base
+    };
+    if !folder.is_dir() {
+        return Ok(());
+    }
+    let any_depth = *part == "**";
+    if any_depth {
+        walk(base, rest, found)?;
+    }
+    let one = glob::Pattern::new(&part.to_string_lossy()).map_err(|error| about(Path::new(part), error))?;
+    let options = glob::MatchOptions {
+        require_literal_leading_dot: true,
+        ..glob::MatchOptions::new()
+    };
+    for entry in std::fs::read_dir(folder).map_err(|error| about(folder, error))? {
+        let entry = entry.map_err(|error| about(folder, error))?;
+        let (name, path) = (entry.file_name(), base.join(entry.file_name()));
+        if !any_depth {
+            if one.matches_with(&name.to_string_lossy(), options) {
+                walk(&path, rest, found)?;
+            }
+        } else if !name.as_encoded_bytes().starts_with(b".") {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                walk(&path, parts, found)?;
+            } else if rest.is_empty() {
+                walk(&path, rest, found)?;
+            }
+        }
     }
     Ok(())
 }
@@ -242,6 +306,68 @@ mod tests {
         assert_eq!(names(root, &["[1].png"]).unwrap(), ["[1].png"]);
     }
 
+    #[test]
+    fn patterns_name_files_at_any_depth() {
+        let world = world();
+        let root = world.path();
+        for (pattern, expected) in [
+            (
+                "**/*",
+                &[
+                    "a.JPG",
+                    "b.png",
+                    "c.txt",
+                    "deep/er/x.heic",
+                    "deep/y.webp",
+                    "no.rs",
+                ][..],
+            ),
+            (
+                "**",
+                &[
+                    "a.JPG",
+                    "b.png",
+                    "c.txt",
+                    "deep/er/x.heic",
+                    "deep/y.webp",
+                    "no.rs",
+                ],
+            ),
+            ("**/**/[xy].*", &["deep/er/x.heic", "deep/y.webp"]),
+            ("d*/*", &["deep/y.webp"]),
+            ("d*/../*.png", &["deep/../b.png"]),
+            ("./?.png", &["b.png"]),
+            (".*.png", &[".hidden.png"]),
+            ("*/er/.*", &[]),
+        ] {
+            match names(root, &[pattern]) {
+                Ok(found) => assert_eq!(found, expected, "{pattern}"),
+                Err(error) => assert!(expected.is_empty(), "{pattern}: {error}"),
+            }
+        }
+    }
+
+    /// Of two links to their own folder `**` could make 2^40 paths.
+    #[cfg(unix)]
+    #[test]
+    fn patterns_go_through_no_link_without_end_and_know_odd_names() {
+        use std::os::unix::ffi::OsStrExt as _;
+        use std::os::unix::fs::symlink;
+        let world = world();
+        let root = world.path();
+        for link in ["l1", "l2"] {
+            symlink(".", root.join(link)).unwrap();
+        }
+        assert_eq!(names(root, &["**/b.png"]).unwrap(), ["b.png"]);
+        // Named, a link is gone through.
+        assert_eq!(names(root, &["l1/*.png"]).unwrap(), ["l1/b.png"]);
+        assert_eq!(names(root, &["l?/b.png"]).unwrap(), ["l1/b.png", "l2/b.png"]);
+        let odd = OsStr::from_bytes(b"z\xff.png");
+        fs::write(root.join(odd), "").unwrap();
+        let found = images(&[root.join("*.png")]).unwrap();
+        assert_eq!(found, [root.join("b.png"), root.join(odd)]);
+    }
+
     #[cfg(unix)]
     #[test]
     fn what_is_no_file_is_no_image_of_a_folder() {
@@ -280,12 +406,16 @@ mod tests {
         let root = world.path();
         fs::create_dir(root.join("empty")).unwrap();
         fs::write(root.join("long.txt"), "x".repeat(1 << 17)).unwrap();
+        fs::write(root.join("wide.txt"), b"a\0.\0p\0n\0g\0\r\0\n\0").unwrap();
+        fs::write(root.join("blank.txt"), "\n\r\n").unwrap();
         for (input, said) in [
             ("empty", "no image is in this folder"),
             ("*.bmp", "names no file"),
             ("a**b.png", "no pattern"),
             ("none.txt", "none.txt"),
             ("long.txt", "line 1 has more than 65536 bytes"),
+            ("wide.txt", "line 1 has a NUL"),
+            ("blank.txt", "no image is in this list"),
         ] {
             let error = names(root, &[input]).unwrap_err();
             assert!(

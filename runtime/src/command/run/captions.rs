@@ -22,13 +22,17 @@ pub(super) struct CaptionRun {
 }
 
 impl CaptionRun {
-    /// The images that have no line yet.
+    /// The images that have no line yet, of all that are to be asked by `prompt` and answered by one of the `choices`, if any.
     ///
     /// # Errors
     /// What names no image, and a file that cannot be gone on with.
-    pub(super) fn begin(task: &CaptionTask) -> Result<(Vec<Source>, CaptionRun), String> {
+    pub(super) fn begin(
+        task: &CaptionTask,
+        prompt: &str,
+        choices: &[String],
+    ) -> Result<(Vec<Source>, CaptionRun), String> {
         let images = inputs::images(&task.inputs)?;
-        let file = Captions::open(&task.output)?;
+        let file = Captions::open(&task.output, prompt, choices)?;
         let named = images.into_iter().map(|path| (inputs::name(&path), path));
         let mine: Vec<_> = named.filter(|(name, _)| task.shard.has(&name.0)).collect();
         let count = mine.len();
@@ -120,14 +124,14 @@ mod tests {
             output: folder.path().join("o.jsonl"),
             shard: Shard::WHOLE,
         };
-        let (todo, mut run) = CaptionRun::begin(&task).ok().unwrap();
+        let (todo, mut run) = CaptionRun::begin(&task, "What is it?", &[]).ok().unwrap();
         let names: Vec<Name> = todo.iter().map(Source::name).collect();
         // Computed together, the third was complete when Ctrl-C came.
         for (name, finish) in names.iter().zip([Finish::Stop, Finish::Cancelled, Finish::Stop]) {
             assert!(run.answer(name, "A fox.", Some(finish)).is_ok());
         }
         drop(run);
-        let (left, _) = CaptionRun::begin(&task).ok().unwrap();
+        let (left, _) = CaptionRun::begin(&task, "What is it?", &[]).ok().unwrap();
         assert_eq!(left, todo[1..]);
     }
 }

@@ -12,7 +12,14 @@ impl Run<'_> {
     pub(super) fn chat(&mut self, images: &[Source], first: Option<&str>) -> Result<Finish, Failure> {
         let mut given: Vec<(ImageId, Name)> = Vec::new();
         for source in images {
-            given.push((self.add(source)?, source.name()));
+            match self.add(source) {
+                Ok(id) => given.push((id, source.name())),
+                Err(Failure::Engine(error)) if !error.is_about_model() => {
+                    self.no_answer(&[source.name()], &error)?;
+                    return Ok(Finish::Stop);
+                }
+                Err(fatal) => return Err(fatal),
+            }
         }
         let mut messages = self.beginning();
         let mut pending = given.clone();
@@ -91,9 +98,7 @@ impl Run<'_> {
             }
             Err(Failure::Engine(error)) if !error.is_about_model() => {
                 messages.pop();
-                self.complain(&error);
-                self.failed = true;
-                self.note_failure(&names, &error.to_string())
+                self.no_answer(&names, &error)
             }
             Err(fatal) => Err(fatal),
         }

@@ -36,6 +36,7 @@ impl Note {
             answered: timeline.seconds(Instant::now()),
             dropped: self.counts.dropped,
             passed_over: self.counts.passed_over,
+            broken: self.counts.broken,
             skipped_bytes: self.counts.skipped_bytes,
         }
     }
@@ -56,6 +57,7 @@ impl Run<'_> {
             Ok(opened) => opened,
             Err(problem) => {
                 self.report(&problem);
+                self.note_failure(std::slice::from_ref(&name), &problem)?;
                 return Ok(Finish::Stop);
             }
         };
@@ -181,9 +183,7 @@ impl Run<'_> {
         let result = match answer {
             Ok((_, finish)) => Ok(finish),
             Err(Failure::Engine(error)) if !error.is_about_model() => {
-                self.complain(&error);
-                self.failed = true;
-                self.note_failure(std::slice::from_ref(name), &error.to_string())?;
+                self.no_answer(std::slice::from_ref(name), &error)?;
                 Ok(Finish::Stop)
             }
             Err(fatal) => Err(fatal),
