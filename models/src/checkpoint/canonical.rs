@@ -22,7 +22,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The embedding table, and the head that may be the same table.
-const EMBEDDING: &str = "language_model.embed_tokens.weight";
+pub(super) const EMBEDDING: &str = "language_model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
 /// The canonical weights of a checkpoint. Nothing is held in memory: a block is converted when it is read.

@@ -292,6 +292,19 @@ mod tests {
         assert_eq!(llava, transformers);
     }
 
+    #[test]
+    fn what_transformers_reads_otherwise_written() {
+        let expected = parse(TRANSFORMERS).unwrap();
+        for (old, new) in [
+            ("fastvit_mci3", "fastvit_mci3.apple_mclip2_dfndr2b"),
+            (", \"vocab_size\": 151936", ""),
+            ("\"vocab_size\"", "\"is_causal\": true, \"vocab_size\""),
+        ] {
+            assert!(TRANSFORMERS.contains(old));
+            assert_eq!(parse(&TRANSFORMERS.replace(old, new)).unwrap(), expected, "{new}");
+        }
+    }
+
     /// As mlx-vlm may write it.
     #[test]
     fn the_decoder_may_have_an_object_of_its_own() {
@@ -462,6 +475,18 @@ mod tests {
                 old: "\"vocab_size\": 151936",
                 new: "\"layer_types\": [\"sliding_attention\"], \"vocab_size\": 151936",
                 expected: "`text_config.layer_types` has \"sliding_attention\"",
+            },
+            Case {
+                from: TRANSFORMERS,
+                old: "\"vocab_size\": 151936",
+                new: "\"is_causal\": false, \"vocab_size\": 151936",
+                expected: "`text_config.is_causal` is false",
+            },
+            Case {
+                from: TRANSFORMERS,
+                old: "\"vocab_size\": 151936",
+                new: "\"is_causal\": null, \"vocab_size\": 151936",
+                expected: "`text_config.is_causal` is null",
             },
             Case {
                 from: TRANSFORMERS,

@@ -21,6 +21,9 @@ const CLIP: [&str; 4] = [
     "CLIPFeatureExtractor",
 ];
 
+/// The side that `CLIPImageProcessor` crops to where nothing says another.
+const CROP: u64 = 224;
+
 /// Fields that change pixels.
 const FIELDS: [&str; 13] = [
     "do_resize",
@@ -171,16 +174,18 @@ pub(super) fn expect_clip(
     }
 }
 
-/// The side of the centre crop, where it is stated, and the file that states it.
+/// The side of the centre crop, and the file that states it, or should: the first, as for all else that the processor does.
+/// `CLIPImageProcessor` crops to 224 where its file does not say.
 ///
 /// # Errors
 /// A crop that is no square.
 pub(super) fn crop_side(processors: &[Processor]) -> Result<Option<(u64, &Path)>, CheckpointError> {
-    let stated = |processor: &'_ Processor| processor.fields.get("crop_size").is_some();
-    let Some(Processor { path, fields }) = processors.iter().find(|processor| stated(processor)) else {
+    let Some(Processor { path, fields }) = processors.first() else {
         return Ok(None);
     };
-    let crop = &fields["crop_size"];
+    let Some(crop) = fields.get("crop_size") else {
+        return Ok(Some((CROP, path)));
+    };
     let side = |name: &str| crop.get(name).unwrap_or(crop).as_u64();
     match (side("height"), side("width")) {
         (Some(height), Some(width)) if height == width => Ok(Some((height, path))),

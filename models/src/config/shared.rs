@@ -123,7 +123,7 @@ pub(super) fn decoder(
         kv_heads,
         head_dim,
         intermediate_size: fields.size("intermediate_size", None, problems),
-        vocab_size: fields.size("vocab_size", None, problems),
+        vocab_size: fields.size("vocab_size", Some(151_936), problems),
         rms_norm_epsilon: fields.number("rms_norm_eps", Some(1e-6), problems) as f32,
         rope_theta,
         max_position_embeddings: fields.size("max_position_embeddings", Some(32768), problems),

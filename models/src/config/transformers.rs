@@ -30,6 +30,13 @@ pub(super) fn transformers(object: &Map<String, Value>, problems: &mut Problems)
     let fields = Fields::new(object);
     let text = fields.inside("text_config", "text_config.", problems);
     text.only("model_type", &Value::from("qwen2"), problems);
+    // transformers asks whether it is true, which null is not.
+    let causal = text.object.and_then(|text| text.get("is_causal"));
+    if let Some(found) = causal.filter(|found| **found != Value::Bool(true)) {
+        problems.add(format!(
+            "`text_config.is_causal` is {found}, by which tokens see what follows them: this build supports true"
+        ));
+    }
     let theta = rope_theta(&text, problems);
     // FastVlmConfig.__post_init__: either flag ties.
     let tied = fields.flag("tie_word_embeddings", false, problems)
@@ -40,7 +47,11 @@ pub(super) fn transformers(object: &Map<String, Value>, problems: &mut Problems)
     let geometry = match tower_fields
         .value("architecture")
         .map(|name| name.as_str().unwrap_or_default())
-    {
+        // timm: what follows a dot names published weights, which a checkpoint replaces.
+        .map(|name| {
+            name.split_once('.')
+                .map_or(name, |(architecture, _)| architecture)
+        }) {
         None | Some("fastvit_mci3") => MCI3,
         Some("fastvit_mci4") => MCI4,
         Some(name) => {

@@ -1,7 +1,7 @@
 //! `adapter_config.json`: what PEFT says of an adapter. What changes numbers is done or refused by name,
 //! fields that nobody here knows too; what was only about training is passed over.
 
-use super::pattern::{MOST_PATTERNS, Patterns};
+use super::pattern::Patterns;
 use super::reach::{Modules, Reach};
 use crate::checkpoint::error::{CheckpointError, short};
 use crate::checkpoint::small;
@@ -10,6 +10,8 @@ use std::path::Path;
 
 /// Longest file that is read: peft writes some kilobytes, some hundred with a rank for every module.
 const MAX_BYTES: u64 = 4 << 20;
+/// Most patterns before the number of a layer, which every tensor is held against, whether it fits the base or not.
+const MOST_BEFORE_LAYERS: usize = 16;
 /// Highest rank that is believed.
 const MAX_RANK: u64 = 1 << 20;
 
@@ -54,9 +56,9 @@ const READ: [&str; 9] = [
 ];
 
 /// Ways to begin that take something out of the base's weights, which only whoever began so can do again.
-const CHANGES_THE_BASE: [&str; 4] = ["pissa", "olora", "corda", "loftq"];
+const CHANGES_THE_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
 /// Ways to begin that leave the base as it is.
-const LEAVES_THE_BASE: [&str; 5] = ["gaussian", "eva", "orthogonal", "mica", "lora_ga"];
+const LEAVES_THE_BASE: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
 
 /// What an adapter says of itself.
 #[derive(Debug)]
@@ -347,9 +349,10 @@ impl<'a> Fields<'a> {
             Some(Value::String(text)) => vec![text.clone()],
             _ => self.names("layers_pattern"),
         };
-        if before.len() > MOST_PATTERNS {
-            self.problems
-                .push(format!("`layers_pattern`: more than {MOST_PATTERNS} patterns"));
+        if before.len() > MOST_BEFORE_LAYERS {
+            self.problems.push(format!(
+                "`layers_pattern`: more than {MOST_BEFORE_LAYERS} patterns"
+            ));
             return reach;
         }
         for text in &before {

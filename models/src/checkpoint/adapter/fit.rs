@@ -44,6 +44,8 @@ pub(in crate::checkpoint) struct Fitted {
     pub(in crate::checkpoint) warnings: Vec<String>,
     /// Whether an adapter says that a head which is the embedding stays so.
     pub(in crate::checkpoint) stays_tied: bool,
+    /// The embedding table that is put in the place of the base's is the head of a base that declares one table for both.
+    pub(in crate::checkpoint) table_is_shared: bool,
 }
 
 /// The tensors of a base by their unified names.
@@ -99,11 +101,13 @@ pub(in crate::checkpoint) fn fit(adapters: &[Adapter], base: Target<'_>) -> Resu
                 problems: one.problems,
             });
         }
+        let shares_table = one.has_the_shared_table(&targets);
         let said = one.warnings.into_iter();
         fitted
             .warnings
             .extend(said.map(|warning| format!("adapter `{}`: {warning}", adapter.name)));
         fitted.stays_tied |= adapter.config.as_ref().is_some_and(|config| config.stays_tied);
+        fitted.table_is_shared |= shares_table;
     }
     fitted.merged.sort();
     Ok(fitted)

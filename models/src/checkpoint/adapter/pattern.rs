@@ -33,6 +33,12 @@ impl<T> Default for Patterns<T> {
 /// # Errors
 /// What is wrong with it.
 pub(super) fn expression(key: &str, whole: &str) -> Result<Regex, String> {
+    // Operations on sets of characters, which Python takes word for word, and warns of.
+    if let Some(set) = ["&&", "~~", "--", "[["].into_iter().find(|set| key.contains(set)) {
+        return Err(format!(
+            "`{key}` has `{set}`, which is read otherwise here than in Python"
+        ));
+    }
     RegexBuilder::new(whole)
         .backtrack_limit(MOST_STEPS)
         .delegate_size_limit(MOST_BYTES)

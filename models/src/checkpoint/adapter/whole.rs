@@ -6,6 +6,7 @@ use super::fit::{Fit, Parts};
 use super::names::Role;
 use super::{Kind, file_name};
 use crate::checkpoint::StoredTensor;
+use crate::checkpoint::canonical::EMBEDDING;
 use crate::checkpoint::tensor_file::TensorId;
 use std::collections::BTreeMap;
 
@@ -35,6 +36,22 @@ impl<'a> Fit<'a> {
         if let Some(config) = &adapter.config {
             self.look_for_modules(config, targets);
         }
+    }
+
+    /// Whether the adapter has the embedding table itself, and not one of a module that PEFT put beside it
+    /// (`modules_to_save`). A model whose head is that table has one parameter, which `named_parameters` names once.
+    pub(super) fn has_the_shared_table(&self, targets: &BTreeMap<String, Parts<'a>>) -> bool {
+        let Some(parts) = targets.get(EMBEDDING) else {
+            return false;
+        };
+        let config = self.adapter.config.as_ref();
+        let in_memory = |(_, tensor): &(_, &StoredTensor)| {
+            let own = config
+                .is_some_and(|config| config.modules_to_save.iter().any(|module| is_of(tensor, module)));
+            !own && !tensor.name.contains(".modules_to_save.")
+        };
+        let alone = parts.by_role.keys().all(|role| *role == Role::Instead);
+        alone && parts.by_role.values().all(in_memory)
     }
 
     /// Says which names of the config are of nothing.

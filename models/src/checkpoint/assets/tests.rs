@@ -277,7 +277,7 @@ fn a_template_gets_the_tokens_that_it_names() {
 #[test]
 fn what_is_missing_or_unsupported_is_named() {
     let fast_vlm = fast_vlm();
-    let cases: [(&[(&str, &str)], &str); 12] = [
+    let cases: [(&[(&str, &str)], &str); 13] = [
         (&[("tokenizer.json", "")], "has no `tokenizer.json`"),
         (&[("tokenizer.json", "{}")], "has no `model` with a `vocab`"),
         (
@@ -301,7 +301,7 @@ fn what_is_missing_or_unsupported_is_named() {
                 ("tokenizer.json", IMAGE_TOKENIZER),
                 (
                     "preprocessor_config.json",
-                    r#"{"size": {"shortest_edge": 1024}, "rescale_factor": "x", "image_std": [1, 0, 1]}"#,
+                    r#"{"size": {"shortest_edge": 1024}, "crop_size": 128, "rescale_factor": "x", "image_std": [1, 0, 1]}"#,
                 ),
             ],
             "`image_std` has a 0, by which pixels would be divided; `rescale_factor` is \"x\", expected a number",
@@ -338,10 +338,18 @@ fn what_is_missing_or_unsupported_is_named() {
                 ("tokenizer.json", IMAGE_TOKENIZER),
                 (
                     "preprocessor_config.json",
-                    r#"{"size": 0, "resample": 9, "do_resize": false}"#,
+                    r#"{"size": 0, "crop_size": 128, "resample": 9, "do_resize": false}"#,
                 ),
             ],
             "`do_resize` is false, this build supports true; `resample` is 9",
+        ),
+        (
+            &[
+                ("config.json", &fast_vlm),
+                ("tokenizer.json", IMAGE_TOKENIZER),
+                ("preprocessor_config.json", r#"{"size": {"shortest_edge": 128}}"#),
+            ],
+            "`crop_size` is 224: the image size is 224, expected a multiple of 64",
         ),
     ];
     let mut failures = Vec::new();

@@ -50,8 +50,9 @@ impl Assembly<'_> {
     /// adapters change one of the two, they are two, as they were while the adapter was trained.
     pub(super) fn resolve_tie(&mut self, config: &mut ModelConfig, fitted: &Fitted) {
         let changed = |name| fitted.patches.contains_key(name);
-        let apart = changed(HEAD) || (changed(EMBEDDING) && !fitted.stays_tied);
         let declared = config.decoder.tie_word_embeddings;
+        let stays_tied = fitted.stays_tied || (declared && fitted.table_is_shared);
+        let apart = changed(HEAD) || (changed(EMBEDDING) && !stays_tied);
         let embedding = self.unified.get(EMBEDDING).copied();
         let Some(&head) = self.unified.get(HEAD) else {
             if let Some(embedding) = embedding.filter(|_| declared && apart) {

@@ -406,6 +406,48 @@ fn a_head_that_follows_the_embedding_has_the_same_delta() {
     assert!(message.contains(says), "{message}");
 }
 
+/// What LLaVA's script writes of a trained table that is the head too: it is one parameter, with one name.
+#[test]
+fn a_trained_table_is_the_head_too_where_the_base_says_so() {
+    const TABLE: &str = "language_model.embed_tokens.weight";
+    let mut stored = Stored::new();
+    pair(&mut stored, "model.layers.0.mlp.up_proj", [24, 16], 2);
+    put(
+        &mut stored,
+        "base_model.model.model.embed_tokens.weight",
+        &[20, 16],
+    );
+    let copied = |tied| {
+        changed(tied, |stored| {
+            let table = stored["model.embed_tokens.weight"].clone();
+            stored.insert("lm_head.weight".to_owned(), table);
+        })
+    };
+    for (base, saved, tied) in [
+        (base(Layout::Llava, true), false, true),
+        (copied(true), false, true),
+        (copied(false), false, false),
+        (base(Layout::Llava, true), true, false),
+    ] {
+        let mut config = lora(2, 2.0);
+        if saved {
+            // A module of its own, beside that of the base.
+            config["modules_to_save"] = json!(["embed_tokens"]);
+        }
+        let adapter = adapter(&config, &stored);
+        let own = open(base.path(), None).unwrap().0.read(TABLE).unwrap();
+        let (canonical, _) = merge(base.path(), &[(adapter.path(), 1.0)]).unwrap();
+        assert_eq!(canonical.config().decoder.tie_word_embeddings, tied);
+        assert_eq!(
+            canonical.read(TABLE).unwrap(),
+            stored["base_model.model.model.embed_tokens.weight"].1
+        );
+        if !tied {
+            assert_eq!(canonical.read("lm_head.weight").unwrap(), own);
+        }
+    }
+}
+
 #[test]
 fn a_head_that_was_the_embedding_is_its_own_where_one_of_them_changes() {
     const TABLE: &str = "language_model.embed_tokens.weight";

@@ -305,6 +305,18 @@ fn configs_of_adapters_are_refused_by_field() {
             "changes the base's weights",
         ),
         (
+            json!({"init_lora_weights": "lora_ga"}),
+            "changes the base's weights",
+        ),
+        (
+            json!({"alpha_pattern": {"[a-z&&_]*_proj": 77}}),
+            "has `&&`, which is read otherwise here than in Python",
+        ),
+        (
+            json!({"layers_pattern": vec!["layers"; 17], "layers_to_transform": [0]}),
+            "`layers_pattern`: more than 16 patterns",
+        ),
+        (
             json!({"init_lora_weights": "new"}),
             "expected true, false or one of gaussian",
         ),
