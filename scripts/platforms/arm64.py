@@ -198,8 +198,20 @@ def pages(machine, work, bundle):
         programs.same_files(f"a bundle written with pages of {size}", target, bundle)
 
 
+def package(row, bundle, work):
+    """The wheel, in a bare environment."""
+    emulators = [emulated(processor) for processor in PROCESSORS.values()]
+    row.append(python.used(emulators, python.wheel(ENVIRONMENT), bundle, work))
+
+
 def check(table, ci):
     install()
+    if ci:
+        # What there is time for: all of the code but `libfvlm`'s, on each of the kernels' sets.
+        with table.cell(TRIPLE, "tests run") as row, tempfile.TemporaryDirectory() as work:
+            work = pathlib.Path(work)
+            package(row, programs.exported(work / "demo", programs.SMALL), work)
+        return
     with table.cell(TRIPLE, "built") as row:
         cargo("build", TRIPLE, *BINARIES, "-p", "capi", "--lib", environment=ENVIRONMENT)
         row.append("four programs, `libfvlm`")
@@ -213,7 +225,7 @@ def check(table, ci):
     with tempfile.TemporaryDirectory() as work:
         work = pathlib.Path(work)
         bundle = programs.exported(work / "demo", programs.SMALL)
-        programs.compared(table, TRIPLE, [best] if ci else every, bundle, work)
+        programs.compared(table, TRIPLE, every, bundle, work)
         with table.cell(TRIPLE, "tests run") as row:
             programs.tried(best, bundle, work)
             pages(best, work, bundle)
@@ -222,6 +234,5 @@ def check(table, ci):
                 "replacing, locks, odd and long paths, a bundle in use, stdin, HTTP, pages of 16 and 64 KiB, C"
             )
             kernels(row)
-            if not ci:
-                workspace(row, library)
-                row.append(python.used(emulated("max"), python.wheel(ENVIRONMENT), bundle, work))
+            workspace(row, library)
+            package(row, bundle, work)

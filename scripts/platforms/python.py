@@ -22,7 +22,7 @@ PACKAGES = [
 ]
 SCRIPT = """
 import fvlm
-model = fvlm.Model({bundle!r})
+model = fvlm.Model({bundle!r}, precision="q4")
 print(model.provider["used"], model.describe({scene!r}))
 """
 COMMAND = "import sys; from fvlm import _commands; sys.argv[0] = {name!r}; _commands.{name}()"
@@ -78,11 +78,11 @@ def packages(wheel):
     return folder
 
 
-def used(emulated, made, bundle, work):
-    """Three lines of Python and two of the commands, on ONNX Runtime and on tract; what they have shown."""
+def used(emulators, made, bundle, work):
+    """Three lines of Python on each processor, and two of the commands, on ONNX Runtime and on tract, on the last; what they have
+    shown."""
     root, folder = interpreter(), packages(made)
     libraries = [root / "lib/aarch64-linux-gnu", root / "usr/lib/aarch64-linux-gnu"]
-    python = [*emulated, root / f"usr/bin/python{VERSION}"]
     settings = {
         name: value for name, value in os.environ.items() if name not in ("ORT_DYLIB_PATH", "VIRTUAL_ENV")
     }
@@ -93,21 +93,23 @@ def used(emulated, made, bundle, work):
         "PYTHONDONTWRITEBYTECODE": "1",
     }
 
-    def call(script, *arguments):
-        return run(
-            [*python, "-c", script, *arguments], env=settings, cwd=work, capture_output=True
-        ).stdout.strip()
+    def call(emulator, script, *arguments):
+        python = [*emulator, root / f"usr/bin/python{VERSION}", "-c", script, *arguments]
+        return run(python, env=settings, cwd=work, capture_output=True).stdout.strip()
 
     script = SCRIPT.format(bundle=str(bundle), scene=str(ROOT / programs.SCENE))
-    expect("three lines of Python on AArch64", call(script), f"cpu {programs.description()}")
-    target = work / "by-python"
-    call(COMMAND.format(name="export"), *programs.SMALL, "-o", target)
+    for emulator in emulators:
+        said = call(emulator, script)
+        expect(f"three lines of Python on AArch64, {emulator[-1]}", said, f"cpu {programs.description()}")
+    best, target = emulators[-1], work / "by-python"
+    call(best, COMMAND.format(name="export"), *programs.SMALL, "-o", target)
     same_files("the bundle of the package's fvlm-export on AArch64", target, bundle)
     for provider in ("cpu", "tract"):
         flags = ["--model", bundle, "--provider", provider, "--no-fallback", ROOT / programs.SCENE]
         expect(
             f"fvlm-run of the package, {provider}",
-            call(COMMAND.format(name="run"), *flags),
+            call(best, COMMAND.format(name="run"), *flags),
             programs.description(),
         )
-    return f"wheel of {made.stat().st_size / 1e6:.1f} MB: three lines, `fvlm-export`, `fvlm-run`"
+    size = f"wheel of {made.stat().st_size / 1e6:.1f} MB"
+    return f"{size}: three lines on {len(emulators)} processors, `fvlm-export`, `fvlm-run`"
