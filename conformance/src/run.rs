@@ -9,7 +9,7 @@ use crate::output::{self, Complaint};
 use crate::plan::Plan;
 use clap::CommandFactory as _;
 use conformance::report::{self, Columns, Totals};
-use conformance::setup::case::{Leaf, Report, leaves};
+use conformance::setup::case::{Leaf, Outcome, Report, leaves};
 use conformance::setup::workspace::Workspace;
 use conformance::status;
 use conformance::suite::SUITES;
@@ -84,6 +84,35 @@ fn abandon(root: &Path, signal: Signal) {
     signal.end();
 }
 
+/// What came of work in a temporary directory means nothing once a signal has come: it is being removed, and then the
+/// program ends.
+fn wait_if_abandoned(came: &Mutex<Option<Signal>>) {
+    while which(came).is_some() {
+        std::thread::park();
+    }
+}
+
+/// Makes a temporary directory, or what has one; a signal removes it before it ends the program. Beside it stands the signal
+/// that came.
+fn in_temporary<T>(
+    make: impl FnOnce() -> std::io::Result<T>,
+    root: impl FnOnce(&T) -> &Path,
+) -> Result<(T, Arc<Mutex<Option<Signal>>>), Complaint> {
+    // Ctrl-C in the very moment when the directory is made waits until it is known.
+    let shared = Arc::new(Mutex::new(PathBuf::new()));
+    let mut unknown = shared.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = Arc::clone(&shared);
+    let abandoned =
+        on_signal(move |signal| abandon(&known.lock().unwrap_or_else(PoisonError::into_inner), signal));
+    let made = make().map_err(|error| {
+        Complaint::new(format!("cannot make a temporary directory: {error}"))
+            .hint("TMPDIR names another place")
+    })?;
+    root(&made).clone_into(&mut unknown);
+    drop(unknown);
+    Ok((made, abandoned))
+}
+
 /// `fvlm-conform run`
 pub(crate) fn run(flags: &cli::Run) -> Result<ExitCode, Complaint> {
     let plan = Plan::new(flags)?;
@@ -93,18 +122,7 @@ pub(crate) fn run(flags: &cli::Run) -> Result<ExitCode, Complaint> {
         }
         plan.remarks.iter().for_each(|remark| output::tell(remark));
     }
-    // Ctrl-C in the very moment when the directory is made waits until it is known.
-    let root = Arc::new(Mutex::new(PathBuf::new()));
-    let mut unknown = root.lock().unwrap_or_else(PoisonError::into_inner);
-    let known = Arc::clone(&root);
-    let abandoned =
-        on_signal(move |signal| abandon(&known.lock().unwrap_or_else(PoisonError::into_inner), signal));
-    let workspace = Workspace::new(plan.given.clone()).map_err(|error| {
-        Complaint::new(format!("cannot make a temporary directory: {error}"))
-            .hint("TMPDIR names another place")
-    })?;
-    workspace.root().clone_into(&mut unknown);
-    drop(unknown);
+    let (workspace, abandoned) = in_temporary(|| Workspace::new(plan.given.clone()), Workspace::root)?;
     let leaves = leaves(&plan.cases, &plan.subjects);
     if leaves.is_empty() {
         return Err(
@@ -149,6 +167,13 @@ pub(crate) fn run(flags: &cli::Run) -> Result<ExitCode, Complaint> {
     if totals.tried() == 0 {
         return Err(Complaint::new("nothing could be tried: all claims were skipped"));
     }
+    let of_engines = || reports.iter().filter(|report| report.subject.is_some());
+    let skipped = |report: &Report| matches!(report.outcome, Outcome::Skipped(_));
+    if plan.given.bundle.is_some() && of_engines().next().is_some() && of_engines().all(skipped) {
+        return Err(Complaint::new(
+            "the bundle was compared with nothing: all claims about what it computes were skipped",
+        ));
+    }
     Ok(ExitCode::from(totals.exit_code()))
 }
 
@@ -168,10 +193,7 @@ fn carry_out(
         for leaf in row {
             bar.set_message(leaf.name());
             reports.push(leaf.run(workspace));
-            while which(abandoned).is_some() {
-                // The verdict means nothing, for the workspace is being removed; then the program ends.
-                std::thread::park();
-            }
+            wait_if_abandoned(abandoned);
             bar.inc(1);
         }
         if let (Some(columns), Some(leaf)) = (table, row.first()) {

@@ -39,6 +39,7 @@ fn calibrated(folder: &Path) -> PathBuf {
         answer_tokens: 40,
         provider: Provider::Tract,
         options: runtime::Options::default(),
+        scratch: folder.to_owned(),
     };
     let found = calibrate::calibrate(&settings, &mut |_| ()).unwrap();
     assert_eq!(found.images, 16);

@@ -352,6 +352,7 @@ fn a_bundle_is_compared_with_a_reference() {
     // What is asked for must be there.
     arguments(&right, &["--precision", "fp16"]).refused(&["no fp16 variant, found fp32", "hint:"]);
     arguments(&right, &["--suite", "cache"]).refused(&["`cache`", "bundle, references and end_to_end"]);
+    arguments(&right, &["--suite", "references", "--suite", "cache"]).refused(&["`cache`"]);
     let without = run_in(folder.path(), &["run", "--provider", "tract", "--bundle", &right]);
     without.refused(&[
         "no compiled-in reference is of the weights of this bundle",
@@ -370,6 +371,45 @@ fn a_bundle_is_compared_with_a_reference() {
         ],
     );
     interpreter.refused(&["the interpreter needs the checkpoint", "--checkpoint"]);
+
+    // References that nothing could differ from, or that this bundle cannot be compared with.
+    let text = std::fs::read_to_string(golden()).unwrap();
+    let tensors = Path::new(&golden()).with_extension("safetensors");
+    std::fs::copy(tensors, folder.path().join("edited.safetensors")).unwrap();
+    let edited = |edit: &dyn Fn(&mut Value)| {
+        let mut reference: Value = serde_json::from_str(&text).unwrap();
+        reference["tensors"] = "edited.safetensors".into();
+        edit(&mut reference);
+        let path = folder.path().join("edited.json");
+        std::fs::write(&path, reference.to_string()).unwrap();
+        let run = [
+            "run",
+            "--provider",
+            "tract",
+            "--bundle",
+            &right,
+            "--reference",
+            "edited.json",
+        ];
+        run_in(folder.path(), &run)
+    };
+    edited(&|reference| reference["cases"] = Value::Array(Vec::new())).refused(&["it has no cases"]);
+    edited(&|reference| {
+        let case = &mut reference["cases"][0];
+        case["checks"] = Value::Array(Vec::new());
+        for row in case["rows"].as_array_mut().unwrap() {
+            row["greedy"] = Value::Array(Vec::new());
+        }
+    })
+    .refused(&["no `checks` and no `greedy`"]);
+    edited(&|reference| {
+        for (_, limits) in reference["tolerances"].as_object_mut().unwrap() {
+            for (_, limit) in limits.as_object_mut().unwrap() {
+                *limit = serde_json::json!({});
+            }
+        }
+    })
+    .refused(&["nothing could differ"]);
 
     // A byte that changed in the weights is a difference, not a crash.
     let data = folder.path().join("bundle-1/onnx/decoder_model_merged.onnx_data");
@@ -604,6 +644,30 @@ fn quality_is_measured_against_fp32() {
         .refused(&["comparing with `tract portable fp16`: `token_ids` has 12 ids, expected 11"]);
     quality(&["--reference", "half.safetensors", "--prompt", "Another one"]).refused(&["`prompt_ids` has "]);
     quality(&["--reference", "half.safetensors", "--text-only"]).refused(&["expected a prompt of text only"]);
+    let scene = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo/scenes/scene_1.png");
+    let scene = scene.to_str().unwrap();
+    quality(&["--reference", "half.safetensors", "--image", scene])
+        .refused(&["`pixel_values` are of another image"]);
+    // What is read is not written to.
+    let whole = std::fs::read(folder.path().join("half.safetensors")).unwrap();
+    let data = "bundle/onnx/decoder_model_merged.onnx_data";
+    for file in ["half.safetensors", data] {
+        let reference = [
+            "--precision",
+            "fp16",
+            "--reference",
+            "half.safetensors",
+            "--dump",
+            file,
+        ];
+        quality(&reference).refused(&["--dump is", "which is read as"]);
+    }
+    assert_eq!(
+        std::fs::read(folder.path().join("half.safetensors")).unwrap(),
+        whole
+    );
+    quality(&["--reference", "half.safetensors", "--answers", "a.json"])
+        .refused(&["--answers is about --agreement"]);
     std::fs::write(folder.path().join("bad.safetensors"), [255; 12]).unwrap();
     quality(&["--compare", "bad.safetensors"]).refused(&["bad.safetensors", "does not fit"]);
     quality(&["--precision", "int8"]).refused(&["no precision `int8` in the bundle, found portable fp32"]);
@@ -632,6 +696,7 @@ fn what_makes_no_sense_is_refused() {
         std::fs::write(folder.path().join(name), edited).unwrap();
     }
     std::fs::write(folder.path().join("tensors.safetensors"), [255; 12]).unwrap();
+    std::fs::write(folder.path().join("in.png"), "a picture").unwrap();
     std::fs::write(folder.path().join("newer.safetensors"), [255; 12]).unwrap();
     let cases: &[(&[&str], &[&str])] = &[
         (
@@ -653,6 +718,10 @@ fn what_makes_no_sense_is_refused() {
         (
             &["run", "--provider", "interpreter", "--precision", "fp16"],
             &["nothing to put to the test", "hint:"],
+        ),
+        (
+            &["calibrate", "--checkpoint", "demo", "in.png", "-o", "in.png"],
+            &["--output is `in.png`, which is read as `in.png`"],
         ),
         (&["bench"], &["fastvlm-bundle is not a bundle", "hint: --model"]),
         (&["quality"], &["fastvlm-bundle is not a bundle", "hint: --model"]),
@@ -803,6 +872,9 @@ fn an_engine_that_is_required_is_not_left_out() {
     assert_eq!(found, Some(0), "{said}");
 }
 
+#[cfg(unix)]
+const SCENES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/demo/scenes");
+
 #[test]
 #[cfg(unix)]
 fn ctrl_c_leaves_nothing_behind() {
@@ -829,6 +901,10 @@ fn ctrl_c_leaves_nothing_behind() {
     for arguments in [
         &["synth", "--size", "1.5b", "--layout", "llava", "-o", "large"][..],
         &["run", "--suite", "references", "--provider", "interpreter"],
+        #[cfg(feature = "tract")]
+        &["calibrate", "--provider", "tract", SCENES, "-o", "/dev/null"],
+        #[cfg(feature = "tract")]
+        &["sensitivity", "--provider", "tract"],
     ] {
         let mut child = begin(arguments);
         let start = Instant::now();

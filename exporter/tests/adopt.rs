@@ -795,6 +795,42 @@ fn a_snapshot_of_the_hub_is_a_directory_too() {
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     let bundle = Bundle::open(&folder.path().join("bundle")).unwrap();
     assert_eq!(bundle.model.name, "org/name");
+
+    // A blob whose name says its SHA-256, and another.
+    let large = bundle.files.iter().find(|file| file.path.ends_with(".onnx_data"));
+    let large = large.unwrap();
+    let data = snapshot.join(&large.path);
+    let bytes = fs::read(&data).unwrap();
+    for (hash, problem) in [
+        (large.sha256.clone(), None),
+        ("7".repeat(64), Some("is damaged: its name states SHA-256 7777")),
+    ] {
+        let blob = blobs.join(hash);
+        fs::write(&blob, &bytes).unwrap();
+        fs::remove_file(&data).unwrap();
+        symlink(blob, &data).unwrap();
+        let ran = run(folder.path(), &format!("{flags} --overwrite"));
+        match problem {
+            None => assert_eq!(ran.code, Some(0), "{}", ran.stderr),
+            Some(problem) => assert!(
+                ran.code == Some(2) && ran.stderr.contains(problem),
+                "{}",
+                ran.stderr
+            ),
+        }
+    }
+}
+
+#[test]
+fn a_bundle_of_ours_is_one_already() {
+    let world = World::new();
+    world.adopted("--precision fp32");
+    let ran = run(world.folder.path(), "--from-onnx bundle -o other");
+    assert!(
+        ran.code == Some(2) && ran.stderr.contains("is a bundle already"),
+        "{}",
+        ran.stderr
+    );
 }
 
 #[test]

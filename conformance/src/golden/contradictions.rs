@@ -6,7 +6,29 @@ impl Reference {
     /// Everything that does not fit; nothing where the reference can be used.
     pub(super) fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
+        if self.cases.is_empty() {
+            problems.push("it has no cases: there is nothing to compare".to_owned());
+        }
+        for (name, limits) in &self.tolerances {
+            for (precision, limit) in limits {
+                let mut bounds = [limit.relative_l2, limit.max_abs]
+                    .into_iter()
+                    .flatten()
+                    .peekable();
+                if bounds.peek().is_none() || bounds.any(|bound| bound < 0.0) {
+                    problems.push(format!(
+                        "tolerance `{name}` for {precision} has no `relative_l2` and `max_abs` of 0 or more: nothing could differ"
+                    ));
+                }
+            }
+        }
         for case in &self.cases {
+            if case.checks.is_empty() && case.rows.iter().all(|row| row.greedy.is_empty()) {
+                problems.push(format!(
+                    "case `{}`: no `checks` and no `greedy`: there is nothing to compare",
+                    case.name
+                ));
+            }
             for check in &case.checks {
                 let place = format!("case `{}`, `{}`", case.name, check.value);
                 let Some(count) = check

@@ -61,6 +61,11 @@ impl Plan {
         })?;
         if let Some(plot) = &flags.plot {
             check_file("plot", plot)?;
+            check_apart(
+                "plot",
+                plot,
+                flags.image.as_deref().into_iter().chain([flags.model.as_path()]),
+            )?;
         }
         // Better now than in every process.
         loaded::picture(flags.image.as_deref()).map_err(|error| Complaint::new(error.to_string()))?;
@@ -118,6 +123,26 @@ fn check_numbers(flags: &Bench) -> Result<(), Complaint> {
     match problems.is_empty() {
         true => Ok(()),
         false => Err(Complaint::new(problems.join("; "))),
+    }
+}
+
+/// Whether a file that is written is none that is read: not an input itself, nor in a folder that is one.
+pub(crate) fn check_apart<'a>(
+    flag: &str,
+    path: &Path,
+    inputs: impl IntoIterator<Item = &'a Path>,
+) -> Result<(), Complaint> {
+    let Ok(whole) = path.canonicalize() else {
+        return Ok(());
+    };
+    let holds = |input: &&Path| input.canonicalize().is_ok_and(|input| whole.starts_with(input));
+    match inputs.into_iter().find(holds) {
+        Some(input) => Err(Complaint::new(format!(
+            "--{flag} is `{}`, which is read as `{}`, expected another file",
+            path.display(),
+            input.display()
+        ))),
+        None => Ok(()),
     }
 }
 

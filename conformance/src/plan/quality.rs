@@ -2,7 +2,7 @@
 
 use crate::cli::quality::Quality;
 use crate::output::Complaint;
-use crate::plan::bench::{MAX_THREADS, check_file};
+use crate::plan::bench::{MAX_THREADS, check_apart, check_file};
 use crate::plan::{embedded_references, open_bundle};
 use conformance::loaded::{self, Combination};
 use conformance::quality::Settings;
@@ -67,6 +67,13 @@ impl Plan {
     /// Checks the flags.
     pub(crate) fn new(flags: &Quality) -> Result<Plan, Complaint> {
         check_numbers(flags)?;
+        // Not clap's `requires` alone, which is silent beside --reference, with which --agreement conflicts.
+        if !flags.answers.is_empty() && !flags.agreement {
+            return Err(
+                Complaint::new("--answers is about --agreement, which is not given")
+                    .hint("--agreement asks the reference, so it is a bundle: without --reference"),
+            );
+        }
         let options = Options::default()
             .with_fallback(false)
             .with_onnxruntime(flags.onnxruntime.clone())
@@ -105,6 +112,14 @@ impl Plan {
         loaded::picture(flags.image.as_deref()).map_err(|error| Complaint::new(error.to_string()))?;
         if let Some(path) = &flags.dump {
             check_file("dump", path)?;
+            let read = flags
+                .model
+                .iter()
+                .chain(&flags.against)
+                .chain(&flags.compare)
+                .chain(&flags.answers);
+            let read = read.chain(&flags.reference).chain(&flags.image);
+            check_apart("dump", path, read.map(PathBuf::as_path))?;
         }
         let provider = provider(flags.provider, &options)?;
         let form = |directory: &Path, (target, precision): (Target, Precision)| Form {

@@ -43,6 +43,8 @@ pub struct Settings {
     pub provider: crate::setup::subject::Provider,
     /// How engines are opened.
     pub options: runtime::Options,
+    /// A directory for what is made meanwhile: graphs in fp32.
+    pub scratch: PathBuf,
 }
 
 /// What was seen of the inputs of one product.
@@ -116,7 +118,8 @@ pub fn calibrate(settings: &Settings, tell: &mut dyn FnMut(&str)) -> Result<Cali
     let checkpoint = Checkpoint::open(&settings.checkpoint).during(opening)?;
     let (weights, _) = canonical(&checkpoint, None).during(opening)?;
     let known = exporter::calibration::known_inputs(&weights).during(opening)?;
-    let scratch = tempfile::tempdir().during(|| "making a temporary directory".to_owned())?;
+    let scratch =
+        tempfile::tempdir_in(&settings.scratch).during(|| "making a temporary directory".to_owned())?;
     let bundle = scratch.path().join("bundle");
     workspace::export(&settings.checkpoint, &bundle, &[Precision::Fp32])?;
     let subject = Subject {

@@ -35,6 +35,7 @@ pub fn record(name: &str, loaded: &mut Loaded, script: &Script) -> Result<Record
         name: name.to_owned(),
         prompt_ids: script.prompt_ids.clone(),
         token_ids: script.token_ids.clone(),
+        pixels: script.pixel_values().map(<[f32]>::to_vec),
         features,
         vocabulary,
         logits,

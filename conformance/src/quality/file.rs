@@ -3,7 +3,7 @@
 //! - `image_features` float `[tokens, hidden]`, absent where the metadata say `image: none`;
 //! - `logits` float `[positions, vocabulary]`, row `i` after `token_ids[i]`;
 //! - `token_ids` int64 `[positions]`, `prompt_ids` int64 `[prompt]`, the image token once for each feature;
-//! - `pixel_values` float `[3, height, width]`, written for other tools, not read;
+//! - `pixel_values` float `[3, height, width]`, for other tools, and by which two recordings are of one image; may be absent;
 //! - metadata: `name`, and `image`.
 
 use super::{Features, Recording};
@@ -118,11 +118,14 @@ fn recording(
             })
         }
     };
+    let pixels = tensors.remove("pixel_values");
+    let pixels = pixels.and_then(|tensor| Some(tensor.as_float()?.iter().copied().collect()));
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     Ok(Recording {
         name: metadata.get("name").cloned().unwrap_or_else(|| stem.into_owned()),
         prompt_ids,
         token_ids,
+        pixels,
         features,
         vocabulary,
         logits,
@@ -139,6 +142,7 @@ mod tests {
             name: "a tool".to_owned(),
             prompt_ids: vec![1, 7, 7],
             token_ids: vec![4, 5],
+            pixels: None,
             features: Some(Features {
                 tokens: 2,
                 hidden: 1,

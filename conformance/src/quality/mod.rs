@@ -45,6 +45,8 @@ pub struct Recording {
     pub prompt_ids: Vec<i64>,
     /// Ids that were fed after it, one by one.
     pub token_ids: Vec<i64>,
+    /// What was made of the image, `[3, height, width]`; `None` where the prompt has none, or the tool does not say.
+    pub pixels: Option<Vec<f32>>,
     /// Image features; `None` where the prompt has no image.
     pub features: Option<Features>,
     /// Length of a row of `logits`.

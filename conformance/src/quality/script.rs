@@ -1,6 +1,7 @@
 //! What is every form asked? The ids of the prompt, and those that are fed after it: the same for every tool, from a fixed
 //! seed.
 
+use super::metrics::relative_l2;
 use super::{Recording, Settings};
 use crate::loaded::{self, picture};
 use crate::setup::error::{CaseError, Context};
@@ -12,6 +13,9 @@ use runtime::prompt::{Piece, Prompt};
 /// What stands in [`Script::prompt_ids`] for a feature of an image where the vocabulary has no token for one; the
 /// published code of Apple's layout uses it.
 const IMAGE: i64 = -200;
+
+/// By how much `pixel_values` of one image may differ from tool to tool, relative L2: they resize each in its own way.
+const SAME_IMAGE: f64 = 0.05;
 
 /// Seed of the fed ids.
 const SEED: u64 = 20_261_125;
@@ -55,11 +59,17 @@ impl Script {
         })
     }
 
+    /// What was made of the image, `[1, 3, height, width]`.
+    pub(super) fn pixel_values(&self) -> Option<&[f32]> {
+        self.pixels.as_ref()?.values.as_slice()
+    }
+
     /// What a recording of this script by a model of this shape has.
     pub fn facts(&self, bundle: &Bundle) -> Facts<'_> {
         let features = (bundle.image.tokens, bundle.prompt.hidden_size);
         Facts {
             features: self.pixels.is_some().then_some(features),
+            pixels: self.pixel_values(),
             vocabulary: bundle.prompt.vocab_size,
             prompt_ids: &self.prompt_ids,
             token_ids: &self.token_ids,
@@ -68,10 +78,12 @@ impl Script {
 }
 
 /// What two recordings must have in common to be compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Facts<'a> {
     /// Rows and length of the image features, where there is an image.
     pub features: Option<(usize, usize)>,
+    /// What was made of the image, where that is known.
+    pub pixels: Option<&'a [f32]>,
     /// Length of a row of logits.
     pub vocabulary: usize,
     /// Ids of the prompt.
@@ -88,6 +100,7 @@ impl Recording {
                 .features
                 .as_ref()
                 .map(|features| (features.tokens, features.hidden)),
+            pixels: self.pixels.as_deref(),
             vocabulary: self.vocabulary,
             prompt_ids: &self.prompt_ids,
             token_ids: &self.token_ids,
@@ -120,6 +133,16 @@ impl Facts<'_> {
                 return Some(format!("`image_features` are {a} x {b}, expected {c} x {d}"));
             }
             _ => {}
+        }
+        if let (Some(found), Some(wanted)) = (self.pixels, expected.pixels) {
+            let (a, b) = (found.len(), wanted.len());
+            if a != b {
+                return Some(format!("`pixel_values` has {a} values, expected {b}"));
+            }
+            let distance = relative_l2(found, wanted);
+            if distance.is_nan() || distance > SAME_IMAGE {
+                return Some("`pixel_values` are of another image".to_owned());
+            }
         }
         let (found, wanted) = (self.vocabulary, expected.vocabulary);
         if found != wanted {
@@ -238,11 +261,19 @@ mod tests {
         );
         let facts = Facts {
             features: Some((2, 3)),
+            pixels: Some(&[0.5, 1.0]),
             vocabulary: 5,
             prompt_ids: &[1],
             token_ids: &[2],
         };
         assert_eq!(facts.differ(&facts), None);
+        for near in [None, Some(&[0.51, 0.99][..])] {
+            let other = Facts {
+                pixels: near,
+                ..facts
+            };
+            assert_eq!(facts.differ(&other), None);
+        }
         for (other, expected) in [
             (
                 Facts {
@@ -257,6 +288,20 @@ mod tests {
                     ..facts
                 },
                 "`image_features` are 2 x 3, expected 2 x 4",
+            ),
+            (
+                Facts {
+                    pixels: Some(&[1.0, 0.5]),
+                    ..facts
+                },
+                "`pixel_values` are of another image",
+            ),
+            (
+                Facts {
+                    pixels: Some(&[0.5]),
+                    ..facts
+                },
+                "`pixel_values` has 2 values, expected 1",
             ),
             (
                 Facts {

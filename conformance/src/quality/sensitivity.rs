@@ -49,6 +49,8 @@ pub struct Settings {
     pub provider: Provider,
     /// How engines are opened.
     pub options: runtime::Options,
+    /// A directory for what is made meanwhile: graphs in fp32.
+    pub scratch: PathBuf,
 }
 
 /// What an operator, or several, lose.
@@ -114,7 +116,8 @@ pub fn measure(settings: &Settings, tell: &mut dyn FnMut(&str)) -> Result<Vec<Ro
     let calibration = calibration
         .transpose()
         .during(|| "opening the statistics".to_owned())?;
-    let scratch = tempfile::tempdir().during(|| "making a temporary directory".to_owned())?;
+    let scratch =
+        tempfile::tempdir_in(&settings.scratch).during(|| "making a temporary directory".to_owned())?;
     let bundle = scratch.path().join("bundle");
     workspace::export(&settings.checkpoint, &bundle, &[Precision::Fp32])?;
     tell("answering in fp32");

@@ -2,43 +2,41 @@
 
 use crate::cli::sensitivity::{Calibrate, Sensitivity};
 use crate::output::{self, Complaint};
-use crate::plan::bench::check_file;
-use conformance::quality::{calibrate, sensitivity};
+use crate::plan::bench::{check_apart, check_file};
+use conformance::quality::calibrate::{self, Calibrated};
+use conformance::quality::sensitivity;
 use conformance::setup::subject::{Precision, Provider};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tempfile::TempDir;
 
-/// A checkpoint that is a directory now; the demo model's goes away with the value.
-struct Source {
-    directory: PathBuf,
-    _made: Option<TempDir>,
+/// The directory of a checkpoint; that of the demo model is made in `scratch`.
+fn checkpoint(named: &Path, scratch: &Path) -> Result<PathBuf, Complaint> {
+    if named != Path::new("demo") {
+        return Ok(named.to_owned());
+    }
+    let complaint =
+        |error: &dyn std::error::Error| Complaint::new(format!("cannot write the demo model: {error}"));
+    let made = scratch.join("demo");
+    std::fs::create_dir(&made).map_err(|error| complaint(&error))?;
+    exporter::demo::extract(&made).map_err(|error| complaint(&error))?;
+    Ok(made)
 }
 
-impl Source {
-    fn of(named: &Path) -> Result<Source, Complaint> {
-        if named != Path::new("demo") {
-            return Ok(Source {
-                directory: named.to_owned(),
-                _made: None,
-            });
-        }
-        let complaint =
-            |error: &dyn std::error::Error| Complaint::new(format!("cannot write the demo model: {error}"));
-        let made = tempfile::tempdir().map_err(|error| complaint(&error))?;
-        exporter::demo::extract(made.path()).map_err(|error| complaint(&error))?;
-        Ok(Source {
-            directory: made.path().to_owned(),
-            _made: Some(made),
-        })
-    }
+/// Works in a directory for what is made meanwhile, which a signal removes.
+fn in_scratch<T>(work: impl FnOnce(&Path) -> Result<T, Complaint>) -> Result<T, Complaint> {
+    let make = || tempfile::Builder::new().prefix("fvlm-conform-").tempdir();
+    let (scratch, came) = super::in_temporary(make, TempDir::path)?;
+    let result = work(scratch.path());
+    super::wait_if_abandoned(&came);
+    result
 }
 
 /// How the engine is opened, if it works here.
 fn options(provider: Provider, onnxruntime: Option<&PathBuf>) -> Result<runtime::Options, Complaint> {
     if provider == Provider::Interpreter {
         return Err(Complaint::new(
-            "--provider interpreter has no kernels, expected cpu or tract",
+            "--provider interpreter has no kernels, expected cpu, tract or rten",
         ));
     }
     let options = runtime::Options::default()
@@ -69,17 +67,24 @@ pub(crate) fn sensitivity(flags: &Sensitivity) -> Result<ExitCode, Complaint> {
             "--precision {other} rounds no products, expected int8 or q4"
         )));
     }
-    let source = Source::of(&flags.checkpoint)?;
+    in_scratch(|scratch| measured(flags, precisions, scratch))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Measures in each precision, and writes the tables.
+fn measured(flags: &Sensitivity, precisions: &[Precision], scratch: &Path) -> Result<(), Complaint> {
+    let checkpoint = checkpoint(&flags.checkpoint, scratch)?;
     let options = options(flags.provider, flags.onnxruntime.as_ref())?;
     let bar = output::progress(flags.quiet, "{elapsed} {msg}");
     for precision in precisions {
         let settings = sensitivity::Settings {
-            checkpoint: source.directory.clone(),
+            checkpoint: checkpoint.clone(),
             calibration: flags.calibration.clone(),
             precision: *precision,
             scenes: flags.scenes,
             provider: flags.provider,
             options: options.clone(),
+            scratch: scratch.to_owned(),
         };
         let mut tell = |what: &str| bar.set_message(format!("{precision}: {what}"));
         let rows = sensitivity::measure(&settings, &mut tell);
@@ -88,7 +93,7 @@ pub(crate) fn sensitivity(flags: &Sensitivity) -> Result<ExitCode, Complaint> {
         bar.suspend(|| output::write(&format!("{table}\n")))?;
     }
     bar.finish_and_clear();
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// `fvlm-conform calibrate`
@@ -101,20 +106,9 @@ pub(crate) fn calibrate(flags: &Calibrate) -> Result<ExitCode, Complaint> {
         )));
     }
     let images = images(&flags.images)?;
-    let source = Source::of(&flags.checkpoint)?;
-    let settings = calibrate::Settings {
-        checkpoint: source.directory.clone(),
-        images,
-        prompts: flags.prompt.clone(),
-        answer_tokens: flags.answer_tokens,
-        provider: flags.provider,
-        options: options(flags.provider, flags.onnxruntime.as_ref())?,
-    };
-    let bar = output::progress(flags.quiet, "{elapsed} {msg}");
-    let found = calibrate::calibrate(&settings, &mut |what| bar.set_message(what.to_owned()))
-        .and_then(|found| found.write(&flags.output).map(|()| found));
-    bar.finish_and_clear();
-    let found = found.map_err(|error| Complaint::new(error.to_string()))?;
+    let read = images.iter().chain([&flags.checkpoint]);
+    check_apart("output", &flags.output, read.map(PathBuf::as_path))?;
+    let found = in_scratch(|scratch| calibrated(flags, images, scratch))?;
     if !flags.quiet {
         output::tell(&format!(
             "statistics of {} images and {} positions are in {}",
@@ -124,6 +118,24 @@ pub(crate) fn calibrate(flags: &Calibrate) -> Result<ExitCode, Complaint> {
         ));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs over the images, and writes what was seen.
+fn calibrated(flags: &Calibrate, images: Vec<PathBuf>, scratch: &Path) -> Result<Calibrated, Complaint> {
+    let settings = calibrate::Settings {
+        checkpoint: checkpoint(&flags.checkpoint, scratch)?,
+        images,
+        prompts: flags.prompt.clone(),
+        answer_tokens: flags.answer_tokens,
+        provider: flags.provider,
+        options: options(flags.provider, flags.onnxruntime.as_ref())?,
+        scratch: scratch.to_owned(),
+    };
+    let bar = output::progress(flags.quiet, "{elapsed} {msg}");
+    let found = calibrate::calibrate(&settings, &mut |what| bar.set_message(what.to_owned()))
+        .and_then(|found| found.write(&flags.output).map(|()| found));
+    bar.finish_and_clear();
+    found.map_err(|error| Complaint::new(error.to_string()))
 }
 
 /// The files that are named, and those in folders that are, sorted by name.

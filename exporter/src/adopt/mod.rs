@@ -14,6 +14,7 @@ mod wire;
 use crate::error::ExportError;
 use crate::files;
 use crate::forms::parameters;
+use crate::hub;
 use crate::onnx;
 use crate::report::{Phase, Report};
 use crate::staging::Staging;
@@ -58,6 +59,12 @@ const LAYOUT: &str = "onnx";
 pub fn adopt(plan: &AdoptPlan, report: &mut dyn Report) -> Result<Summary, ExportError> {
     if !plan.dry_run {
         target::look(&plan.output, plan.overwrite)?;
+    }
+    if plan.directory.join(models::bundle::FILE_NAME).is_file() {
+        return Err(ExportError::NoGraphs {
+            path: plan.directory.clone(),
+            problem: "it is a bundle already, which `fvlm-run --model` takes as it is".to_owned(),
+        });
     }
     let source = Source::open(&plan.directory)?;
     let mut chosen = source.choose(&plan.precisions)?;
@@ -397,6 +404,8 @@ impl Source {
         std::fs::create_dir(&folder).map_err(ExportError::io("create", &folder))?;
         for (path, bytes) in graphs {
             let entry = copy::copy(&self.directory, staging.path(), (path.as_str(), *bytes), report)?;
+            // Of a snapshot in the hub's cache: damage there must not become a bundle that is whole.
+            hub::check_hash(&self.directory.join(path), &entry.sha256)?;
             bundle.source.push(entry.clone());
             bundle.files.push(entry);
         }

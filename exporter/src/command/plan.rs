@@ -11,6 +11,15 @@ use models::checkpoint::Layout;
 /// # Errors
 /// A target that has none of the precisions, or the other way round.
 pub(crate) fn plan(cli: &Cli) -> Result<ExportPlan, String> {
+    // Not clap's `requires` alone, which is silent where something else is given that conflicts with --check.
+    for (given, flag) in [
+        (!cli.onnx.is_empty(), "--onnx"),
+        (cli.dynamic_shapes, "--dynamic-shapes"),
+    ] {
+        if given && cli.check.is_none() {
+            return Err(format!("{flag} is about --check, which is not given"));
+        }
+    }
     let onnx = cli.to.contains(&Form::Onnx);
     let packages = packages(cli);
     for (given, flag) in [

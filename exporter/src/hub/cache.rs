@@ -24,6 +24,9 @@ pub(crate) struct Settings {
     pub(crate) patience: Duration,
 }
 
+/// The home of users who have none, as Debian writes it: nothing is there.
+const NO_HOME: &str = "/nonexistent";
+
 /// Longest token, and longest name of a commit, with what is around it.
 const MOST_BYTES: u64 = 1 << 16;
 
@@ -33,14 +36,19 @@ const PATIENCE: Duration = Duration::from_secs(30);
 impl Settings {
     /// What the process's environment says.
     pub(crate) fn from_env() -> Self {
-        Settings::of(|name| std::env::var_os(name))
+        Settings::of(|name| match name {
+            // Where no variable says it, the system may.
+            "HOME" => std::env::home_dir().map(OsString::from),
+            _ => std::env::var_os(name),
+        })
     }
 
     fn of(variable: impl Fn(&str) -> Option<OsString>) -> Self {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());
         let text = |name: &str| set(name).and_then(|value| value.into_string().ok());
         let user = set("HOME").or_else(|| set("USERPROFILE")).map(PathBuf::from);
-        let user = user.unwrap_or_default();
+        // Never relative: that would be the current folder, which may be anybody's.
+        let user = user.unwrap_or_else(|| PathBuf::from(NO_HOME));
         let path = |name: &str| set(name).map(|value| expanded(PathBuf::from(value), &user));
         let home = path("HF_HOME").unwrap_or_else(|| {
             let cache = path("XDG_CACHE_HOME").unwrap_or_else(|| user.join(".cache"));
@@ -134,7 +142,9 @@ mod tests {
 
     #[test]
     fn cache_by_the_variables_of_the_hub() {
-        let cases: [(&[(&str, &str)], &str); 7] = [
+        let cases: [(&[(&str, &str)], &str); 8] = [
+            // Not the current folder.
+            (&[], "/nonexistent/.cache/huggingface/hub"),
             (&[("HF_HOME", "~/b"), ("HOME", "c")], "c/b/hub"),
             (&[("HF_HUB_CACHE", "a"), ("HF_HOME", "b"), ("HOME", "c")], "a"),
             (&[("HUGGINGFACE_HUB_CACHE", "a"), ("HF_HOME", "b")], "a"),
