@@ -39,7 +39,10 @@ fn check_words(words: &str, missing: &[(Provider, String)]) -> Result<(), String
         .filter(|word| !word.is_empty() && *word != LIBHEIF);
     for word in words {
         let Some(required) = engines().find(|engine| engine.name() == word) else {
-            return Err(format!("{VARIABLE} names `{word}`, expected some of {}", names()));
+            return Err(format!(
+                "{VARIABLE} names `{word}`, expected some of {},{LIBHEIF}",
+                names()
+            ));
         };
         if let Some((_, reason)) = missing.iter().find(|(provider, _)| *provider == required) {
             return Err(format!(

@@ -88,7 +88,7 @@ pub enum Finish {
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// `coreml`, `cpu`, `tract` or `auto`; null is `auto`.
+    /// `coreml`, `cpu`, `tract` or `auto`, `coreml-native` where it was built in; null is `auto`.
     pub provider: *const c_char,
     /// Fail where the provider cannot run, instead of taking another.
     pub no_fallback: bool,

@@ -95,7 +95,7 @@ pub(crate) fn check(cli: &Cli, problems: &mut Vec<String>) {
     }
     if let [one] = choices.as_slice() {
         problems.push(format!(
-            "--choices has only `{one}`, expected at least two texts, for example yes,no"
+            "--choices has only `{one}`, expected at least two texts, for example Yes,No"
         ));
     }
 }

@@ -60,7 +60,10 @@ impl Run<'_> {
                     messages = self.beginning();
                     pending.clone_from(&given);
                 }
-                "/image" if !argument.is_empty() => {
+                "/image" if argument.trim().is_empty() => {
+                    self.report("/image has no path, expected that of an image file");
+                }
+                "/image" => {
                     let source = Source::File(argument.trim().into());
                     match self.add(&source) {
                         Ok(id) => pending.push((id, source.name())),
