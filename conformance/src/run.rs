@@ -53,9 +53,12 @@ pub(crate) fn generate(flags: &cli::Manual) -> Result<ExitCode, Complaint> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The signal that came, once one has.
+type Came = Arc<Mutex<Option<Signal>>>;
+
 /// The signal that came, and what is done when one comes. Without a handler it would end the program at once, and leave
 /// a temporary directory.
-fn on_signal(then: impl Fn(Signal) + Send + 'static) -> Arc<Mutex<Option<Signal>>> {
+fn on_signal(then: impl Fn(Signal) + Send + 'static) -> Came {
     let came = Arc::new(Mutex::new(None));
     let set = Arc::clone(&came);
     signals::on(&Signal::ALL, move |signal| {
@@ -97,7 +100,7 @@ fn wait_if_abandoned(came: &Mutex<Option<Signal>>) {
 fn in_temporary<T>(
     make: impl FnOnce() -> std::io::Result<T>,
     root: impl FnOnce(&T) -> &Path,
-) -> Result<(T, Arc<Mutex<Option<Signal>>>), Complaint> {
+) -> Result<(T, Came), Complaint> {
     // Ctrl-C in the very moment when the directory is made waits until it is known.
     let shared = Arc::new(Mutex::new(PathBuf::new()));
     let mut unknown = shared.lock().unwrap_or_else(PoisonError::into_inner);

@@ -68,7 +68,7 @@ typedef struct fvlm_model fvlm_model;
 
 // Who computes, and with which graphs. `{0}` is as usual.
 typedef struct fvlm_options {
-  // `coreml`, `cpu`, `tract` or `auto`; null is `auto`.
+  // `coreml`, `cpu`, `tract` or `auto`, `coreml-native` where it was built in; null is `auto`.
   const char *provider;
   // Fail where the provider cannot run, instead of taking another.
   bool no_fallback;
