@@ -152,16 +152,6 @@ fn cases_of_given(flags: &cli::Run, bundle: Option<&Bundle>) -> Result<Vec<Case>
     }
     cases.extend(references::of("references", &references, |_| true));
     cases.extend(end_to_end::of("end_to_end", &references, Subject::is_engine));
-    let known = ["bundle", "references", "end_to_end"];
-    let unknown = flags.suite.iter().filter(|name| !known.contains(&name.as_str()));
-    let unknown: Vec<String> = unknown.cloned().collect();
-    if !unknown.is_empty() {
-        return Err(Complaint::new(format!(
-            "no suite about a given bundle is named {}",
-            quoted(&unknown)
-        ))
-        .hint("with --bundle or --reference there are bundle, references and end_to_end"));
-    }
     cases.retain(|case| {
         flags.suite.is_empty()
             || flags
@@ -169,10 +159,18 @@ fn cases_of_given(flags: &cli::Run, bundle: Option<&Bundle>) -> Result<Vec<Case>
                 .iter()
                 .any(|name| case.name.split('/').next() == Some(name))
     });
-    if cases.is_empty() {
+    let known = ["bundle", "references", "end_to_end"];
+    let mut unknown = flags.suite.clone();
+    unknown.retain(|name| !known.contains(&name.as_str()));
+    if cases.is_empty() || !unknown.is_empty() {
+        let named = if unknown.is_empty() {
+            &flags.suite
+        } else {
+            &unknown
+        };
         return Err(Complaint::new(format!(
             "no suite about a given bundle is named {}",
-            quoted(&flags.suite)
+            quoted(named)
         ))
         .hint("with --bundle or --reference there are bundle, references and end_to_end"));
     }

@@ -29,6 +29,19 @@ fn checkpoint(files: &[(&str, &str)]) -> Result<Assets, String> {
     assets(directory.path(), &declared.config, &declared).map_err(|error| error.to_string())
 }
 
+/// Each of these checkpoints is refused with these words.
+#[track_caller]
+fn refused(cases: &[(&[(&str, &str)], &str)]) {
+    let mut failures = Vec::new();
+    for (files, expected) in cases {
+        match checkpoint(files) {
+            Err(message) if message.contains(expected) => {}
+            other => failures.push(format!("{other:?}, expected {expected}")),
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
 fn fast_vlm() -> String {
     r#"{"model_type": "fast_vlm", "image_token_index": 5, "text_config": {"hidden_size": 64, "num_hidden_layers": 1,
             "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 64, "vocab_size": 8}}"#
@@ -243,14 +256,7 @@ fn files_that_contradict_each_other_are_refused() {
             "`added_tokens[0]` states id 3 for `<|im_end|>`, the tokenizer gives it 1",
         ),
     ];
-    let mut failures = Vec::new();
-    for (files, expected) in cases {
-        match checkpoint(files) {
-            Err(message) if message.contains(expected) => {}
-            other => failures.push(format!("{other:?}, expected {expected}")),
-        }
-    }
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    refused(&cases);
 }
 
 #[test]
@@ -352,14 +358,7 @@ fn what_is_missing_or_unsupported_is_named() {
             "`crop_size` is 224: the image size is 224, expected a multiple of 64",
         ),
     ];
-    let mut failures = Vec::new();
-    for (files, expected) in cases {
-        match checkpoint(files) {
-            Err(message) if message.contains(expected) => {}
-            other => failures.push(format!("{other:?}, expected {expected}")),
-        }
-    }
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    refused(&cases);
 }
 
 /// A checkpoint of transformers with these files, or the error.

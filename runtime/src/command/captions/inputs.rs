@@ -310,29 +310,17 @@ mod tests {
     fn patterns_name_files_at_any_depth() {
         let world = world();
         let root = world.path();
+        let all = [
+            "a.JPG",
+            "b.png",
+            "c.txt",
+            "deep/er/x.heic",
+            "deep/y.webp",
+            "no.rs",
+        ];
         for (pattern, expected) in [
-            (
-                "**/*",
-                &[
-                    "a.JPG",
-                    "b.png",
-                    "c.txt",
-                    "deep/er/x.heic",
-                    "deep/y.webp",
-                    "no.rs",
-                ][..],
-            ),
-            (
-                "**",
-                &[
-                    "a.JPG",
-                    "b.png",
-                    "c.txt",
-                    "deep/er/x.heic",
-                    "deep/y.webp",
-                    "no.rs",
-                ],
-            ),
+            ("**/*", &all[..]),
+            ("**", &all),
             ("**/**/[xy].*", &["deep/er/x.heic", "deep/y.webp"]),
             ("d*/*", &["deep/y.webp"]),
             ("d*/../*.png", &["deep/../b.png"]),
