@@ -20,8 +20,8 @@ fn export(directory: &Path, variants: &[(Target, Precision)], max_context: u64) 
         .iter()
         .map(|(target, precision)| Variant::new(*target, *precision).unwrap())
         .collect();
-    plan.max_context = max_context;
-    plan.prefill = vec![16, 64];
+    plan.max_context = Some(max_context);
+    plan.prefill = [16, 64].map(|new: u64| new.min(max_context)).to_vec();
     exporter::export(&plan, &mut Silent).unwrap();
 }
 

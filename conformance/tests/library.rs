@@ -247,7 +247,7 @@ fn weights_inside_graphs_answer_as_weights_beside_them() {
         plan.variants = forms
             .map(|(target, precision)| Variant::new(target, precision).unwrap())
             .to_vec();
-        (plan.weights_inside, plan.max_context, plan.prefill) = (inside, 96, vec![32]);
+        (plan.weights_inside, plan.max_context, plan.prefill) = (inside, Some(96), vec![32]);
         exporter::export(&plan, &mut Silent).unwrap();
         plan.output
     };

@@ -206,13 +206,16 @@ pub enum ExportError {
     },
     /// Lengths that no decoder of fixed lengths has.
     #[error(
-        "a cache of {context} slots and prefill graphs for {prefill:?} positions: expected at least 1 slot and 2 positions"
+        "a cache of {context} slots and prefill graphs for {prefill:?} positions: expected 1 to {largest} slots, the model's \
+         context, and 2 positions or more that fit into the slots"
     )]
     Lengths {
         /// Slots of the cache.
         context: u64,
         /// New positions of each prefill graph.
         prefill: Vec<u64>,
+        /// The model's context.
+        largest: u64,
     },
     /// A file that is no ONNX model.
     #[error("`{}` is not an ONNX model: {problem}", path.display())]

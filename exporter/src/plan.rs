@@ -28,9 +28,9 @@ pub struct ExportPlan {
     pub self_contained: bool,
     /// Whether every graph has all its weights inside its `.onnx` file, and no data file.
     pub weights_inside: bool,
-    /// Slots of the cache of target `coreml`, as far as the model's context goes.
-    pub max_context: u64,
-    /// New positions of the prefill graphs of target `coreml`, any order. What is longer than the cache is cut to it.
+    /// Slots of the cache of target `coreml`; without, [`ExportPlan::MAX_CONTEXT`], or the model's context if that is shorter.
+    pub max_context: Option<u64>,
+    /// New positions of the prefill graphs of target `coreml`, any order; without, [`ExportPlan::PREFILL`], each cut to the cache.
     pub prefill: Vec<u64>,
     /// Precisions of Core ML packages, each once.
     pub packages: Vec<Precision>,
@@ -71,18 +71,23 @@ impl ExportPlan {
     /// # Errors
     /// Lengths that no such decoder has, where there is one.
     pub fn fixed_lengths(&self, decoder: &DecoderConfig) -> Result<FixedLengths, ExportError> {
-        let context = self.max_context.min(decoder.max_position_embeddings);
-        let prefill: BTreeSet<u64> = self.prefill.iter().map(|new| *new.min(&context)).collect();
-        if self.has_fixed_lengths() && (context == 0 || prefill.iter().any(|new| *new < 2)) {
+        let largest = decoder.max_position_embeddings;
+        let context = self.max_context.unwrap_or(Self::MAX_CONTEXT.min(largest));
+        let prefill: BTreeSet<u64> = if self.prefill.is_empty() {
+            Self::PREFILL.iter().map(|new| *new.min(&context)).collect()
+        } else {
+            self.prefill.iter().copied().collect()
+        };
+        let fit = (1..=largest).contains(&context) && prefill.iter().all(|new| (2..=context).contains(new));
+        let prefill = prefill.into_iter().collect();
+        if self.has_fixed_lengths() && !fit {
             return Err(ExportError::Lengths {
-                context: self.max_context,
-                prefill: self.prefill.clone(),
+                context,
+                prefill,
+                largest,
             });
         }
-        Ok(FixedLengths {
-            context,
-            prefill: prefill.into_iter().collect(),
-        })
+        Ok(FixedLengths { context, prefill })
     }
 
     /// The model for each of the image sizes beside its own, ascending, each once.
@@ -134,8 +139,8 @@ impl ExportPlan {
             image_sizes: Vec::new(),
             self_contained: false,
             weights_inside: false,
-            max_context: ExportPlan::MAX_CONTEXT,
-            prefill: ExportPlan::PREFILL.to_vec(),
+            max_context: None,
+            prefill: Vec::new(),
             packages: Vec::new(),
             older_encoder: false,
             neural_engine: false,

@@ -295,10 +295,21 @@ fn packages_for_core_ml() {
         "c",
     ];
     world.refused(&fp32, &["--neural-engine", "fp32"]);
-    world.refused(
-        &["--to", "coreml", "--max-context", "0", "-o", "c"],
-        &["a cache of 0 slots"],
-    );
+    for (flag, value, found) in [
+        ("--max-context", "0", "a cache of 0 slots"),
+        ("--max-context", "99999999", "a cache of 99999999 slots"),
+        ("--prefill", "1", "[1] positions"),
+        (
+            "--prefill",
+            "1025",
+            "a cache of 1024 slots and prefill graphs for [1025]",
+        ),
+    ] {
+        for form in [["--to", "coreml"], ["--target", "coreml"]] {
+            let refused = [&form[..], &[flag, value, "-o", "c"]].concat();
+            world.refused(&refused, &[found, "the model's context", "--max-context"]);
+        }
+    }
 }
 
 #[test]

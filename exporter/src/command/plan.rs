@@ -68,12 +68,8 @@ pub(crate) fn plan(cli: &Cli) -> Result<ExportPlan, String> {
         image_sizes: cli.image_size.clone(),
         self_contained: cli.self_contained,
         weights_inside: cli.weights == Place::Inside,
-        max_context: cli.max_context.unwrap_or(ExportPlan::MAX_CONTEXT),
-        prefill: if cli.prefill.is_empty() {
-            ExportPlan::PREFILL.to_vec()
-        } else {
-            cli.prefill.clone()
-        },
+        max_context: cli.max_context,
+        prefill: cli.prefill.clone(),
         layout: match cli.layout {
             LayoutFlag::Auto => None,
             LayoutFlag::Llava => Some(Layout::Llava),
