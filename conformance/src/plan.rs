@@ -12,7 +12,7 @@ use conformance::setup::required;
 use conformance::setup::subject::{self, Provider, Subject, Variant};
 use conformance::setup::workspace::{self, Given};
 use conformance::suite::{SUITES, end_to_end, references};
-use models::bundle::Bundle;
+use models::bundle::{Bundle, BundleError};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -138,16 +138,13 @@ fn cases_of_given(flags: &cli::Run, bundle: Option<&Bundle>) -> Result<Vec<Case>
     if let Some(directory) = flags.bundle.clone() {
         let claim = "every file of the bundle has the length and SHA-256 that its contract states";
         cases.push(Case::once("bundle/integrity", claim, move |_| {
-            let failed =
-                |error: models::bundle::BundleError| CaseError::failed("checking the bundle", &error);
-            let bundle = Bundle::open(&directory).map_err(failed)?;
-            let mut findings = Findings::default();
-            match bundle.verify(&directory, &|_| ()) {
-                Ok(()) => {}
-                Err(models::bundle::BundleError::Broken { problems, .. }) => findings.problems = problems,
-                Err(error) => return Err(failed(error)),
-            }
-            Ok(findings)
+            verified(&directory, |bundle| bundle.verify(&directory, &|_| ()))
+        }));
+    }
+    if let (Some(directory), Some(checkpoint)) = (flags.bundle.clone(), flags.checkpoint.clone()) {
+        let claim = "the checkpoint's files are those that the bundle's contract says it was exported from";
+        cases.push(Case::once("bundle/source", claim, move |_| {
+            verified(&directory, |bundle| bundle.verify_source(&checkpoint))
         }));
     }
     cases.extend(references::of("references", &references, |_| true));
@@ -175,6 +172,21 @@ fn cases_of_given(flags: &cli::Run, bundle: Option<&Bundle>) -> Result<Vec<Case>
         .hint("with --bundle or --reference there are bundle, references and end_to_end"));
     }
     Ok(cases)
+}
+
+/// What is wrong with a bundle, as a case finds it.
+fn verified(
+    directory: &Path,
+    verify: impl FnOnce(&Bundle) -> Result<(), BundleError>,
+) -> Result<Findings, CaseError> {
+    let failed = |error: BundleError| CaseError::failed("checking the bundle", &error);
+    let mut findings = Findings::default();
+    match verify(&Bundle::open(directory).map_err(failed)?) {
+        Ok(()) => {}
+        Err(BundleError::Broken { problems, .. }) => findings.problems = problems,
+        Err(error) => return Err(failed(error)),
+    }
+    Ok(findings)
 }
 
 /// The compiled-in references of the weights that a bundle was exported from.

@@ -410,6 +410,28 @@ fn a_bundle_is_compared_with_a_reference() {
         }
     })
     .refused(&["nothing could differ"]);
+    let long = edited(&|reference| {
+        for case in reference["cases"].as_array_mut().unwrap() {
+            case["rows"][0]["segments"] = serde_json::json!([{ "ids": vec![1; 1_000_000] }]);
+        }
+    })
+    .code(2);
+    assert!(
+        long.stdout.contains("row 0 has 1000000 positions and ")
+            && long.stdout.contains("the model's context"),
+        "{}",
+        long.stdout
+    );
+
+    // The checkpoint is the one that was exported.
+    for (bundle, code) in [(&right, 0), (&wrong, 1)] {
+        let checkpoint = folder.path().join("checkpoint-1");
+        let more = ["--suite", "bundle", "--checkpoint", checkpoint.to_str().unwrap()];
+        let compared = arguments(bundle, &more).code(code);
+        let differs = compared.stdout.contains("`model.safetensors` has SHA-256 ");
+        assert_eq!(differs, code == 1, "{}", compared.stdout);
+        assert!(compared.stdout.contains("bundle/source "), "{}", compared.stdout);
+    }
 
     // A byte that changed in the weights is a difference, not a crash.
     let data = folder.path().join("bundle-1/onnx/decoder_model_merged.onnx_data");

@@ -88,6 +88,7 @@ impl Trial<'_> {
         if !self.subject.is_interpreter() {
             self.deployed.variant(self.subject)?;
         }
+        self.fits()?;
         let mut found = Found::new();
         let mut findings = Findings::default();
         let features = self.encode(&mut found)?;
@@ -110,6 +111,33 @@ impl Trial<'_> {
         let cache = decoder.empty(1);
         self.greedy(&mut Cached { decoder, cache }, embedder, &rows, &mut findings)?;
         Ok(findings)
+    }
+
+    /// Whether each row, and what follows it, has no more positions than the model.
+    fn fits(&self) -> Result<(), CaseError> {
+        let (tokens, room) = (
+            self.deployed.bundle.image.tokens,
+            self.deployed.bundle.kv.max_context,
+        );
+        for (number, row) in self.case.rows.iter().enumerate() {
+            let segments = row.segments.iter().map(|segment| match segment {
+                Segment::Ids { ids } => ids.len(),
+                Segment::Image { .. } => tokens,
+            });
+            let prompt = segments.fold(0, usize::saturating_add);
+            // Nothing is fed after the last id.
+            let after = self.case.feed.len().max(row.greedy.len().saturating_sub(1));
+            if prompt.saturating_add(after) > room {
+                return Err(CaseError::Failed {
+                    context: "looking at the reference".to_owned(),
+                    message: format!(
+                        "row {number} has {prompt} positions and {after} after them, expected at most {room} together, the \
+                         model's context"
+                    ),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Whether the graphs take one image, one sequence, and numbers of positions of their own choice.

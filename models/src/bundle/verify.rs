@@ -144,6 +144,29 @@ impl Bundle {
         all_well(directory, problems)
     }
 
+    /// Compares the checkpoint in a directory with what [`Bundle::source`] and [`Bundle::adapters`] say that the bundle was
+    /// exported from.
+    ///
+    /// # Errors
+    /// All files whose contents are not those that were exported, or that are not there; adapters.
+    pub fn verify_source(&self, checkpoint: &Path) -> Result<(), BundleError> {
+        let mut problems = Vec::new();
+        for file in &self.source {
+            if super::inside(&file.path).is_some() {
+                problems.extend(problem(file, checkpoint, &|_| ()));
+            } else {
+                problems.push(format!("`{}` is not a plain relative path", file.path));
+            }
+        }
+        for adapter in &self.adapters {
+            problems.push(format!(
+                "adapter `{}` is merged into the bundle's weights",
+                adapter.name
+            ));
+        }
+        all_well(checkpoint, problems)
+    }
+
     /// What is wrong with a file, if anything is: with its contents, or, of a graph, with the files that it reads.
     fn problem(&self, file: &FileEntry, directory: &Path, progress: &dyn Fn(u64)) -> Option<String> {
         let wrong = problem(file, directory, progress);
