@@ -7,6 +7,7 @@ use crate::onnx::external::Pool;
 use crate::onnx::{self, Prepared};
 use crate::ort_coreml;
 use crate::plan::{ExportPlan, FixedLengths, Precision, Target, Variant};
+use crate::write::{self, Stamp};
 use models::arch::fixed::{self, Lengths};
 use models::arch::{self, Network};
 use models::bundle::{ModelInfo, Parameters};
@@ -33,6 +34,8 @@ pub(crate) struct Opened<'a> {
     pub(crate) further: Vec<ModelConfig>,
     /// Those of the plan, as far as the model goes.
     pub(crate) lengths: FixedLengths,
+    /// Of the files that are read for weights, as they were opened.
+    pub(crate) stamps: Vec<Stamp>,
 }
 
 impl<'a> Opened<'a> {
@@ -42,6 +45,7 @@ impl<'a> Opened<'a> {
         adapters: Arc<[Adapter]>,
     ) -> Result<Self, ExportError> {
         let mut checkpoint = Checkpoint::open(directory)?;
+        let stamps = write::stamps(&checkpoint, &adapters);
         let beside = checkpoint.adapt(&adapters)?;
         let (weights, mut accounting) =
             checkpoint::canonical_with(&checkpoint, plan.layout, Arc::clone(&adapters))?;
@@ -68,6 +72,7 @@ impl<'a> Opened<'a> {
             calibration,
             further,
             lengths,
+            stamps,
         })
     }
 
@@ -130,7 +135,12 @@ impl<'a> Opened<'a> {
         let name = adapters.fold(name, |name, adapter| format!("{name}+{adapter}"));
         ModelInfo {
             name,
-            layout: self.weights.layout().name().to_owned(),
+            // What a reader makes of it is about the config; one that was forced is about names of tensors.
+            layout: if self.weights.layout().dialect() == self.checkpoint.dialect() {
+                self.weights.layout().name().to_owned()
+            } else {
+                self.checkpoint.dialect().name().to_owned()
+            },
             stored: self.checkpoint.stored(),
             parameters: parameters(self.weights.specs()),
             license: self.assets.license.clone(),

@@ -13,7 +13,7 @@ use crate::staging::Staging;
 use crate::summary::Summary;
 use models::bundle::BundleError;
 use models::bundle::{AdapterEntry, Bundle, FILE_NAME, FileEntry};
-use models::checkpoint::{Adapter, SourceFile};
+use models::checkpoint::{Adapter, Checkpoint, SourceFile};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
@@ -34,8 +34,6 @@ pub(crate) fn write(
     let staging = Staging::create(&plan.output, plan.overwrite)?;
     staging.check_space(summary.bytes)?;
     report.start(Phase::Write, forms.data_bytes());
-    let before = stamps(opened);
-
     let stop = AtomicBool::new(false);
     let (written, hashed) = std::thread::scope(|scope| {
         // Beside the writing, so that a second core does it while the pages are in memory anyway.
@@ -69,7 +67,7 @@ pub(crate) fn write(
         (written, hashing.join().unwrap_or_else(panicked))
     });
     let files = written?;
-    check_unchanged(opened, &before)?;
+    check_unchanged(opened)?;
     let mut bundle = contract(opened, summary.model.clone(), forms, hashed?, files);
     if plan.card {
         let text = card::render(&bundle, base, &summary.files);
@@ -130,31 +128,31 @@ fn write_files(
 }
 
 /// The files that are read for weights, of the checkpoint and of adapters.
-fn sources<'a>(opened: &'a Opened<'_>) -> impl Iterator<Item = &'a SourceFile> {
-    let adapters = opened.adapters.iter();
-    opened
-        .checkpoint
-        .files()
-        .iter()
-        .chain(adapters.flat_map(Adapter::files))
+fn sources<'a>(checkpoint: &'a Checkpoint, adapters: &'a [Adapter]) -> impl Iterator<Item = &'a SourceFile> {
+    let files = checkpoint.files().iter();
+    files.chain(adapters.iter().flat_map(Adapter::files))
 }
 
-/// When each of them was written last, and its length; `None` where the system does not say.
-fn stamps(opened: &Opened<'_>) -> Vec<Option<(u64, SystemTime)>> {
+/// When a file was written last, and its length; `None` where the system does not say.
+pub(crate) type Stamp = Option<(u64, SystemTime)>;
+
+/// The stamps of what is read for weights: to be taken as soon as they are open.
+pub(crate) fn stamps(checkpoint: &Checkpoint, adapters: &[Adapter]) -> Vec<Stamp> {
     let stamp = |file: &SourceFile| {
         let found = std::fs::metadata(&file.path).ok()?;
         Some((found.len(), found.modified().ok()?))
     };
-    sources(opened).map(stamp).collect()
+    sources(checkpoint, adapters).map(stamp).collect()
 }
 
 /// Whether what was read, here and there at different times, is what was hashed.
 ///
 /// # Errors
 /// [`ExportError::SourceChanged`].
-fn check_unchanged(opened: &Opened<'_>, before: &[Option<(u64, SystemTime)>]) -> Result<(), ExportError> {
-    let after = stamps(opened);
-    let mut files = sources(opened).zip(before.iter().zip(&after));
+fn check_unchanged(opened: &Opened<'_>) -> Result<(), ExportError> {
+    let (checkpoint, adapters) = (&opened.checkpoint, &opened.adapters);
+    let after = stamps(checkpoint, adapters);
+    let mut files = sources(checkpoint, adapters).zip(opened.stamps.iter().zip(&after));
     let changed = files.find(|(file, (before, after))| {
         before != after || after.is_some_and(|(length, _)| length != file.bytes)
     });

@@ -43,6 +43,13 @@ impl Wire {
             return Ok(None);
         }
         let key = self.number(end)?;
+        if key > u64::from(u32::MAX) {
+            // Others read 32 bits of it, and find another field.
+            return Err(format!(
+                "a field before byte {} has a number of more than 32 bits",
+                self.at
+            ));
+        }
         let value = match key & 7 {
             0 => Value::Number(self.number(end)?),
             1 => self.fixed(8, end)?,

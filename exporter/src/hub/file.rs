@@ -277,7 +277,9 @@ fn redirect(response: &Response<Body>, from: &str) -> Result<Option<String>, Fau
 
 /// The address that `location` means, read at `from`.
 fn join(from: &str, location: &str) -> String {
-    if location.contains("://") {
+    let scheme = location.split(['/', '?', '#']).next().unwrap_or_default();
+    let rest = location.get(scheme.len()..).unwrap_or_default();
+    if scheme.ends_with(':') && rest.starts_with("//") {
         location.to_owned()
     } else if location.starts_with("//") {
         let scheme = from.split("://").next().unwrap_or("https");

@@ -338,7 +338,8 @@ impl Connection<'_> {
             }
             fs::rename(&part, &blob).map_err(ExportError::io("rename to", &blob))?;
         }
-        link(&blob, &place.directory.join(name), size)
+        let depth = Path::new(name).components().count();
+        link(&blob, &place.directory.join(name), depth, size)
     }
 
     /// Makes a part whole.
@@ -487,8 +488,9 @@ fn length(path: &Path) -> Option<u64> {
     fs::metadata(path).ok().map(|found| found.len())
 }
 
-/// Puts a file of the cache where the commit has it: as a link, or itself where there are no links.
-fn link(blob: &Path, pointer: &Path, size: u64) -> Result<(), ExportError> {
+/// Puts a file of the cache where the commit has it, under a name of `depth` parts: as a link, or itself where there are
+/// no links.
+fn link(blob: &Path, pointer: &Path, depth: usize, size: u64) -> Result<(), ExportError> {
     if length(pointer) == Some(size) {
         return Ok(());
     }
@@ -499,13 +501,20 @@ fn link(blob: &Path, pointer: &Path, size: u64) -> Result<(), ExportError> {
         }
         _removed_or_not_there => {}
     }
-    let target = Path::new("../../blobs").join(blob.file_name().unwrap_or_default());
+    // Part by part: Windows takes no slashes in a link.
+    let mut target: PathBuf = std::iter::repeat_n("..", depth + 1).collect();
+    target.push("blobs");
+    target.push(blob.file_name().unwrap_or_default());
     #[cfg(unix)]
     let linked = std::os::unix::fs::symlink(target, pointer);
     #[cfg(windows)]
     let linked = std::os::windows::fs::symlink_file(target, pointer);
-    if linked.is_ok() || length(pointer) == Some(size) {
+    if length(pointer) == Some(size) {
         return Ok(());
+    }
+    if linked.is_ok() {
+        // It leads elsewhere: to a cache that is somewhere else itself, say.
+        fs::remove_file(pointer).map_err(ExportError::io("remove", pointer))?;
     }
     fs::rename(blob, pointer).map_err(ExportError::io("rename to", pointer))
 }

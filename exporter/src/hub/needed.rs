@@ -112,8 +112,8 @@ fn small(siblings: &[Sibling]) -> Vec<&Sibling> {
         .iter()
         .filter(|sibling| match sibling.name.as_str() {
             name if FORMS.iter().any(|form| form.index == name) => index == Some(name),
-            // A tokenizer.json says the same in one file.
-            "vocab.json" | "merges.txt" | "added_tokens.json" => !spelled,
+            // A tokenizer.json says the same in one file; added tokens are read beside it.
+            "vocab.json" | "merges.txt" => !spelled,
             name => {
                 checkpoint::SMALL_FILES.contains(&name)
                     || checkpoint::is_license(name)
@@ -241,8 +241,17 @@ mod tests {
             ["model.safetensors"]
         );
 
-        let repository = siblings(&["config.json", "merges.txt", "tokenizer.json", "vocab.json"]);
-        assert_eq!(names(&small(&repository)), ["config.json", "tokenizer.json"]);
+        let repository = siblings(&[
+            "added_tokens.json",
+            "config.json",
+            "merges.txt",
+            "tokenizer.json",
+            "vocab.json",
+        ]);
+        assert_eq!(
+            names(&small(&repository)),
+            ["config.json", "added_tokens.json", "tokenizer.json"]
+        );
         assert!(weights(&repository, nowhere).unwrap().is_empty());
     }
 

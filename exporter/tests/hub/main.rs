@@ -150,6 +150,29 @@ fn json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
+/// A file in a folder of the repository is a link too, which leads to its contents; added tokens come beside `tokenizer.json`.
+#[test]
+fn files_in_folders_and_added_tokens() {
+    let world = World::new();
+    let named = "additional_chat_templates/rag.jinja";
+    let template = world.hub.with(|state| {
+        state.files.insert("added_tokens.json".to_owned(), b"{}".to_vec());
+        let template = state.files["chat_template.jinja"].clone();
+        state.files.insert(named.to_owned(), template.clone());
+        template
+    });
+    world.exported("org/name");
+    for (name, contents) in [(named, &template[..]), ("added_tokens.json", b"{}")] {
+        assert!(fs::read(world.cached(name)).unwrap() == contents, "{name}");
+    }
+    // Nothing is asked for twice, and what looks only finds all of it.
+    drop(world.hub.bodies(""));
+    world.exported("org/name");
+    assert!(world.hub.bodies("").is_empty());
+    let ran = world.run(&mut world.command(&["--model", "org/name", "--dry-run"]));
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+}
+
 #[test]
 fn what_is_needed_comes_once_and_lies_where_others_look() {
     let world = World::new();

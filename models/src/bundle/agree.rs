@@ -172,7 +172,7 @@ impl Bundle {
         }
         if let Aspect::Pad { color } = aspect {
             // `int(mean * 255)`, as LLaVA's code does.
-            let expected = mean.map(|mean| (mean * 255.0).trunc());
+            let expected = mean.map(|mean| (mean * 255.0).trunc().clamp(0.0, 255.0));
             if color.map(f64::from) != expected {
                 problems.push(format!(
                     "`image.aspect.color` is {color:?}, expected {expected:?}, the mean"

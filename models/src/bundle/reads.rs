@@ -69,6 +69,13 @@ impl<R: BufRead + Seek> Walk<R> {
         let (mut key, mut value) = (Vec::new(), Vec::new());
         while self.at < end {
             let tag = self.varint()?;
+            if tag > u64::from(u32::MAX) {
+                // Others read 32 bits of it, and find another field.
+                return Err(format!(
+                    "a field before byte {} has a number of more than 32 bits",
+                    self.at
+                ));
+            }
             let (field, wire) = (tag >> 3, tag & 7);
             match wire {
                 0 => drop(self.varint()?),

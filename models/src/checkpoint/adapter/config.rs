@@ -12,6 +12,8 @@ use std::path::Path;
 const MAX_BYTES: u64 = 4 << 20;
 /// Most patterns before the number of a layer, which every tensor is held against, whether it fits the base or not.
 const MOST_BEFORE_LAYERS: usize = 16;
+/// Most names of a list: several for each layer of the largest model.
+const MOST_NAMES: usize = 4096;
 /// Highest rank that is believed.
 const MAX_RANK: u64 = 1 << 20;
 
@@ -193,6 +195,13 @@ impl<'a> Fields<'a> {
     fn names(&mut self, name: &str) -> Vec<String> {
         let names = match self.value(name) {
             None => return Vec::new(),
+            Some(Value::Array(list)) if list.len() > MOST_NAMES => {
+                self.problems.push(format!(
+                    "`{name}` has {} names, expected at most {MOST_NAMES}",
+                    list.len()
+                ));
+                return Vec::new();
+            }
             Some(Value::Array(list)) => list
                 .iter()
                 .map(|name| name.as_str().map(str::to_owned))

@@ -152,23 +152,28 @@ impl<'a> Fit<'a> {
                     ));
                     continue;
                 }
-                if role != Role::Instead && !self.follows(&target) && !self.reaches(name, &module) {
-                    continue;
-                }
-                let unified = match self.unify(&target) {
-                    Unified::Name(unified) if self.base.find(&unified).is_some() => unified,
-                    Unified::Ignored(rule) => {
-                        ignored.push(Ignored {
-                            tensor: format!("{}: {name}", adapter.name),
-                            rule: rule.to_owned(),
-                        });
-                        continue;
-                    }
-                    Unified::Name(_) | Unified::Unknown => {
+                // Before expressions are matched with a name that may be anything.
+                let known = match self.unify(&target) {
+                    Unified::Name(unified) => Ok(unified),
+                    Unified::Ignored(rule) => Err(rule),
+                    Unified::Unknown => {
                         self.problems.push(format!(
                             "`{name}` (shape {:?}) fits nothing: the base has no tensor `{target}`",
                             tensor.shape
                         ));
+                        continue;
+                    }
+                };
+                if role != Role::Instead && !self.follows(&target) && !self.reaches(name, &module) {
+                    continue;
+                }
+                let unified = match known {
+                    Ok(unified) => unified,
+                    Err(rule) => {
+                        ignored.push(Ignored {
+                            tensor: format!("{}: {name}", adapter.name),
+                            rule: rule.to_owned(),
+                        });
                         continue;
                     }
                 };

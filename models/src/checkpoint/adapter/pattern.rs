@@ -39,11 +39,22 @@ pub(super) fn expression(key: &str, whole: &str) -> Result<Regex, String> {
             "`{key}` has `{set}`, which is read otherwise here than in Python"
         ));
     }
-    RegexBuilder::new(whole)
+    RegexBuilder::new(&with_our_ends(whole))
         .backtrack_limit(MOST_STEPS)
         .delegate_size_limit(MOST_BYTES)
         .build()
         .map_err(|error| format!("`{key}` is not a regular expression that is understood here: {error}"))
+}
+
+/// An expression with the end of the text as this library writes it: `\z` for Python's `\Z`.
+fn with_our_ends(expression: &str) -> String {
+    let mut ours = String::with_capacity(expression.len());
+    let mut escaped = false;
+    for letter in expression.chars() {
+        ours.push(if escaped && letter == 'Z' { 'z' } else { letter });
+        escaped = letter == '\\' && !escaped;
+    }
+    ours
 }
 
 impl<T: Copy> Patterns<T> {
@@ -124,6 +135,9 @@ mod tests {
             ("k_proj|q_proj", true),
             (r"(?!k_).*_proj", true),
             (r"(?<=1\.)self_attn.q_proj", true),
+            (r"q_proj\Z", true),
+            (r"q_proj\\Z", false),
+            (r"self_attn\Z", false),
             (".*", true),
             ("", false),
             ("model.language_model.layers.1.self_attn.q_proj", true),

@@ -33,7 +33,7 @@ impl<'a> Fit<'a> {
         }
         self.look_for_the_projector(targets);
         self.look_for_statistics(targets);
-        if let Some(config) = &adapter.config {
+        if let Some(config) = adapter.config.as_ref().filter(|_| self.problems.is_empty()) {
             self.look_for_modules(config, targets);
         }
     }

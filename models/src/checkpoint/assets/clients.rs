@@ -5,6 +5,7 @@ use super::IMAGE_TOKEN;
 use crate::bundle::{ImageSpec, PromptSpec, Resample};
 use crate::config::{Layout, ModelConfig};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
 /// Fields without what MLX says of weights in groups: a bundle has none of them.
 fn without_groups(mut fields: Map<String, Value>) -> Map<String, Value> {
@@ -90,8 +91,20 @@ pub(super) fn client_processor(token_side: u64) -> Value {
     })
 }
 
-pub(super) fn client_tokenizer(tokenizer_config: &Value, template: &str) -> Value {
+/// `special`: what the bundle's own contract says, where another file had the last word.
+pub(super) fn client_tokenizer(
+    tokenizer_config: &Value,
+    template: &str,
+    special: &BTreeMap<String, String>,
+) -> Value {
     let mut value = tokenizer_config.clone();
+    for (name, token) in special {
+        let stated = value.get(name);
+        let stated = stated.and_then(|stated| stated.as_str().or_else(|| stated.get("content")?.as_str()));
+        if stated.is_some_and(|stated| stated != token) {
+            value[name] = Value::from(token.as_str());
+        }
+    }
     value["chat_template"] = Value::from(template);
     value["processor_class"] = Value::from("LlavaProcessor");
     value

@@ -248,7 +248,11 @@ fn with_image(
         ),
         file(
             "tokenizer_config.json",
-            pretty(&client_tokenizer(&tokenizer_config, &template)),
+            pretty(&client_tokenizer(
+                &tokenizer_config,
+                &template,
+                &prompt.special_tokens,
+            )),
             "with the chat template and LlavaProcessor".to_owned(),
         ),
     ]);

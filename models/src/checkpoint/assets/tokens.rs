@@ -9,7 +9,7 @@
 use super::Files;
 use crate::checkpoint::error::CheckpointError;
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// The file whose fields name special tokens.
 pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
@@ -176,7 +176,11 @@ pub(super) fn append(
 /// Which ids a tokenizer gives, found as the tokenizers library finds them.
 struct Table<'a> {
     vocabulary: HashMap<&'a str, u64>,
+    /// Its ids.
+    ids: HashSet<u64>,
     tokens: BTreeMap<String, u64>,
+    /// The largest id of `tokens`.
+    last: Option<u64>,
     /// Entries that `tokenizer.json` lacks.
     added: Vec<Value>,
 }
@@ -199,8 +203,10 @@ impl<'a> Table<'a> {
             _ => HashMap::new(),
         };
         let mut table = Table {
+            ids: vocabulary.values().copied().collect(),
             vocabulary,
             tokens: BTreeMap::new(),
+            last: None,
             added: Vec::new(),
         };
         // Those of the file are added all at once: only new ones count.
@@ -222,9 +228,14 @@ impl<'a> Table<'a> {
                     "`added_tokens[{index}]` states id {id} for `{content}`, the tokenizer gives it {given}"
                 )));
             }
-            table.tokens.insert(content.to_owned(), id);
+            table.put(content, id);
         }
         Ok(table)
+    }
+
+    fn put(&mut self, content: &str, id: u64) {
+        self.tokens.insert(content.to_owned(), id);
+        self.last = self.last.max(Some(id));
     }
 
     fn id(&self, content: &str) -> Option<u64> {
@@ -236,8 +247,8 @@ impl<'a> Table<'a> {
     /// last added token.
     fn next(&self) -> u64 {
         let length = u64::try_from(self.vocabulary.len()).unwrap_or(u64::MAX);
-        let last = self.tokens.values().copied().max();
-        last.map_or(length, |last| length.max(last.saturating_add(1)))
+        self.last
+            .map_or(length, |last| length.max(last.saturating_add(1)))
     }
 
     /// Adds a token that is not there; one whose next id is at `rows` or beyond is left out.
@@ -258,13 +269,13 @@ impl<'a> Table<'a> {
             if given >= rows {
                 return Ok(());
             }
-            if self.vocabulary.values().any(|id| *id == given) {
+            if self.ids.contains(&given) {
                 let problem = format!("`{content}` would get id {given}, which is another token's");
                 return Err(CheckpointError::malformed(&files.path(from), problem));
             }
         }
         self.added.push(entry(content, given, &token.flags));
-        self.tokens.insert(content.clone(), given);
+        self.put(content, given);
         Ok(())
     }
 }
@@ -343,14 +354,14 @@ fn named(config: &Value, map: Option<&Value>, qwen2: bool) -> Vec<(String, Strin
 
 /// The tokens of the lists.
 fn listed(config: &Value, map: Option<&Value>) -> Vec<String> {
-    let mut tokens: Vec<String> = Vec::new();
+    let (mut tokens, mut seen) = (Vec::new(), HashSet::new());
     for file in std::iter::once(config).chain(map) {
         for list in LISTS.iter().filter_map(|name| file.get(*name)?.as_array()) {
-            for token in list.iter().filter_map(content) {
-                if !tokens.iter().any(|known| known == token) {
-                    tokens.push(token.to_owned());
-                }
-            }
+            let fresh = list
+                .iter()
+                .filter_map(content)
+                .filter(|token| seen.insert(*token));
+            tokens.extend(fresh.map(str::to_owned));
         }
     }
     tokens

@@ -36,6 +36,7 @@ pub(super) fn load(bytes: &[u8]) -> Result<Loaded<'_>, String> {
         stack: Vec::new(),
         marks: Vec::new(),
         memo: BTreeMap::new(),
+        copied: 0,
     };
     loop {
         let at = machine.at;
@@ -61,6 +62,8 @@ struct Machine<'a> {
     /// Heights of the stack.
     marks: Vec<usize>,
     memo: BTreeMap<u32, Id>,
+    /// Pairs of dicts that were made of lists.
+    copied: usize,
 }
 
 type Step<T> = Result<T, String>;
@@ -273,7 +276,15 @@ impl<'a> Machine<'a> {
             ));
         };
         let made = match function {
-            Global::OrderedDict => Value::Dict(rebuild::pairs(&self.values, given)?),
+            Global::OrderedDict => {
+                let pairs = rebuild::pairs(&self.values, given)?;
+                // Of one list as many dicts as somebody likes.
+                self.copied = self.copied.saturating_add(pairs.len());
+                if self.copied > MAX_VALUES {
+                    return Err(format!("makes dicts of more than {MAX_VALUES} pairs"));
+                }
+                Value::Dict(pairs)
+            }
             Global::RebuildTensor | Global::RebuildTensorV2 | Global::RebuildTensorV3 => {
                 Value::Tensor(Box::new(rebuild::tensor(&self.values, function, given)?))
             }

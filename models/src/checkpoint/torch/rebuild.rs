@@ -4,6 +4,9 @@
 use super::globals::Global;
 use super::values::{Id, Storage, Value, Values, View};
 
+/// Most dimensions of a tensor, as in torch.
+const MAX_RANK: usize = 64;
+
 /// A storage by its persistent id: `("storage", type, key, device, elements)`, in the oldest files with a
 /// part.
 ///
@@ -102,7 +105,8 @@ pub(super) fn tensor<'a>(values: &Values<'a>, function: Global, given: &[Id]) ->
         }
     }
     let numbers = |id: Id| {
-        let all = values.tuple(id)?.iter();
+        // Copied for each tensor.
+        let all = values.tuple(id).filter(|all| all.len() <= MAX_RANK)?.iter();
         all.map(|number| values.number(*number))
             .collect::<Option<Vec<u64>>>()
     };
@@ -115,7 +119,7 @@ pub(super) fn tensor<'a>(values: &Values<'a>, function: Global, given: &[Id]) ->
             strides,
         }),
         _ => Err(wrong(
-            "without an offset, a shape and as many strides, all of them whole numbers from 0 on",
+            "without an offset, a shape and as many strides, all of them whole numbers from 0 on, of at most 64 dimensions",
         )),
     }
 }

@@ -3,6 +3,7 @@
 
 use super::pickle::Loaded;
 use super::values::{Id, Value, Values, View};
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 /// What programs call the state dict where they save it with other things: PyTorch Lightning, timm,
@@ -25,7 +26,8 @@ pub(super) struct State<'v, 'a> {
 /// What is no dict of tensors, keys that are no names, or a name that stands twice.
 pub(super) fn read<'v, 'a>(loaded: &'v Loaded<'a>) -> Result<State<'v, 'a>, String> {
     let values = &loaded.values;
-    let mut skipped = Vec::new();
+    // A name once: together they are not longer than the pickle.
+    let mut skipped = BTreeSet::new();
     let mut entries = dict(values, loaded.root)?;
     let around = |key: Id| values.text(key).is_some_and(|key| AROUND.contains(&key));
     let mut inner = entries
@@ -41,7 +43,7 @@ pub(super) fn read<'v, 'a>(loaded: &'v Loaded<'a>) -> Result<State<'v, 'a>, Stri
             ));
         }
         for (other, _) in entries.iter().filter(|(other, _)| other != key) {
-            skipped.push(label(values, *other));
+            skipped.insert(label(values, *other));
         }
         entries = dict(values, *value)?;
     }
@@ -59,13 +61,13 @@ pub(super) fn read<'v, 'a>(loaded: &'v Loaded<'a>) -> Result<State<'v, 'a>, Stri
                 let key = label(values, *key);
                 return Err(format!("has a tensor whose key is {key}, expected a name"));
             }
-            _ => skipped.push(label(values, *key)),
+            _ => drop(skipped.insert(label(values, *key))),
         }
     }
+    let skipped: Vec<String> = skipped.into_iter().map(Cow::into_owned).collect();
     if tensors.is_empty() {
         return Err(empty(&skipped));
     }
-    skipped.sort();
     Ok(State { tensors, skipped })
 }
 
@@ -82,11 +84,11 @@ fn dict<'v>(values: &'v Values<'_>, id: Id) -> Result<&'v [(Id, Id)], String> {
 }
 
 /// A key for messages.
-fn label(values: &Values<'_>, key: Id) -> String {
+fn label<'a>(values: &Values<'a>, key: Id) -> Cow<'a, str> {
     match values.get(key) {
-        Value::Text(text) => (*text).to_owned(),
-        Value::Int(number) => number.to_string(),
-        other => other.kind().to_owned(),
+        Value::Text(text) => Cow::Borrowed(text),
+        Value::Int(number) => Cow::Owned(number.to_string()),
+        other => Cow::Borrowed(other.kind()),
     }
 }
 

@@ -131,6 +131,26 @@ fn programs_are_refused() {
     ]);
 }
 
+/// What a pickle names again is not copied again, or is counted.
+#[test]
+fn what_is_named_many_times_takes_no_memory() {
+    let mut keys = b"}".to_vec();
+    text(&mut keys, &"k".repeat(100_000));
+    keys.extend(b"q\x01Ns(");
+    keys.extend(b"h\x01N".repeat(1_000_000));
+    keys.push(b'u');
+    let mut dicts = b"ccollections\nOrderedDict\nq\x00](".to_vec();
+    dicts.extend(b"K\x01K\x02\x86".repeat(1000));
+    dicts.extend(b"eq\x02");
+    dicts.extend(b"h\x00h\x02\x85R".repeat(5000));
+    let deep = one(0, &[1; 65], &[1; 65]).pickle(false);
+    assert_refused(vec![
+        ("keys", pickled(&keys), "and no tensor"),
+        ("dicts", pickled(&dicts), "makes dicts of more than"),
+        ("dimensions", archive_of(deep), "at most 64 dimensions"),
+    ]);
+}
+
 #[test]
 fn pickles_that_are_no_pickles_are_refused() {
     let deep = |opcode: &[u8]| archive_of([b"\x80\x02)", &opcode.repeat(1 << 20)[..], b"."].concat());
