@@ -29,6 +29,9 @@ const MAX_WAY: usize = 4_000;
 /// What may stand between the parts of JSON: small models would else write nothing but white space.
 const WHITE_SPACE: &str = " |\\n {0,16}";
 
+/// What may stand behind a backslash in a text: not `u`, by which a key that is named could be written once more, as another one.
+const ESCAPES: &str = "nrbtf\\\"";
+
 /// The largest number up to which float64 has all whole ones, and tells each from the next.
 const MAX_WHOLE: f64 = 9_007_199_254_740_991.0;
 
@@ -153,14 +156,15 @@ fn bounds(keywords: &Map<String, Value>) -> [Bounds; 2] {
         return sides;
     }
     let number = |name: &str| keywords.get(name).and_then(Value::as_f64);
-    let above = (
-        number("exclusiveMinimum"),
-        [number("maximum"), number("exclusiveMaximum")],
-    );
-    let below = (
-        number("exclusiveMaximum"),
-        [number("minimum"), number("exclusiveMinimum")],
-    );
+    // In draft 4, `true` makes an exclusive bound of the other keyword.
+    let exclusive = |name: &str, of: &str| match keywords.get(name) {
+        Some(Value::Bool(true)) => number(of),
+        _number => number(name),
+    };
+    let least = exclusive("exclusiveMinimum", "minimum");
+    let most = exclusive("exclusiveMaximum", "maximum");
+    let above = (least, [number("maximum"), most]);
+    let below = (most, [number("minimum"), least]);
     for (side, ((near, far), sign)) in sides.iter_mut().zip([(above, 1.0), (below, -1.0)]) {
         side.near.extend(
             near.map(|near| near * sign)
@@ -205,9 +209,18 @@ pub(super) fn prepared(schema: &Value) -> Result<Value, ConstraintError> {
     // A keyword of the library, which would change what is valid.
     prepared.insert(
         "x-guidance".to_owned(),
-        json!({"whitespace_pattern": WHITE_SPACE}),
+        match has_control_characters(schema) {
+            true => json!({"whitespace_pattern": WHITE_SPACE}),
+            false => json!({"whitespace_pattern": WHITE_SPACE, "json_allowed_escapes": ESCAPES}),
+        },
     );
     Ok(Value::Object(prepared))
+}
+
+/// Whether a text of the schema has characters that JSON writes with `\u` only.
+fn has_control_characters(schema: &Value) -> bool {
+    let text = schema.to_string();
+    text.contains("\\u00") || text.contains('\x7f')
 }
 
 /// Formats as they are meant, in all schemas inside.
@@ -225,7 +238,43 @@ fn narrow(members: &mut Map<String, Value>, place: Place) {
     }
     if matches!(place, Place::Schema { .. }) {
         narrow_format(members);
+        any_of_constants(members);
     }
+}
+
+/// `oneOf` of different constants is their `anyOf`, which the library takes whatever the constants are.
+fn any_of_constants(keywords: &mut Map<String, Value>) {
+    let Some(Value::Array(options)) = keywords.get("oneOf") else {
+        return;
+    };
+    let constants: Option<Vec<Vec<&Value>>> = options.iter().map(constants).collect();
+    let Some(constants) = constants.filter(|_| !keywords.contains_key("anyOf")) else {
+        return;
+    };
+    // As texts, in which 1 and 1.0, or 0 and -0, are the same number.
+    let text = |value: &Value| match value.as_f64() {
+        Some(number) => (number + 0.0).to_string(),
+        None => value.to_string(),
+    };
+    let mut seen = BTreeSet::new();
+    let apart = constants.iter().all(|option| {
+        let texts: BTreeSet<String> = option.iter().map(|value| text(value)).collect();
+        texts.into_iter().all(|text| seen.insert(text))
+    });
+    if apart && let Some(options) = keywords.remove("oneOf") {
+        keywords.insert("anyOf".to_owned(), options);
+    }
+}
+
+/// The values, none of them with parts, one of which a schema says that its value is.
+fn constants(schema: &Value) -> Option<Vec<&Value>> {
+    let values = match (schema.get("const"), schema.get("enum")) {
+        (Some(value), _) => vec![value],
+        (None, Some(Value::Array(values))) => values.iter().collect(),
+        _ => return None,
+    };
+    let plain = |value: &&Value| !value.is_array() && !value.is_object();
+    values.iter().all(plain).then_some(values)
 }
 
 /// The format of one schema, whose own pattern stays.
@@ -285,6 +334,13 @@ fn check(schema: &Value) -> Result<(), ConstraintError> {
         }
     }
     counts.within()?;
+    for reference in &counts.references {
+        if !leads_to_schema(schema, reference) {
+            return Err(refused(&format!(
+                "`$ref` is `{reference}`, which is no schema: expected one of `$defs`, or a keyword's"
+            )));
+        }
+    }
     if counts.joined {
         check_bounds(&counts.bounds)?;
         check_multiples(&counts.multiples, "of several numbers together is too large")?;
@@ -297,6 +353,32 @@ fn check(schema: &Value) -> Result<(), ConstraintError> {
         return Err(refused(problem));
     }
     Ok(())
+}
+
+/// Whether what a reference leads to was looked at as a schema; also where the library is to say what is wrong with it.
+fn leads_to_schema(root: &Value, reference: &str) -> bool {
+    let Some(path) = reference.strip_prefix("#/").filter(|path| !path.is_empty()) else {
+        return true;
+    };
+    let (mut value, mut place) = (root, Place::Schema { root: true });
+    for name in path.split('/') {
+        let next = match (value, place) {
+            (Value::Array(items), Place::Schema { .. } | Place::Names) => {
+                place = Place::Schema { root: false };
+                name.parse().ok().and_then(|index: usize| items.get(index))
+            }
+            _ => {
+                place = inner(place, name);
+                value.get(name)
+            }
+        };
+        if matches!(place, Place::Note | Place::Numbers) {
+            return false;
+        }
+        let Some(next) = next else { return true };
+        value = next;
+    }
+    matches!(place, Place::Schema { .. })
 }
 
 /// What a schema becomes where its alternatives are written out.
@@ -388,7 +470,9 @@ fn check_keywords<'a>(
     if let Some(Value::String(reference)) = keywords.get("$ref") {
         counts.references.insert(reference);
     }
+    // A property may match a pattern: then both schemas hold for it.
     counts.joined |= keywords.contains_key("allOf")
+        || keywords.contains_key("properties") && keywords.contains_key("patternProperties")
         || keywords.len() > 1
             && ["anyOf", "oneOf", "$ref"]
                 .iter()

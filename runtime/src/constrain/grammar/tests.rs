@@ -173,10 +173,15 @@ fn expressions_that_cannot_be_kept() {
 
 /// Whether a text is an answer.
 fn is_answer(vocabulary: &Vocabulary, schema: &Value, text: &str) -> bool {
+    accepts(vocabulary, schema, &json!(text).to_string())
+}
+
+/// Whether a schema lets a model say this, and end.
+fn accepts(vocabulary: &Vocabulary, schema: &Value, answer: &str) -> bool {
     let constraint = Constraint::JsonSchema(schema.clone());
     let mut follower = vocabulary.follow(&constraint).unwrap();
     let mut complete = false;
-    for byte in json!(text).to_string().bytes() {
+    for byte in answer.bytes() {
         match follower.take(i64::from(byte)) {
             Ok(now) => complete = now,
             Err(_) => return false,
@@ -247,6 +252,31 @@ fn times_and_dates_are_those_of_calendar_and_clock() {
         &vocabulary,
         &Constraint::JsonSchema(json!({"enum": [{"format": "time"}]})),
     );
+}
+
+#[test]
+fn one_of_different_constants() {
+    let vocabulary = vocabulary();
+    let options =
+        json!([{"const": 1, "title": "low"}, {"enum": [2.5, -3, "x"]}, {"const": null}, {"const": true}]);
+    let nested = json!({"type": "array", "minItems": 1, "maxItems": 1, "items": {"oneOf": options}});
+    for text in ["1", "2.5", "-3", "\"x\"", "null", "true"] {
+        assert!(accepts(&vocabulary, &json!({"oneOf": options}), text), "{text}");
+        assert!(accepts(&vocabulary, &nested, &format!("[{text}]")), "{text}");
+    }
+    for text in ["2", "false", "\"y\"", "{}"] {
+        assert!(!accepts(&vocabulary, &json!({"oneOf": options}), text), "{text}");
+    }
+}
+
+#[test]
+fn a_property_is_written_once() {
+    let vocabulary = vocabulary();
+    let schema = json!({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]});
+    assert!(accepts(&vocabulary, &schema, r#"{"a":1,"b":"x"}"#));
+    assert!(!accepts(&vocabulary, &schema, r#"{"a":1,"\u0061":"x"}"#));
+    // What has no other spelling.
+    assert!(accepts(&vocabulary, &json!({"const": "\u{1}"}), r#""\u0001""#));
 }
 
 #[test]
@@ -361,6 +391,40 @@ fn schemas_that_would_not_be_kept_are_refused() {
         (
             json!({"oneOf": [{"type": "integer"}, {"type": "number"}]}),
             "oneOf",
+        ),
+        (json!({"oneOf": [{"const": 1}, {"enum": [2, 1.0]}]}), "oneOf"),
+        (
+            json!({"type": "number", "minimum": 0, "exclusiveMinimum": true, "maximum": 0.5}),
+            "`exclusiveMinimum` is 0",
+        ),
+        (
+            json!({"type": "number", "minimum": -0.5, "maximum": 0, "exclusiveMaximum": true}),
+            "`exclusiveMaximum` is 0",
+        ),
+        (
+            json!({"type": "object", "properties": {"ab": {"type": "number", "exclusiveMinimum": 0}},
+                   "patternProperties": {"^a": {"maximum": 0.5}}}),
+            "`exclusiveMinimum` is 0",
+        ),
+        (
+            json!({"properties": {"a": {"multipleOf": 9973}}, "patternProperties": {"^a": {"multipleOf": 9967}}}),
+            "`multipleOf`",
+        ),
+        (
+            json!({"$ref": "#/default", "default": {"type": "array", "maxItems": 4_000_000_000_u64}}),
+            "`$ref` is `#/default`",
+        ),
+        (
+            json!({"$ref": "#/$defs", "$defs": {"type": "array", "maxItems": 4_000_000_000_u64}}),
+            "`$ref` is `#/$defs`",
+        ),
+        (
+            json!({"items": {"$ref": "#/examples/0"}, "examples": [{"type": "string", "format": "date"}]}),
+            "`$ref` is `#/examples/0`",
+        ),
+        (
+            json!({"$ref": "#/enum/0", "enum": [{"maxItems": 4_000_000_000_u64}]}),
+            "`$ref` is `#/enum/0`",
         ),
         (
             json!({"$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}], "type": "object"}}, "$ref": "#/$defs/a"}),
