@@ -11,7 +11,8 @@ use super::threads::share;
 use super::{ImageError, ImageId, Picture, PixelValues};
 use models::bundle::{Alpha, Aspect, ImageSpec};
 use ndarray::{Array4, ArrayViewMut1, Axis, s};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::LazyLock;
 
 /// Longest edge of `pixel_values`: far beyond any encoder, small enough for memory.
 const MAX_SIZE: u32 = 16_384;
@@ -53,7 +54,7 @@ pub fn preprocess(picture: &Picture, spec: &ImageSpec) -> Result<PixelValues, Im
     share(
         bands.zip(&mut hashes).enumerate(),
         |(band, (mut values, hash))| {
-            let mut hasher = DefaultHasher::new();
+            let mut hasher = KEYS.build_hasher();
             for (row, mut values) in values.axis_iter_mut(Axis(1)).enumerate() {
                 let pixels = picture_row(band * BAND + row).unwrap_or(&[]);
                 hasher.write(pixels);
@@ -64,13 +65,14 @@ pub fn preprocess(picture: &Picture, spec: &ImageSpec) -> Result<PixelValues, Im
             *hash = hasher.finish();
         },
     );
-    let mut hasher = DefaultHasher::new();
-    (left, top, columns, rows, hashes).hash(&mut hasher);
     Ok(PixelValues {
         values,
-        id: ImageId(hasher.finish()),
+        id: ImageId(KEYS.hash_one((left, top, columns, rows, hashes))),
     })
 }
+
+/// Of this process: nobody can make two images beforehand that have one [`ImageId`].
+static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// Rows of `pixel_values` that a thread makes and hashes at once.
 const BAND: usize = 64;

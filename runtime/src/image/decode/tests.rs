@@ -301,6 +301,29 @@ fn wrong_checksums_are_told_in_words() {
     }
 }
 
+/// What is behind the bits of a scan is looked at once, however many bits are missing.
+#[test]
+fn a_marker_without_end_is_found_once() {
+    let (width, height) = (65_496_u16.to_be_bytes(), 8_u16.to_be_bytes());
+    // One code of one bit: no change of DC; fifteen bits of AC.
+    let table = |class: u8, value: u8| [&[0xff, 0xc4, 0, 20, class, 1][..], &[0; 15], &[value]].concat();
+    let jpeg = [
+        &[0xff, 0xd8, 0xff, 0xdb, 0, 67, 0][..],
+        &[1; 64],
+        &[0xff, 0xc0, 0, 11, 8],
+        &height,
+        &width,
+        &[1, 1, 0x11, 0],
+        &table(0x00, 0),
+        &table(0x10, 15),
+        &[0xff, 0xda, 0, 8, 1, 1, 0, 0, 63, 0],
+        &[0xff; 4 << 20],
+    ]
+    .concat();
+    let error = refuse(&jpeg).to_string();
+    assert!(error.contains("ends too early"), "{error}");
+}
+
 /// A little-endian TIFF of the entries (tag, type, count, value).
 fn tiff(entries: &[(u16, u16, u32, u32)]) -> Vec<u8> {
     let mut tiff = b"II*\0\x08\0\0\0".to_vec();
@@ -364,6 +387,33 @@ fn hostile_tiffs_are_refused_at_once() {
     for (size, rest, part) in cases {
         let error = refuse(&tiff(&[size, rest].concat())).to_string();
         assert!(error.contains(part), "{error}");
+    }
+}
+
+/// The same bytes are not decompressed for each of a million tiles.
+#[test]
+fn tiles_of_the_same_bytes_are_refused() {
+    let tiles = 1_000_u32 * 1_000;
+    let entries = 9;
+    let lists = 8 + 2 + 12 * entries + 4;
+    for compression in [5, 7, 8, 32_773] {
+        let mut image = tiff(&[
+            (256, 4, 1, 1000),
+            (257, 4, 1, 1000),
+            (258, 3, 1, 8),
+            (259, 3, 1, compression),
+            (262, 3, 1, 1),
+            (322, 4, 1, 1),
+            (323, 4, 1, 1),
+            (324, 4, tiles, lists),
+            (325, 4, tiles, lists + 4 * tiles),
+        ]);
+        assert_eq!(image.len(), usize::try_from(lists).unwrap());
+        for number in [8, u32::MAX] {
+            image.extend((0..tiles).flat_map(|_| number.to_le_bytes()));
+        }
+        let error = refuse(&image).to_string();
+        assert!(error.contains("the same bytes many times"), "{error}");
     }
 }
 

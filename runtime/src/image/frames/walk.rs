@@ -227,7 +227,13 @@ pub(super) fn png<R: Read>(window: &mut Window<R>, limits: &Limits) -> Result<Wa
         sum.update(window.bytes().get(at + 4..end - 4).unwrap_or_default());
         if u64::from(sum.sum()) != big(window.bytes(), end - 4, 4) {
             let reason = "a checksum is wrong: bytes were changed or lost";
-            return broken(first, Why::Damaged(reason));
+            // The next frame may begin inside of it.
+            let next = if window.may_look_again(end - at, end) {
+                first
+            } else {
+                end
+            };
+            return broken(next, Why::Damaged(reason));
         }
         if header {
             let (width, height) = (big(window.bytes(), at + 8, 4), big(window.bytes(), at + 12, 4));

@@ -12,6 +12,9 @@ const ALPHA: [&[u8]; 3] = [
     b"urn:mpeg:avc:2015:auxid:1",
 ];
 
+/// Most properties of an item: as many as one entry of `ipma` can name, of which there is one for each item.
+const MOST_PROPERTIES: usize = 255;
+
 /// Where an item's bytes lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Place {
@@ -79,6 +82,11 @@ impl<'a> Items<'a> {
             }
         }
         Ok(Some(items))
+    }
+
+    /// Bytes of the file.
+    pub(super) fn file_bytes(&self) -> usize {
+        self.file.len()
     }
 
     /// The image that the file is for.
@@ -244,7 +252,7 @@ impl<'a> Items<'a> {
         Ok(())
     }
 
-    fn associate(&mut self, mut body: Cursor<'a>) -> Result<(), Problem> {
+    pub(super) fn associate(&mut self, mut body: Cursor<'a>) -> Result<(), Problem> {
         let (version, flags) = body.version()?;
         for _ in 0..body.u32()? {
             let id = match version {
@@ -259,6 +267,9 @@ impl<'a> Items<'a> {
                 };
                 // They are counted from 1; 0 is none.
                 places.extend(place.checked_sub(1));
+            }
+            if places.len() > MOST_PROPERTIES {
+                return Problem::damaged(format!("item {id} has more than {MOST_PROPERTIES} properties"));
             }
         }
         Ok(())

@@ -111,6 +111,8 @@ fn well_known(program: Option<&Path>) -> Vec<PathBuf> {
         folders.extend([program.to_owned(), program.join("../lib")]);
     }
     folders.extend(["/opt/homebrew/lib", "/opt/local/lib", "/usr/local/lib"].map(PathBuf::from));
+    // On Windows those without a drive would be folders of the current one.
+    folders.retain(|folder| folder.is_absolute());
     let paths = folders
         .iter()
         .flat_map(|folder| NAMES.iter().map(|name| folder.join(name)));

@@ -24,6 +24,7 @@ use super::{ImageError, Limits};
 use boxes::{Cursor, letters};
 use coded::Coded;
 use items::Items;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 pub use library::VARIABLE;
@@ -38,6 +39,9 @@ const DEPTH: u32 = 8;
 /// Of the largest image, how many times its pixels the parts of one may have together: tiles stand over its edges, and
 /// alpha is an image too.
 const TIMES: u64 = 4;
+
+/// How many times the bytes of a file may belong to its items.
+const SHARED: usize = 4;
 
 /// Pixels that a coded image may stand over each edge: blocks are of up to 64.
 const OVERHANG: u64 = 63;
@@ -105,6 +109,7 @@ fn look(bytes: &[u8], limits: &Limits) -> Result<Survey, Problem> {
         limits,
         codecs: Vec::new(),
         known: BTreeMap::new(),
+        read: 0,
     };
     let primary = looking.items.primary()?;
     let pixels = looking.whole(primary, 0)?;
@@ -124,9 +129,23 @@ struct Looking<'a> {
     codecs: Vec<Codec>,
     /// Pixels of images that were looked at.
     known: BTreeMap<u32, u64>,
+    /// Bytes of them.
+    read: usize,
 }
 
-impl Looking<'_> {
+impl<'a> Looking<'a> {
+    /// The bytes of an item. Those of all together are not many more than the file has: each is looked at from end to end.
+    fn bytes(&mut self, id: u32) -> Result<Cow<'a, [u8]>, Problem> {
+        let bytes = self.items.bytes(id)?;
+        self.read = self.read.saturating_add(bytes.len());
+        if self.read > self.items.file_bytes().saturating_mul(SHARED) {
+            return Problem::damaged(format!(
+                "its items have {SHARED} times as many bytes together as the file"
+            ));
+        }
+        Ok(bytes)
+    }
+
     /// Pixels that an image and its alpha take, with all that they are made of.
     fn whole(&mut self, id: u32, depth: u32) -> Result<u64, Problem> {
         if let Some(pixels) = self.known.get(&id) {
@@ -143,7 +162,7 @@ impl Looking<'_> {
                 self.derived(id, canvas, depth)?
             }
             b"iovl" => {
-                let canvas = overlay(&self.items.bytes(id)?)?;
+                let canvas = overlay(&self.bytes(id)?)?;
                 self.derived(id, canvas, depth)?
             }
             b"iden" => self.derived(id, (1, 1), depth)?,
@@ -172,7 +191,7 @@ impl Looking<'_> {
         let Some(config) = self.items.property(id, config) else {
             return Problem::damaged(format!("item {id} has no `{}`", letters(config)));
         };
-        let data = self.items.bytes(id)?;
+        let data = self.bytes(id)?;
         let Coded {
             width,
             height,
@@ -220,8 +239,8 @@ impl Looking<'_> {
     }
 
     /// The size of a grid, whose tiles cover it: older versions of libheif leave what no tile covers as it was in memory.
-    fn grid(&self, id: u32) -> Result<(u64, u64), Problem> {
-        let data = self.items.bytes(id)?;
+    fn grid(&mut self, id: u32) -> Result<(u64, u64), Problem> {
+        let data = self.bytes(id)?;
         let mut body = Cursor::new(&data, *b"grid");
         let flags = body.take(2)?[1];
         let (rows, columns) = (u64::from(body.u8()?) + 1, u64::from(body.u8()?) + 1);

@@ -82,6 +82,52 @@ fn file(items: &[Item]) -> Vec<u8> {
     [part(b"ftyp", &[b"mif1\0\0\0\0mif1heic"]), meta].concat()
 }
 
+/// Items may have the same bytes, a few times; each is looked at from end to end.
+#[test]
+fn items_of_the_same_bytes_are_bounded() {
+    let mut items = vec![
+        Item {
+            kind: *b"hvc1",
+            data: vec![0; 4000],
+            properties: vec![part(b"hvcC", &[&[0; 23]])],
+            ..Item::default()
+        };
+        20
+    ];
+    items.push(Item {
+        kind: *b"iden",
+        made_of: (1..=20).collect(),
+        ..Item::default()
+    });
+    let bytes = file(&items);
+    let read = Items::read(&bytes).unwrap().unwrap();
+    let mut looking = Looking {
+        items: read,
+        limits: &MEGAPIXEL,
+        codecs: Vec::new(),
+        known: BTreeMap::new(),
+        read: bytes.len() * SHARED - 4000,
+    };
+    assert!(looking.bytes(1).is_ok());
+    let error = looking.bytes(2).unwrap_err();
+    assert!(matches!(error, Problem::Damaged(words) if words.contains("times as many bytes")));
+}
+
+#[test]
+fn properties_of_an_item_are_bounded() {
+    let item = Item {
+        kind: *b"hvc1",
+        properties: vec![part(b"free", &[]); 200],
+        ..Item::default()
+    };
+    let bytes = file(&[item]);
+    // Once more as many.
+    let body = [&[0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 200][..], &[1; 200]].concat();
+    let mut items = Items::read(&bytes).unwrap().unwrap();
+    let error = items.associate(Cursor::new(&body, *b"ipma")).unwrap_err();
+    assert!(matches!(error, Problem::Damaged(words) if words.contains("more than 255 properties")));
+}
+
 /// Bits, the highest first, filled up with zeros.
 #[derive(Default)]
 struct Bits(String);

@@ -230,6 +230,10 @@ impl<'a> Bits<'a> {
 
     /// The next byte of data, if no marker and no end comes before it.
     fn byte(&mut self) -> Option<u8> {
+        // Found once: what stands there may be long.
+        if self.missing > 0 {
+            return None;
+        }
         let rest = &self.bytes[self.at.min(self.bytes.len())..];
         let byte = *rest.first()?;
         self.at += 1;

@@ -21,6 +21,21 @@ struct Grid {
     tiles: bool,
 }
 
+/// Pixels of a chunk.
+#[derive(Clone, Copy)]
+struct Shape {
+    width: usize,
+    /// Rows that are wanted of it.
+    height: usize,
+    /// Rows that it may have.
+    tallest: usize,
+}
+
+/// Most bytes that the chunks of a file of `bytes` have together. Lengths may be wrong, and chunks may share some.
+fn most_compressed(bytes: u64) -> u64 {
+    bytes.saturating_mul(16).saturating_add(64 << 20)
+}
+
 /// `[height, width, channels]`, one byte each: of 16 bits the upper 8; of fewer than 8, the number as it is.
 pub(super) fn samples(
     bytes: &[u8],
@@ -54,6 +69,14 @@ pub(super) fn samples(
     if work.saturating_add(room) > max_memory {
         return Err(Problem::Memory);
     }
+    // What makes no pixels takes time too: chunks that are all the same bytes of the file.
+    let listed = lengths
+        .iter()
+        .take(count)
+        .map(|length| (*length).min(bytes.len() as u64));
+    if !plain && listed.fold(0, u64::saturating_add) > most_compressed(bytes.len() as u64) {
+        return Problem::damaged("its strips or tiles have the same bytes many times");
+    }
     let mut samples = vec![0; width * height * layout.channels];
     let mut line = vec![0; grid.width * channels];
     for (index, &start) in starts.iter().take(count).enumerate() {
@@ -74,7 +97,17 @@ pub(super) fn samples(
         let rest = (bytes.len() as u64).saturating_sub(start);
         let length = if plain { rest } else { lengths[index].min(rest) };
         let data = directory.slice(start, length)?;
-        let shape = (grid.width, rows);
+        // The last strip may have been compressed as high as the others.
+        let tallest = if grid.tiles || top + grid.height < height {
+            rows
+        } else {
+            grid.height.max(1 << 12)
+        };
+        let shape = Shape {
+            width: grid.width,
+            height: rows,
+            tallest,
+        };
         let data = decompress(data, directory, layout, (channels, row * rows), shape)?;
         let columns = grid.width.min(width - left);
         for (y, data) in data.chunks_exact(row).enumerate().take(rows.min(height - top)) {
@@ -124,7 +157,7 @@ fn decompress(
     directory: &Directory<'_>,
     layout: &Layout,
     (channels, expected): (usize, usize),
-    shape: (usize, usize),
+    shape: Shape,
 ) -> Result<Vec<u8>, Problem> {
     let out = match layout.compression {
         1 => {
@@ -152,7 +185,8 @@ fn decompress(
 }
 
 /// Group 4 fax: rows of bits, white ones 0.
-fn fax(data: &[u8], reversed: bool, (width, height): (usize, usize)) -> Result<Vec<u8>, Problem> {
+fn fax(data: &[u8], reversed: bool, shape: Shape) -> Result<Vec<u8>, Problem> {
+    let Shape { width, height, .. } = shape;
     let size = |edge: usize| u16::try_from(edge).map_err(|_| Problem::Memory);
     let (columns, rows) = (size(width)?, size(height)?);
     let bytes = data
@@ -223,7 +257,11 @@ fn jpeg(
     directory: &Directory<'_>,
     layout: &Layout,
     channels: usize,
-    (width, height): (usize, usize),
+    Shape {
+        width,
+        height,
+        tallest,
+    }: Shape,
 ) -> Result<Vec<u8>, Problem> {
     let space = match (layout.photometric, channels) {
         (Photometric::Ycc, 3) => ColorSpace::Ycc,
@@ -242,7 +280,7 @@ fn jpeg(
     let jpeg = Jpeg::open(&whole)?;
     let (found_width, found_height) = jpeg.size();
     let size = |edge: u32| usize::try_from(edge).unwrap_or(usize::MAX);
-    if size(found_width) != width || size(found_height) < height || size(found_height) > height.max(1 << 12) {
+    if size(found_width) != width || size(found_height) < height || size(found_height) > tallest {
         return Problem::damaged(format!(
             "a strip or tile is {found_width} x {found_height} pixels, expected {width} x {height}"
         ));
