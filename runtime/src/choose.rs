@@ -10,6 +10,7 @@ use crate::request::Request;
 use crate::sample::Sampler;
 use crate::stats::{Stats, peak_memory};
 use crate::text::Tokenizer;
+use kernels::planes::with_all_bits;
 use std::collections::BTreeSet;
 use std::time::Instant;
 use thiserror::Error;
@@ -172,7 +173,8 @@ impl Conversation {
             ..Request::default()
         };
         let begun = Instant::now();
-        let mut prepared = self.prepare(messages, &plain)?;
+        // What is compared may all be far from what the model would say.
+        let mut prepared = with_all_bits(|| self.prepare(messages, &plain))?;
         let first = Instant::now();
         let tokenizer = self.model().prompter()?.tokenizer().clone();
         let sorted = tokens(choices, &tokenizer, self.model().context()?)?;
@@ -186,7 +188,11 @@ impl Conversation {
             ends: end_counts.then(|| self.model().bundle().prompt.stop_ids.clone()),
         };
         let row = prepared.logits.as_slice().unwrap_or_default();
-        let (logprobs, steps) = self.compare(&comparison, row, &plain)?;
+        let compared = with_all_bits(|| self.compare(&comparison, row, &plain));
+        // Also where it was cancelled halfway.
+        let rewound = self.sequence.rewind(comparison.prompt);
+        let (logprobs, steps) = compared?;
+        rewound?;
         prepared.stats.time_to_first_token = Some(first.duration_since(begun).as_secs_f64());
         prepared.stats.tokens = steps;
         prepared.stats.tokens_per_second = Stats::rate(steps + 1, first.elapsed());
@@ -253,7 +259,6 @@ impl Conversation {
                 *place = logprob;
             }
         }
-        self.sequence.rewind(*prompt)?;
         Ok((logprobs, steps))
     }
 }

@@ -18,6 +18,7 @@ use super::logits::near;
 use super::parallel::{Parallel, Shared, scratch};
 use super::quantise::{BLOCK, Quantised};
 use super::sizes::product;
+use std::cell::Cell;
 use std::ops::Range;
 
 /// Bytes of a plane that hold a block of 128 numbers: number `i` in the low nibble of byte `i`, number
@@ -32,6 +33,24 @@ const MEAN: f32 = 7.5;
 const VARIANCE: f32 = 21.25;
 /// Rows of the table that are multiplied at once.
 const ROWS: usize = 4;
+
+thread_local! {
+    /// Whether this thread wants logits that are not the likeliest as exact as those.
+    static ALL_BITS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Does `work`, in which this thread's logits of planes have all their bits, the unlikely ones too: for who compares those.
+/// The table is read whole then, twice as many bytes.
+pub fn with_all_bits<R>(work: impl FnOnce() -> R) -> R {
+    struct Before(bool);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            ALL_BITS.set(self.0);
+        }
+    }
+    let _before = Before(ALL_BITS.replace(true));
+    work()
+}
 
 /// A table `[V, K]` of bytes in two planes.
 #[derive(Debug, Clone, Copy)]
@@ -149,7 +168,11 @@ pub(super) fn plane_logits(
             }
         });
         // What the largest logit of a row is at least.
+        let all_bits = ALL_BITS.get();
         let floor = |row: usize| {
+            if all_bits {
+                return f32::NEG_INFINITY;
+            }
             let floors = floors.iter().skip(row).step_by(count);
             floors.fold(f32::NEG_INFINITY, |most, floor| most.max(*floor))
         };
@@ -367,6 +390,20 @@ mod tests {
                     );
                     // The same bits however many threads there are.
                     assert_eq!(*first.get_or_insert_with(|| out.clone()), out);
+
+                    // Who asks has all bits of all entries, and nobody else.
+                    let table = || Table::Planes(planes);
+                    let mut all = vec![f32::NAN; rows * entries];
+                    with_all_bits(|| logits(isa, &parallel, &x, inputs, table(), entries, &mut all));
+                    for (index, (found, wanted)) in all.iter().zip(&whole).enumerate() {
+                        let x = &x[index / entries * inputs..][..inputs];
+                        let norm = x.iter().map(|x| x * x).sum::<f32>().sqrt() * 1.01;
+                        let size = scales[index % entries] * norm * (inputs as f32).sqrt() * 128.0;
+                        assert!((found - wanted).abs() <= 1e-5 * size, "{} {index}", isa.name());
+                    }
+                    let mut again = vec![f32::NAN; rows * entries];
+                    logits(isa, &parallel, &x, inputs, table(), entries, &mut again);
+                    assert_eq!(again, out);
                 }
             }
         }
