@@ -255,7 +255,7 @@ pub enum EngineError {
     Choices(#[from] ChoicesError),
     /// The bundle has no graphs of what was asked for that the provider, or one that may replace it, can run.
     #[error(
-        "the bundle has no graphs{asked} for provider `{provider}`, it has {}",
+        "the bundle has no graphs{asked} that provider `{provider}` runs, it has {}",
         held(variants, packages, unknown)
     )]
     NoVariant {

@@ -157,6 +157,10 @@ fn well_known(places: &Places) -> Vec<PathBuf> {
         add(program.clone(), 0);
         add(program.join("../lib"), 0);
         for folder in program.ancestors() {
+            // In the root of a drive of Windows, whoever likes makes folders.
+            if cfg!(windows) && folder.parent().is_none() {
+                break;
+            }
             add(folder.join(".ort"), DEPTH);
         }
     }
@@ -171,7 +175,10 @@ fn well_known(places: &Places) -> Vec<PathBuf> {
         "/opt/onnxruntime/lib",
         "/usr/lib",
     ] {
-        add(PathBuf::from(folder), 0);
+        // On Windows they would be folders of the current drive.
+        if Path::new(folder).is_absolute() {
+            add(PathBuf::from(folder), 0);
+        }
     }
     if let Some(root) = places.system_root.as_ref().filter(|root| root.is_absolute()) {
         add(root.join("System32"), 0);
@@ -197,6 +204,8 @@ fn python_prefixes(places: &Places) -> Vec<PathBuf> {
         if folder.is_absolute() && python.exists() {
             // The link's folder is a virtual environment's, the target's is the installation's.
             prefixes.extend(folder.parent().map(Path::to_owned));
+            // On Windows an installation has it at its top.
+            prefixes.extend(cfg!(windows).then(|| folder.clone()));
             let target = python.canonicalize().ok();
             prefixes.extend(
                 target

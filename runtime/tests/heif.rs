@@ -149,7 +149,7 @@ fn a_library_that_is_missing_or_none_is_an_error_that_says_what_to_do() {
         for part in [
             "heic-420-33x17.heic` is a HEIC image, which is not decoded here: FVLM_LIBHEIF, ",
             part,
-            "; install libheif (`",
+            "; install libheif (",
             "or convert the image (`",
         ] {
             assert!(said.contains(part), "{part}: {said}");

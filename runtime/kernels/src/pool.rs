@@ -64,15 +64,18 @@ impl Pool {
     /// The pool of this many threads that others in this process use already, or a new one, of as many
     /// threads as the system grants.
     pub fn shared(threads: usize) -> Arc<Pool> {
-        static POOLS: std::sync::Mutex<Vec<(usize, Weak<Pool>)>> = std::sync::Mutex::new(Vec::new());
+        // A child of `fork` has none of its parent's threads.
+        type Key = (usize, u32);
+        static POOLS: std::sync::Mutex<Vec<(Key, Weak<Pool>)>> = std::sync::Mutex::new(Vec::new());
+        let wanted = (threads, std::process::id());
         let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
         pools.retain(|(_, pool)| pool.strong_count() > 0);
-        let found = pools.iter().find(|(count, _)| *count == threads);
+        let found = pools.iter().find(|(key, _)| *key == wanted);
         if let Some(pool) = found.and_then(|(_, pool)| pool.upgrade()) {
             return pool;
         }
         let pool = Arc::new(Pool::new(threads));
-        pools.push((threads, Arc::downgrade(&pool)));
+        pools.push((wanted, Arc::downgrade(&pool)));
         pool
     }
 

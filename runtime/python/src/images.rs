@@ -61,7 +61,7 @@ impl Source {
     /// As [`Source::of`], with pixels of its own where `object` has memory that others may write to.
     pub(crate) fn copied(object: &Bound<'_, PyAny>) -> PyResult<Source> {
         let is_array = object.is_instance_of::<PyUntypedArray>()
-            || (object.hasattr("__array_interface__")? && !is_pil(object)?);
+            || ((object.hasattr("__array_interface__")? || object.hasattr("__array__")?) && !is_pil(object)?);
         if !is_array {
             return Source::of(object);
         }

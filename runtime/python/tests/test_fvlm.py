@@ -228,6 +228,15 @@ def test_several_images_at_once(model: fvlm.Model) -> None:
             yield buffer
 
     assert model.describe_each(frames()) == [model.describe(scene) for scene in scenes[:3]]
+
+    class Tensor:
+        """As one of torch: its array is a view."""
+
+        def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
+            return buffer.copy() if copy else buffer
+
+    tensors = (Tensor() for _frame in frames())
+    assert model.describe_each(tensors) == [model.describe(scene) for scene in scenes[:3]]
     with pytest.raises(ValueError, match="errors is `ignore`"):
         model.describe_each([], errors="ignore")  # type: ignore[arg-type]
 
@@ -355,6 +364,7 @@ def test_a_model_that_was_opened_elsewhere(provider: typing.Literal["cpu", "trac
     model = fvlm.Model(BUNDLE, provider=provider)
     conversation = model.conversation()
     conversation.ask("Describe the image.", SCENE)
+    model_said = model.describe(SCENE)
     answer = model.stream(SCENE)
     first = next(answer)
 
@@ -376,10 +386,14 @@ def test_a_model_that_was_opened_elsewhere(provider: typing.Literal["cpu", "trac
     if child == 0:
         signal.alarm(30)
         count = refused()
+        # One that is opened here has threads of its own.
+        own = fvlm.Model(BUNDLE, provider=provider, threads=2)
+        count += own.describe(SCENE) == model_said
+        del own
         del answer, conversation, model
         gc.collect()
         os._exit(count)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
     assert first + answer.read() == model.describe(SCENE)
     with pytest.raises(TypeError, match="pickle"):
         pickle.dumps(model)

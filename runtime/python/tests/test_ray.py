@@ -169,6 +169,10 @@ def test_a_tar_that_is_cut_off_anywhere(tmp_path: pathlib.Path) -> None:
     for length in range(len(packed)):
         assert list(errors(rows_of(path, packed[:length]))) == [str(path)], length
     assert len(rows_of(path, packed)) == 2
+    for place in range(10, len(packed)):
+        flipped = bytearray(packed)
+        flipped[place] ^= 0xFF
+        assert list(errors(rows_of(path, bytes(flipped)))) == [str(path)], place
     # Damaged within.
     broken = bytearray(whole)
     broken[1536] ^= 0xFF

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::error::BackendError;
 use crate::library;
-use models::bundle::{Precision, Target};
+use models::bundle::{Precision, Target, Variant};
 use models::dtype::DType;
 use ndarray::ArrayD;
 use ort::environment::GlobalThreadPoolOptions;
@@ -165,8 +165,11 @@ impl OnnxRuntime {
             fused: variant.target == Target::Cpu,
             whole: variant.fixed.is_some(),
         };
-        let open =
-            |linked: &[Linked]| OrtSession::open(self.provider, path, fixed, manner, linked, model.options);
+        let mut options = model.options.clone();
+        if let Some(cache) = &mut options.coreml.cache {
+            cache.push(contents(model, variant, path));
+        }
+        let open = |linked: &[Linked]| OrtSession::open(self.provider, path, fixed, manner, linked, &options);
         match open(&[]) {
             Err(refused @ BackendError::Graph { .. }) => {
                 let linked = links::linked(model.directory, variant, path);
@@ -179,6 +182,20 @@ impl OnnxRuntime {
             opened => opened,
         }
     }
+}
+
+/// A folder's name that says what a graph computes: ONNX Runtime tells what it compiled for Core ML apart by the graph's
+/// path alone, and a bundle may be replaced.
+fn contents(model: &Model<'_>, variant: &Variant, path: &Path) -> String {
+    let graph = variant
+        .graphs()
+        .find(|graph| model.directory.join(&graph.path) == path);
+    let names = graph
+        .into_iter()
+        .flat_map(|graph| std::iter::once(&graph.path).chain(&graph.data));
+    let entries = names.filter_map(|name| model.bundle.files.iter().find(|file| file.path == *name));
+    let hashes: Vec<&str> = entries.filter_map(|file| file.sha256.get(..16)).collect();
+    hashes.join("-")
 }
 
 /// How a graph is run.

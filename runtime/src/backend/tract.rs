@@ -84,9 +84,15 @@ impl Backend for Tract {
 
 /// Sets the threads of all tract sessions of this process; they share one pool.
 fn use_threads(count: usize) {
-    static CURRENT: Mutex<usize> = Mutex::new(1);
+    // Of which process: a child of `fork` has none of its parent's threads.
+    static CURRENT: Mutex<(usize, u32)> = Mutex::new((1, 0));
     let mut current = CURRENT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if *current != count {
+    let wanted = (count, std::process::id());
+    if *current != wanted {
+        if current.1 != wanted.1 {
+            // Dropped, it would wait for its threads.
+            std::mem::forget(multithread::current_tract_executor());
+        }
         // A pool that cannot be built (no more threads allowed) panics; one thread is slower, not wrong.
         let executor = if count == 1 {
             multithread::Executor::SingleThread
@@ -94,7 +100,7 @@ fn use_threads(count: usize) {
             catch(|| multithread::Executor::multithread(count)).unwrap_or_default()
         };
         multithread::set_default_executor(executor);
-        *current = count;
+        *current = wanted;
     }
 }
 

@@ -7,6 +7,7 @@ import io
 import os
 import stat
 import tarfile
+import zlib
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -382,7 +383,7 @@ def _tar(row: dict[str, Any], chunk: _Chunk) -> Iterator[pa.Table]:
                         raise tarfile.ReadError("unexpected end of data")
                 count += 1
                 yield from chunk.add(tar, path, data, error)
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
         if tar not in done:
             behind = f"behind `{last}`" if last is not None else "at its beginning"
             count += 1

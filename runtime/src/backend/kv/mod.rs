@@ -18,6 +18,9 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 /// Slots that tensors have beyond what is filled, at least.
 const LEAST_ROOM: usize = 64;
 
+/// Slots that a cache keeps, however few of them are filled; of more, room for twice as many as are filled at most.
+const ROOM_KEPT: usize = 2048;
+
 /// A decoder over a session: the outputs `present.*` of a step are the inputs `past_key_values.*` of the next, and stay
 /// in the engine's own form. Where the engine [can](EngineSession::writes_caches), they are the same tensors, which have
 /// room for more positions and are copied only when it is used up.
@@ -504,6 +507,21 @@ impl<S: EngineSession + 'static> DecoderState for KvState<S> {
                 let tensors = cache.tensors.iter().map(kept);
                 cache.tensors = tensors.collect::<Result<_, BackendError>>()?;
                 cache.slots = len;
+            } else if cache.slots > ROOM_KEPT && cache.slots / 2 > decoder.slots(len) {
+                // Who counts positions counts memory.
+                let before = std::mem::replace(&mut cache.filled, len);
+                let all = Source {
+                    cache: &*cache,
+                    row: 0,
+                    from: 0,
+                };
+                match decoder.copy(&[all], len, len) {
+                    Ok(smaller) => *cache = smaller,
+                    Err(error) => {
+                        cache.filled = before;
+                        return Err(error);
+                    }
+                }
             }
             cache.filled = len;
         }

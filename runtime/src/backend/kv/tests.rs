@@ -204,6 +204,27 @@ fn prefill_equals_steps_and_truncate_equals_fresh() {
     }
 }
 
+/// A long cache of which little is left gives its memory back, and a short one does not.
+#[test]
+fn a_cache_is_not_much_longer_than_what_is_in_it() {
+    for decoder in decoders() {
+        let bytes = |positions: usize| decoder.slots(positions) * 2 * 2 * 4;
+        let mut state = Arc::clone(&decoder).start().unwrap();
+        feed(&mut state, &[1.0; 6000]).unwrap();
+        assert_eq!(state.cache_bytes(), bytes(3000));
+        state.truncate(2000).unwrap();
+        let kept = if decoder.in_place { 3000 } else { 2000 };
+        assert_eq!(state.cache_bytes(), bytes(kept));
+        state.truncate(100).unwrap();
+        assert_eq!((state.len(), state.cache_bytes()), (100, bytes(100)));
+        assert_eq!(feed(&mut state, &[1.0, 2.0]).unwrap(), [203.0]);
+        // What cannot be copied stays.
+        feed(&mut state, &[1.0; 4000]).unwrap();
+        state.truncate(3).unwrap();
+        assert_eq!(feed(&mut state, &[1.0, 2.0]).unwrap(), [9.0]);
+    }
+}
+
 #[test]
 fn a_failed_step_changes_nothing() {
     for decoder in decoders() {

@@ -68,8 +68,26 @@ struct Package {
     /// The package in the bundle, for messages.
     path: PathBuf,
     /// The compiled model.
-    compiled: Retained<NSURL>,
+    compiled: Compiled,
     units: MLComputeUnits,
+}
+
+/// A compiled model, and the folder that it is in if no cache has it.
+#[derive(Clone)]
+struct Compiled {
+    url: Retained<NSURL>,
+    temporary: Option<Arc<Temporary>>,
+}
+
+/// A folder that Core ML made, and leaves to its caller to remove.
+#[derive(Debug)]
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // The system empties its temporary folders too, some day.
+        drop(std::fs::remove_dir_all(&self.0));
+    }
 }
 
 impl Package {
@@ -88,7 +106,10 @@ impl Package {
             .as_ref()
             .map(|cache| cache.join(cache_name(model.bundle, package)));
         let compiled = match &cached {
-            Some(cached) if cached.is_dir() => url(cached),
+            Some(cached) if cached.is_dir() => Compiled {
+                url: url(cached),
+                temporary: None,
+            },
             _absent => compile(&path, cached.as_deref())?,
         };
         Ok(Package {
@@ -110,8 +131,9 @@ impl Package {
             configuration
         };
         // SAFETY: both arguments live until it returns.
-        let model =
-            unsafe { MLModel::modelWithContentsOfURL_configuration_error(&self.compiled, &configuration) };
+        let model = unsafe {
+            MLModel::modelWithContentsOfURL_configuration_error(&self.compiled.url, &configuration)
+        };
         let model = model.map_err(|error| {
             let function = name
                 .map(|name| format!("function `{name}`: "))
@@ -121,6 +143,7 @@ impl Package {
         Ok(Function {
             path: self.path.clone(),
             model,
+            _temporary: self.compiled.temporary.clone(),
         })
     }
 
@@ -138,7 +161,7 @@ fn refused(path: &Path, reason: String) -> BackendError {
 }
 
 /// Compiles a package into a temporary directory, and moves the result to where a cache wants it.
-fn compile(path: &Path, cached: Option<&Path>) -> Result<Retained<NSURL>, BackendError> {
+fn compile(path: &Path, cached: Option<&Path>) -> Result<Compiled, BackendError> {
     // SAFETY: the argument lives until it returns.
     #[expect(
         deprecated,
@@ -146,16 +169,27 @@ fn compile(path: &Path, cached: Option<&Path>) -> Result<Retained<NSURL>, Backen
     )]
     let compiled = unsafe { MLModel::compileModelAtURL_error(&url(path)) };
     let compiled = compiled.map_err(|error| refused(path, words(&error)))?;
-    let (Some(cached), Some(temporary)) = (cached, compiled.path()) else {
-        return Ok(compiled);
+    let Some(temporary) = compiled.path() else {
+        return Ok(Compiled {
+            url: compiled,
+            temporary: None,
+        });
     };
     let temporary = PathBuf::from(temporary.to_string());
-    let parent = cached.parent().map_or(Ok(()), std::fs::create_dir_all);
-    // On another volume, or where another process was first: the temporary one does as well.
-    match parent.and_then(|()| std::fs::rename(&temporary, cached)) {
-        Ok(()) => Ok(url(cached)),
-        Err(_) => Ok(compiled),
+    if let Some(cached) = cached {
+        let parent = cached.parent().map_or(Ok(()), std::fs::create_dir_all);
+        // On another volume, or where another process was first: the temporary one does as well.
+        if parent.and_then(|()| std::fs::rename(&temporary, cached)).is_ok() {
+            return Ok(Compiled {
+                url: url(cached),
+                temporary: None,
+            });
+        }
     }
+    Ok(Compiled {
+        url: compiled,
+        temporary: Some(Arc::new(Temporary(temporary))),
+    })
 }
 
 /// A name that no other package has: its files' hashes are in the contract.
@@ -189,6 +223,8 @@ fn words(error: &NSError) -> String {
 struct Function {
     path: PathBuf,
     model: Retained<MLModel>,
+    /// Goes after the model.
+    _temporary: Option<Arc<Temporary>>,
 }
 
 /// An input's elements.

@@ -42,15 +42,19 @@ pub(super) fn enter_to_open() -> Result<Inside, &'static str> {
     })
 }
 
-/// Waits, at the end of its thread, for graphs that are being opened.
+/// Waits, at the end of its thread, for graphs that are being opened. Not on Windows: there the other threads are gone
+/// before the process ends, and a thread that ends must not wait for one that loads a library.
+#[cfg(unix)]
 struct Leaving;
 
+#[cfg(unix)]
 impl Drop for Leaving {
     fn drop(&mut self) {
         drop(OPENING.write().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
+#[cfg(unix)]
 thread_local! {
     static LEAVING: Leaving = const { Leaving };
 }
@@ -59,6 +63,7 @@ thread_local! {
 /// for that. Threads that use models are watched as they do. The main thread should be, whoever uses models.
 pub fn watch_thread() {
     // A thread that is ending already is too late for it.
+    #[cfg(unix)]
     let _ = LEAVING.try_with(|_| ());
 }
 

@@ -10,7 +10,10 @@ use models::fused::{Attributes, DOMAIN, Fused, Kind};
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
 };
-use ort::value::{DynValue, TensorElementType, TensorValueType, ValueRef, ValueRefMut, ValueType};
+use ort::value::{
+    DynValue, PrimitiveTensorElementType, TensorElementType, TensorValueType, ValueRef, ValueRefMut,
+    ValueType,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -214,18 +217,29 @@ fn length(length: &i64) -> usize {
     usize::try_from(*length).unwrap_or(0)
 }
 
+/// A tensor's numbers. Weights lie in a mapped file where the graph says.
+fn numbers<'v, T: PrimitiveTensorElementType + std::fmt::Debug>(
+    value: &'v ValueRef<'_>,
+) -> ort::Result<&'v [T]> {
+    let start = value.view().downcast::<TensorValueType<T>>()?.data_ptr().addr();
+    if !start.is_multiple_of(align_of::<T>()) {
+        return Err(ort::Error::new(
+            "a weight of a fused operator is not aligned in its file",
+        ));
+    }
+    Ok(value.try_extract_tensor()?.1)
+}
+
 /// A tensor as kernels take it.
 fn input<'v>(value: &'v ValueRef<'_>) -> ort::Result<Input<'v>> {
     let ValueType::Tensor { ty, shape, .. } = value.dtype() else {
         return Err(ort::Error::new("an input of a fused operator is not a tensor"));
     };
     let data = match ty {
-        TensorElementType::Float32 => Data::F32(value.try_extract_tensor()?.1),
-        TensorElementType::Float16 => {
-            Data::F16(value.try_extract_tensor::<half::f16>()?.1.reinterpret_cast())
-        }
-        TensorElementType::Uint8 => Data::U8(value.try_extract_tensor()?.1),
-        TensorElementType::Int64 => Data::I64(value.try_extract_tensor()?.1),
+        TensorElementType::Float32 => Data::F32(numbers(value)?),
+        TensorElementType::Float16 => Data::F16(numbers::<half::f16>(value)?.reinterpret_cast()),
+        TensorElementType::Uint8 => Data::U8(numbers(value)?),
+        TensorElementType::Int64 => Data::I64(numbers(value)?),
         other => {
             return Err(ort::Error::new(format!(
                 "an input of a fused operator is {other}, which no kernel takes"

@@ -100,6 +100,37 @@ fn by(choices: &BTreeSet<&str>) -> String {
     format!("by --choices {}", plain::line(&shown.join(",")))
 }
 
+/// Opens a file, or makes it, for one run alone; others may read it. What is no file is refused, without waiting.
+#[cfg(not(windows))]
+fn alone(path: &Path) -> Result<File, TryLockError> {
+    drop(models::regular::open_or_create(path).map_err(TryLockError::Error)?);
+    let opened = File::options().read(true).write(true).open(path);
+    let file = opened.map_err(TryLockError::Error)?;
+    match file.try_lock() {
+        // A file system that has no locks.
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(TryLockError::WouldBlock),
+    }
+}
+
+/// As elsewhere, by what others may do with the file: nobody can read what is locked.
+#[cfg(windows)]
+fn alone(path: &Path) -> Result<File, TryLockError> {
+    use std::os::windows::fs::OpenOptionsExt as _;
+    /// `ERROR_SHARING_VIOLATION`
+    const TAKEN: i32 = 32;
+    /// `FILE_SHARE_READ`
+    const MAY_READ: u32 = 1;
+    let failed = |error: std::io::Error| match error.raw_os_error() {
+        Some(TAKEN) => TryLockError::WouldBlock,
+        _ => TryLockError::Error(error),
+    };
+    drop(models::regular::open_or_create(path).map_err(failed)?);
+    let mut options = File::options();
+    options.read(true).write(true).share_mode(MAY_READ);
+    options.open(path).map_err(failed)
+}
+
 impl Captions {
     /// Opens the file of what images are asked by `prompt`, to be answered by one of the `choices` if there are any, or makes it.
     /// Half a line at its end, of a run that was killed, is taken away.
@@ -109,21 +140,10 @@ impl Captions {
     /// no file.
     pub(crate) fn open(path: &Path, prompt: &str, choices: &[String]) -> Result<Captions, String> {
         let about = |problem: &dyn std::fmt::Display| format!("--output `{}`: {problem}", path.display());
-        // Makes it, and refuses what is no file, without waiting.
-        drop(models::regular::open_or_create(path).map_err(|error| about(&error))?);
-        let mut options = File::options();
-        let opened = options.read(true).write(true).open(path);
-        let file = opened.map_err(|error| about(&error))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(about(
-                    &"another run writes it; each --shard needs a file of its own",
-                ));
-            }
-            // A file system that has no locks.
-            Err(TryLockError::Error(_)) => {}
-        }
+        let file = alone(path).map_err(|error| match error {
+            TryLockError::WouldBlock => about(&"another run writes it; each --shard needs a file of its own"),
+            TryLockError::Error(error) => about(&error),
+        })?;
         let foreign = |number: u64| {
             about(&format!(
                 "line {number} is none of this program's; the file was left as it is"

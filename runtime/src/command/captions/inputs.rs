@@ -351,6 +351,10 @@ mod tests {
         assert_eq!(names(root, &["l1/*.png"]).unwrap(), ["l1/b.png"]);
         assert_eq!(names(root, &["l?/b.png"]).unwrap(), ["l1/b.png", "l2/b.png"]);
         let odd = OsStr::from_bytes(b"z\xff.png");
+        if cfg!(target_vendor = "apple") {
+            // Its file systems refuse such names.
+            return;
+        }
         fs::write(root.join(odd), "").unwrap();
         let found = images(&[root.join("*.png")]).unwrap();
         assert_eq!(found, [root.join("b.png"), root.join(odd)]);

@@ -149,13 +149,13 @@ impl Run<'_> {
                 counts: std::mem::take(&mut since),
             };
             drop(frame);
-            let finish = self.about_frame(note, &picture, name)?;
+            let (finish, answered) = self.about_frame(note, &picture, name)?;
             // Ctrl-C may have come behind the last word of an answer.
             if finish == Finish::Cancelled || self.interrupt.cancel.load(Ordering::Relaxed) {
                 return Ok(Finish::Cancelled);
             }
-            total.answered += 1;
-            if total.answered.is_multiple_of(REMEMBERED as u64) {
+            total.answered += u64::from(answered);
+            if answered && total.answered.is_multiple_of(REMEMBERED as u64) {
                 self.engine.model().forget_features();
             }
         }
@@ -167,8 +167,8 @@ impl Run<'_> {
         picture.map_err(|error| error.to_string())
     }
 
-    /// Asks about a frame, and writes the answer.
-    fn about_frame(&mut self, note: Note, picture: &Picture, name: &Name) -> Result<Finish, Failure> {
+    /// Asks about a frame, and writes the answer; whether there is one.
+    fn about_frame(&mut self, note: Note, picture: &Picture, name: &Name) -> Result<(Finish, bool), Failure> {
         if !self.plan.json {
             let frame = Name(format!("frame {}", note.number).into());
             self.title = Some(output::title(&frame, self.answered));
@@ -181,10 +181,10 @@ impl Run<'_> {
         self.frame = Some(note);
         let answer = self.answer(&messages, std::slice::from_ref(name), &self.plan.prompt);
         let result = match answer {
-            Ok((_, finish)) => Ok(finish),
+            Ok((_, finish)) => Ok((finish, true)),
             Err(Failure::Engine(error)) if !error.is_about_model() => {
                 self.no_answer(std::slice::from_ref(name), &error)?;
-                Ok(Finish::Stop)
+                Ok((Finish::Stop, false))
             }
             Err(fatal) => Err(fatal),
         };
@@ -236,7 +236,17 @@ fn stdin_is_file() -> bool {
         .is_ok_and(|kind| kind.is_file())
 }
 
-#[cfg(not(unix))]
+#[cfg(windows)]
+fn stdin_is_file() -> bool {
+    use std::os::windows::io::AsHandle as _;
+    let stdin = io::stdin().as_handle().try_clone_to_owned().map(File::from);
+    // A pipe and a console have no such data.
+    stdin
+        .and_then(|stdin| stdin.metadata())
+        .is_ok_and(|kind| kind.is_file())
+}
+
+#[cfg(not(any(unix, windows)))]
 fn stdin_is_file() -> bool {
     false
 }
