@@ -25,6 +25,10 @@ impl Signal {
     pub fn end(self) -> ! {
         #[cfg(unix)]
         if self != Signal::Interrupt {
+            // The first process of a container is not ended by a signal's default.
+            if std::process::id() == 1 {
+                leave(u8::try_from(128 + self.number()).unwrap_or(INTERRUPTED));
+            }
             // Only returns if that signal cannot end a process, which these do.
             drop(signal_hook::low_level::emulate_default_handler(self.number()));
         }

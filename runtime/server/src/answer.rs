@@ -218,6 +218,10 @@ pub(crate) const INVALID_CONSTRAINT: &str = "invalid_constraint";
 fn failed(error: JobError) -> ApiError {
     match error {
         JobError::Refused(message) => ApiError::bad(message).with_code("invalid_prompt"),
+        // The word by which clients shorten what they send.
+        JobError::TooLong(message) => ApiError::bad(message)
+            .with_code("context_length_exceeded")
+            .with_param("messages"),
         JobError::Constraint(message) => ApiError::bad(message).with_code(INVALID_CONSTRAINT),
         JobError::Engine(message) => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message),
         JobError::Ending => guard::ending(),

@@ -173,6 +173,14 @@ pub(crate) async fn decode(app: &Arc<App>, drafts: Vec<Draft>) -> Result<Decoded
             text: draft.text,
         });
     }
+    let text = turns
+        .iter()
+        .map(|turn| turn.text.len())
+        .fold(0, usize::saturating_add);
+    let text = u64::try_from(text).unwrap_or(u64::MAX);
+    app.bodies
+        .take(text, &mut taken)
+        .ok_or_else(|| busy("too much text waits; try again"))?;
     Ok(Decoded {
         turns,
         taken,
@@ -205,12 +213,17 @@ async fn open(
             format!("images up to `{field}` have {pixels} pixels, expected at most {most} together");
         return Err(refused(&field, message));
     }
-    app.pictures.take(size * 3, taken).ok_or_else(|| {
-        ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too many images wait; try again")
-            .with_code("rate_limit_exceeded")
-            .with_retry_after(Duration::from_secs(1))
-    })?;
+    // Three bytes, and one of transparency.
+    app.pictures
+        .take(size * 4, taken)
+        .ok_or_else(|| busy("too many images wait; try again"))?;
     Ok(picture)
+}
+
+fn busy(problem: &'static str) -> ApiError {
+    ApiError::new(StatusCode::TOO_MANY_REQUESTS, problem)
+        .with_code("rate_limit_exceeded")
+        .with_retry_after(Duration::from_secs(1))
 }
 
 async fn fetch(app: &Arc<App>, field: &str, address: String) -> Result<Vec<u8>, ApiError> {

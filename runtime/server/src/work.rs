@@ -68,6 +68,9 @@ pub enum JobError {
     /// What was asked for cannot be answered: the client's fault.
     #[error("{0}")]
     Refused(String),
+    /// The prompt is longer than the model can hold: the client's fault.
+    #[error("{0}")]
+    TooLong(String),
     /// What an answer is to keep to cannot be kept to: the client's fault.
     #[error("{0}")]
     Constraint(String),

@@ -13,6 +13,8 @@ pub(super) struct Entry<T> {
     pub(super) conversation: T,
     /// Cache positions that it takes.
     pub(super) positions: usize,
+    /// Those of them that are filled.
+    pub(super) used: usize,
     /// Bytes of its cache.
     pub(super) bytes: usize,
 }
@@ -64,7 +66,7 @@ impl<T> Kept<T> {
     pub(super) fn take(&mut self, in_common: impl Fn(&T) -> usize) -> Option<Entry<T>> {
         let common = self.entries.iter().map(|entry| in_common(&entry.conversation));
         let useful = common.zip(&self.entries).enumerate();
-        let useful = useful.filter(|(_, (common, entry))| *common > 0 && 2 * common >= entry.positions);
+        let useful = useful.filter(|(_, (common, entry))| *common > 0 && 2 * common >= entry.used);
         let (index, _) = useful.max_by_key(|(_, (common, _))| *common)?;
         Some(self.entries.remove(index))
     }
@@ -78,6 +80,7 @@ mod tests {
         Entry {
             conversation: text,
             positions: text.len(),
+            used: text.len(),
             bytes: 10 * text.len(),
         }
     }
@@ -109,6 +112,18 @@ mod tests {
         assert!(kept.take(common("q")).is_none());
         assert_eq!(kept.take(common("abcdefq")).unwrap().conversation, "abcdefghijk");
         assert_eq!(kept.len(), 1);
+    }
+
+    /// Decoders of fixed length take their whole context, however little of it is filled.
+    #[test]
+    fn what_is_not_filled_is_not_lost() {
+        let mut kept = Kept::up_to(9);
+        let whole = Entry {
+            positions: 2048,
+            ..entry("abcd")
+        };
+        assert!(kept.put(whole).is_empty());
+        assert_eq!(kept.take(common("abzz")).unwrap().conversation, "abcd");
     }
 
     #[test]

@@ -27,6 +27,7 @@ impl From<EngineError> for Stopped {
         match error {
             EngineError::Cancelled => Stopped::Cancelled,
             EngineError::Constraint(error) => Stopped::Failed(JobError::Constraint(error.to_string())),
+            EngineError::TooLong { .. } => Stopped::Failed(JobError::TooLong(error.to_string())),
             error if is_engines(&error) => Stopped::Failed(JobError::Engine(error.to_string())),
             error => Stopped::Failed(JobError::Refused(error.to_string())),
         }
@@ -136,7 +137,10 @@ fn prepare(shared: &Arc<Shared>, job: &Job, work: &mut Work) -> Result<Reading, 
     let kept = shared.reserve(need, &prompt, &mut work.slot, &cancel)?;
     let mut conversation = kept.unwrap_or_else(|| model.conversation());
     conversation.set_context_shift(job.context_shift);
-    let wanted: Vec<ImageId> = if fits {
+    // As `Conversation::begin` has it: an answer wants room too.
+    let answer = job.request.max_tokens.min(context / 4).max(1);
+    let shifts = job.context_shift && prompt.len().saturating_add(answer) > context;
+    let wanted: Vec<ImageId> = if !shifts {
         let known = conversation
             .in_common(&prompt)
             .min(prompt.len().saturating_sub(1));
@@ -149,7 +153,14 @@ fn prepare(shared: &Arc<Shared>, job: &Job, work: &mut Work) -> Result<Reading, 
     let mut encoded = 0;
     for id in wanted {
         if let Some(image) = seen.get_mut(&id) {
-            encoded += usize::from(encode(shared, &mut conversation, id, image, &cancel)?);
+            match encode(shared, &mut conversation, id, image, &cancel) {
+                Ok(now) => encoded += usize::from(now),
+                Err(stopped) => {
+                    work.slot
+                        .put_back(conversation, shared.takes_whole_context().unwrap_or(true));
+                    return Err(stopped);
+                }
+            }
         }
     }
     {
@@ -158,9 +169,13 @@ fn prepare(shared: &Arc<Shared>, job: &Job, work: &mut Work) -> Result<Reading, 
         state.done.images_reused += count(seen.len() - encoded);
     }
     drop(seen);
-    conversation
-        .begin(&messages, &request)
-        .map_err(|refused| refused.1.into())
+    conversation.begin(&messages, &request).map_err(|refused| {
+        // It may be asked again, and better.
+        let (conversation, error) = *refused;
+        work.slot
+            .put_back(conversation, shared.takes_whole_context().unwrap_or(true));
+        error.into()
+    })
 }
 
 fn image(span: &Span<'_>) -> Option<ImageId> {

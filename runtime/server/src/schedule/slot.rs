@@ -30,7 +30,19 @@ impl Slot {
 
     /// Gives it back and keeps the conversation for a next turn, in memory that was reserved for the job. `whole`: a cache
     /// takes all that was reserved, however much of it is used.
-    pub(super) fn keep(mut self, mut conversation: Conversation, whole: bool) {
+    pub(super) fn keep(mut self, conversation: Conversation, whole: bool) {
+        self.store(conversation, whole);
+    }
+
+    /// Keeps a conversation as it was before the job, which was not begun. One that takes more than was reserved for the job
+    /// goes.
+    pub(super) fn put_back(&mut self, conversation: Conversation, whole: bool) {
+        if conversation.positions() > 0 && conversation.positions() <= self.reserved {
+            self.store(conversation, whole);
+        }
+    }
+
+    fn store(&mut self, mut conversation: Conversation, whole: bool) {
         conversation.forget_images();
         let used = conversation.positions().min(self.reserved);
         let positions = if whole { self.reserved } else { used };
@@ -42,6 +54,7 @@ impl Slot {
             state.kept.put(Entry {
                 conversation,
                 positions,
+                used,
                 bytes,
             })
         };

@@ -390,13 +390,37 @@ fn what_is_wrong_with_a_request_is_refused() {
         ];
         for (job, expected) in cases {
             let outcome = hear(scheduler.submit(job).unwrap());
-            let Some(JobError::Refused(words)) = outcome.error else {
+            let Some(JobError::Refused(words) | JobError::TooLong(words)) = outcome.error else {
                 panic!("{expected}: {outcome:?}");
             };
             assert!(words.contains(expected), "{words}");
         }
         assert_idle(&scheduler);
         assert_eq!(scheduler.counts().failed, 3);
+        // One that fits, and leaves no room for an answer: turns are left out of it too.
+        for letters in 8..24 {
+            let mut close = job("a", 1, Request::default().with_max_tokens(16));
+            close.turns.insert(
+                0,
+                Turn {
+                    role: Role::Assistant,
+                    images: Vec::new(),
+                    text: "G.".to_owned(),
+                },
+            );
+            close.turns.insert(
+                0,
+                Turn {
+                    role: Role::User,
+                    images: Vec::new(),
+                    text: "R".repeat(letters),
+                },
+            );
+            close.turns[2].text = "B".repeat(30);
+            close.context_shift = true;
+            let outcome = hear(scheduler.submit(close).unwrap());
+            assert!(outcome.error.is_none(), "{letters}: {outcome:?}");
+        }
         // With leave, the oldest turns are left out, whose image is shown still.
         let mut shifted = job("a", 1, Request::default().with_max_tokens(4));
         shifted.turns[0].text = "R".repeat(40);
