@@ -15,8 +15,8 @@ let package = Package(
             dependencies: ["CFvlm"],
             linkerSettings: [
                 .linkedFramework("Foundation"),
-                .linkedFramework("CoreML", .when(platforms: [.macOS])),
-                .linkedLibrary("objc", .when(platforms: [.macOS])),
+                .linkedFramework("CoreML"),
+                .linkedLibrary("objc"),
             ]
         ),
     ]
