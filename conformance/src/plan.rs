@@ -141,7 +141,10 @@ fn cases_of_given(flags: &cli::Run, bundle: Option<&Bundle>) -> Result<Vec<Case>
             verified(&directory, |bundle| bundle.verify(&directory, &|_| ()))
         }));
     }
-    if let (Some(directory), Some(checkpoint)) = (flags.bundle.clone(), flags.checkpoint.clone()) {
+    // The source of an adopted bundle is its graphs.
+    let adopted = bundle.is_some_and(|bundle| bundle.variants.iter().any(|variant| variant.is_adopted()));
+    let both = flags.bundle.clone().zip(flags.checkpoint.clone());
+    if let Some((directory, checkpoint)) = both.filter(|_| !adopted) {
         let claim = "the checkpoint's files are those that the bundle's contract says it was exported from";
         cases.push(Case::once("bundle/source", claim, move |_| {
             verified(&directory, |bundle| bundle.verify_source(&checkpoint))

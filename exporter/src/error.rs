@@ -206,7 +206,7 @@ pub enum ExportError {
     },
     /// Lengths that no decoder of fixed lengths has.
     #[error(
-        "a cache of {context} slots and prefill graphs for {prefill:?} positions: expected 1 to {largest} slots, the model's \
+        "a cache of {context} slots and prefill graphs for {prefill:?} positions: expected 2 to {largest} slots, the model's \
          context, and 2 positions or more that fit into the slots"
     )]
     Lengths {

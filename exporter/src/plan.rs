@@ -78,7 +78,7 @@ impl ExportPlan {
         } else {
             self.prefill.iter().copied().collect()
         };
-        let fit = (1..=largest).contains(&context) && prefill.iter().all(|new| (2..=context).contains(new));
+        let fit = (2..=largest).contains(&context) && prefill.iter().all(|new| (2..=context).contains(new));
         let prefill = prefill.into_iter().collect();
         if self.has_fixed_lengths() && !fit {
             return Err(ExportError::Lengths {

@@ -155,12 +155,10 @@ fn well_known(places: &Places) -> Vec<PathBuf> {
     };
     if let Some(program) = &places.program {
         add(program.clone(), 0);
-        add(program.join("../lib"), 0);
-        for folder in program.ancestors() {
-            // In the root of a drive of Windows, whoever likes makes folders.
-            if cfg!(windows) && folder.parent().is_none() {
-                break;
-            }
+        if program.parent().is_some_and(|above| !is_drive(above)) {
+            add(program.join("../lib"), 0);
+        }
+        for folder in program.ancestors().take_while(|folder| !is_drive(folder)) {
             add(folder.join(".ort"), DEPTH);
         }
     }
@@ -218,8 +216,13 @@ fn python_prefixes(places: &Places) -> Vec<PathBuf> {
     }
     prefixes.extend(places.home.iter().map(|home| home.join(".local")));
     prefixes.extend(["/usr/local", "/usr", "/opt/homebrew"].map(PathBuf::from));
-    prefixes.retain(|prefix| prefix.is_absolute());
+    prefixes.retain(|prefix| prefix.is_absolute() && !is_drive(prefix));
     prefixes
+}
+
+/// The root of a drive of Windows, in which whoever likes makes folders.
+pub(crate) fn is_drive(folder: &Path) -> bool {
+    cfg!(windows) && folder.parent().is_none()
 }
 
 fn site_packages(prefix: &Path) -> Vec<PathBuf> {

@@ -164,7 +164,7 @@ impl<P: Parts> Sequence<P> {
                 let decoder = self.parts.decoder()?;
                 Running {
                     embedder: self.parts.embedder()?,
-                    state: Arc::clone(&decoder).start()?,
+                    state: guarded("decoder", || Arc::clone(&decoder).start())??,
                     decoder,
                     context: self.parts.context()?,
                 }

@@ -82,7 +82,10 @@ impl Shift {
             turn = low;
             prompt = prompt_from(turn)?;
         }
-        self.dropped = rest[..begins[turn]].to_vec();
+        // A prompt that is refused leaves nothing out of the next one.
+        if prompt.len() < room.context {
+            self.dropped = rest[..begins[turn]].to_vec();
+        }
         Ok((prompt, turn))
     }
 }

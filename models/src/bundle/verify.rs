@@ -160,7 +160,7 @@ impl Bundle {
         }
         for adapter in &self.adapters {
             problems.push(format!(
-                "adapter `{}` is merged into the bundle's weights",
+                "adapter `{}` is merged into the bundle's weights, expected those of the checkpoint alone",
                 adapter.name
             ));
         }

@@ -5,6 +5,7 @@ use crate::budget::Budget;
 use crate::fetch::Fetcher;
 use crate::guard::{Hosts, Key};
 use crate::metrics::Metrics;
+use crate::pictures;
 use crate::work::Worker;
 use runtime::image::Limits;
 use runtime::text::Tokenizer;
@@ -17,7 +18,7 @@ use tokio::sync::Semaphore;
 /// Bytes that decoded images which wait may take at least, whatever the flags say.
 const PICTURES: u64 = 1 << 30;
 
-/// Bytes of bodies that are being read or decoded at once, at least.
+/// Bytes of bodies that are being read or decoded at once, and of text that waits, at least.
 const BODIES: u64 = 256 << 20;
 
 /// Images that are decoded at once.
@@ -101,7 +102,7 @@ pub struct App {
     pub(crate) settings: Settings,
     pub(crate) metrics: Metrics,
     pub(crate) fetcher: Fetcher,
-    /// Memory of bodies.
+    /// Memory of bodies, and of text that waits.
     pub(crate) bodies: Budget,
     /// Memory of decoded images.
     pub(crate) pictures: Budget,
@@ -132,7 +133,7 @@ impl App {
             words,
             fetcher: Fetcher::new(settings.max_body),
             bodies: Budget::new(BODIES.max(body.saturating_mul(4))),
-            pictures: Budget::new(PICTURES.max(settings.max_pixels.saturating_mul(3))),
+            pictures: Budget::new(PICTURES.max(settings.max_pixels.saturating_mul(pictures::BYTES))),
             decoders: Semaphore::new(DECODERS),
             fetches: Semaphore::new(FETCHES),
             interface: crate::interface::document(),

@@ -148,6 +148,9 @@ pub(crate) fn from_base64(data: &str, field: String) -> Result<Shown, ApiError> 
     })
 }
 
+/// Bytes of a decoded pixel: three of colour and one of transparency.
+pub(crate) const BYTES: u64 = 4;
+
 /// Fetches and decodes all images.
 pub(crate) async fn decode(app: &Arc<App>, drafts: Vec<Draft>) -> Result<Decoded, ApiError> {
     let begun = Instant::now();
@@ -213,9 +216,8 @@ async fn open(
             format!("images up to `{field}` have {pixels} pixels, expected at most {most} together");
         return Err(refused(&field, message));
     }
-    // Three bytes, and one of transparency.
     app.pictures
-        .take(size * 4, taken)
+        .take(size * BYTES, taken)
         .ok_or_else(|| busy("too many images wait; try again"))?;
     Ok(picture)
 }

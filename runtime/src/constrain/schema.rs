@@ -219,8 +219,17 @@ pub(super) fn prepared(schema: &Value) -> Result<Value, ConstraintError> {
 
 /// Whether a text of the schema has characters that JSON writes with `\u` only.
 fn has_control_characters(schema: &Value) -> bool {
-    let text = schema.to_string();
-    text.contains("\\u00") || text.contains('\x7f')
+    let named = |letter: char| matches!(letter, '\n' | '\r' | '\t' | '\u{8}' | '\u{c}');
+    match schema {
+        Value::String(text) => text
+            .chars()
+            .any(|letter| letter.is_ascii_control() && !named(letter)),
+        Value::Array(items) => items.iter().any(has_control_characters),
+        Value::Object(members) => members
+            .iter()
+            .any(|(name, member)| !NOTES.contains(&name.as_str()) && has_control_characters(member)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
 }
 
 /// Formats as they are meant, in all schemas inside.
@@ -242,7 +251,7 @@ fn narrow(members: &mut Map<String, Value>, place: Place) {
     }
 }
 
-/// `oneOf` of different constants is their `anyOf`, which the library takes whatever the constants are.
+/// `oneOf` of different constants is their `anyOf`, which the library takes where they are numbers too.
 fn any_of_constants(keywords: &mut Map<String, Value>) {
     let Some(Value::Array(options)) = keywords.get("oneOf") else {
         return;
@@ -261,7 +270,12 @@ fn any_of_constants(keywords: &mut Map<String, Value>) {
         let texts: BTreeSet<String> = option.iter().map(|value| text(value)).collect();
         texts.into_iter().all(|text| seen.insert(text))
     });
-    if apart && let Some(options) = keywords.remove("oneOf") {
+    // References may lead to the others.
+    let numbers = constants.iter().flatten().any(|value| value.is_number());
+    if apart
+        && numbers
+        && let Some(options) = keywords.remove("oneOf")
+    {
         keywords.insert("anyOf".to_owned(), options);
     }
 }

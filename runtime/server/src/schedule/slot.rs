@@ -34,7 +34,7 @@ impl Slot {
         self.store(conversation, whole);
     }
 
-    /// Keeps a conversation as it was before the job, which was not begun. One that takes more than was reserved for the job
+    /// Keeps what is left of a conversation that a job was to go on with, and did not begin. One that takes more than was reserved for the job
     /// goes.
     pub(super) fn put_back(&mut self, conversation: Conversation, whole: bool) {
         if conversation.positions() > 0 && conversation.positions() <= self.reserved {

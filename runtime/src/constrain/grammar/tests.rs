@@ -267,6 +267,12 @@ fn one_of_different_constants() {
     for text in ["2", "false", "\"y\"", "{}"] {
         assert!(!accepts(&vocabulary, &json!({"oneOf": options}), text), "{text}");
     }
+    // One that is referred to stays where it is.
+    let texts = json!([{"const": "x"}, {"const": "y"}]);
+    let referred = json!({"type": "object", "additionalProperties": false, "required": ["b"],
+                          "properties": {"a": {"oneOf": texts}, "b": {"$ref": "#/properties/a/oneOf/0"}}});
+    assert!(accepts(&vocabulary, &referred, r#"{"b":"x"}"#));
+    assert!(!accepts(&vocabulary, &referred, r#"{"b":"y"}"#));
 }
 
 #[test]
@@ -275,6 +281,11 @@ fn a_property_is_written_once() {
     let schema = json!({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]});
     assert!(accepts(&vocabulary, &schema, r#"{"a":1,"b":"x"}"#));
     assert!(!accepts(&vocabulary, &schema, r#"{"a":1,"\u0061":"x"}"#));
+    // Also beside patterns with escapes, and notes with anything.
+    let schema = json!({"type": "object", "description": "\u{1b}", "required": ["a"],
+                        "properties": {"a": {"type": "string", "pattern": "^[A-Z\\u00C0-\\u017F ]+$"}}});
+    assert!(accepts(&vocabulary, &schema, r#"{"a":"A","b":1}"#));
+    assert!(!accepts(&vocabulary, &schema, r#"{"a":"A","\u0061":1}"#));
     // What has no other spelling.
     assert!(accepts(&vocabulary, &json!({"const": "\u{1}"}), r#""\u0001""#));
 }

@@ -247,6 +247,34 @@ fn a_broken_frame_is_one_error_and_the_next_one_follows() {
     assert_eq!(found[1..], [Ok(jpeg)]);
 }
 
+/// Each is looked at only as often as the stream is long.
+#[test]
+fn pngs_one_inside_the_other_are_given_up() {
+    let chunk = |kind: &[u8; 4], data: &[u8], right: bool| {
+        let mut sum = flate2::Crc::new();
+        sum.update(kind);
+        sum.update(data);
+        let sum = if right { sum.sum() } else { !sum.sum() };
+        let length = u32::try_from(data.len()).unwrap();
+        [&length.to_be_bytes(), &kind[..], data, &sum.to_be_bytes()].concat()
+    };
+    let head = [
+        b"\x89PNG\r\n\x1a\n",
+        &chunk(b"IHDR", &[0, 0, 0, 1, 0, 0, 0, 1, 8, 0, 0, 0, 0], true)[..],
+    ]
+    .concat();
+    // The data of a chunk is the next picture; its sum is right, and what follows is no chunk; or its sum is wrong.
+    for right in [true, false] {
+        let mut stream = head.clone();
+        for _ in 0..2000 {
+            stream = [&head[..], &chunk(b"aaaa", &stream, right), &[0; 8]].concat();
+        }
+        let found = split(&stream);
+        assert!(found.iter().all(Result::is_err));
+        assert!((2..200).contains(&found.len()), "{right}: {}", found.len());
+    }
+}
+
 /// EXIF whose second directory says where the thumbnail behind it is; none of its other fields.
 fn exif(thumbnail: &[u8], little: bool) -> Vec<u8> {
     let two = |value: u16| {

@@ -189,8 +189,17 @@ fn segment<R: Read>(
     Ok(Ok(end.max(segment)))
 }
 
-/// A PNG: its chunks by their lengths.
+/// A PNG: its chunks by their lengths. The next frame may begin inside of one that is broken, if that is not looked at too often.
 pub(super) fn png<R: Read>(window: &mut Window<R>, limits: &Limits) -> Result<Walk> {
+    let mut looked = 8;
+    Ok(match chunks(window, limits, &mut looked)? {
+        Walk::Broken { why, .. } if !window.may_look_again(looked) => Walk::Broken { next: looked, why },
+        walk => walk,
+    })
+}
+
+/// The chunks; `looked` is up to where they were.
+fn chunks<R: Read>(window: &mut Window<R>, limits: &Limits, looked: &mut usize) -> Result<Walk> {
     let broken = |next, why| Ok(Walk::Broken { next, why });
     let mut most = BESIDE;
     // Behind the signature.
@@ -225,15 +234,10 @@ pub(super) fn png<R: Read>(window: &mut Window<R>, limits: &Limits) -> Result<Wa
         // A chunk that was cut has bytes of the next frame, and may end where a chunk of that begins.
         let mut sum = Crc::new();
         sum.update(window.bytes().get(at + 4..end - 4).unwrap_or_default());
+        *looked = end;
         if u64::from(sum.sum()) != big(window.bytes(), end - 4, 4) {
             let reason = "a checksum is wrong: bytes were changed or lost";
-            // The next frame may begin inside of it.
-            let next = if window.may_look_again(end - at, end) {
-                first
-            } else {
-                end
-            };
-            return broken(next, Why::Damaged(reason));
+            return broken(first, Why::Damaged(reason));
         }
         if header {
             let (width, height) = (big(window.bytes(), at + 8, 4), big(window.bytes(), at + 12, 4));

@@ -41,12 +41,12 @@ impl<R: Read> Window<R> {
         self.bytes.get(self.start..).unwrap_or_default()
     }
 
-    /// Notes that `count` bytes up to `end` were looked at, and that it was in vain; `false` where that is out of proportion
+    /// Notes that the first `count` bytes were looked at, and that it was in vain; `false` where that is out of proportion
     /// to what came so far.
-    pub(super) fn may_look_again(&mut self, count: usize, end: usize) -> bool {
-        let long = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
-        self.vain = self.vain.saturating_add(long(count));
-        self.vain <= self.dropped.saturating_add(long(end)).saturating_mul(AGAIN)
+    pub(super) fn may_look_again(&mut self, count: usize) -> bool {
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
+        self.vain = self.vain.saturating_add(count);
+        self.vain <= self.dropped.saturating_add(count).saturating_mul(AGAIN)
     }
 
     /// Reads once more; `false` at the end of the stream.

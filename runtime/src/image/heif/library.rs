@@ -5,7 +5,7 @@
 
 use super::Codec;
 use super::calls::Heif;
-use crate::library::{check_trust, loader_is_safe, program_folder};
+use crate::library::{check_trust, is_drive, loader_is_safe, program_folder};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -108,7 +108,9 @@ fn resolve(named: &Path) -> Result<PathBuf, String> {
 fn well_known(program: Option<&Path>) -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> = Vec::new();
     if let Some(program) = program {
-        folders.extend([program.to_owned(), program.join("../lib")]);
+        folders.push(program.to_owned());
+        let above = program.parent().is_some_and(|above| !is_drive(above));
+        folders.extend(above.then(|| program.join("../lib")));
     }
     folders.extend(["/opt/homebrew/lib", "/opt/local/lib", "/usr/local/lib"].map(PathBuf::from));
     // On Windows those without a drive would be folders of the current one.

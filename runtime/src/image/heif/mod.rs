@@ -43,6 +43,9 @@ const TIMES: u64 = 4;
 /// How many times the bytes of a file may belong to its items.
 const SHARED: usize = 4;
 
+/// Bytes that they may have together in any file: tiles of one colour are one tile.
+const LITTLE: usize = 1 << 20;
+
 /// Pixels that a coded image may stand over each edge: blocks are of up to 64.
 const OVERHANG: u64 = 63;
 
@@ -138,7 +141,8 @@ impl<'a> Looking<'a> {
     fn bytes(&mut self, id: u32) -> Result<Cow<'a, [u8]>, Problem> {
         let bytes = self.items.bytes(id)?;
         self.read = self.read.saturating_add(bytes.len());
-        if self.read > self.items.file_bytes().saturating_mul(SHARED) {
+        let most = self.items.file_bytes().saturating_mul(SHARED);
+        if self.read > most.saturating_add(LITTLE) {
             return Problem::damaged(format!(
                 "its items have {SHARED} times as many bytes together as the file"
             ));
