@@ -118,7 +118,7 @@ fn front_matter(text: &mut String, bundle: &Bundle, base: Option<&str>) -> std::
         writeln!(text, "base_model: {base}")?;
     }
     writeln!(text, "pipeline_tag: image-text-to-text")?;
-    if bundle.variants.iter().any(|variant| dtype(variant).is_some()) {
+    if shows_images(bundle) && bundle.variants.iter().any(|variant| dtype(variant).is_some()) {
         writeln!(text, "library_name: transformers.js")?;
     }
     writeln!(text, "tags:\n- fastvlm")?;
@@ -193,6 +193,11 @@ fn stored(precision: Precision) -> &'static str {
 /// Where a card says how to run the bundle: its own address, which only whoever uploads it knows.
 const ID: &str = "ORG/NAME";
 
+/// Whether others can put an image into a prompt: where the tokenizer has a token for it.
+fn shows_images(bundle: &Bundle) -> bool {
+    bundle.prompt.image_token_id.is_some()
+}
+
 fn clients(text: &mut String, bundle: &Bundle) -> std::fmt::Result {
     writeln!(text, "## How to run it\n\n`{ID}` is this repository.\n")?;
     let name = directory(&bundle.model.name);
@@ -210,7 +215,7 @@ fn clients(text: &mut String, bundle: &Bundle) -> std::fmt::Result {
     )?;
     let mut variants = found_by_others(&bundle.variants);
     let opened = variants.find_map(|variant| Some((variant, dtype(variant)?)));
-    if let Some((variant, dtype)) = opened {
+    if let Some((variant, dtype)) = opened.filter(|_| shows_images(bundle)) {
         let content = match bundle.prompt.content {
             models::bundle::Content::Parts => {
                 "[{ type: 'image' }, { type: 'text', text: 'Describe the image.' }]"

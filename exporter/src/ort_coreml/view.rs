@@ -164,7 +164,14 @@ fn integers(values: Vec<i64>, shape: Shape) -> Info {
 fn constant(tensor: &TensorProto, fixed: bool) -> Info {
     Info {
         dtype: tensor.data_type,
-        shape: Some(tensor.dims.iter().copied().map(Some).collect()),
+        // A negative length is none.
+        shape: Some(
+            tensor
+                .dims
+                .iter()
+                .map(|length| Some(*length).filter(|length| *length >= 0))
+                .collect(),
+        ),
         constant: fixed,
         ints: elements(tensor),
     }

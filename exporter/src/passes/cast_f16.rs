@@ -1,7 +1,7 @@
 //! What is half precision in an fp16 export? Weights, the KV cache, and the products that read the weights.
 //!
 //! Nodes marked [`Precision::Full`] compute in float32, with casts where the types meet: the residual stream of the
-//! decoder and its norms, softmax and the scores before it, rotary angles, `silu(gate) * up`, logits. Operators that
+//! decoder and its norms, softmax and the scores before it, rotary angles, `silu(gate) * up`. Operators that
 //! only move data keep the type that arrives. Matrices are stored as float16 whoever reads them (so that a tied table
 //! is stored once); vectors that a float32 node reads stay float32, they are too small to matter. Graph inputs and
 //! outputs stay float32, but for the KV cache.

@@ -3,8 +3,8 @@
 #![deny(clippy::as_conversions)]
 
 use super::{
-    Bundle, CoreMlPackages, EmbeddingRows, FixedDecoder, GraphEntry, ImageSpec, Io, IoDim, KvSpec,
-    MAX_LAYERS, MAX_SIDE, SizedEncoder, Variant,
+    Bundle, CoreMlPackages, EmbeddingRows, FixedDecoder, GraphEntry, ImageSpec, Io, IoDim, KvSpec, MAX_FIXED,
+    MAX_LAYERS, MAX_SIDE, MAX_SIZE, SizedEncoder, Variant,
 };
 use crate::bundle::BundleError;
 use crate::dtype::DType;
@@ -52,12 +52,15 @@ impl Bundle {
             head_dim,
             max_context,
         } = self.kv;
-        let kv = (1..=MAX_LAYERS).contains(&layers) && kv_heads > 0 && head_dim > 0 && max_context > 0;
+        let size = |size: usize| (1..=MAX_SIZE).contains(&size);
+        let sizes = [kv_heads, head_dim, max_context].into_iter().all(size);
+        // As of a config, which has no more heads times their length either.
+        let kv = (1..=MAX_LAYERS).contains(&layers) && sizes && size(kv_heads.saturating_mul(head_dim));
         expect(
             kv,
             format!(
                 "`kv` has {layers} layers, {kv_heads} heads of length {head_dim} and {max_context} positions, expected \
-                 numbers above 0 and at most {MAX_LAYERS} layers"
+                 numbers above 0, at most {MAX_LAYERS} layers and {MAX_SIZE} of all else"
             ),
         );
         let image = &self.image;
@@ -174,6 +177,19 @@ impl Bundle {
                     format!(
                         "variant {target} {precision} has a cache of {context} slots and graphs for {lengths:?} new ones, \
                          expected up to {max_context} slots and ascending lengths from 2 to those"
+                    ),
+                );
+                let most = lengths.iter().copied().fold(1, usize::max);
+                let cache = [kv_heads, head_dim, *context]
+                    .into_iter()
+                    .fold(1, usize::saturating_mul);
+                let bias = context.saturating_add(most).saturating_mul(most);
+                expect(
+                    cache.max(bias) <= MAX_FIXED,
+                    format!(
+                        "variant {target} {precision} has a cache of {context} slots and graphs for up to {most} new ones: \
+                         {} numbers at once, expected at most {MAX_FIXED}",
+                        cache.max(bias)
                     ),
                 );
             }

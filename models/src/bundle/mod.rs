@@ -37,6 +37,10 @@ pub const FILE_NAME: &str = "bundle.json";
 const MAX_BYTES: u64 = 64 << 20;
 /// Most decoder layers of a contract that is believed.
 const MAX_LAYERS: usize = 4096;
+/// Most heads, numbers of all heads together, and positions: no config has more.
+const MAX_SIZE: usize = 1 << 24;
+/// Most numbers of one tensor of a decoder of fixed lengths: it is made whole when a sequence begins.
+const MAX_FIXED: usize = 1 << 31;
 /// Longest side of an image.
 pub(crate) const MAX_SIDE: u32 = 1 << 14;
 

@@ -211,6 +211,16 @@ fn fixed_lengths_are_read_and_checked() {
     let read = Bundle::open(on_disk(&whole).path()).unwrap();
     assert_eq!(read, whole);
     assert_eq!(read.context(&read.variants[0]), 6);
+    // What would be made whole is bounded.
+    let mut long = fixed_lengths();
+    long.kv.max_context = 1 << 24;
+    let fixed = long.variants[0].fixed.as_mut().unwrap();
+    (fixed.context, fixed.prefill[0].new) = (1 << 24, 1 << 24);
+    let error = Bundle::open(on_disk(&long).path()).unwrap_err().to_string();
+    assert!(
+        error.contains("numbers at once, expected at most 2147483648"),
+        "{error}"
+    );
     assert_eq!(bundle().context(&bundle().variants[0]), 100);
     type Change = fn(&mut FixedDecoder, &mut GraphEntry);
     let cases: [(Change, &str); 6] = [
@@ -437,6 +447,14 @@ fn what_breaks_the_contract_is_named() {
         Case {
             change: |b| b.kv.layers = usize::MAX,
             expected: "at most 4096 layers",
+        },
+        Case {
+            change: |b| b.kv.max_context = 1 << 41,
+            expected: "and 2199023255552 positions, expected numbers above 0",
+        },
+        Case {
+            change: |b| (b.kv.kv_heads, b.kv.head_dim) = (1 << 23, 1 << 23),
+            expected: "`kv` has 1 layers, 8388608 heads of length 8388608",
         },
         Case {
             change: |b| b.kv.head_dim = 9,

@@ -9,6 +9,8 @@ const DEEPEST: u64 = 1024;
 pub(crate) const MAX_SIDE: u64 = 1 << 14;
 /// No tower has more stages: each halves the image, whose side has at most 14 bits.
 const MOST_STAGES: usize = 14;
+/// Longest side of a kernel: that of the fused operators.
+const MOST_SIDE: u64 = 63;
 
 /// What must hold between fields, so that the networks can be built without surprises.
 pub(super) fn check(config: &ModelConfig, problems: &mut Problems) {
@@ -53,11 +55,17 @@ pub(super) fn check(config: &ModelConfig, problems: &mut Problems) {
         ("down_patch_size", vision.down_patch_size, 3),
     ]);
     for (name, side, least) in kernels {
-        if side % 2 == 0 || side < least || side > 255 {
+        if side % 2 == 0 || side < least || side > MOST_SIDE {
             problems.add(format!(
-                "`{name}` is {side}, expected an odd number from {least} to 255"
+                "`{name}` is {side}, expected an odd number from {least} to {MOST_SIDE}"
             ));
         }
+    }
+    if vision.down_stride > vision.down_patch_size {
+        problems.add(format!(
+            "`down_stride` is {}, expected at most `down_patch_size`, {}",
+            vision.down_stride, vision.down_patch_size
+        ));
     }
     if stages > MOST_STAGES {
         problems.add(format!(

@@ -8,8 +8,8 @@
 //! What stays in float32 in a half-precision export, and why: Qwen2 has single channels and a first token
 //! that are hundreds of times larger than the rest, so the residual stream and the sums over it (norms) leave
 //! float16's range or drown the small channels; scores and softmax decide between large exponents;
-//! `silu(gate) * up` is a product of two unbounded factors; rotary angles grow with the position; logits are
-//! compared with each other.
+//! `silu(gate) * up` is a product of two unbounded factors; rotary angles grow with the position. Logits are products
+//! like others, in the precision of the table, and become float32 at their end.
 //!
 //! Letters: `B` batch, `n` new, `t` total = past + new, `D` hidden, `k` kv heads, `g` query heads per kv
 //! head, `d` head length, `I` intermediate, `V` vocabulary.
