@@ -159,6 +159,7 @@ async function ask({ cut = 0 } = {}) {
         const begin = performance.now();
         state('processing');
         if (!answerer.ready) await load();
+        job.control.signal.throwIfAborted();
         const frame = await sources.frame();
         thumbnail = frame.thumbnail;
         const onText = (text) => {
@@ -182,8 +183,11 @@ async function ask({ cut = 0 } = {}) {
             if (error.status === 401) return await wantKey();
             again = live && error.status === 429;
             job.ended = 'failed';
-            if (again) await wait(error.retry ?? 1000);
-            else problem(error.message);
+            clearTimeout(timer);
+            if (again) {
+                const stopped = new Promise((done) => job.control.signal.addEventListener('abort', done, { once: true }));
+                await Promise.race([wait(error.retry ?? 1000), stopped]);
+            } else problem(error.message);
         }
     } finally {
         clearTimeout(timer);

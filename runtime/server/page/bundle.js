@@ -76,8 +76,16 @@ class Local {
         this.small = bytes(bundle, ways[0].form) <= SMALL;
     }
 
-    /** Loads the model; `loaded` is told which share of it is there. Where one way fails, the next is tried. */
-    async load(loaded) {
+    /** Loads the model, once for all who ask meanwhile; `loaded` is told which share of it is there. */
+    load(loaded) {
+        this.loading ??= this.begin(loaded).finally(() => {
+            this.loading = null;
+        });
+        return this.loading;
+    }
+
+    /** Where one way fails, the next is tried. */
+    async begin(loaded) {
         const problems = [];
         for (const { device, form } of this.ways) {
             try {

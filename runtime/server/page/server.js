@@ -13,6 +13,8 @@ const address = (path) => new URL(path, document.baseURI);
 
 /** Asks which model answers. `key` is the API key, or null; a status of 401 says that another is wanted. */
 export async function open({ key = null } = {}) {
+    // A browser sends no others; with the status of a wrong key, another one is asked for.
+    if (key && /[^\x20-\x7e]/.test(key)) throw new Refused('A key has letters, digits and signs of ASCII only.', 401);
     const headers = key ? { authorization: `Bearer ${key}` } : {};
     const response = await reach('v1/models', { headers });
     const model = (await response.json()).data?.[0]?.id;

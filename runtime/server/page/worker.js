@@ -126,6 +126,8 @@ function breathe() {
 }
 
 async function answer({ id, image, question, maxTokens }) {
+    // Before anything is waited for: a stop that comes meanwhile holds.
+    ending.reset();
     const begin = performance.now();
     const times = { encode: 0, steps: 0 };
     const picture = await prepare(image);
@@ -146,7 +148,6 @@ async function answer({ id, image, question, maxTokens }) {
         await breathe();
         return Object.getPrototypeOf(model).forward.call(model, given);
     };
-    ending.reset();
     let text = '';
     const streamer = new library.TextStreamer(processor.tokenizer, {
         skip_prompt: true,
