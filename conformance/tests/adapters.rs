@@ -10,6 +10,7 @@ use conformance::array::Array;
 use conformance::compare::{Comparison, Tolerance, compare};
 use conformance::safetensors;
 use conformance::setup::model::{Decoder, run_one};
+use conformance::setup::required;
 use conformance::setup::subject::{Provider, Subject, Variant, available};
 use models::arch::{self, Network};
 use models::bundle::KvSpec;
@@ -32,6 +33,7 @@ fn picture(side: usize) -> Array {
 /// Whoever computes portable graphs in float32 here; the interpreter always does.
 fn subjects() -> Vec<Subject> {
     let (mut subjects, missing) = available(&Provider::ALL, &runtime::Options::default());
+    required::check(&missing).unwrap();
     subjects.retain(|subject| subject.form == Variant::PORTABLE);
     assert!(subjects.iter().any(Subject::is_interpreter), "{missing:?}");
     subjects

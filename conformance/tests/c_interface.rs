@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 #![expect(unsafe_code, reason = "an interface for C is made of pointers")]
 
+use conformance::setup::{required, subject};
 use exporter::onnx::proto::{GraphProto, ModelProto, NodeProto, TensorProto};
 use exporter::{ExportPlan, Precision, Silent, Source, Target, Variant};
 use fvlm::{Answer, Message, Options, Request, Role, Status};
@@ -137,13 +138,9 @@ fn describe(bundle: &Path, provider: &str) -> Result<Vec<i64>, Refused> {
 
 /// The engines that work here.
 fn providers() -> Vec<&'static str> {
-    let usable = |provider: &runtime::Provider| provider.usable(&runtime::Options::default()).is_ok();
-    let known = [runtime::Provider::Cpu, runtime::Provider::Tract];
-    let found: Vec<_> = known
-        .into_iter()
-        .filter(usable)
-        .map(runtime::Provider::name)
-        .collect();
+    let known = [subject::Provider::Cpu, subject::Provider::Tract];
+    let working = known.into_iter().filter(|named| required::works(*named).unwrap());
+    let found: Vec<_> = working.map(subject::Provider::name).collect();
     assert!(!found.is_empty());
     found
 }

@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+use conformance::setup::{required, subject};
 use exporter::{ExportPlan, Silent, Source};
 use runtime::image::{self, Limits};
 use runtime::{Conversation, Message, Model, Options, Precision, Provider, Request};
@@ -57,8 +58,9 @@ fn models(folder: &Path) -> Vec<(Provider, Model)> {
             .with_fallback(false)
             .with_precision(Some(Precision::Fp32))
     };
-    let works = |provider: &Provider| provider.usable(&options(*provider)).is_ok();
-    let providers = [Provider::Cpu, Provider::Tract].into_iter().filter(works);
+    let named = [subject::Provider::Cpu, subject::Provider::Tract];
+    let working = named.into_iter().filter(|named| required::works(*named).unwrap());
+    let providers = working.filter_map(subject::Provider::engine);
     let models: Vec<_> = providers
         .map(|provider| {
             let model = Model::open(&folder.join("bundle"), &options(provider)).unwrap();

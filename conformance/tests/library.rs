@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+use conformance::setup::{required, subject};
 use exporter::{ExportPlan, Silent, Source};
 use runtime::image::{self, Picture};
 use runtime::{Engine, EngineError, Finish, Message, Options, Provider, Request};
@@ -19,6 +20,13 @@ fn bundle() -> tempfile::TempDir {
 
 fn engine(folder: &tempfile::TempDir) -> Engine {
     Engine::open(&folder.path().join("bundle"), &Options::default()).unwrap()
+}
+
+/// Engines that work here; those that are required do.
+fn engines() -> impl Iterator<Item = Provider> {
+    let named = [subject::Provider::Cpu, subject::Provider::Tract];
+    let working = named.into_iter().filter(|named| required::works(*named).unwrap());
+    working.filter_map(subject::Provider::engine)
 }
 
 fn scene(number: usize) -> Picture {
@@ -211,15 +219,12 @@ fn a_bundle_in_the_hub_cache_answers_on_every_engine() {
     .to_vec();
     exporter::export(&plan, &mut Silent).unwrap();
     let links = linked(&folder.path().join("bundle"), &folder.path().join("models--demo"));
-    for provider in [Provider::Cpu, Provider::Tract] {
+    for provider in engines() {
         for target in [runtime::Target::Portable, runtime::Target::Cpu] {
             let options = Options::default()
                 .with_provider(provider)
                 .with_fallback(false)
                 .with_target(Some(target));
-            if provider.usable(&options).is_err() {
-                continue;
-            }
             let answer = |bundle: &Path| {
                 let mut engine = Engine::open(bundle, &options).unwrap();
                 let request = Request::default().with_max_tokens(8);
@@ -252,16 +257,13 @@ fn weights_inside_graphs_answer_as_weights_beside_them() {
         plan.output
     };
     let (beside, inside) = (export("beside", false), export("inside", true));
-    for provider in [Provider::Cpu, Provider::Tract] {
+    for provider in engines() {
         for (target, precision) in forms {
             let options = Options::default()
                 .with_provider(provider)
                 .with_fallback(false)
                 .with_target(Some(target))
                 .with_precision(precision);
-            if provider.usable(&options).is_err() {
-                continue;
-            }
             let answer = |bundle: &Path| {
                 let mut engine = Engine::open(bundle, &options).unwrap();
                 let request = Request::default().with_max_tokens(8);

@@ -161,6 +161,10 @@ def ask(options, number, folder):
     return "valid", answer["text"]
 
 
+# Of all answers, those that are whole and valid: others are cut off, or their schema is refused.
+LEAST = 0.7
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -183,7 +187,10 @@ def main():
             if options.verbose or word not in ("valid", "cut off"):
                 print(f"schema {number}: {word}: {details}", flush=True)
     print(", ".join(f"{count} {word}" for word, count in sorted(counts.items())))
-    sys.exit(1 if counts.get("not valid") or counts.get("failed") else 0)
+    few = counts.get("valid", 0) < options.count * LEAST
+    if few:
+        print(f"error: expected at least {LEAST:.0%} answers that are whole and valid", file=sys.stderr)
+    sys.exit(1 if few or counts.get("not valid") or counts.get("failed") else 0)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ const REFERENCE: (Target, Precision) = (Target::Portable, Precision::Fp32);
 /// Most positions: more than any model holds.
 const MAX_POSITIONS: usize = 10_000_000;
 
+/// The file of a checkpoint by which weights are told apart.
+const WEIGHTS: &str = "model.safetensors";
+
 /// A form of a bundle.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Form {
@@ -45,6 +48,8 @@ pub(crate) struct Plan {
     pub(crate) bundle: Bundle,
     /// Whom everything is compared with.
     pub(crate) reference: Reference,
+    /// SHA-256 of the weights that the reference's bundle was exported from, where they are in one file.
+    pub(crate) weights: Option<String>,
     /// What is compared, without the reference.
     pub(crate) forms: Vec<Form>,
     /// Whether several bundles are compared, so that a form alone says too little.
@@ -154,6 +159,8 @@ impl Plan {
             .hint("fvlm-export --precision can be given several times; --compare names what other tools computed"));
         }
         let bundle = bundles.swap_remove(0).1;
+        let compared_with = against.as_ref().map_or(&bundle, |(_, against)| against);
+        let weights = compared_with.source.iter().find(|file| file.path == WEIGHTS);
         Ok(Plan {
             settings: Settings {
                 image: flags.image.clone(),
@@ -162,6 +169,7 @@ impl Plan {
                 positions: flags.positions,
             },
             options,
+            weights: weights.map(|file| file.sha256.clone()),
             bundle,
             reference,
             forms,

@@ -15,7 +15,7 @@ use crate::setup::workspace;
 use models::arch::{self, Network};
 use models::bundle::Bundle;
 use models::checkpoint::{Canonical, Checkpoint, FINGERPRINT, canonical, moments_name, peaks_name};
-use models::graph::{Graph, Op, Source, ValueId};
+use models::graph::{Dim, Graph, Op, Source, ValueId};
 use models::weights::MOMENTS;
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, s};
 use runtime::image::PixelValues;
@@ -250,7 +250,9 @@ impl Run<'_> {
             if let (Some((name, inputs)), Some(&value)) = (weight, node.inputs.first()) {
                 let lengths = graph.value(value).shape.iter().map(|dim| {
                     let fixed = dim.fixed().and_then(|length| usize::try_from(length).ok());
-                    fixed.unwrap_or(rows)
+                    // One sequence at a time.
+                    let batch = matches!(dim, Dim::Batch);
+                    fixed.unwrap_or(if batch { 1 } else { rows })
                 });
                 found.push(Watched {
                     value,

@@ -61,9 +61,6 @@ struct Known {
     answers: Option<Vec<Answer>>,
 }
 
-/// The file of a checkpoint that tells weights apart.
-const WEIGHTS: &str = "model.safetensors";
-
 impl Comparison<'_> {
     fn carry_out(&self) -> Result<Report, CaseError> {
         let plan = self.plan;
@@ -98,9 +95,14 @@ impl Comparison<'_> {
     /// How often other tools answered as the reference does.
     fn others(&self, reference: &[Answer]) -> Result<Vec<Other>, CaseError> {
         let mut others = Vec::new();
-        let source = &self.plan.bundle.source;
-        let weights = source.iter().find(|file| file.path == WEIGHTS);
-        let weights = weights.map(|file| file.sha256.as_str()).unwrap_or_default();
+        if self.plan.answers.is_empty() {
+            return Ok(others);
+        }
+        let weights = self.plan.weights.as_deref().ok_or_else(|| CaseError::Failed {
+            context: "comparing with the answers of others".to_owned(),
+            message: "the bundle's weights were in several files, expected one, by which they are told apart"
+                .to_owned(),
+        })?;
         for path in &self.plan.answers {
             for recorded in agreement::read(path)? {
                 recorded.check(reference, weights)?;

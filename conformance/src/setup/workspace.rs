@@ -155,6 +155,14 @@ impl Workspace {
         self.deployed_at(source, None, Target::Portable)
     }
 
+    /// As [`Workspace::deployed`], for any target.
+    ///
+    /// # Errors
+    /// As [`Workspace::deployed`].
+    pub fn deployed_on(&self, source: &Source, target: Target) -> Result<Arc<Deployed>, CaseError> {
+        self.deployed_at(source, None, target)
+    }
+
     /// As [`Workspace::deployed`], for the images that a reference was recorded with and for any target.
     ///
     /// # Errors

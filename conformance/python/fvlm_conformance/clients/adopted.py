@@ -269,10 +269,13 @@ def run(binaries, bundle, precision, case):
     return json.loads(done.stdout)["tokens"]
 
 
-def compare(binaries, name, directory, bundle, cases, stop):
-    """Rows of the table; whether all answers are equal."""
-    good = True
-    for precision in adopt(binaries, directory, bundle):
+def compare(binaries, name, directory, bundle, cases, stop, wanted=("fp32",)):
+    """Rows of the table; whether the wanted precisions are adopted and all answers are equal."""
+    adopted = adopt(binaries, directory, bundle)
+    good = sorted(adopted) == sorted(wanted)
+    if not good:
+        print(f"| {name} | {', '.join(adopted)} | expected {', '.join(wanted)} |", flush=True)
+    for precision in adopted:
         theirs = Foreign(directory, SUFFIXES[precision])
         equal, problem = 0, None
         for case in cases:
@@ -320,7 +323,9 @@ def main():
         work = pathlib.Path(work)
         traced = torch_graphs("trace", work / "trace", tensors)
         precisions(traced / "onnx")
-        good &= compare(binaries, "torch.onnx, traced", traced, work / "bundle-trace", cases, stop)
+        good &= compare(
+            binaries, "torch.onnx, traced", traced, work / "bundle-trace", cases, stop, tuple(SUFFIXES)
+        )
         branched = torch_graphs("trace", work / "branched", tensors)
         merged(branched / "onnx")
         good &= compare(
@@ -341,7 +346,7 @@ def main():
             "fp16",
         )
         shutil.move(work / "made" / "onnx", own / "onnx")
-        good &= compare(binaries, "ours, adopted", own, work / "bundle-own", cases, stop)
+        good &= compare(binaries, "ours, adopted", own, work / "bundle-own", cases, stop, ("fp32", "fp16"))
         alone = refused(binaries, work / "bundle-dynamo")
         good &= alone
         print(f"| asked of tract | fp32 | {'refused in a line' if alone else 'not refused'} |")
