@@ -156,8 +156,7 @@ fn prepare(shared: &Arc<Shared>, job: &Job, work: &mut Work) -> Result<Reading, 
             match encode(shared, &mut conversation, id, image, &cancel) {
                 Ok(now) => encoded += usize::from(now),
                 Err(stopped) => {
-                    work.slot
-                        .put_back(conversation, shared.takes_whole_context().unwrap_or(true));
+                    work.slot.put_back(conversation);
                     return Err(stopped);
                 }
             }
@@ -172,8 +171,7 @@ fn prepare(shared: &Arc<Shared>, job: &Job, work: &mut Work) -> Result<Reading, 
     conversation.begin(&messages, &request).map_err(|refused| {
         // It may be asked again, and better.
         let (conversation, error) = *refused;
-        work.slot
-            .put_back(conversation, shared.takes_whole_context().unwrap_or(true));
+        work.slot.put_back(conversation);
         error.into()
     })
 }

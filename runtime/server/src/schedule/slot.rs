@@ -34,10 +34,11 @@ impl Slot {
         self.store(conversation, whole);
     }
 
-    /// Keeps what is left of a conversation that a job was to go on with, and did not begin. One that takes more than was reserved for the job
-    /// goes.
-    pub(super) fn put_back(&mut self, conversation: Conversation, whole: bool) {
-        if conversation.positions() > 0 && conversation.positions() <= self.reserved {
+    /// Keeps what is left of a conversation that a job was to go on with, and did not begin. One that takes more than was
+    /// reserved for the job goes.
+    pub(super) fn put_back(&mut self, conversation: Conversation) {
+        if (1..=self.reserved).contains(&conversation.positions()) {
+            let whole = self.shared.takes_whole_context().unwrap_or(true);
             self.store(conversation, whole);
         }
     }
