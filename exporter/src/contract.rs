@@ -108,16 +108,14 @@ fn fixed_decoder(opened: &Opened<'_>, lowered: &Lowered) -> FixedDecoder {
     }
 }
 
-/// The entry of an encoder for another image size: the resize keeps its relation to the crop.
+/// The entry of an encoder for another image size.
 fn sized_encoder(image: &ImageSpec, config: &ModelConfig, graph: &Prepared) -> SizedEncoder {
     let side = config.vision.image_size;
-    let own = u64::from(image.height).max(1);
-    let edge = (u64::from(image.shortest_edge) * side + own / 2) / own;
     let pixels = |length: u64| u32::try_from(length).unwrap_or(u32::MAX);
     SizedEncoder {
         height: pixels(side),
         width: pixels(side),
-        shortest_edge: pixels(edge),
+        shortest_edge: pixels(image.edge_at(side)),
         tokens: usize::try_from(config.image_tokens()).unwrap_or(usize::MAX),
         graph: onnx::entry(graph),
     }

@@ -66,7 +66,7 @@ pub enum ExportError {
         /// Why not.
         source: io::Error,
     },
-    /// `--model` names a directory that is not there.
+    /// The source is a directory that is not there.
     #[error("there is no model directory `{}`", path.display())]
     NoModel {
         /// The directory.

@@ -49,7 +49,7 @@ pub fn export(plan: &ExportPlan, report: &mut dyn Report) -> Result<Summary, Exp
     let (adapters, warnings) = adapters(plan, !plan.dry_run, report)?;
     let source = source::resolve(&plan.source, &adapters, !plan.dry_run, report)?;
     let mut opened = Opened::open(source.directory(), plan, adapters)?;
-    trial::prompt(source.directory(), &opened.assets)?;
+    trial::settle(source.directory(), &mut opened.assets)?;
     let info = opened.info(source.name);
     let forms = Forms::new(&opened, &info.name)?;
     let variants = contract::variants(&opened, &forms);

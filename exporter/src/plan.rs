@@ -28,9 +28,9 @@ pub struct ExportPlan {
     pub self_contained: bool,
     /// Whether every graph has all its weights inside its `.onnx` file, and no data file.
     pub weights_inside: bool,
-    /// Slots of the cache of target `coreml`; without, [`ExportPlan::MAX_CONTEXT`], or the model's context if that is shorter.
+    /// Slots of the cache of target `coreml` and of Core ML packages; without, [`ExportPlan::MAX_CONTEXT`], or the model's context if that is shorter.
     pub max_context: Option<u64>,
-    /// New positions of the prefill graphs of target `coreml`, any order; without, [`ExportPlan::PREFILL`], each cut to the cache.
+    /// New positions that prefill is compiled for, in target `coreml` and in Core ML packages, any order; without, [`ExportPlan::PREFILL`], each cut to the cache.
     pub prefill: Vec<u64>,
     /// Precisions of Core ML packages, each once.
     pub packages: Vec<Precision>,
@@ -45,7 +45,7 @@ pub struct ExportPlan {
     pub page: bool,
     /// The checkpoint's layout, where it must not be detected.
     pub layout: Option<Layout>,
-    /// A file of statistics of the checkpoint's activations, by which int8 and q4 graphs are rounded.
+    /// A file of statistics of the checkpoint's activations, by which int8 and q4 graphs of target `cpu` are rounded.
     pub calibration: Option<PathBuf>,
     /// Whether an existing bundle is replaced. Anything else that exists is never touched.
     pub overwrite: bool,
@@ -54,10 +54,10 @@ pub struct ExportPlan {
 }
 
 impl ExportPlan {
-    /// Slots of the cache of target `coreml` unless something else is asked for.
+    /// Slots of a cache of fixed length unless something else is asked for.
     pub const MAX_CONTEXT: u64 = 1024;
-    /// New positions of the prefill graphs of target `coreml` unless something else is asked for: a follow-up question, and a
-    /// question about one image of 256 tokens.
+    /// New positions that prefill of fixed lengths is compiled for unless something else is asked for: a follow-up question,
+    /// and a question about one image of 256 tokens.
     pub const PREFILL: [u64; 2] = [64, 320];
 
     /// Whether there are decoders of fixed lengths, which [`ExportPlan::max_context`] and [`ExportPlan::prefill`] are about.

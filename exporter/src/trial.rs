@@ -1,16 +1,57 @@
 //! A prompt made of what will be written, before it is: with the code that a runtime will use.
 
 use crate::error::ExportError;
-use models::checkpoint::{Assets, Origin};
-use prompt::Prompter;
+use models::bundle::Content;
+use models::checkpoint::{Assets, Origin, TEXT_TEMPLATE};
 use prompt::text::Tokenizer;
+use prompt::{Message, Prompter};
 use std::path::Path;
 
-/// Opens tokenizer and template and asks a question, with an image and without.
+/// Asks a question of a checkpoint's files, with an image and without; what a user should know of the template is a warning.
 ///
 /// # Errors
 /// A file that no runtime could use: a broken template or tokenizer, special tokens that do not fit together.
-pub(crate) fn prompt(directory: &Path, assets: &Assets) -> Result<(), ExportError> {
+pub(crate) fn settle(directory: &Path, assets: &mut Assets) -> Result<(), ExportError> {
+    match assets.prompt.content {
+        Content::Parts => settle_content(directory, assets),
+        // Of Apple's layout.
+        Content::Text => {
+            let prompter = prompter(directory, assets, None)?;
+            let apples = self::prompter(directory, assets, Some(TEXT_TEMPLATE))?;
+            let question = [Message::user([], "What is it?")];
+            if prompter.build(&question)? != apples.build(&question)? {
+                assets.warnings.push(
+                    "the chat template in the files makes other prompts than the conversation `qwen_2`, which Apple's code \
+                     takes whatever the files have: the bundle has that of the files"
+                        .to_owned(),
+                );
+            }
+            Ok(())
+        }
+    }
+}
+
+/// What the chat template takes, found by asking: parts, or a text with the image's place in it.
+///
+/// # Errors
+/// As [`settle`].
+pub(crate) fn settle_content(directory: &Path, assets: &mut Assets) -> Result<(), ExportError> {
+    let declared = assets.prompt.content;
+    assets.prompt.content = Content::Parts;
+    if prompter(directory, assets, None).is_ok() {
+        return Ok(());
+    }
+    assets.prompt.content = Content::Text;
+    let text = prompter(directory, assets, None);
+    if text.is_err() && declared == Content::Parts {
+        assets.prompt.content = Content::Parts;
+        return prompter(directory, assets, None).map(drop);
+    }
+    text.map(drop)
+}
+
+/// Opens tokenizer and template, that of the files or another, and asks a question, with an image and without.
+fn prompter(directory: &Path, assets: &Assets, other: Option<&str>) -> Result<Prompter, ExportError> {
     let spec = &assets.prompt;
     let file = |path: &str| assets.files.iter().find(|file| file.path == path);
     let absent = |path: &str| ExportError::Internal {
@@ -23,7 +64,9 @@ pub(crate) fn prompt(directory: &Path, assets: &Assets) -> Result<(), ExportErro
         Origin::Kept | Origin::Adapted(_) => directory.join(&template.path).display().to_string(),
     };
     let tokenizer = Tokenizer::read(&directory.join(&tokenizer.path), &tokenizer.contents)?;
-    let text = String::from_utf8_lossy(&template.contents);
-    Prompter::new(tokenizer, (&name, &text), spec, assets.image.tokens)?.try_out()?;
-    Ok(())
+    let own = String::from_utf8_lossy(&template.contents);
+    let text = other.unwrap_or(&own);
+    let prompter = Prompter::new(tokenizer, (&name, text), spec, assets.image.tokens)?;
+    prompter.try_out()?;
+    Ok(prompter)
 }

@@ -450,6 +450,22 @@ fn weights_files_that_lie() {
     }
 }
 
+/// A template of transformers' layout may take texts, as Qwen2's own does: users then write the image's place themselves.
+#[test]
+fn a_template_that_takes_texts_is_taken() {
+    let world = World::new();
+    fs::write(
+        world.path("model/chat_template.jinja"),
+        models::checkpoint::TEXT_TEMPLATE,
+    )
+    .unwrap();
+    world.exported(&["--model", "model", "-o", "b", "--precision", "fp16"]);
+    let bundle = models::bundle::Bundle::open(&world.path("b")).unwrap();
+    assert_eq!(bundle.prompt.content, models::bundle::Content::Text);
+    fs::write(world.path("model/chat_template.jinja"), "{{ 'hello' }}").unwrap();
+    world.refused(&["--model", "model", "-o", "c"], &["chat_template.jinja"]);
+}
+
 /// The tokenizers library panics on it: nobody sees that, and the error names the file.
 #[test]
 fn a_caught_panic_is_an_error_alone() {

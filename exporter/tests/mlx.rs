@@ -15,6 +15,7 @@ mod world;
 mod write;
 
 use mlx_write::{channels_last, grouped};
+use models::checkpoint::TEXT_TEMPLATE;
 use ran::tree;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -227,6 +228,22 @@ fn a_bundle_of_bf16_is_that_of_the_other_layouts() {
     same(&mlx, &llava, &[layouts("mlx", "llava")], 1);
     let contents = ("/prompt/content", [json!("text"), json!("parts")]);
     same(&mlx, &plain, &[layouts("mlx", "transformers"), contents], 2);
+}
+
+/// Apple's code takes its own conversation, whatever template the files have.
+#[test]
+fn a_template_that_apples_code_would_not_take_is_a_warning() {
+    let world = World::new();
+    let apples = apples(&world.json("model/config.json"));
+    let stored = with_names(&world.demo(), &LLAVA);
+    write::float32(&world.beside("llava", &apples), &stored);
+    let other = TEXT_TEMPLATE.replace("helpful", "terse");
+    for (template, warned) in [(TEXT_TEMPLATE, false), (other.as_str(), true)] {
+        fs::write(world.path("llava/chat_template.jinja"), template).unwrap();
+        let ran = world.exported(&["--model", "llava", "--dry-run"]);
+        let said = ran.stdout + &ran.stderr;
+        assert_eq!(said.contains("makes other prompts"), warned, "{said}");
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use crate::setup::model::Deployed;
 use crate::setup::subject::{Precision, Target, Variant};
 use crate::synth;
 use models::bundle::Bundle;
+use models::checkpoint::SINGLE;
 use runtime::image::Picture;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -145,6 +146,19 @@ impl Workspace {
     /// Whether a bundle was given to be put to the test.
     pub fn has_given_bundle(&self) -> bool {
         self.given.bundle.is_some()
+    }
+
+    /// For claims about models that we make ourselves.
+    ///
+    /// # Errors
+    /// A skip where a bundle was given: they say nothing about it.
+    pub fn require_ours(&self) -> Result<(), CaseError> {
+        if self.has_given_bundle() {
+            return Err(CaseError::Skip(
+                "it says nothing about the given bundle".to_owned(),
+            ));
+        }
+        Ok(())
     }
 
     /// The model that a reference was recorded with, exported as portable in every precision; or the bundle that was given.
@@ -328,9 +342,6 @@ const DEMO: &str = "models/demo/checkpoint";
 /// Longest edge of a scene: a reference is a file, and files lie.
 const MAX_EDGE: u32 = 8192;
 
-/// The file of a checkpoint that tells weights apart.
-const WEIGHTS: &str = "model.safetensors";
-
 /// A file that a reference names: as the recorder wrote it, relative to where it ran; or beside the reference.
 fn find(path: &str, reference: &Path) -> PathBuf {
     let named = Path::new(path);
@@ -354,12 +365,12 @@ fn check_weights(source: &Source, bundle: &Bundle) -> Result<(), CaseError> {
     let found = bundle
         .source
         .iter()
-        .find(|file| file.path == WEIGHTS)
+        .find(|file| file.path == SINGLE)
         .map(|file| &file.sha256);
     match found {
         Some(found) if found != expected => Err(CaseError::Failed {
             context: format!("comparing with a reference of `{path}`"),
-            message: format!("`{WEIGHTS}` has SHA-256 {found}, the reference was recorded with {expected}"),
+            message: format!("`{SINGLE}` has SHA-256 {found}, the reference was recorded with {expected}"),
         }),
         _ => Ok(()),
     }

@@ -227,7 +227,7 @@ fn recipe(padded: bool) -> Result<Findings, CaseError> {
 
 /// What the bundles of both layouts say, against the published recipes.
 fn specs(workspace: &Workspace) -> Result<Findings, CaseError> {
-    ours(workspace)?;
+    workspace.require_ours()?;
     let mut findings = Findings::default();
     let published = |aspect, alpha| ImageSpec {
         height: 256,
@@ -260,16 +260,6 @@ fn specs(workspace: &Workspace) -> Result<Findings, CaseError> {
     Ok(findings)
 }
 
-/// These claims are about models that we make ourselves.
-fn ours(workspace: &Workspace) -> Result<(), CaseError> {
-    if workspace.has_given_bundle() {
-        return Err(CaseError::Skip(
-            "it says nothing about the given bundle".to_owned(),
-        ));
-    }
-    Ok(())
-}
-
 /// The recipe of a reference's model: its bundle's. A large model's is that of the small one of its layout, but for
 /// the side.
 fn spec(reference: &Reference, workspace: &Workspace, side: usize) -> Result<ImageSpec, CaseError> {
@@ -285,7 +275,7 @@ fn spec(reference: &Reference, workspace: &Workspace, side: usize) -> Result<Ima
 }
 
 fn recorded(reference: &Reference, workspace: &Workspace) -> Result<Findings, CaseError> {
-    ours(workspace)?;
+    workspace.require_ours()?;
     let mut findings = Findings::default();
     for case in &reference.cases {
         let Some(check) = case.checks.iter().find(|check| check.value == "pixel_values") else {

@@ -191,7 +191,7 @@ fn qwen2_conversations(workspace: &Workspace) -> Result<Findings, CaseError> {
 }
 
 fn demo(workspace: &Workspace) -> Result<Findings, CaseError> {
-    ours(workspace)?;
+    workspace.require_ours()?;
     let deployed = workspace.demo()?;
     let bundle = &deployed.bundle;
     check_recorded(
@@ -200,16 +200,6 @@ fn demo(workspace: &Workspace) -> Result<Findings, CaseError> {
         bundle.image.tokens,
         &prompts()?.demo,
     )
-}
-
-/// These claims are about models that we make ourselves.
-fn ours(workspace: &Workspace) -> Result<(), CaseError> {
-    if workspace.has_given_bundle() {
-        return Err(CaseError::Skip(
-            "it says nothing about the given bundle".to_owned(),
-        ));
-    }
-    Ok(())
 }
 
 fn check_recorded(
@@ -349,7 +339,7 @@ fn byte_ids(text: &str, special: usize, first: i64) -> Vec<i64> {
 }
 
 fn bytes(workspace: &Workspace) -> Result<Findings, CaseError> {
-    ours(workspace)?;
+    workspace.require_ours()?;
     let mut findings = Findings::default();
     // The llava layout does not know `<image>`.
     for (layout, special) in [("llava", 3), ("transformers", 4)] {
@@ -415,7 +405,7 @@ fn chat_ml(messages: &[Message], layout: &str) -> String {
 }
 
 fn conversations(layout: &str, workspace: &Workspace) -> Result<Findings, CaseError> {
-    ours(workspace)?;
+    workspace.require_ours()?;
     let deployed = workspace.deployed(&small(layout, 1))?;
     let prompter = prompter(&deployed)?;
     let image_tokens = deployed.bundle.image.tokens;
@@ -483,7 +473,7 @@ fn has_prompts(reference: &Reference) -> bool {
 }
 
 fn recorded(reference: &Reference, workspace: &Workspace) -> Result<Findings, CaseError> {
-    ours(workspace)?;
+    workspace.require_ours()?;
     let deployed = workspace.deployed_for(reference, Target::Portable)?;
     let prompter = prompter(&deployed)?;
     let mut findings = Findings::default();

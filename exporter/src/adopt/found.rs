@@ -2,21 +2,12 @@
 
 use crate::error::ExportError;
 use crate::onnx;
+use crate::plan::Variant;
 use models::arch::Network;
-use models::bundle::Precision;
+use models::bundle::{Precision, Target};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-
-/// What file names end with, before the extension, as transformers.js has it.
-const SUFFIXES: [(&str, Precision); 6] = [
-    ("", Precision::Fp32),
-    ("_fp16", Precision::Fp16),
-    ("_int8", Precision::Int8),
-    ("_quantized", Precision::Q8),
-    ("_q4", Precision::Q4),
-    ("_q4f16", Precision::Q4F16),
-];
 
 /// Most files of a directory that are looked at.
 const MOST_FILES: usize = 1 << 14;
@@ -34,12 +25,8 @@ pub(super) struct Found {
 
 /// The file of a network in a precision, in the folder of graphs.
 pub(super) fn file_name(network: Network, precision: Precision) -> String {
-    let suffix = SUFFIXES.iter().find(|(_, known)| *known == precision);
-    format!(
-        "{}{}.onnx",
-        network.name(),
-        suffix.map_or("", |(suffix, _)| suffix)
-    )
+    let suffix = Variant::new(Target::Portable, precision).map_or("", Variant::suffix);
+    format!("{}{suffix}.onnx", network.name())
 }
 
 /// Looks into the folder of graphs.

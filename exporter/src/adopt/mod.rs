@@ -23,7 +23,7 @@ use crate::{target, trial, write};
 use found::{Found, Inside};
 use models::arch::{self, Network};
 use models::bundle::{
-    Bundle, Content, FILE_NAME, FileEntry, GraphEntry, KvSpec, ModelInfo, Precision, SCHEMA, Target, Variant,
+    Bundle, FILE_NAME, FileEntry, GraphEntry, KvSpec, ModelInfo, Precision, SCHEMA, Target, Variant,
 };
 use models::checkpoint::{self, Accounting, Assets, SMALL_FILES};
 use models::config::ModelConfig;
@@ -141,7 +141,7 @@ impl Source {
         for asset in &assets.files {
             inside.check(&asset.path)?;
         }
-        settle_content(directory, &mut assets)?;
+        trial::settle_content(directory, &mut assets)?;
         let whole = directory
             .canonicalize()
             .map_err(ExportError::io("resolve", directory))?;
@@ -443,22 +443,6 @@ impl Source {
         staging.publish()?;
         Ok(bundle)
     }
-}
-
-/// What the chat template takes, found by asking: parts, or a text with the image's place in it.
-fn settle_content(directory: &Path, assets: &mut Assets) -> Result<(), ExportError> {
-    let declared = assets.prompt.content;
-    assets.prompt.content = Content::Parts;
-    if trial::prompt(directory, assets).is_ok() {
-        return Ok(());
-    }
-    assets.prompt.content = Content::Text;
-    let text = trial::prompt(directory, assets);
-    if text.is_err() && declared == Content::Parts {
-        assets.prompt.content = Content::Parts;
-        return trial::prompt(directory, assets);
-    }
-    text
 }
 
 /// Whether an engine may have the operators of a graph: those of ONNX, of ONNX Runtime, and functions of its own.

@@ -150,16 +150,11 @@ impl Bundle {
     /// the first image size the edges of the others.
     fn check_recipe(&self, problems: &mut Vec<String>) {
         let ImageSpec {
-            aspect,
-            alpha,
-            mean,
-            height,
-            shortest_edge,
-            ..
+            aspect, alpha, mean, ..
         } = &self.image;
         let content = self.prompt.content;
         let fits = match self.model.layout.as_str() {
-            "transformers" => *aspect == Aspect::Crop && content == Content::Parts,
+            "transformers" => *aspect == Aspect::Crop,
             "llava" | "mlx" => *alpha == Alpha::Dropped && content == Content::Text,
             _ => true,
         };
@@ -185,9 +180,7 @@ impl Bundle {
                 shortest_edge: edge,
                 ..
             } = encoder;
-            // The resize keeps its relation to the crop.
-            let own = u64::from(*height).max(1);
-            let expected = (u64::from(*shortest_edge) * u64::from(*side) + own / 2) / own;
+            let expected = self.image.edge_at(u64::from(*side));
             if self.lists("preprocessor_config.json") && u64::from(*edge) != expected {
                 problems.push(format!(
                     "images of {side} x {side} have shortest edge {edge}, expected {expected}"

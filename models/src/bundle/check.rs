@@ -4,7 +4,7 @@
 
 use super::{
     Bundle, CoreMlPackages, EmbeddingRows, FixedDecoder, GraphEntry, ImageSpec, Io, IoDim, KvSpec, MAX_FIXED,
-    MAX_LAYERS, MAX_SIDE, MAX_SIZE, SizedEncoder, Variant,
+    MAX_LAYERS, MAX_SIDE, MAX_SIZE, MAX_STOPS, MAX_VOCABULARY, SizedEncoder, Variant,
 };
 use crate::bundle::BundleError;
 use crate::dtype::DType;
@@ -19,7 +19,11 @@ impl Bundle {
     /// Everything that is wrong, in one error.
     pub fn check(&self, directory: &Path) -> Result<(), BundleError> {
         let mut problems = Vec::new();
-        self.check_numbers(&mut problems);
+        self.check_kv(&mut problems);
+        self.check_images(&mut problems);
+        self.check_prompt(&mut problems);
+        self.check_packages(&mut problems);
+        self.check_variants(&mut problems);
         self.check_files(directory, &mut problems);
         if problems.is_empty() {
             for variant in &self.variants {
@@ -40,12 +44,7 @@ impl Bundle {
         }
     }
 
-    fn check_numbers(&self, problems: &mut Vec<String>) {
-        let mut expect = |holds: bool, problem: String| {
-            if !holds {
-                problems.push(problem);
-            }
-        };
+    fn check_kv(&self, problems: &mut Vec<String>) {
         let KvSpec {
             layers,
             kv_heads,
@@ -57,12 +56,16 @@ impl Bundle {
         // As of a config, which has no more heads times their length either.
         let kv = (1..=MAX_LAYERS).contains(&layers) && sizes && size(kv_heads.saturating_mul(head_dim));
         expect(
+            problems,
             kv,
             format!(
                 "`kv` has {layers} layers, {kv_heads} heads of length {head_dim} and {max_context} positions, expected \
                  numbers above 0, at most {MAX_LAYERS} layers and {MAX_SIZE} of all else"
             ),
         );
+    }
+
+    fn check_images(&self, problems: &mut Vec<String>) {
         let image = &self.image;
         let mut sizes = BTreeMap::from([((image.height, image.width), image.clone())]);
         for encoder in self.variants.iter().flat_map(|variant| &variant.further_encoders) {
@@ -71,6 +74,7 @@ impl Bundle {
                 .entry((encoder.height, encoder.width))
                 .or_insert_with(|| of_size.clone());
             expect(
+                problems,
                 *known == of_size,
                 format!(
                     "images of {} x {} have shortest edge {} and {} tokens in one encoder, {} and {} in another",
@@ -86,30 +90,41 @@ impl Bundle {
         let side = |length: u32| (1..=MAX_SIDE).contains(&length);
         for image in sizes.values() {
             expect(
-                side(image.height) && side(image.width) && side(image.shortest_edge) && image.tokens > 0,
+                problems,
+                side(image.height)
+                    && side(image.width)
+                    && side(image.shortest_edge)
+                    && (1..=MAX_SIZE).contains(&image.tokens),
                 format!(
-                    "`image` is {} x {} with shortest edge {} and {} tokens, expected sides from 1 to {MAX_SIDE}",
+                    "`image` is {} x {} with shortest edge {} and {} tokens, expected sides from 1 to {MAX_SIDE} and \
+                     1 to {MAX_SIZE} tokens",
                     image.width, image.height, image.shortest_edge, image.tokens
                 ),
             );
         }
         let normal = |number: &f64| number.is_finite();
         expect(
+            problems,
             normal(&image.rescale)
                 && image.mean.iter().all(normal)
                 && image.std.iter().all(|std| std.is_finite() && *std != 0.0),
             "`image` has a scale, mean or deviation that cannot be divided by".to_owned(),
         );
+    }
+
+    fn check_prompt(&self, problems: &mut Vec<String>) {
         let prompt = &self.prompt;
         expect(
-            prompt.vocab_size > 0 && prompt.hidden_size > 0,
+            problems,
+            (1..=MAX_VOCABULARY).contains(&prompt.vocab_size) && (1..=MAX_SIZE).contains(&prompt.hidden_size),
             format!(
-                "`prompt` has {} tokens of length {}",
+                "`prompt` has a vocabulary of {} tokens of length {}, expected 1 to {MAX_VOCABULARY} of 1 to {MAX_SIZE}",
                 prompt.vocab_size, prompt.hidden_size
             ),
         );
         let known = |id: &i64| usize::try_from(*id).is_ok_and(|id| id < prompt.vocab_size);
         expect(
+            problems,
             prompt.stop_ids.iter().all(known) && prompt.image_token_id.as_ref().is_none_or(known),
             format!(
                 "`prompt` names ids beyond its vocabulary of {}",
@@ -118,18 +133,30 @@ impl Bundle {
         );
         let stops = |id: &i64| prompt.stop_ids.contains(id);
         if let Some(id) = prompt.image_token_id.filter(stops) {
-            let problem = format!(
+            problems.push(format!(
                 "`image_token_id` is {id}, which is a stop id too: {:?}",
                 prompt.stop_ids
-            );
-            expect(false, problem);
+            ));
         }
         expect(
+            problems,
             !prompt.stop_ids.is_empty(),
             "`stop_ids` is empty: no answer would end".to_owned(),
         );
+        expect(
+            problems,
+            prompt.stop_ids.len() <= MAX_STOPS,
+            format!(
+                "`stop_ids` has {} ids, expected at most {MAX_STOPS}",
+                prompt.stop_ids.len()
+            ),
+        );
+    }
+
+    fn check_packages(&self, problems: &mut Vec<String>) {
         let unknown: Vec<String> = self.unknown.iter().map(ToString::to_string).collect();
         expect(
+            problems,
             !(self.variants.is_empty() && self.packages.is_empty()),
             if unknown.is_empty() {
                 "there is neither a variant nor a package".to_owned()
@@ -137,6 +164,7 @@ impl Bundle {
                 format!("there is no form that this build knows: {}", unknown.join("; "))
             },
         );
+        let max_context = self.kv.max_context;
         let mut stored = BTreeSet::new();
         for packages in &self.packages {
             let CoreMlPackages {
@@ -146,10 +174,12 @@ impl Bundle {
                 ..
             } = packages;
             expect(
+                problems,
                 stored.insert(precision),
                 format!("packages of precision {precision} stand there twice"),
             );
             expect(
+                problems,
                 lengths_fit(*context, prefill, max_context),
                 format!(
                     "packages of precision {precision} have a cache of {context} slots and functions for {prefill:?} new \
@@ -157,10 +187,20 @@ impl Bundle {
                 ),
             );
             expect(
+                problems,
                 self.embedding_fits(&packages.embedding),
                 format!("the embedding of precision {precision} lies beyond the end of its file"),
             );
         }
+    }
+
+    fn check_variants(&self, problems: &mut Vec<String>) {
+        let KvSpec {
+            kv_heads,
+            head_dim,
+            max_context,
+            ..
+        } = self.kv;
         let mut seen = BTreeSet::new();
         for Variant {
             target,
@@ -173,6 +213,7 @@ impl Bundle {
             if let Some(FixedDecoder { context, prefill }) = fixed {
                 let lengths: Vec<usize> = prefill.iter().map(|one| one.new).collect();
                 expect(
+                    problems,
                     lengths_fit(*context, &lengths, max_context),
                     format!(
                         "variant {target} {precision} has a cache of {context} slots and graphs for {lengths:?} new ones, \
@@ -185,6 +226,7 @@ impl Bundle {
                     .fold(1, usize::saturating_mul);
                 let bias = context.saturating_add(most).saturating_mul(most);
                 expect(
+                    problems,
                     cache.max(bias) <= MAX_FIXED,
                     format!(
                         "variant {target} {precision} has a cache of {context} slots and graphs for up to {most} new ones: \
@@ -194,12 +236,14 @@ impl Bundle {
                 );
             }
             expect(
+                problems,
                 seen.insert((target, precision)),
                 format!("variant {target} {precision} stands there twice"),
             );
-            let mut sizes = BTreeSet::from([(image.height, image.width)]);
+            let mut sizes = BTreeSet::from([(self.image.height, self.image.width)]);
             for SizedEncoder { height, width, .. } in further_encoders {
                 expect(
+                    problems,
                     sizes.insert((*height, *width)),
                     format!("variant {target} {precision} has two encoders of images of {width} x {height}"),
                 );
@@ -408,6 +452,13 @@ const PACKAGE: [&str; 3] = [
     "Data/com.apple.CoreML/model.mlmodel",
     "Data/com.apple.CoreML/weights/weight.bin",
 ];
+
+/// Takes note of a problem where something does not hold.
+fn expect(problems: &mut Vec<String>, holds: bool, problem: String) {
+    if !holds {
+        problems.push(problem);
+    }
+}
 
 /// Whether a cache has a length that the model knows, and prefill lengths ascend inside it.
 fn lengths_fit(context: usize, prefill: &[usize], max_context: usize) -> bool {

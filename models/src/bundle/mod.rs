@@ -39,6 +39,10 @@ const MAX_BYTES: u64 = 64 << 20;
 const MAX_LAYERS: usize = 4096;
 /// Most heads, numbers of all heads together, and positions: no config has more.
 const MAX_SIZE: usize = 1 << 24;
+/// Most tokens of a vocabulary: the runtime keeps what each of them says.
+const MAX_VOCABULARY: usize = 1 << 22;
+/// Most ids that end an answer.
+const MAX_STOPS: usize = 1024;
 /// Most numbers of one tensor of a decoder of fixed lengths: it is made whole when a sequence begins.
 const MAX_FIXED: usize = 1 << 31;
 /// Longest side of an image.
@@ -400,6 +404,15 @@ pub struct SizedEncoder {
 }
 
 impl ImageSpec {
+    /// [`ImageSpec::shortest_edge`] for images of another side: the resize keeps its relation to the crop.
+    pub fn edge_at(&self, side: u64) -> u64 {
+        let own = u64::from(self.height).max(1);
+        u64::from(self.shortest_edge)
+            .saturating_mul(side)
+            .saturating_add(own / 2)
+            / own
+    }
+
     /// The same for the images of another encoder.
     fn of(&self, encoder: &SizedEncoder) -> ImageSpec {
         ImageSpec {

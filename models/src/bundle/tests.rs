@@ -485,6 +485,22 @@ fn what_breaks_the_contract_is_named() {
             expected: "`stop_ids` is empty",
         },
         Case {
+            change: |b| b.prompt.stop_ids = vec![49; 1025],
+            expected: "`stop_ids` has 1025 ids, expected at most 1024",
+        },
+        Case {
+            change: |b| b.image.tokens = 10_000_000_000,
+            expected: "1 to 16777216 tokens",
+        },
+        Case {
+            change: |b| b.prompt.vocab_size = 4_294_967_295,
+            expected: "expected 1 to 4194304 of 1 to 16777216",
+        },
+        Case {
+            change: |b| b.prompt.hidden_size = 1 << 40,
+            expected: "expected 1 to 4194304 of 1 to 16777216",
+        },
+        Case {
             change: |b| b.prompt.image_token_id = Some(-1),
             expected: "beyond its vocabulary of 50",
         },

@@ -27,13 +27,14 @@ mod weight_files;
 pub use crate::config::Layout;
 pub use accounting::{Accounting, Ignored, Used};
 pub use adapter::{Adapter, Merged, adapter_files, check_adapter_config};
-pub use assets::{Asset, Assets, Origin, SMALL_FILES, input_files, is_named_template};
+pub use assets::{Asset, Assets, Origin, SMALL_FILES, TEXT_TEMPLATE, input_files, is_named_template};
 pub use canonical::{Canonical, canonical, canonical_with};
 pub use error::{CheckpointError, WeightProblems};
 pub use license::is_license;
 pub use small::MAX_INDEX;
 pub use statistics::{FINGERPRINT, Statistics, moments_name, peaks_name};
 pub use tensor_file::{StoredTensor, StoredType, TensorFile};
+pub use weight_files::SINGLE;
 
 use crate::config::{CONFIG, Declared, ModelConfig};
 use crate::dtype::DType;

@@ -171,9 +171,24 @@ impl TensorFile {
     /// # Errors
     /// A file that cannot be read, or is not what its format demands; one sentence says where.
     pub fn open(path: &Path) -> Result<TensorFile, CheckpointError> {
+        TensorFile::open_by(path, torch::validate)
+    }
+
+    /// Opens a file of tensors, which may be an empty dict that `torch.save` wrote.
+    ///
+    /// # Errors
+    /// As [`TensorFile::open`].
+    pub(super) fn open_any(path: &Path) -> Result<TensorFile, CheckpointError> {
+        TensorFile::open_by(path, torch::validate_any)
+    }
+
+    fn open_by(
+        path: &Path,
+        of_torch: fn(&[u8]) -> Result<Content, String>,
+    ) -> Result<TensorFile, CheckpointError> {
         TensorFile::read_by(path, |bytes| {
             if torch::looks_like(bytes) {
-                return torch::validate(bytes);
+                return of_torch(bytes);
             }
             // Of safetensors the ninth byte begins a JSON object.
             let other = bytes.get(8) != Some(&b'{');

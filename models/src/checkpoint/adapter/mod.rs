@@ -171,7 +171,12 @@ impl Adapter {
     }
 
     fn add(&mut self, path: &Path, kind: Kind) -> Result<(), CheckpointError> {
-        let tensors = TensorFile::open(path)?;
+        // LLaVA's script writes them whatever was trained: beside LoRA, perhaps nothing.
+        let beside = kind == Kind::Trainables && self.files.iter().any(|file| file.kind == Kind::Lora);
+        let tensors = match beside {
+            true => TensorFile::open_any(path)?,
+            false => TensorFile::open(path)?,
+        };
         let file = file_name(path);
         if let [first, rest @ ..] = tensors.skipped() {
             let more = if rest.is_empty() {

@@ -17,8 +17,10 @@ impl<'a> Fit<'a> {
     /// What can only be said of all tensors together.
     pub(super) fn look_at_the_whole(&mut self, targets: &BTreeMap<String, Parts<'a>>) {
         let adapter = self.adapter;
+        let lora = adapter.files.iter().any(|file| file.kind == Kind::Lora);
         for file in &adapter.files {
-            if file.tensors.tensors().is_empty() {
+            let needed = !lora || file.kind != Kind::Trainables;
+            if needed && file.tensors.tensors().is_empty() {
                 let file = file_name(file.tensors.path());
                 self.problems.push(format!("`{file}` has no tensors"));
             }

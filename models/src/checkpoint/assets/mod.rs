@@ -22,8 +22,8 @@ use clients::{client_config, client_image, client_processor, client_tokenizer};
 use image::{llava_aspect, llava_image, transformers_image};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-pub use text::is_named_template;
 use text::{Ids, image_token, special_tokens, stop_ids, template, tokenizer};
+pub use text::{TEXT_TEMPLATE, is_named_template};
 
 /// What a bundle needs beside the networks.
 #[derive(Debug, Clone, PartialEq)]

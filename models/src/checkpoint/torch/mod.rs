@@ -33,6 +33,18 @@ pub(super) fn looks_like(bytes: &[u8]) -> bool {
 /// # Errors
 /// One sentence that names what was found and what was expected.
 pub(super) fn validate(bytes: &[u8]) -> Result<Content, String> {
+    let content = validate_any(bytes)?;
+    if content.tensors.is_empty() {
+        return Err(state::empty(&content.skipped));
+    }
+    Ok(content)
+}
+
+/// The same of a file that may be an empty dict.
+///
+/// # Errors
+/// As [`validate`].
+pub(super) fn validate_any(bytes: &[u8]) -> Result<Content, String> {
     if bytes.starts_with(b"PK") {
         archive::read(bytes)
     } else if is_tar(bytes) {

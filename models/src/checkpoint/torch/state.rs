@@ -65,7 +65,7 @@ pub(super) fn read<'v, 'a>(loaded: &'v Loaded<'a>) -> Result<State<'v, 'a>, Stri
         }
     }
     let skipped: Vec<String> = skipped.into_iter().map(Cow::into_owned).collect();
-    if tensors.is_empty() {
+    if tensors.is_empty() && !skipped.is_empty() {
         return Err(empty(&skipped));
     }
     Ok(State { tensors, skipped })
@@ -92,7 +92,8 @@ fn label<'a>(values: &Values<'a>, key: Id) -> Cow<'a, str> {
     }
 }
 
-fn empty(skipped: &[String]) -> String {
+/// What a file without tensors holds.
+pub(super) fn empty(skipped: &[String]) -> String {
     let shown: Vec<String> = skipped
         .iter()
         .take(SHOWN)

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 mod attacks;
 
-/// Files that `conformance/reference/torch_files.py` made with torch, and what torch reads of them.
+/// Files that `torch_files.py` of conformance's recorder made with torch, and what torch reads of them.
 fn made_by_torch() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/torch")
 }

@@ -1,6 +1,28 @@
 //! What lies beside an adapter's tensors, and where it lies: what is said of it and done with it.
 
 use super::*;
+use crate::checkpoint::torch::write::Saved;
+
+/// LLaVA's script writes what was trained beside LoRA, also where that is nothing.
+#[test]
+fn nothing_may_be_trained_beside_lora() {
+    let base = base(Layout::Llava, true);
+    let mut stored = Stored::new();
+    pair(&mut stored, "model.layers.0.self_attn.q_proj", [16, 16], 4);
+    let adapter = adapter(&lora(4, 8.0), &stored);
+    let (_, alone) = merge(base.path(), &[(adapter.path(), 1.0)]).unwrap();
+    let empty = Saved::default();
+    for bytes in [empty.archive(), empty.legacy()] {
+        fs::write(adapter.path().join("non_lora_trainables.bin"), &bytes).unwrap();
+        let (_, beside) = merge(base.path(), &[(adapter.path(), 1.0)]).unwrap();
+        assert_eq!(beside.merged, alone.merged);
+        // Alone it is no adapter.
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("non_lora_trainables.bin"), &bytes).unwrap();
+        let error = merge(base.path(), &[(folder.path(), 1.0)]).unwrap_err();
+        assert!(error.contains("holds an empty dict and no tensor"), "{error}");
+    }
+}
 
 #[test]
 fn what_is_odd_about_an_adapter_is_said() {
