@@ -1,10 +1,11 @@
 //! Flags that the commands have in common: who computes, with which of a bundle's graphs, and how.
 
 use crate::backend::{CoreMlFormat, CoreMlOptions, CoreMlUnits};
-use crate::{Options, Precision, Provider, Target, UnknownWord};
+use crate::{BackendError, EngineError, Options, Precision, Provider, Target, UnknownWord};
+use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, ValueEnum};
-use std::path::PathBuf;
+use models::bundle::BundleError;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// Who computes, with which graphs, and how: to be flattened into a command's flags.
@@ -39,12 +40,12 @@ pub struct EngineFlags {
     threads: Option<usize>,
 
     /// What Core ML may compute on
-    #[arg(long, value_name = "UNITS", value_enum, default_value_t = Units::All)]
-    coreml_units: Units,
+    #[arg(long, value_name = "UNITS", value_enum, default_value_t)]
+    coreml_units: CoreMlUnits,
 
     /// In which format Core ML is given the graphs
-    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::MlProgram)]
-    coreml_format: Format,
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    coreml_format: CoreMlFormat,
 
     /// Let Core ML prepare for the fastest answers: a longer first start, more disk
     #[arg(long)]
@@ -57,28 +58,6 @@ pub struct EngineFlags {
     /// Let nodes of target coreml stay on the CPU, instead of failing
     #[arg(long)]
     coreml_partial: bool,
-}
-
-/// What Core ML may compute on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Units {
-    /// Whatever is best
-    All,
-    /// The CPU and the Neural Engine
-    CpuAndNe,
-    /// The CPU and the GPU
-    CpuAndGpu,
-    /// The CPU
-    Cpu,
-}
-
-/// In which format Core ML is given the graphs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// What our graphs are written for
-    MlProgram,
-    /// The older one, which knows fewer operators
-    NeuralNetwork,
 }
 
 /// A member of a closed set by its name, which help and completions list.
@@ -110,26 +89,67 @@ impl EngineFlags {
         Some(format!("--threads is {threads}, expected 1 to {most}"))
     }
 
-    /// Whether ONNX Runtime is pointed to although nobody will use it.
-    pub fn ignores_library(&self) -> bool {
-        self.provider == Provider::Tract && self.onnxruntime.is_some()
+    /// What is not done as the flags say, one sentence each.
+    pub fn notices(&self) -> Vec<String> {
+        let mut notices = Vec::new();
+        if self.provider == Provider::Tract && self.onnxruntime.is_some() {
+            notices.push("--onnxruntime is only looked at if tract cannot run".to_owned());
+        }
+        let threads = self.options().thread_count();
+        if self.threads.is_some_and(|asked| asked > threads) {
+            notices.push(format!(
+                "--threads: {threads} threads are used, four for each processor"
+            ));
+        }
+        notices
     }
 
     /// What the flags about Core ML mean.
     fn coreml(&self) -> CoreMlOptions {
         CoreMlOptions::default()
-            .with_units(match self.coreml_units {
-                Units::All => CoreMlUnits::All,
-                Units::CpuAndNe => CoreMlUnits::CpuAndNe,
-                Units::CpuAndGpu => CoreMlUnits::CpuAndGpu,
-                Units::Cpu => CoreMlUnits::Cpu,
-            })
-            .with_format(match self.coreml_format {
-                Format::MlProgram => CoreMlFormat::MlProgram,
-                Format::NeuralNetwork => CoreMlFormat::NeuralNetwork,
-            })
+            .with_units(self.coreml_units)
+            .with_format(self.coreml_format)
             .with_fast_prediction(self.coreml_fast_prediction)
             .with_cache(self.coreml_cache.clone())
             .with_partial(self.coreml_partial)
     }
+}
+
+/// What a user of these flags, or of the exporter's, could do about an error of the library, which knows no flags.
+pub fn hint(error: &EngineError, model: &Path) -> Option<String> {
+    let words = match error {
+        EngineError::Bundle(BundleError::NotABundle { .. }) => {
+            return Some(format!(
+                "`fvlm-export --output {}` makes one of the demo model; --model names another",
+                model.display()
+            ));
+        }
+        EngineError::Backend(BackendError::InstructionSet { variable, .. }) => {
+            return Some(format!("without {variable} the best of this processor is used"));
+        }
+        EngineError::Bundle(BundleError::Schema { .. }) => {
+            "export it again with the fvlm-export of this version"
+        }
+        EngineError::Bundle(BundleError::Broken { .. }) | EngineError::Backend(BackendError::Altered(_)) => {
+            "`fvlm-export --verify` names every file that is not as it was written; copy the bundle, or export it, again"
+        }
+        EngineError::Backend(BackendError::Unavailable { provider, .. }) if *provider != Provider::Tract => {
+            "without --no-fallback another provider is used; --onnxruntime PATH names the library"
+        }
+        EngineError::NoVariant {
+            variants, packages, ..
+        } if variants.is_empty() && !packages.is_empty() => {
+            "packages are for --provider coreml-native, on a Mac, in a program that was built with `--features \
+             coreml-native`; `fvlm-export --to onnx --to coreml` writes graphs for everyone beside them"
+        }
+        EngineError::NoVariant { .. } => {
+            "leave --precision and --target out, or export what is missing: `fvlm-export --precision ...`"
+        }
+        EngineError::NoImageSize { .. } => {
+            "leave --image-size out, or export it: `fvlm-export --image-size ...`"
+        }
+        EngineError::Backend(BackendError::NotWhole { .. }) => "--coreml-partial allows the rest on the CPU",
+        _ => return None,
+    };
+    Some(words.to_owned())
 }

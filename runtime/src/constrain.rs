@@ -46,6 +46,25 @@ pub enum Constraint {
     Choices(Vec<String>),
 }
 
+impl Constraint {
+    /// About how many bytes of memory it takes, and whether that is as few as what is compiled may be: to be asked before it
+    /// waits for its turn. It may be wrong otherwise.
+    ///
+    /// # Errors
+    /// [`ConstraintError::TooLarge`].
+    #[cfg(feature = "constrain")]
+    pub fn size(&self) -> Result<usize, ConstraintError> {
+        match self {
+            Constraint::JsonSchema(schema) => schema::size(schema),
+            Constraint::JsonObject => Ok(0),
+            Constraint::Regex(regex) => grammar::length("regular expression", [regex.as_str()]),
+            Constraint::Choices(choices) => {
+                grammar::length("list of choices", choices.iter().map(String::as_str))
+            }
+        }
+    }
+}
+
 /// A constraint that cannot be kept, or an answer that cannot go on within it.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]

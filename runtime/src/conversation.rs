@@ -117,6 +117,15 @@ impl Conversation {
         self.shift.allowed = allowed;
     }
 
+    /// `messages` without those that a context shift of this conversation left out before: what [`Conversation::chat`] begins
+    /// to read of them, as long as it leaves room for an answer. All of them where none was left out, or another conversation
+    /// goes on.
+    #[must_use]
+    pub fn without_left_out(&self, messages: &[Message]) -> Vec<Message> {
+        let image_token = &self.model().bundle().prompt.image_token;
+        self.shift.remembered(messages, image_token)
+    }
+
     /// Prepares an image, so that messages can name it. The same image is the same id.
     ///
     /// # Errors

@@ -44,7 +44,7 @@ pub use generate::{Finish, Piece};
 pub use logprobs::{LogprobRecord, TokenLogprob};
 pub use model::{ImageSize, Model, ProviderReport, at_image_size};
 pub use models::bundle::{Precision, Target, UnknownWord};
-pub use request::{DEFAULT_MAX_TOKENS, DEFAULT_PROMPT, MAX_LOGPROBS, Request};
+pub use request::{DEFAULT_MAX_TOKENS, DEFAULT_PROMPT, MAX_LOGPROBS, MAX_TOKENS, Request};
 pub use sample::Sampling;
 pub use stats::Stats;
 pub use timeline::Timeline;

@@ -9,6 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Tokens of an answer where nobody says how many.
 pub const DEFAULT_MAX_TOKENS: usize = 256;
 
+/// Most tokens of an answer that commands and servers take: more than any model holds.
+pub const MAX_TOKENS: usize = 10_000_000;
+
 /// Most alternatives of a token whose log-probabilities can be asked for.
 pub const MAX_LOGPROBS: usize = 20;
 

@@ -45,6 +45,22 @@ impl Shift {
         self.dropped.clear();
     }
 
+    /// `messages` without those that were left out last: the beginning of what is read next, if it leaves room enough.
+    pub(crate) fn remembered(&self, messages: &[Message], image_token: &str) -> Vec<Message> {
+        let (head, rest) = split(messages);
+        let begins = begins(rest);
+        match begins.get(self.known(rest, &begins)) {
+            Some(&begin) => without(head, rest, begin, image_token),
+            None => messages.to_vec(),
+        }
+    }
+
+    /// The turn that the prompt begins with where all after it fits: the first, or as before of a conversation that goes on.
+    fn known(&self, rest: &[Message], begins: &[usize]) -> usize {
+        let known = begins.iter().position(|&begin| begin == self.dropped.len());
+        known.filter(|_| rest.starts_with(&self.dropped)).unwrap_or(0)
+    }
+
     /// The prompt of `messages`, without the oldest turns where it would not leave `room`; and how many turns are left out.
     /// The last turn stays, whether it fits or not. `image_token` marks the place of an image in a text.
     pub(crate) fn fit(
@@ -54,19 +70,13 @@ impl Shift {
         room: Room,
         build: &dyn Fn(&[Message]) -> Result<Prompt, EngineError>,
     ) -> Result<(Prompt, usize), EngineError> {
-        let head = messages.iter().take_while(|one| one.role == Role::System).count();
-        let (head, rest) = messages.split_at(head);
-        // Where turns begin; all before the last may go.
-        let begins: Vec<usize> = (0..rest.len())
-            .filter(|&index| index == 0 || rest[index].role == Role::User)
-            .collect();
-        let known = begins.iter().position(|&begin| begin == self.dropped.len());
-        let known = known.filter(|_| rest.starts_with(&self.dropped)).unwrap_or(0);
-        let prompt_from = |turn: usize| build(&without(head, rest, begins[turn], image_token));
+        let (head, rest) = split(messages);
+        let begins = begins(rest);
         if begins.is_empty() {
             return Ok((build(messages)?, 0));
         }
-        let mut turn = known;
+        let prompt_from = |turn: usize| build(&without(head, rest, begins[turn], image_token));
+        let mut turn = self.known(rest, &begins);
         let mut prompt = prompt_from(turn)?;
         if !room.is_in(&prompt) {
             // The first turn from which on it fits, by halves: a prompt is shorter the later it begins.
@@ -88,6 +98,19 @@ impl Shift {
         }
         Ok((prompt, turn))
     }
+}
+
+/// Instructions, and what follows them.
+fn split(messages: &[Message]) -> (&[Message], &[Message]) {
+    let head = messages.iter().take_while(|one| one.role == Role::System).count();
+    messages.split_at(head)
+}
+
+/// Where turns begin in the messages after the instructions; all before the last may go.
+fn begins(rest: &[Message]) -> Vec<usize> {
+    (0..rest.len())
+        .filter(|&index| index == 0 || rest[index].role == Role::User)
+        .collect()
 }
 
 /// The messages without the first `count` after the instructions, whose images the next one has.
@@ -160,8 +183,11 @@ mod tests {
         let (prompt, left_out) = fit(&mut shift, &messages, 60);
         let expected = [&expected[..], &messages[6..]].concat();
         assert_eq!((prompt, left_out), (build(&expected).unwrap(), 2));
+        assert_eq!(shift.remembered(&messages, "<image>"), expected);
         // Another conversation is not this one, and nothing of it is left out.
         let other = [user("hello")];
+        assert_eq!(shift.remembered(&other, "<image>"), other);
+        assert_eq!(shift.remembered(&[], "<image>"), []);
         assert_eq!(fit(&mut shift, &other, 60), (build(&other).unwrap(), 0));
     }
 

@@ -5,18 +5,15 @@ use crate::output::Complaint;
 use crate::plan::open_bundle;
 use conformance::bench::Settings;
 use conformance::loaded::{self, Combination, Missing};
+use runtime::{MAX_TOKENS, Options};
 use std::path::Path;
 
-/// Most threads that make sense; a typo must not start thousands.
-pub(crate) const MAX_THREADS: usize = 1024;
 /// Most rounds, and runs before the one that counts.
 const MAX_RUNS: usize = 1000;
 /// Most scenes that are described.
 const MAX_SCENES: usize = 100_000;
 /// Most scenes that are described at once.
 const MAX_BATCH: usize = 64;
-/// Most tokens: more than any model holds.
-const MAX_TOKENS: usize = 10_000_000;
 
 /// Everything that a bench needs to know.
 #[derive(Debug)]
@@ -115,7 +112,7 @@ fn check_numbers(flags: &Bench) -> Result<(), Complaint> {
     range("scenes", flags.scenes, 0, MAX_SCENES);
     range("batch", flags.batch, 1, MAX_BATCH);
     if let Some(threads) = flags.threads {
-        range("threads", threads, 1, MAX_THREADS);
+        range("threads", threads, 1, Options::MAX_THREADS);
     }
     if flags.prompt.trim().is_empty() {
         problems.push("--prompt is empty, expected a question".to_owned());

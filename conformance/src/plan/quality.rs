@@ -2,11 +2,12 @@
 
 use crate::cli::quality::Quality;
 use crate::output::Complaint;
-use crate::plan::bench::{MAX_THREADS, check_apart, check_file};
+use crate::plan::bench::{check_apart, check_file};
 use crate::plan::{embedded_references, open_bundle};
 use conformance::loaded::{self, Combination};
 use conformance::quality::Settings;
 use models::bundle::Bundle;
+use models::checkpoint::SINGLE;
 use runtime::{Options, Precision, Provider, Target};
 use std::path::{Path, PathBuf};
 
@@ -15,9 +16,6 @@ const REFERENCE: (Target, Precision) = (Target::Portable, Precision::Fp32);
 
 /// Most positions: more than any model holds.
 const MAX_POSITIONS: usize = 10_000_000;
-
-/// The file of a checkpoint by which weights are told apart.
-const WEIGHTS: &str = "model.safetensors";
 
 /// A form of a bundle.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,7 +158,7 @@ impl Plan {
         }
         let bundle = bundles.swap_remove(0).1;
         let compared_with = against.as_ref().map_or(&bundle, |(_, against)| against);
-        let weights = compared_with.source.iter().find(|file| file.path == WEIGHTS);
+        let weights = compared_with.source.iter().find(|file| file.path == SINGLE);
         Ok(Plan {
             settings: Settings {
                 image: flags.image.clone(),
@@ -194,9 +192,12 @@ fn check_numbers(flags: &Quality) -> Result<(), Complaint> {
     }
     if let Some(threads) = flags
         .threads
-        .filter(|threads| !(1..=MAX_THREADS).contains(threads))
+        .filter(|threads| !(1..=Options::MAX_THREADS).contains(threads))
     {
-        problems.push(format!("--threads is {threads}, expected 1 to {MAX_THREADS}"));
+        problems.push(format!(
+            "--threads is {threads}, expected 1 to {}",
+            Options::MAX_THREADS
+        ));
     }
     if flags.prompt.trim().is_empty() {
         problems.push("--prompt is empty, expected a question".to_owned());

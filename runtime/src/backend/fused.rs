@@ -16,6 +16,7 @@ use kernels::{Isa, layout};
 use models::dtype::DType;
 use models::fused::{self, Encoding, Fused, TableEncoding};
 use std::marker::PhantomData;
+use std::ops::Range;
 
 // The kernels know nothing of bundles; that they read weights as a bundle stores them is said here.
 const _: () = {
@@ -69,14 +70,20 @@ impl<'a> Open<'a> {
         }
     }
 
+    /// The addresses where they lie.
+    fn addresses(self) -> Range<usize> {
+        let start = self.start.addr();
+        start..start + size_of::<f32>() * self.length
+    }
+
     /// Keys and values; `None` where they are not apart.
     ///
     /// # Safety
     /// To be called once for a node.
     #[expect(unsafe_code, reason = "the caller promises what no type says")]
     unsafe fn both(key: Self, value: Self) -> Option<CacheMut<'a>> {
-        let end = |open: Self| open.start.addr() + size_of::<f32>() * open.length;
-        if key.start.addr() < end(value) && value.start.addr() < end(key) {
+        let [keys, values] = [key.addresses(), value.addresses()];
+        if keys.start < values.end && values.start < keys.end {
             return None;
         }
         // SAFETY: by the promises to `new` and to this function, and they do not overlap.
@@ -111,6 +118,36 @@ impl Data<'_> {
             Data::I64(_) => "int64",
         }
     }
+
+    /// The addresses where it lies.
+    fn addresses(self) -> Range<usize> {
+        fn of<T>(data: &[T]) -> Range<usize> {
+            let Range { start, end } = data.as_ptr_range();
+            start.addr()..end.addr()
+        }
+        match self {
+            Data::F32(data) => of(data),
+            Data::F16(data) => of(data),
+            Data::U8(data) => of(data),
+            Data::I64(data) => of(data),
+            Data::Open(open) => open.addresses(),
+        }
+    }
+}
+
+/// Refuses a cache that is to be written where it lies and is another input of the node too, as a graph may have it.
+fn check_apart(inputs: &[Input<'_>]) -> Result<(), String> {
+    let is_open = |input: &&Input<'_>| matches!(input.data, Data::Open(_));
+    for open in inputs.iter().filter(is_open) {
+        let open = open.data.addresses();
+        for other in inputs.iter().filter(|input| !is_open(input)) {
+            let other = other.data.addresses();
+            if open.start < other.end && other.start < open.end {
+                return Err("a cache is another input of its attention too".to_owned());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A type of elements that a kernel takes.
@@ -161,6 +198,7 @@ pub(super) fn run(
     outputs: &mut dyn Outputs,
 ) -> Result<(), String> {
     let Means { isa, pool, words } = means;
+    check_apart(inputs)?;
     let call = Call {
         isa,
         words,
@@ -677,5 +715,22 @@ mod tests {
         let cache = open(&mut cache);
         let error = run_with(&[1, 1, 9, 4], [cache, cache], 5).err();
         assert_eq!(error.unwrap(), "keys and values are the same tensor");
+    }
+
+    #[test]
+    fn what_is_written_is_nothing_else_that_a_node_reads() {
+        let shared = [0.5_f32; 12];
+        let input = |data| Input { shape: vec![4], data };
+        for (first, apart) in [(0, false), (3, false), (4, true), (8, true)] {
+            // Never written: only addresses are compared.
+            #[expect(unsafe_code, reason = "a cache that a graph hands over twice")]
+            // SAFETY: nothing is read or written by it.
+            let cache = unsafe { Open::new(shared.as_ptr().cast_mut(), 4) };
+            let inputs = [
+                input(Data::F32(&shared[first..first + 4])),
+                input(Data::Open(cache)),
+            ];
+            assert_eq!(check_apart(&inputs).is_ok(), apart, "{first}");
+        }
     }
 }

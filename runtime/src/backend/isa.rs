@@ -12,7 +12,7 @@ use std::fmt;
 use std::sync::OnceLock;
 
 /// The environment variable.
-const VARIABLE: &str = "FVLM_ISA";
+pub(crate) const VARIABLE: &str = "FVLM_ISA";
 
 /// The set that the kernels of a form of target `cpu` use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

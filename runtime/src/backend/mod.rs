@@ -2,8 +2,8 @@
 //!
 //! `provider` names the engines, `options` says how they are opened, `roles` what they must be able to do,
 //! `form` what of a bundle they run, and `choose` takes one. An engine is a file (`ort`, `tract`, `rten`, `native`) over what engines share:
-//! `session`, `kv`, `fixed`, `stateless`, `adopted`, `parts`, `fused`, `isa`, `catch`. "Compiled in" and "usable here" are two
-//! things: [`Backend::check`] tells the second.
+//! `session`, `kv`, `fixed`, `stateless`, `adopted`, `parts`, `fused`, `node`, `isa`, `cores`. "Compiled in" and "usable here" are
+//! two things: [`Backend::check`] tells the second.
 
 pub mod adopted;
 mod choose;

@@ -56,6 +56,7 @@ pub struct CoreMlOptions {
 
 /// What Core ML may compute on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum CoreMlUnits {
     /// Whatever is best.
     #[default]
@@ -70,8 +71,9 @@ pub enum CoreMlUnits {
 
 /// In which format Core ML is given a graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum CoreMlFormat {
-    /// ML Program: what our graphs are written for.
+    /// What our graphs are written for: ML Program.
     #[default]
     MlProgram,
     /// The older one, which knows fewer operators.

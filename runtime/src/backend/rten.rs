@@ -105,7 +105,7 @@ impl RtenSession {
     }
 }
 
-/// The same for rten.
+/// An array as rten's tensor.
 fn tensor_of<T: Copy>(array: &ArrayD<T>) -> rten_tensor::Tensor<T> {
     rten_tensor::Tensor::from_data(array.shape(), array.iter().copied().collect::<Vec<T>>())
 }

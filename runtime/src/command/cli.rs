@@ -1,9 +1,9 @@
 //! Which flags are there? Only the flags: what they mean together is decided in `plan`.
 
+use crate::DEFAULT_MAX_TOKENS;
 use crate::cli::EngineFlags;
 use crate::command::captions::shard::Shard;
 use crate::command::newest::Every;
-use crate::{DEFAULT_MAX_TOKENS, DEFAULT_PROMPT};
 use clap::Parser;
 use programs::manual::Generate;
 use std::path::PathBuf;
@@ -26,7 +26,7 @@ Examples:
 Answers go to stdout, everything else to stderr. Exit codes: 0 done, 2 an error, 130 after Ctrl-C; with --output 1 \
 where all is done and some images have an error.
 In a chat: /image PATH adds an image to the next question, /reset forgets all but the images of the command line, /quit ends.
-FVLM_ISA names the instruction set that kernels of target cpu use, for measurements and bug reports: portable, avx2, \
+FVLM_ISA names the instruction set that kernels of target cpu use, and pictures are resized with, for measurements and bug reports: portable, avx2, \
 or what else --stats or an error names [default: the best of this processor]."
 )]
 pub(crate) struct Cli {
@@ -174,6 +174,3 @@ pub(crate) struct Cli {
     #[arg(long, value_enum, value_name = "KIND", exclusive = true)]
     pub(crate) generate: Option<Generate>,
 }
-
-/// The default question, which `--help` names.
-pub(crate) const QUESTION: &str = DEFAULT_PROMPT;

@@ -246,9 +246,10 @@ pub(crate) fn tell_stats(stats: &Stats, report: &ProviderReport) {
     ));
     match report.kernels {
         Some(kernels) => tell(&format!("kernels     {kernels}")),
-        None if std::env::var_os("FVLM_ISA").is_some() => tell(&format!(
-            "kernels     those of {}, for which FVLM_ISA changes nothing",
-            report.used
+        None if std::env::var_os(crate::backend::isa::VARIABLE).is_some() => tell(&format!(
+            "kernels     those of {}, for which {} changes nothing",
+            report.used,
+            crate::backend::isa::VARIABLE
         )),
         None => (),
     }
@@ -344,60 +345,23 @@ const ROOM: &str = "fewer images, or a shorter question; in a chat /reset forget
 /// What a user of this program could do about an error of the library, which knows no flags.
 pub(crate) fn hint(error: &EngineError, model: &std::path::Path) -> Option<String> {
     use crate::BackendError;
-    match error {
-        EngineError::Bundle(models::bundle::BundleError::NotABundle { .. }) => Some(format!(
-            "`fvlm-export --output {}` makes one of the demo model; --model names another",
-            model.display()
-        )),
-        EngineError::Bundle(models::bundle::BundleError::Schema { .. }) => {
-            Some("export it again with the fvlm-export of this version".to_owned())
-        }
-        EngineError::Bundle(models::bundle::BundleError::Broken { .. })
-        | EngineError::Backend(BackendError::Altered(_)) => Some(
-            "`fvlm-export --verify` names every file that is not as it was written; copy the bundle, or export it, again"
-                .to_owned(),
-        ),
-        EngineError::Backend(BackendError::Unavailable { provider, .. }) if *provider != Provider::Tract => {
-            Some(
-                "without --no-fallback another provider is used; --onnxruntime PATH names the library"
-                    .to_owned(),
-            )
-        }
-        EngineError::NoVariant {
-            variants, packages, ..
-        } if variants.is_empty() && !packages.is_empty() => {
-            let way = "packages are for --provider coreml-native, on a Mac, in a program that was built with `--features \
-                       coreml-native`; `fvlm-export --to onnx --to coreml` writes graphs for everyone beside them";
-            Some(way.to_owned())
-        }
-        EngineError::NoVariant { .. } => {
-            let way = "leave --precision and --target out, or export what is missing: `fvlm-export --precision ...`";
-            Some(way.to_owned())
-        }
-        EngineError::NoImageSize { .. } => {
-            Some("leave --image-size out, or export it: `fvlm-export --image-size ...`".to_owned())
-        }
-        EngineError::Backend(BackendError::NotWhole { .. }) => {
-            Some("--coreml-partial allows the rest on the CPU".to_owned())
-        }
+    let words = match error {
         EngineError::Backend(BackendError::Full { .. }) => {
-            Some(format!("{ROOM}; `fvlm-export --max-context ...` makes room"))
+            return Some(format!("{ROOM}; `fvlm-export --max-context ...` makes room"));
         }
-        EngineError::TooLong { .. } => Some(ROOM.to_owned()),
+        EngineError::TooLong { .. } => ROOM,
         EngineError::Constraint(ConstraintError::Schema { .. }) => {
-            Some("--json-schema names the file; runtime/README.md says which schemas can be kept to".to_owned())
+            "--json-schema names the file; runtime/README.md says which schemas can be kept to"
         }
         EngineError::Constraint(ConstraintError::Regex { .. }) => {
-            Some("--regex takes the syntax of Rust's crate regex, without anchors and look-around".to_owned())
+            "--regex takes the syntax of Rust's crate regex, without anchors and look-around"
         }
         EngineError::Image(crate::image::ImageError::TooManyPixels { .. }) => {
-            Some("--max-pixels raises the limit, in megapixels".to_owned())
+            "--max-pixels raises the limit, in megapixels"
         }
-        EngineError::Backend(BackendError::InstructionSet { variable, .. }) => {
-            Some(format!("without {variable} the best of this processor is used"))
-        }
-        _ => None,
-    }
+        error => return crate::cli::hint(error, model),
+    };
+    Some(words.to_owned())
 }
 
 #[cfg(test)]

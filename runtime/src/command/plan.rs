@@ -2,21 +2,18 @@
 
 use crate::command::captions::CaptionTask;
 use crate::command::captions::shard::Shard;
-use crate::command::cli::{Cli, QUESTION};
+use crate::command::cli::Cli;
 use crate::command::newest::Every;
 use crate::command::structure;
 use crate::image::Limits;
 use crate::sample::SampleError;
-use crate::{Options, Request, Sampling};
+use crate::{DEFAULT_PROMPT, MAX_TOKENS, Options, Request, Sampling};
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// Most images that are described at once: more than one computation of the decoder takes.
 const MAX_BATCH: usize = 64;
-
-/// Most tokens of an answer: more than any model holds.
-const MAX_TOKENS: usize = 10_000_000;
 
 /// Where an image comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,8 +91,8 @@ pub(crate) struct Plan {
     /// Whether every file is hashed before anything is answered.
     pub(crate) verify: bool,
     pub(crate) options: Options,
-    /// Whether ONNX Runtime was pointed to although nobody will use it.
-    pub(crate) ignores_library: bool,
+    /// What of the engine's flags is not done as they say.
+    pub(crate) notices: Vec<String>,
     pub(crate) request: Request,
     pub(crate) limits: Limits,
     pub(crate) task: Task,
@@ -142,33 +139,7 @@ impl Plan {
                 u64::MAX / 1_000_000
             ));
         }
-        let sampling = Sampling {
-            temperature: cli.temperature,
-            top_k: cli.top_k,
-            top_p: cli.top_p,
-            repetition_penalty: cli.repetition_penalty,
-            presence_penalty: cli.presence_penalty,
-            frequency_penalty: cli.frequency_penalty,
-            seed: cli.seed.unwrap_or_default(),
-        };
-        if let Err(error) = sampling.check() {
-            match error {
-                SampleError::Parameters { problems: own } => {
-                    problems.extend(own.iter().map(|own| flagged(own)))
-                }
-                other => problems.push(other.to_string()),
-            }
-        } else if sampling.temperature == 0.0 {
-            let unused = [
-                ("top-k", cli.top_k != 0),
-                ("top-p", cli.top_p != 1.0),
-                ("seed", cli.seed.is_some()),
-            ];
-            for (flag, _) in unused.iter().filter(|(_, given)| *given) {
-                problems.push(format!("--{flag} has no effect at temperature 0"));
-                hint = Some("add --temperature, for example 0.7".to_owned());
-            }
-        }
+        let sampling = sampling(&cli, &mut problems, &mut hint);
         structure::check(&cli, &mut problems);
         let constraint = structure::constraint(&cli, &mut problems);
         if cli.stop.iter().any(String::is_empty) {
@@ -186,28 +157,7 @@ impl Plan {
         {
             problems.push(format!("--on-change is {threshold}, expected 0 to 1"));
         }
-        if cli.frames.is_none() {
-            // Not clap's `requires`, which is silent where something else is given that conflicts.
-            let given = [
-                ("every", cli.every.is_some()),
-                ("on-change", cli.on_change.is_some()),
-                ("no-drop", cli.no_drop),
-            ];
-            for (flag, _) in given.iter().filter(|(_, given)| *given) {
-                problems.push(format!("--{flag} needs --frames"));
-            }
-        }
-        if cli.output.is_none() && cli.shard.is_some() {
-            problems.push("--shard needs --output".to_owned());
-        }
-        if cli.output.is_some() && cli.images.is_empty() {
-            problems.push("--output needs images: folders, files, patterns, lists".to_owned());
-        }
-        if cli.output.as_deref() == Some(Path::new("-")) {
-            problems.push(
-                "--output is `-`, expected the path of a file; --json writes lines to stdout".to_owned(),
-            );
-        }
+        check_companions(&cli, &mut problems);
         let shard = cli.shard.unwrap_or(Shard::WHOLE);
         let captions = cli.output.map(|output| CaptionTask {
             inputs: cli.images.clone(),
@@ -261,7 +211,7 @@ impl Plan {
             model: cli.model,
             verify: cli.verify,
             options: cli.engine.options(),
-            ignores_library: cli.engine.ignores_library(),
+            notices: cli.engine.notices(),
             request,
             limits: Limits {
                 max_pixels: max_pixels.unwrap_or(u64::MAX),
@@ -270,12 +220,67 @@ impl Plan {
             batch: cli.batch,
             context_shift: cli.context_shift,
             choices: structure::choices(&cli.choices),
-            prompt: cli.prompt.unwrap_or_else(|| QUESTION.to_owned()),
+            prompt: cli.prompt.unwrap_or_else(|| DEFAULT_PROMPT.to_owned()),
             system: cli.system,
             stats: cli.stats,
             json: cli.json,
             quiet: cli.quiet,
         })
+    }
+}
+
+/// How tokens are chosen.
+fn sampling(cli: &Cli, problems: &mut Vec<String>, hint: &mut Option<String>) -> Sampling {
+    let sampling = Sampling {
+        temperature: cli.temperature,
+        top_k: cli.top_k,
+        top_p: cli.top_p,
+        repetition_penalty: cli.repetition_penalty,
+        presence_penalty: cli.presence_penalty,
+        frequency_penalty: cli.frequency_penalty,
+        seed: cli.seed.unwrap_or_default(),
+    };
+    if let Err(error) = sampling.check() {
+        match error {
+            SampleError::Parameters { problems: own } => problems.extend(own.iter().map(|own| flagged(own))),
+            other => problems.push(other.to_string()),
+        }
+    } else if sampling.temperature == 0.0 {
+        let unused = [
+            ("top-k", cli.top_k != 0),
+            ("top-p", cli.top_p != 1.0),
+            ("seed", cli.seed.is_some()),
+        ];
+        for (flag, _) in unused.iter().filter(|(_, given)| *given) {
+            problems.push(format!("--{flag} has no effect at temperature 0"));
+            *hint = Some("add --temperature, for example 0.7".to_owned());
+        }
+    }
+    sampling
+}
+
+/// Flags that mean nothing without another.
+fn check_companions(cli: &Cli, problems: &mut Vec<String>) {
+    if cli.frames.is_none() {
+        // Not clap's `requires`, which is silent where something else is given that conflicts.
+        let given = [
+            ("every", cli.every.is_some()),
+            ("on-change", cli.on_change.is_some()),
+            ("no-drop", cli.no_drop),
+        ];
+        for (flag, _) in given.iter().filter(|(_, given)| *given) {
+            problems.push(format!("--{flag} needs --frames"));
+        }
+    }
+    if cli.output.is_none() && cli.shard.is_some() {
+        problems.push("--shard needs --output".to_owned());
+    }
+    if cli.output.is_some() && cli.images.is_empty() {
+        problems.push("--output needs images: folders, files, patterns, lists".to_owned());
+    }
+    if cli.output.as_deref() == Some(Path::new("-")) {
+        problems
+            .push("--output is `-`, expected the path of a file; --json writes lines to stdout".to_owned());
     }
 }
 

@@ -12,8 +12,8 @@ use crate::command::plan::{Name, Plan, Source, Task};
 use crate::command::verify;
 use crate::image::{self, ImageId, Picture};
 use crate::{
-    Answer, Choices, Engine, EngineError, Finish, LogprobRecord, Message, Model, Request, Role, Timeline,
-    TokenLogprob,
+    Answer, Choices, Engine, EngineError, Finish, LogprobRecord, Message, Model, ProviderReport, Request,
+    Role, Stats, Timeline, TokenLogprob,
 };
 use captions::CaptionRun;
 use programs::signals::{self, Signal};
@@ -102,14 +102,8 @@ struct Run<'a> {
 /// Does what the plan says; the exit code.
 pub(crate) fn run(plan: Plan, timeline: &Timeline) -> u8 {
     let interrupt = Interrupt::install();
-    if plan.ignores_library && !plan.quiet {
-        output::tell("--onnxruntime is only looked at if tract cannot run");
-    }
-    let threads = plan.options.thread_count();
-    if plan.options.threads.is_some_and(|asked| asked > threads) && !plan.quiet {
-        output::tell(&format!(
-            "--threads: {threads} threads are used, four for each processor"
-        ));
+    for notice in plan.notices.iter().filter(|_| !plan.quiet) {
+        output::tell(notice);
     }
     let complain = |error: EngineError| {
         output::complain(&error.to_string(), output::hint(&error, &plan.model).as_deref());
@@ -256,6 +250,8 @@ impl Run<'_> {
             }
             match self.once(std::slice::from_ref(source)) {
                 Ok(Finish::Cancelled) => return Ok(Finish::Cancelled),
+                // Ctrl-C may have come behind the last word of an answer.
+                Ok(_) if self.interrupt.cancel.load(Ordering::Relaxed) => return Ok(Finish::Cancelled),
                 Ok(_) => {}
                 Err(Failure::Engine(error)) if !error.is_about_model() => {
                     self.failed_on(&source.name(), &error)?;
@@ -442,7 +438,15 @@ impl Run<'_> {
         let logprobs = logprob_records(self.plan, &model, &logprobs)?;
         let first_token = answer.stats().time_to_first_token;
         let frame = self.frame.map(|note| note.record(self.timeline, first_token));
-        write_record(self.plan, &answer, names, prompt, &text, logprobs, frame)?;
+        write_record(
+            self.plan,
+            &Ended::of(&answer),
+            names,
+            prompt,
+            &text,
+            logprobs,
+            frame,
+        )?;
         Ok((text, finish.unwrap_or(Finish::Stop)))
     }
 
@@ -509,30 +513,54 @@ impl Run<'_> {
     }
 }
 
+/// What is written of an answer that has ended; its conversation may go on with another.
+struct Ended {
+    tokens: Vec<i64>,
+    finish: Option<Finish>,
+    provider: ProviderReport,
+    stats: Stats,
+}
+
+impl Ended {
+    fn of(answer: &Answer<'_>) -> Ended {
+        Ended {
+            tokens: answer.tokens().to_vec(),
+            finish: answer.finish(),
+            provider: answer.provider().clone(),
+            stats: answer.stats(),
+        }
+    }
+}
+
 /// What an answer took, and the answer itself, for programs and people who want that.
 fn write_record(
     plan: &Plan,
-    answer: &Answer<'_>,
+    answer: &Ended,
     names: &[Name],
     prompt: &str,
     text: &str,
     logprobs: Option<Vec<LogprobRecord>>,
     frame: Option<FrameRecord>,
 ) -> io::Result<()> {
-    let stats = answer.stats();
+    let Ended {
+        tokens,
+        finish,
+        provider,
+        stats,
+    } = answer;
     if plan.json {
         let record = Record {
             question: Question::new(names, prompt),
             text,
-            tokens: answer.tokens(),
+            tokens,
             logprobs,
-            finish: answer.finish(),
-            work: Work::new(answer.provider(), &stats),
+            finish: *finish,
+            work: Work::new(provider, stats),
         };
         output::write_json(&OfFrame { frame, record })?;
     }
     if plan.stats {
-        output::tell_stats(&stats, answer.provider());
+        output::tell_stats(stats, provider);
     }
     Ok(())
 }

@@ -213,6 +213,20 @@ fn grammar(constraint: &Constraint) -> Result<(TopLevelGrammar, Failed), Constra
     })
 }
 
+/// Bytes of several texts, which are not too many.
+pub(super) fn length<'a>(
+    what: &'static str,
+    texts: impl IntoIterator<Item = &'a str>,
+) -> Result<usize, ConstraintError> {
+    let mut found = 0;
+    for text in texts {
+        // An empty one, which is refused later, takes memory too.
+        found += text.len().max(1);
+        check_length(what, found)?;
+    }
+    Ok(found)
+}
+
 fn check_length(what: &'static str, found: usize) -> Result<(), ConstraintError> {
     if found > MAX_TEXT {
         return Err(ConstraintError::TooLarge {

@@ -564,6 +564,32 @@ fn check_bounds(sides: &[Bounds; 2]) -> Result<(), ConstraintError> {
     Ok(())
 }
 
+/// About how many bytes of memory a schema takes, of which not too many values and bytes of text are compiled.
+pub(super) fn size(schema: &Value) -> Result<usize, ConstraintError> {
+    let (mut values, mut text) = (1_usize, 0_usize);
+    let mut rest = vec![schema];
+    while let Some(value) = rest.pop() {
+        match value {
+            Value::String(string) => text += string.len(),
+            Value::Array(items) => values += items.len(),
+            Value::Object(fields) => {
+                values += fields.len();
+                text += fields.keys().map(String::len).sum::<usize>();
+            }
+            _ => {}
+        }
+        within(values, "values", MAX_VALUES)?;
+        within(text, "bytes of text", MAX_TEXT)?;
+        match value {
+            Value::Array(items) => rest.extend(items),
+            Value::Object(fields) => rest.extend(fields.values()),
+            _ => {}
+        }
+    }
+    // A value, and what a map keeps beside it.
+    Ok(text + values * 2 * size_of::<Value>())
+}
+
 fn within(found: usize, unit: &'static str, most: usize) -> Result<(), ConstraintError> {
     if found > most {
         return Err(ConstraintError::TooLarge {

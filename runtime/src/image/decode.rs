@@ -209,6 +209,15 @@ fn decode_png(bytes: &[u8], limits: &Limits) -> Result<(DynamicImage, Orientatio
         DynamicImage::ImageRgba16(image) => eight_bits::<4>(width, height, image.as_raw()),
         image => with_channels(image),
     };
+    let image = match (image, png::transparent(bytes)) {
+        (DynamicImage::ImageRgba8(mut image), Some(color)) => {
+            for image::Rgba([red, green, blue, alpha]) in image.pixels_mut() {
+                *alpha = if [*red, *green, *blue] == color { 0 } else { 255 };
+            }
+            DynamicImage::ImageRgba8(image)
+        }
+        (image, _) => image,
+    };
     // The decoder would inflate texts whatever their length.
     Ok((image, png::orientation(bytes)))
 }

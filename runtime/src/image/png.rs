@@ -50,6 +50,21 @@ pub(super) fn size(png: &[u8]) -> Result<(u32, u32), Problem> {
     Ok((u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])))
 }
 
+/// The colour that is transparent in a file of 16 bits a channel, as Pillow understands it: the upper bytes of a pixel are
+/// compared with the lower ones of the colour.
+pub(super) fn transparent(png: &[u8]) -> Option<[u8; 3]> {
+    let mut chunks = Chunks::of(png);
+    let (_, header) = chunks.next()?;
+    let [16, 2] = header.get(8..10)? else {
+        return None;
+    };
+    let mut heads = chunks.take_while(|(kind, _)| *kind != b"IDAT");
+    match heads.find(|(kind, _)| *kind == b"tRNS")?.1 {
+        &[_, red, _, green, _, blue] => Some([red, green, blue]),
+        _ => None,
+    }
+}
+
 /// Which way up the file `png` is. Of chunks that say it more than once, the last counts, behind the pixels too.
 pub(super) fn orientation(png: &[u8]) -> Orientation {
     let (mut beside, mut left) = (Beside::default(), MAX_TEXTS);
@@ -216,6 +231,20 @@ mod tests {
     fn raw(exif: &[u8]) -> Vec<u8> {
         let digits: String = exif.iter().map(|byte| format!("{byte:02x}")).collect();
         format!("Raw profile type exif\0\nexif\n{:8}\n{digits}\n", exif.len()).into_bytes()
+    }
+
+    #[test]
+    fn a_transparent_color_of_sixteen_bits_is_its_lower_bytes() {
+        let header = |bits: u8, color: u8| [0, 0, 0, 1, 0, 0, 0, 1, bits, color, 0, 0, 0];
+        let found = |header: &[u8], key: &[u8]| {
+            transparent(&file(&[(b"IHDR", header), (b"tRNS", key), (b"IDAT", b"")]))
+        };
+        assert_eq!(found(&header(16, 2), &[9, 1, 9, 2, 9, 3]), Some([1, 2, 3]));
+        assert_eq!(found(&header(8, 2), &[0, 1, 0, 2, 0, 3]), None);
+        assert_eq!(found(&header(16, 0), &[0, 1]), None);
+        assert_eq!(found(&header(16, 2), &[0, 1]), None);
+        let none = file(&[(b"IHDR", &header(16, 2)), (b"IDAT", b""), (b"tRNS", &[0; 6])]);
+        assert_eq!(transparent(&none), None);
     }
 
     #[test]

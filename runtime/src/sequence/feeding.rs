@@ -36,18 +36,19 @@ impl<P: Parts> Sequence<P> {
     /// Begins to make the sequence equal to `prompt`: forgets what the two do not have in common at the start, and gets the
     /// features of images that are to be fed. Nothing is fed yet.
     pub(crate) fn begin(&mut self, prompt: Prompt) -> Result<Feeding, EngineError> {
-        let positions = prompt.positions();
-        if positions.is_empty() {
+        // Before there is a number for each position.
+        let found = prompt.len();
+        if found == 0 {
             return Err(EngineError::EmptyPrompt);
         }
         let expected = match &self.running {
             Some(running) => running.context,
             None => self.parts.context()?,
         };
-        if positions.len() >= expected {
-            let found = positions.len();
+        if found >= expected {
             return Err(EngineError::TooLong { found, expected });
         }
+        let positions = prompt.positions();
         // The last position is always fed: its logits are what we are after.
         let reused = common_prefix(&self.fed, &positions).min(positions.len() - 1);
         if let Some(running) = &mut self.running {

@@ -90,6 +90,8 @@ def pngs():
                 files["trns"] = chunk(b"tRNS", struct.pack(">H", 1))
             elif color == 2:
                 files["trns"] = chunk(b"tRNS", struct.pack(">HHH", 1, 2, 3))
+                # Of 16 bits, Pillow compares the upper bytes.
+                samples[0, 0] = (1, 2, 3) if bits == 8 else (0x1FF, 0x200, 0x355)
             elif color == 3:
                 files["trns"] = palette + chunk(b"tRNS", bytes(range(0, 2**bits))[:200])
             files["late"] = palette + chunk(

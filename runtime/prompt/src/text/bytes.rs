@@ -2,7 +2,6 @@
 
 use super::Tokenizer;
 use crate::PromptError;
-use std::collections::BTreeMap;
 use tokenizers::DecoderWrapper;
 
 /// What a token stands for.
@@ -35,15 +34,9 @@ impl Tokenizer {
     /// [`PromptError::Tokenize`] for a tokenizer that is not byte-level: its tokens are no bytes.
     pub fn all_bytes(&self) -> Result<Vec<TokenBytes>, PromptError> {
         self.check_byte_level()?;
-        let added: BTreeMap<u32, String> = self
-            .inner
-            .get_added_tokens_decoder()
-            .into_iter()
-            .map(|(id, token)| (id, token.content))
-            .collect();
         let ids = 0..u32::try_from(self.vocabulary()).unwrap_or(u32::MAX);
-        ids.map(|id| match added.get(&id) {
-            Some(name) => Ok(TokenBytes::Added(name.clone())),
+        ids.map(|id| match self.added(id) {
+            Some(token) => Ok(TokenBytes::Added(token.content.clone())),
             None => self.text_bytes(id),
         })
         .collect()
@@ -53,8 +46,7 @@ impl Tokenizer {
     /// such token.
     pub fn bytes(&self, id: i64) -> Option<Vec<u8>> {
         let id = u32::try_from(id).ok()?;
-        let added = self.inner.get_added_tokens_decoder();
-        if let Some(token) = added.get(&id) {
+        if let Some(token) = self.added(id) {
             return Some(token.content.clone().into_bytes());
         }
         let name = self.inner.id_to_token(id)?;

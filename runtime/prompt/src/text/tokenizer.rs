@@ -125,8 +125,16 @@ impl Tokenizer {
 
     /// Whether an id is that of a token that was added to the vocabulary, as all special ones are.
     pub fn is_added(&self, id: i64) -> bool {
-        let added = self.inner.get_added_tokens_decoder();
-        u32::try_from(id).is_ok_and(|id| added.contains_key(&id))
+        u32::try_from(id).is_ok_and(|id| self.added(id).is_some())
+    }
+
+    /// The token that was added to the vocabulary with an id.
+    pub(super) fn added(&self, id: u32) -> Option<&tokenizers::AddedToken> {
+        // The tokenizer's own method of this name copies all of them.
+        self.inner
+            .get_added_vocabulary()
+            .get_added_tokens_decoder()
+            .get(&id)
     }
 }
 

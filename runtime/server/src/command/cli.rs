@@ -1,9 +1,8 @@
 //! Which flags are there? Only the flags: what they mean together is decided in `plan`.
 
-use crate::schedule;
+use crate::{Settings, schedule};
 use clap::Parser;
 use programs::manual::Generate;
-use runtime::DEFAULT_MAX_TOKENS;
 use runtime::cli::EngineFlags;
 use std::path::PathBuf;
 
@@ -89,7 +88,7 @@ pub(crate) struct Cli {
     pub(crate) prefill_piece: usize,
 
     /// Most tokens of an answer where a request does not say how many
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_TOKENS, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = Settings::default().max_tokens, allow_negative_numbers = true)]
     pub(crate) max_tokens: usize,
 
     /// When the context is full, leave out the oldest turns; the system message and images stay
@@ -97,19 +96,19 @@ pub(crate) struct Cli {
     pub(crate) context_shift: bool,
 
     /// Longest body of a request, in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 32, allow_negative_numbers = true)]
+    #[arg(long, value_name = "MIB", default_value_t = Settings::default().max_body >> 20, allow_negative_numbers = true)]
     pub(crate) max_body: usize,
 
     /// Most images of a request
-    #[arg(long, value_name = "N", default_value_t = 16, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = Settings::default().max_images, allow_negative_numbers = true)]
     pub(crate) max_images: usize,
 
     /// Largest image, and all images of a request together, in megapixels
-    #[arg(long, value_name = "MP", default_value_t = 50, allow_negative_numbers = true)]
+    #[arg(long, value_name = "MP", default_value_t = Settings::default().max_pixels / 1_000_000, allow_negative_numbers = true)]
     pub(crate) max_pixels: u64,
 
     /// Most connections at once; others wait
-    #[arg(long, value_name = "N", default_value_t = 256, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = Settings::default().connections, allow_negative_numbers = true)]
     pub(crate) connections: usize,
 
     /// Seconds that running answers have when the server is to end

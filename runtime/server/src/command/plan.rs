@@ -3,15 +3,12 @@
 use crate::command::cli::Cli;
 use crate::schedule::{Limits, MOST_SLOTS};
 use crate::{About, Hosts, Key, Settings, tls};
-use runtime::Options;
+use runtime::{MAX_TOKENS, Options};
 use std::ffi::OsString;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::time::Duration;
-
-/// Most tokens of an answer: more than any model holds.
-const MAX_TOKENS: usize = 10_000_000;
 
 /// Most bytes of a file with a key.
 const MOST_KEY_FILE: u64 = 1 << 16;
@@ -23,8 +20,8 @@ pub(crate) struct Plan {
     pub(crate) name: String,
     pub(crate) verify: bool,
     pub(crate) options: Options,
-    /// Whether ONNX Runtime was pointed to although nobody will use it.
-    pub(crate) ignores_library: bool,
+    /// What of the engine's flags is not done as they say.
+    pub(crate) notices: Vec<String>,
     pub(crate) limits: Limits,
     pub(crate) settings: Settings,
     /// Addresses of the host; the first that can be had is listened on.
@@ -71,11 +68,13 @@ impl Plan {
         if !is_name(&name) {
             problems.push("--name is empty or has other letters than `A-Z a-z 0-9 . _ - :`".to_owned());
         }
+        let mut origins = Vec::with_capacity(cli.cors_origin.len());
         for origin in &cli.cors_origin {
-            if !is_origin(origin) {
-                problems.push(format!(
+            match as_sent(origin) {
+                Some(origin) => origins.push(origin),
+                None => problems.push(format!(
                     "--cors-origin is `{origin}`, expected a scheme and a host, `https://example.org`"
-                ));
+                )),
             }
         }
         let key = key(&cli, environment).unwrap_or_else(|problem| {
@@ -98,7 +97,7 @@ impl Plan {
         };
         Ok(Plan {
             options: cli.engine.options(),
-            ignores_library: cli.engine.ignores_library(),
+            notices: cli.engine.notices(),
             limits: Limits {
                 slots: cli.slots,
                 queue: cli.queue,
@@ -115,7 +114,7 @@ impl Plan {
                 fetch_images: cli.fetch_images,
                 key,
                 hosts,
-                origins: cli.cors_origin,
+                origins,
                 connections: cli.connections,
                 verbose: cli.verbose,
                 ..Settings::default()
@@ -148,9 +147,7 @@ impl Plan {
                 );
             }
         }
-        if self.ignores_library {
-            warnings.push("--onnxruntime is only looked at if tract cannot run".to_owned());
-        }
+        warnings.extend(self.notices.iter().cloned());
         warnings
     }
 }
@@ -161,17 +158,24 @@ fn is_name(name: &str) -> bool {
     !name.is_empty() && name.chars().all(plain)
 }
 
-/// As browsers send it: a scheme, a host, perhaps a port.
-fn is_origin(origin: &str) -> bool {
-    let host = origin
-        .strip_prefix("https://")
-        .or_else(|| origin.strip_prefix("http://"));
-    host.is_some_and(|host| {
-        !host.is_empty()
-            && host
-                .bytes()
-                .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b'*' | b'@' | b'?' | b'#'))
-    })
+/// An origin as browsers send it: a scheme, also one of an extension or an app, a host, and a port that is not the scheme's own,
+/// in small letters. `None` where it is none.
+fn as_sent(origin: &str) -> Option<String> {
+    let origin = origin.to_ascii_lowercase();
+    let (scheme, host) = origin.split_once("://")?;
+    let in_scheme = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.');
+    let in_host = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'/' | b'*' | b'@' | b'?' | b'#');
+    let is_origin = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+        && scheme.bytes().all(in_scheme)
+        && !host.is_empty()
+        && host.bytes().all(in_host);
+    let own_port = match scheme {
+        "http" => ":80",
+        "https" => ":443",
+        _ => "",
+    };
+    let host = host.strip_suffix(own_port).unwrap_or(host);
+    is_origin.then(|| format!("{scheme}://{host}"))
 }
 
 /// The key: of a flag, of a file, or of the environment.
@@ -222,6 +226,19 @@ mod tests {
     }
 
     #[test]
+    fn origins_are_as_browsers_send_them() {
+        for (given, sent) in [
+            ("https://Example.org:443", "https://example.org"),
+            ("http://example.org:443", "http://example.org:443"),
+            ("chrome-extension://abcdef", "chrome-extension://abcdef"),
+            ("tauri://localhost", "tauri://localhost"),
+        ] {
+            let plan = plan(&["--cors-origin", given]).unwrap();
+            assert_eq!(plan.settings.origins, [sent]);
+        }
+    }
+
+    #[test]
     fn flags_out_of_range() {
         for (arguments, expected) in [
             (&["--slots", "0"][..], "--slots is 0, expected 1 to"),
@@ -238,6 +255,8 @@ mod tests {
             (&["--name", ""], "--name"),
             (&["--cors-origin", "*"], "--cors-origin is `*`"),
             (&["--cors-origin", "https://a/b"], "--cors-origin"),
+            (&["--cors-origin", "chrome-extension://"], "--cors-origin"),
+            (&["--cors-origin", "app:obsidian.md"], "--cors-origin"),
             (&["--host", "nowhere.invalid"], "--host is `nowhere.invalid`"),
             (&["--api-key", ""], "--api-key is empty"),
             (&["--api-key", "a b"], "--api-key is empty or has blanks"),

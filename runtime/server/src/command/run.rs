@@ -6,6 +6,7 @@ use crate::schedule::Scheduler;
 use crate::{About, App, tls};
 use programs::signals::{self, Signal};
 use programs::stdout;
+use runtime::cli::hint;
 use runtime::{EngineError, Model};
 use std::io;
 use std::net::TcpListener;
@@ -47,9 +48,7 @@ pub(crate) fn run(plan: &Plan) -> u8 {
         Err(failure) => failure,
     };
     match failure {
-        Failure::Engine(error) => {
-            output::complain(&error.to_string(), output::hint(&error, &plan.model).as_deref())
-        }
+        Failure::Engine(error) => output::complain(&error.to_string(), hint(&error, &plan.model).as_deref()),
         Failure::Other(problem) => output::complain(&problem, None),
     }
     FAILED

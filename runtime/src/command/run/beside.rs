@@ -1,6 +1,6 @@
 //! Several images that are described at once: what they cost together is little more than what one costs.
 
-use super::{Failure, Run, logprob_records, waits, write_record};
+use super::{Ended, Failure, Run, logprob_records, waits, write_record};
 use crate::command::output::{self, Spinner};
 use crate::command::plan::{Name, Source};
 use crate::{Answer, Conversation, EngineError, Finish, Message, TokenLogprob};
@@ -30,6 +30,7 @@ struct Description {
 
 enum State {
     Answering(Box<Answer<'static>>),
+    Ended(Box<Ended>),
     Failed(Failure),
 }
 
@@ -37,7 +38,21 @@ impl Description {
     /// The answer, while more of it comes.
     fn coming(&mut self) -> Option<&mut Answer<'static>> {
         match &mut self.state {
-            State::Answering(answer) if answer.finish().is_none() => Some(answer),
+            State::Answering(answer) => Some(answer),
+            _ => None,
+        }
+    }
+
+    /// Its conversation, where the answer has just ended: however long this one waits for its turn, another goes on with it.
+    fn end(&mut self) -> Option<Conversation> {
+        let ended = match &self.state {
+            State::Answering(answer) if answer.finish().is_some() => {
+                State::Ended(Box::new(Ended::of(answer)))
+            }
+            _ => return None,
+        };
+        match std::mem::replace(&mut self.state, ended) {
+            State::Answering(answer) => answer.into_conversation(),
             _ => None,
         }
     }
@@ -127,6 +142,7 @@ impl Run<'_> {
                     Some(Err(error)) => description.state = State::Failed(error.into()),
                     None => {}
                 }
+                idle.extend(description.end());
             }
             while let Some(first) = begun.front_mut() {
                 let complete = first.coming().is_none();
@@ -135,9 +151,7 @@ impl Run<'_> {
                     break;
                 }
                 if let Some(description) = begun.pop_front() {
-                    let (finish, conversation) = self.write_complete(description)?;
-                    cancelled |= finish == Finish::Cancelled;
-                    idle.extend(conversation);
+                    cancelled |= self.write_complete(description)? == Finish::Cancelled;
                 }
             }
             if begun.is_empty() && (cancelled || sources.len() == 0) {
@@ -189,11 +203,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Writes the end of a description; gives its conversation back.
-    fn write_complete(
-        &mut self,
-        description: Description,
-    ) -> Result<(Finish, Option<Conversation>), Failure> {
+    /// Writes the end of a description.
+    fn write_complete(&mut self, description: Description) -> Result<Finish, Failure> {
         let Description {
             name,
             state,
@@ -201,19 +212,17 @@ impl Run<'_> {
             logprobs,
             ..
         } = description;
-        if self.shows() && !text.ends_with('\n') && (matches!(state, State::Answering(_)) || !text.is_empty())
-        {
+        if self.shows() && !text.ends_with('\n') && (matches!(state, State::Ended(_)) || !text.is_empty()) {
             output::write_text("\n")?;
         }
         match state {
-            State::Answering(answer) if self.captions.is_some() => {
-                let finish = answer.finish();
+            State::Ended(answer) if self.captions.is_some() => {
                 if let Some(captions) = &mut self.captions {
-                    captions.answer(&name, &text, finish)?;
+                    captions.answer(&name, &text, answer.finish)?;
                 }
-                Ok((finish.unwrap_or(Finish::Stop), answer.into_conversation()))
+                Ok(answer.finish.unwrap_or(Finish::Stop))
             }
-            State::Answering(answer) => {
+            State::Ended(answer) => {
                 let logprobs = logprob_records(self.plan, self.engine.model(), &logprobs)?;
                 let names = [name];
                 write_record(
@@ -225,14 +234,13 @@ impl Run<'_> {
                     logprobs,
                     None,
                 )?;
-                Ok((
-                    answer.finish().unwrap_or(Finish::Stop),
-                    answer.into_conversation(),
-                ))
+                Ok(answer.finish.unwrap_or(Finish::Stop))
             }
+            // Not complete: it is not written yet.
+            State::Answering(_) => Ok(Finish::Stop),
             State::Failed(Failure::Engine(error)) if !error.is_about_model() => {
                 self.failed_on(&name, &error)?;
-                Ok((Finish::Stop, None))
+                Ok(Finish::Stop)
             }
             State::Failed(fatal) => Err(fatal),
         }

@@ -227,22 +227,20 @@ fn open(source: &Source) -> Result<(Box<dyn Read + Send>, bool), String> {
     }
 }
 
-#[cfg(unix)]
+#[cfg(any(unix, windows))]
 fn stdin_is_file() -> bool {
+    #[cfg(unix)]
     use std::os::fd::AsFd as _;
-    let stdin = io::stdin().as_fd().try_clone_to_owned().map(File::from);
-    stdin
-        .and_then(|stdin| stdin.metadata())
-        .is_ok_and(|kind| kind.is_file())
-}
-
-#[cfg(windows)]
-fn stdin_is_file() -> bool {
+    #[cfg(windows)]
     use std::os::windows::io::AsHandle as _;
-    let stdin = io::stdin().as_handle().try_clone_to_owned().map(File::from);
-    // A pipe and a console have no such data.
-    stdin
-        .and_then(|stdin| stdin.metadata())
+
+    let stdin = io::stdin();
+    #[cfg(unix)]
+    let own = stdin.as_fd().try_clone_to_owned();
+    #[cfg(windows)]
+    let own = stdin.as_handle().try_clone_to_owned();
+    // A pipe and a console of Windows have no such data.
+    own.and_then(|own| File::from(own).metadata())
         .is_ok_and(|kind| kind.is_file())
 }
 

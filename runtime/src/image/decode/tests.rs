@@ -343,7 +343,7 @@ fn hostile_tiffs_are_refused_at_once() {
     let gray = [(258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 8), (279, 4, 1, 8)];
     let sized = |width, height| [(256, 4, 1, width), (257, 4, 1, height)];
     type Entries<'a> = &'a [(u16, u16, u32, u32)];
-    let cases: [(Entries<'_>, Entries<'_>, &str); 7] = [
+    let cases: [(Entries<'_>, Entries<'_>, &str); 8] = [
         (
             &sized(1 << 31, 1 << 31),
             &gray,
@@ -360,6 +360,20 @@ fn hostile_tiffs_are_refused_at_once() {
                 (323, 4, 1, u32::MAX),
             ],
             "takes over",
+        ),
+        // A tile that is a JPEG, whose decoder takes more than the tile.
+        (
+            &sized(1, 1),
+            &[
+                (258, 3, 1, 8),
+                (259, 3, 1, 7),
+                (262, 3, 1, 1),
+                (322, 4, 1, 40_000),
+                (323, 4, 1, 40_000),
+                (324, 4, 1, 8),
+                (325, 4, 1, 8),
+            ],
+            "is 40000 x 40000 pixels, expected at most",
         ),
         (
             &sized(1, 1),

@@ -275,6 +275,23 @@ fn pngs_one_inside_the_other_are_given_up() {
     }
 }
 
+/// The segment of each holds the beginning of the next, and all of them end where markers are without number.
+#[test]
+fn jpegs_one_inside_the_other_are_given_up() {
+    const FRAMES: usize = 2000;
+    let mut stream = Vec::new();
+    for frame in 0..FRAMES {
+        let length = u16::try_from(10 * (FRAMES - frame) + frame).unwrap();
+        stream.extend([&b"\xff\xd8\xff\xe1"[..], &length.to_be_bytes()].concat());
+        stream.extend(format!("{frame:04}").bytes());
+    }
+    stream.extend([0xff; FRAMES + 10]);
+    stream.extend([0; 1 << 16]);
+    let found = read(&stream[..], Limits::default());
+    assert!(found.iter().all(Result::is_err));
+    assert!((2..200).contains(&found.len()), "{}", found.len());
+}
+
 /// EXIF whose second directory says where the thumbnail behind it is; none of its other fields.
 fn exif(thumbnail: &[u8], little: bool) -> Vec<u8> {
     let two = |value: u16| {

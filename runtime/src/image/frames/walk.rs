@@ -75,13 +75,14 @@ fn is_size(code: u8) -> bool {
 }
 
 /// A JPEG: its segments by their lengths, and what stands between them, the data of scans, by its markers. Where a
-/// segment that was cut claims a picture, that is the next frame.
+/// segment that was cut claims a picture, that is the next frame, if it is not looked for too often.
 pub(super) fn jpeg<R: Read>(window: &mut Window<R>, limits: &Limits) -> Result<Walk> {
     let mut seen = Seen::default();
     let walk = markers(window, limits, &mut seen)?;
+    let (Walk::Whole(end) | Walk::Broken { next: end, .. }) = walk;
     Ok(match seen.doubt {
-        Some(next) => Walk::Broken { next, why: Why::Cut },
-        None => walk,
+        Some(next) if window.may_look_again(end) => Walk::Broken { next, why: Why::Cut },
+        _ => walk,
     })
 }
 

@@ -200,10 +200,16 @@ impl<'a> Items<'a> {
                 place: if method == 1 { Place::Data } else { Place::File },
                 ..Location::default()
             };
-            for _ in 0..body.u16()? {
+            let extents = body.u16()?;
+            if extents > 1 && index + offset + length == 0 {
+                return Problem::damaged(format!(
+                    "`iloc` has {extents} extents of item {item} that take no byte"
+                ));
+            }
+            for _ in 0..extents {
                 body.number(index)?;
-                let offset = start.saturating_add(body.number(offset)?);
-                location.extents.push((offset, body.number(length)?));
+                let from = start.saturating_add(body.number(offset)?);
+                location.extents.push((from, body.number(length)?));
             }
             // Not to be found here: whoever needs it is told so.
             if method < 2 && other_file == 0 {

@@ -128,6 +128,20 @@ fn properties_of_an_item_are_bounded() {
     assert!(matches!(error, Problem::Damaged(words) if words.contains("more than 255 properties")));
 }
 
+#[test]
+fn extents_that_take_no_byte_are_bounded() {
+    // No offset, no length, no base; one item, of so many extents.
+    let located = |extents: u16| {
+        let located = full(b"iloc", &[&[0, 0, 0, 1, 0, 1, 0, 0], &extents.to_be_bytes()]);
+        Items::read(&full(b"meta", &[&located])).map(|items| items.is_some())
+    };
+    assert!(located(1).unwrap());
+    let error = located(u16::MAX).unwrap_err();
+    assert!(
+        matches!(error, Problem::Damaged(words) if words.contains("65535 extents of item 1 that take no byte"))
+    );
+}
+
 /// Bits, the highest first, filled up with zeros.
 #[derive(Default)]
 struct Bits(String);

@@ -4,6 +4,7 @@ use super::super::jpeg::{ColorSpace, Jpeg};
 use super::super::problem::Problem;
 use super::directory::Directory;
 use super::{Layout, Photometric};
+use crate::image::decode::Limits;
 use fax::Color;
 use fax::decoder::{decode_g4, pels};
 use flate2::read::ZlibDecoder;
@@ -41,7 +42,7 @@ pub(super) fn samples(
     bytes: &[u8],
     directory: &Directory<'_>,
     layout: &Layout,
-    max_memory: u64,
+    limits: &Limits,
 ) -> Result<Vec<u8>, Problem> {
     let size = |value: u64| usize::try_from(value).map_err(|_| Problem::Memory);
     let (width, height) = (size(layout.width)?, size(layout.height)?);
@@ -66,7 +67,7 @@ pub(super) fn samples(
         .saturating_mul(grid.height as u64)
         .saturating_mul(count as u64);
     let room = (width as u64 * height as u64).saturating_mul(layout.channels as u64);
-    if work.saturating_add(room) > max_memory {
+    if work.saturating_add(room) > limits.max_memory() {
         return Err(Problem::Memory);
     }
     // What makes no pixels takes time too: chunks that are all the same bytes of the file.
@@ -108,6 +109,10 @@ pub(super) fn samples(
             height: rows,
             tallest,
         };
+        if layout.compression == 7 {
+            // Its decoder takes several times the memory of the pixels that are wanted.
+            limits.allow(grid.width as u64, rows as u64)?;
+        }
         let data = decompress(data, directory, layout, (channels, row * rows), shape)?;
         let columns = grid.width.min(width - left);
         for (y, data) in data.chunks_exact(row).enumerate().take(rows.min(height - top)) {

@@ -24,7 +24,7 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<(Decoded, Orientat
     limits.allow(layout.width, layout.height)?;
     let size = |edge: u64| u32::try_from(edge).map_err(|_| Problem::Memory);
     let (width, height) = (size(layout.width)?, size(layout.height)?);
-    let samples = chunks::samples(bytes, &directory, &layout, limits.max_memory())?;
+    let samples = chunks::samples(bytes, &directory, &layout, limits)?;
     let pixels = pixels(&directory, &layout, &samples)?;
     let alpha = |alpha: usize| {
         samples
