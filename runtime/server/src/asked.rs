@@ -1,5 +1,6 @@
 //! What a request asks for, in nobody's words: what both interfaces read their fields into.
 
+use crate::answer::INVALID_CONSTRAINT;
 use crate::app::App;
 use crate::error::ApiError;
 use crate::json::Fields;
@@ -18,8 +19,9 @@ pub(crate) const OLLAMA_STOPS: usize = 64;
 /// Most bytes of a stop text: as much of an answer may be held back because it could be one.
 const STOP_BYTES: usize = 4096;
 
-/// Most tokens that may be asked for: more than any model holds.
-pub(crate) const MAX_TOKENS: i64 = 10_000_000;
+/// Most tokens that may be asked for, as JSON's numbers are read.
+#[expect(clippy::cast_possible_wrap, reason = "it is small")]
+pub(crate) const MAX_TOKENS: i64 = runtime::MAX_TOKENS as i64;
 
 /// A conversation that is to be answered.
 #[derive(Debug)]
@@ -31,6 +33,8 @@ pub(crate) struct Asked {
     pub(crate) constrained_by: Option<&'static str>,
     /// Whom the client speaks for, in its own words.
     pub(crate) user: Option<String>,
+    /// Bytes of what it keeps to, which wait with its texts.
+    pub(crate) beside: usize,
 }
 
 /// The model that a request names must be the one that there is; `name` and `name:latest` are the same.
@@ -141,12 +145,24 @@ pub(crate) fn sampling(fields: &Fields<'_>, repetition: &str, hottest: f64) -> R
     Ok(sampling)
 }
 
-/// With something that the answer keeps to, if any.
-pub(crate) fn constrained(request: Request, constraint: Option<Constraint>) -> Request {
-    match constraint {
-        Some(constraint) => request.with_constraint(constraint),
-        None => request,
-    }
+/// With something that the answer keeps to, if any, and how many bytes that is. What is too large to be compiled is refused
+/// before it waits.
+pub(crate) fn constrained(
+    request: Request,
+    constraint: Option<Constraint>,
+    field: Option<&str>,
+) -> Result<(Request, usize), ApiError> {
+    let Some(constraint) = constraint else {
+        return Ok((request, 0));
+    };
+    let size = constraint.size().map_err(|error| {
+        let error = ApiError::bad(error.to_string()).with_code(INVALID_CONSTRAINT);
+        match field {
+            Some(field) => error.with_param(field),
+            None => error,
+        }
+    })?;
+    Ok((request.with_constraint(constraint), size))
 }
 
 /// A number that is within the range of the smaller type.

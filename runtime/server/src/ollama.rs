@@ -71,12 +71,13 @@ async fn answer(app: Arc<App>, client: Client, request: Request, form: Form) -> 
         drafts,
         request,
         stream,
+        beside,
         ..
     } = match asked {
         Question::Asked(asked) => *asked,
         Question::Nothing(reason) => return Ok(json_response(StatusCode::OK, &speaker.nothing(reason))),
     };
-    let decoded = pictures::decode(&app, drafts).await?;
+    let decoded = pictures::decode(&app, drafts, beside).await?;
     drop(taken);
     let answering = Answering::begin(&app, decoded, request, client.name(None), received).await?;
     if stream {
@@ -116,7 +117,7 @@ pub(crate) async fn ps(State(app): State<Arc<App>>) -> Response {
 /// `POST /api/show`.
 pub(crate) async fn show(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let held = body::read(&app, request).await?;
-    let body = json::parse(&held.bytes)?;
+    let body = pictures::blocking(move || json::parse(&held.bytes)).await??;
     let fields = Fields::root(&body)?;
     let name = match fields.text("model")? {
         Some(name) => name,

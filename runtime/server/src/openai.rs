@@ -39,7 +39,7 @@ pub(crate) async fn chat(
         Ok::<_, ApiError>((asked, held.taken))
     });
     let ((asked, form), taken) = asked.await??;
-    let decoded = pictures::decode(&app, asked.drafts).await?;
+    let decoded = pictures::decode(&app, asked.drafts, asked.beside).await?;
     drop(taken);
     let client = client.name(asked.user.as_deref());
     let answering = Answering::begin(&app, decoded, asked.request, client, received);

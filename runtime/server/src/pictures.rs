@@ -152,7 +152,9 @@ pub(crate) fn from_base64(data: &str, field: String) -> Result<Shown, ApiError> 
 pub(crate) const BYTES: u64 = 4;
 
 /// Fetches and decodes all images.
-pub(crate) async fn decode(app: &Arc<App>, drafts: Vec<Draft>) -> Result<Decoded, ApiError> {
+///
+/// `beside`: bytes of the request that wait with the texts.
+pub(crate) async fn decode(app: &Arc<App>, drafts: Vec<Draft>, beside: usize) -> Result<Decoded, ApiError> {
     let begun = Instant::now();
     let count: usize = drafts.iter().map(|draft| draft.images.len()).sum();
     let most = app.settings.max_images;
@@ -179,7 +181,7 @@ pub(crate) async fn decode(app: &Arc<App>, drafts: Vec<Draft>) -> Result<Decoded
     let text = turns
         .iter()
         .map(|turn| turn.text.len())
-        .fold(0, usize::saturating_add);
+        .fold(beside, usize::saturating_add);
     let text = u64::try_from(text).unwrap_or(u64::MAX);
     app.bodies
         .take(text, &mut taken)
@@ -198,15 +200,18 @@ async fn open(
     taken: &mut Taken,
 ) -> Result<Picture, ApiError> {
     let Shown { field, source } = shown;
+    // A file that was fetched waits for the decoders beside the body, whose share is for those in it.
+    let mut file = Taken::default();
     let bytes = match source {
         Source::File(bytes) => bytes,
-        Source::Address(address) => fetch(app, &field, address).await?,
+        Source::Address(address) => fetch(app, &field, address, &mut file).await?,
     };
     let permit = app.decoders.acquire().await;
     let limits = app.image_limits();
     let name = field.clone();
     let decoded = blocking(move || image::decode(&bytes, &name, &limits)).await?;
     drop(permit);
+    drop(file);
     let picture = decoded.map_err(|error| refused(&field, error.to_string()))?;
     let size = u64::from(picture.width()) * u64::from(picture.height());
     *pixels += size;
@@ -228,12 +233,18 @@ fn busy(problem: &'static str) -> ApiError {
         .with_retry_after(Duration::from_secs(1))
 }
 
-async fn fetch(app: &Arc<App>, field: &str, address: String) -> Result<Vec<u8>, ApiError> {
+async fn fetch(app: &Arc<App>, field: &str, address: String, taken: &mut Taken) -> Result<Vec<u8>, ApiError> {
     let permit = app.fetches.acquire().await;
     let fetcher = Arc::clone(app);
     let fetched = blocking(move || fetcher.fetcher.fetch(&address)).await?;
+    let bytes =
+        fetched.map_err(|problem| refused(field, format!("`{field}` cannot be fetched: {problem}")))?;
+    let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    app.bodies
+        .take(length, taken)
+        .ok_or_else(|| busy("too many files wait to be decoded; try again"))?;
     drop(permit);
-    fetched.map_err(|problem| refused(field, format!("`{field}` cannot be fetched: {problem}")))
+    Ok(bytes)
 }
 
 /// Work that takes a processor for long, on a thread of its own.

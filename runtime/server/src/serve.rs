@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{self, AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{self, AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, Sleep, sleep, timeout};
@@ -26,6 +26,9 @@ pub(crate) const HEAD: usize = 64 << 10;
 
 /// Most headers of a request.
 const HEADERS: usize = 100;
+
+/// How often it is looked whether a client is still there, behind whose request more bytes lie.
+const GONE: Duration = Duration::from_millis(500);
 
 /// How long connections have after the last answer.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -49,12 +52,14 @@ pub async fn serve(
     let places = Arc::new(Semaphore::new(most));
     let router = http::router(Arc::clone(&app));
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            break;
+        // The word to stop is looked for first: also while all places are taken, and where somebody waits without end.
+        let next = async {
+            let place = Arc::clone(&places).acquire_owned().await.ok();
+            (place, listener.accept().await)
         };
-        let accepted = match select(pin!(listener.accept()), pin!(stopped(&mut stop))).await {
-            Either::Left((accepted, _)) => accepted,
-            Either::Right(_) => break,
+        let (place, accepted) = match select(pin!(stopped(&mut stop)), pin!(next)).await {
+            Either::Left(_) => break,
+            Either::Right((next, _)) => next,
         };
         match accepted {
             Ok((stream, peer)) => {
@@ -101,13 +106,14 @@ async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, talk: Talk) {
     let settings = &talk.app.settings;
     // A token is a small packet, and is not to wait for the next.
     drop(stream.set_nodelay(true));
-    let stream = Patient::new(stream, settings.write_timeout);
+    let socket = Arc::new(stream);
+    let stream = Patient::new(Arc::clone(&socket), settings.write_timeout);
     match tls {
-        None => talk.over(stream).await,
+        None => talk.over(stream, &socket).await,
         Some(tls) => {
             let greeted = timeout(settings.head_timeout, tls.accept(stream)).await;
             if let Ok(Ok(stream)) = greeted {
-                talk.over(stream).await;
+                talk.over(stream, &socket).await;
             } else if settings.verbose {
                 crate::log(&format!("{} no TLS", talk.client.0));
             }
@@ -115,9 +121,25 @@ async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, talk: Talk) {
     }
 }
 
+/// Waits until the client has closed its end, whether somebody reads from it or not: where bytes lie behind a request that is
+/// answered, nobody does.
+async fn closed(socket: &TcpStream) {
+    loop {
+        sleep(GONE).await;
+        match socket.ready(Interest::READABLE).await {
+            Ok(ready) if !ready.is_read_closed() => {}
+            _closed_or_broken => return,
+        }
+    }
+}
+
 impl Talk {
     /// HTTP, until the client has had enough, is too slow, or the server ends.
-    async fn over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(mut self, stream: S) {
+    async fn over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+        mut self,
+        stream: S,
+        socket: &TcpStream,
+    ) {
         let mut builder = http1::Builder::new();
         builder
             .timer(TokioTimer::new())
@@ -126,14 +148,16 @@ impl Talk {
             .max_headers(HEADERS);
         let service = TowerToHyperService::new(Extension(self.client).layer(self.router));
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-        let stop = matches!(
-            select(connection.as_mut(), pin!(stopped(&mut self.stop))).await,
-            Either::Right(_)
-        );
+        let mut gone = pin!(closed(socket));
+        let ended = pin!(stopped(&mut self.stop));
+        let stop = match select(select(connection.as_mut(), gone.as_mut()), ended).await {
+            Either::Left(_) => false,
+            Either::Right(_) => true,
+        };
         if stop {
             connection.as_mut().graceful_shutdown();
             // What goes wrong on a connection is the client's to notice.
-            drop(connection.await);
+            drop(select(connection, gone).await);
         }
     }
 }
@@ -141,14 +165,14 @@ impl Talk {
 /// A connection whose other end must read what is sent to it.
 #[derive(Debug)]
 struct Patient {
-    stream: TcpStream,
+    stream: Arc<TcpStream>,
     most: Duration,
     /// While something waits to be sent: until when.
     until: Option<Pin<Box<Sleep>>>,
 }
 
 impl Patient {
-    fn new(stream: TcpStream, most: Duration) -> Patient {
+    fn new(stream: Arc<TcpStream>, most: Duration) -> Patient {
         Patient {
             stream,
             most,
@@ -157,35 +181,42 @@ impl Patient {
     }
 
     /// A step of sending: an error where none was done for too long.
-    fn watch<T>(
+    fn send(
         &mut self,
         context: &mut Context<'_>,
-        step: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        match step(Pin::new(&mut self.stream), context) {
-            Poll::Ready(done) => {
-                self.until = None;
-                Poll::Ready(done)
-            }
-            Poll::Pending => {
-                let end = Instant::now() + self.most;
-                let until = self
-                    .until
-                    .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(end)));
-                ready!(until.as_mut().poll(context));
-                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        step: impl Fn(&TcpStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        while self.stream.poll_write_ready(context)?.is_ready() {
+            match step(&self.stream) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => {
+                    self.until = None;
+                    return Poll::Ready(done);
+                }
             }
         }
+        let end = Instant::now() + self.most;
+        let until = self
+            .until
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(end)));
+        ready!(until.as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
 impl AsyncRead for Patient {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        loop {
+            ready!(self.stream.poll_read_ready(context))?;
+            match self.stream.try_read(buffer.initialize_unfilled()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read.map(|count| buffer.advance(count))),
+            }
+        }
     }
 }
 
@@ -195,15 +226,16 @@ impl AsyncWrite for Patient {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.watch(context, |stream, context| stream.poll_write(context, bytes))
+        self.send(context, |stream| stream.try_write(bytes))
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.watch(context, |stream, context| stream.poll_flush(context))
+    fn poll_flush(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.watch(context, |stream, context| stream.poll_shutdown(context))
+    /// The connection is closed where both of its ends here are dropped, which is next.
+    fn poll_shutdown(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
     fn poll_write_vectored(
@@ -211,12 +243,10 @@ impl AsyncWrite for Patient {
         context: &mut Context<'_>,
         slices: &[std::io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.watch(context, |stream, context| {
-            stream.poll_write_vectored(context, slices)
-        })
+        self.send(context, |stream| stream.try_write_vectored(slices))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        true
     }
 }

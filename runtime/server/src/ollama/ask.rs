@@ -85,9 +85,9 @@ fn question(app: &App, fields: &Fields<'_>, drafts: Vec<Draft>) -> Result<Questi
         is_zero,
         "0: /v1/chat/completions has them",
     )?;
-    let request = request(app, fields)?;
+    let (request, beside) = request(app, fields)?;
     if drafts.is_empty() {
-        let leave = fields.get("keep_alive").is_some_and(|value| *value == 0);
+        let leave = fields.get("keep_alive").is_some_and(is_no_time);
         return Ok(Question::Nothing(if leave { "unload" } else { "load" }));
     }
     Ok(Question::Asked(Box::new(Asked {
@@ -96,6 +96,7 @@ fn question(app: &App, fields: &Fields<'_>, drafts: Vec<Draft>) -> Result<Questi
         stream,
         constrained_by: None,
         user: None,
+        beside,
     })))
 }
 
@@ -107,8 +108,17 @@ fn keep_alive(fields: &Fields<'_>) -> Result<(), ApiError> {
     }
 }
 
-/// How to answer.
-fn request(app: &App, fields: &Fields<'_>) -> Result<Request, ApiError> {
+/// Whether a duration is none: a number of seconds, or a text as Go's clients write it, `0s`.
+fn is_no_time(value: &Value) -> bool {
+    let none = |text: &str| {
+        let number = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+        number.parse() == Ok(0.0)
+    };
+    value.as_f64() == Some(0.0) || value.as_str().is_some_and(none)
+}
+
+/// How to answer, and bytes of what the answer keeps to.
+fn request(app: &App, fields: &Fields<'_>) -> Result<(Request, usize), ApiError> {
     let constraint = format(fields)?;
     let empty = serde_json::Map::new();
     let none = Value::Object(empty);
@@ -132,7 +142,7 @@ fn request(app: &App, fields: &Fields<'_>) -> Result<Request, ApiError> {
         .with_sampling(within_window(app, &options, sampling)?)
         .with_max_tokens(most)
         .with_stops(asked::stops(&options, asked::OLLAMA_STOPS)?);
-    Ok(asked::constrained(request, constraint))
+    asked::constrained(request, constraint, None)
 }
 
 /// Penalties look at the whole sequence. Ollama's window says over how many tokens: 0 is none of them, -1 all, and what is

@@ -100,6 +100,16 @@ fn an_empty_question_loads_the_model() {
             json!({"model": "demo", "keep_alive": 0}),
             "unload",
         ),
+        (
+            "/api/generate",
+            json!({"model": "demo", "keep_alive": "0s"}),
+            "unload",
+        ),
+        (
+            "/api/generate",
+            json!({"model": "demo", "keep_alive": "10m"}),
+            "load",
+        ),
         ("/api/chat", json!({"model": "demo", "messages": []}), "load"),
     ] {
         let answered = server.post(path, &body).json();

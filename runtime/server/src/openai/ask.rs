@@ -10,6 +10,9 @@ use crate::pictures::{self, Draft, Shown};
 use runtime::{Constraint, MAX_LOGPROBS, Request, Role};
 use serde_json::Value;
 
+/// Most bytes of `user`.
+const USER_BYTES: usize = 1024;
+
 /// A whole body.
 pub(crate) fn chat(app: &App, body: &Value) -> Result<(Asked, Form), ApiError> {
     let fields = Fields::root(body)?;
@@ -18,7 +21,7 @@ pub(crate) fn chat(app: &App, body: &Value) -> Result<(Asked, Form), ApiError> {
     let drafts = messages(app, &fields)?;
     let stream = fields.flag("stream")?.unwrap_or(false);
     let (constraint, constrained_by) = constraint(&fields)?.unzip();
-    let request = request(app, &fields, constraint)?;
+    let (request, beside) = request(app, &fields, constraint, constrained_by)?;
     let form = Form {
         usage: usage(&fields, stream)?,
         logprobs: request.logprobs.is_some(),
@@ -28,23 +31,40 @@ pub(crate) fn chat(app: &App, body: &Value) -> Result<(Asked, Form), ApiError> {
         request,
         stream,
         constrained_by,
-        user: fields.text("user")?.map(str::to_owned),
+        user: user(&fields)?,
+        beside,
     };
     Ok((asked, form))
 }
 
-/// How to answer.
-fn request(app: &App, fields: &Fields<'_>, constraint: Option<Constraint>) -> Result<Request, ApiError> {
+/// Whom the client speaks for.
+fn user(fields: &Fields<'_>) -> Result<Option<String>, ApiError> {
+    let user = fields.text("user")?;
+    if let Some(found) = user.map(str::len).filter(|found| *found > USER_BYTES) {
+        let message = format!("`user` has {found} bytes, expected at most {USER_BYTES}");
+        return Err(ApiError::about("user", message));
+    }
+    Ok(user.map(str::to_owned))
+}
+
+/// How to answer, and bytes of what the answer keeps to.
+fn request(
+    app: &App,
+    fields: &Fields<'_>,
+    constraint: Option<Constraint>,
+    constrained_by: Option<&str>,
+) -> Result<(Request, usize), ApiError> {
     let sampling = asked::sampling(fields, "repetition_penalty", 2.0)?;
     let request = Request::default()
         .with_sampling(sampling)
         .with_max_tokens(max_tokens(app, fields)?)
         .with_stops(asked::stops(fields, asked::OPENAI_STOPS)?);
-    let request = asked::constrained(request, constraint);
-    Ok(match logprobs(fields)? {
+    let (request, beside) = asked::constrained(request, constraint, constrained_by)?;
+    let request = match logprobs(fields)? {
         Some(count) => request.with_logprobs(count),
         None => request,
-    })
+    };
+    Ok((request, beside))
 }
 
 /// How many alternatives come with each token, where log-probabilities are asked for.
@@ -52,7 +72,7 @@ fn logprobs(fields: &Fields<'_>) -> Result<Option<usize>, ApiError> {
     let asked = fields.flag("logprobs")?.unwrap_or(false);
     let most = i64::try_from(MAX_LOGPROBS).unwrap_or(i64::MAX);
     let count = fields.whole("top_logprobs", 0, most)?;
-    if count.is_some() && !asked {
+    if count.is_some_and(|count| count > 0) && !asked {
         let message = "`top_logprobs` is given, expected it only where `logprobs` is true";
         return Err(ApiError::about("top_logprobs", message));
     }

@@ -47,7 +47,7 @@ const OTHER_NAMES: [Other; 12] = [
 ];
 
 /// How tokens are chosen, and what becomes of a prompt and of an answer.
-const ELSEWHERE: [Other; 44] = [
+const ELSEWHERE: [Other; 45] = [
     // vLLM's, some of them SGLang's too.
     ("min_tokens", is_zero, "0"),
     ("min_new_tokens", is_zero, "0"),
@@ -64,6 +64,11 @@ const ELSEWHERE: [Other; 44] = [
     ("include_stop_str_in_output", is_false, "false"),
     ("no_stop_trim", is_false, "false"),
     ("chat_template", never, "nothing: the bundle has its own"),
+    (
+        "chat_template_kwargs",
+        is_empty,
+        "an empty object: the template is given messages alone",
+    ),
     ("documents", is_empty, "an empty array"),
     ("stop_token_ids", is_empty, "an empty array: `stop` has texts"),
     ("stop_regex", is_empty, "nothing: `stop` has texts"),

@@ -506,6 +506,12 @@ fn fields_that_are_wrong() {
         ("min_tokens", json!(3), "min_tokens"),
         ("ignore_eos", json!(true), "ignore_eos"),
         ("chat_template", json!("x"), "chat_template"),
+        (
+            "chat_template_kwargs",
+            json!({"enable_thinking": true}),
+            "chat_template_kwargs",
+        ),
+        ("user", json!("u".repeat(1025)), "user"),
         ("audio", json!({}), "audio"),
         ("user", json!(5), "user"),
     ];
@@ -655,4 +661,40 @@ fn models() {
         (other.status, &other.json()["error"]["param"]),
         (404, &json!("model"))
     );
+}
+
+/// What an answer keeps to waits with the request, and takes memory.
+#[test]
+fn constraints_that_are_too_large_do_not_wait() {
+    let server = Served::start(Act::Answer);
+    let schema = |schema: Value| json!({"type": "json_schema", "json_schema": {"schema": schema}});
+    for (field, value, param) in [
+        (
+            "response_format",
+            schema(json!({"description": "a".repeat(2 << 20)})),
+            "response_format.json_schema.schema",
+        ),
+        (
+            "structured_outputs",
+            json!({"regex": "a".repeat(1 << 20)}),
+            "structured_outputs.regex",
+        ),
+        (
+            "structured_outputs",
+            json!({"choice": vec!["ten bytes."; 10_000]}),
+            "structured_outputs.choice",
+        ),
+    ] {
+        let answered = server.post(CHAT, &asking(|body| body[field] = value.clone()));
+        let error = &answered.json()["error"];
+        assert_eq!(
+            (answered.status, &error["param"], &error["code"]),
+            (400, &json!(param), &json!("invalid_constraint")),
+            "{error}"
+        );
+    }
+    assert!(server.worker.jobs.lock().unwrap().is_empty());
+    // As dumps of other servers' request classes have it.
+    let answered = server.post(CHAT, &asking(|body| body["top_logprobs"] = 0.into()));
+    assert_eq!(answered.status, 200);
 }

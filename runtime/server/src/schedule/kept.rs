@@ -33,6 +33,11 @@ impl<T> Kept<T> {
         self.entries.len()
     }
 
+    /// All of them.
+    pub(super) fn conversations(&self) -> impl Iterator<Item = &T> {
+        self.entries.iter().map(|entry| &entry.conversation)
+    }
+
     /// Cache positions of all of them.
     pub(super) fn positions(&self) -> usize {
         self.entries.iter().map(|entry| entry.positions).sum()

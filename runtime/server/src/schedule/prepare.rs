@@ -134,17 +134,21 @@ fn prepare(shared: &Arc<Shared>, job: &Job, work: &mut Work) -> Result<Reading, 
         return Err(EngineError::TooLong { found, expected }.into());
     }
     let need = need(shared, &prompt, job.request.max_tokens, context)?;
-    let kept = shared.reserve(need, &prompt, &mut work.slot, &cancel)?;
+    let prompts = Prompts::of(shared, job, &messages, prompt)?;
+    let common = |conversation: &Conversation| {
+        let read = prompts.read_by(conversation);
+        read.map_or(0, |read| conversation.in_common(read))
+    };
+    let kept = shared.reserve(need, common, &mut work.slot, &cancel)?;
     let mut conversation = kept.unwrap_or_else(|| model.conversation());
     conversation.set_context_shift(job.context_shift);
+    let read = prompts.read_by(&conversation).unwrap_or(&prompts.whole);
     // As `Conversation::begin` has it: an answer wants room too.
     let answer = job.request.max_tokens.min(context / 4).max(1);
-    let shifts = job.context_shift && prompt.len().saturating_add(answer) > context;
+    let shifts = job.context_shift && read.len().saturating_add(answer) > context;
     let wanted: Vec<ImageId> = if !shifts {
-        let known = conversation
-            .in_common(&prompt)
-            .min(prompt.len().saturating_sub(1));
-        let spans = prompt.spans(known);
+        let known = conversation.in_common(read).min(read.len().saturating_sub(1));
+        let spans = read.spans(known);
         spans.iter().filter_map(image).collect()
     } else {
         // Another prompt than this will be read: turns are left out, but no image is.
@@ -174,6 +178,60 @@ fn prepare(shared: &Arc<Shared>, job: &Job, work: &mut Work) -> Result<Reading, 
         work.slot.put_back(conversation);
         error.into()
     })
+}
+
+/// What is read for a job: its whole prompt, or where turns may be left out, one without those that a kept conversation left out
+/// before.
+struct Prompts<'a> {
+    /// Whether turns may be left out.
+    shifts: bool,
+    messages: &'a [Message],
+    whole: Prompt,
+    /// By how many of the messages they are of.
+    shorter: BTreeMap<usize, Prompt>,
+}
+
+impl<'a> Prompts<'a> {
+    /// Those of the conversations that are kept now.
+    fn of(
+        shared: &Shared,
+        job: &Job,
+        messages: &'a [Message],
+        whole: Prompt,
+    ) -> Result<Prompts<'a>, EngineError> {
+        let mut fewer = BTreeMap::new();
+        if job.context_shift {
+            for conversation in shared.state().kept.conversations() {
+                let read = conversation.without_left_out(messages);
+                fewer.insert(read.len(), read);
+            }
+            fewer.remove(&messages.len());
+        }
+        // A prompt takes a while, and others want to look at the state.
+        let prompter = shared.model.prompter()?;
+        let built = fewer.into_iter().filter_map(|(count, messages)| {
+            let prompt = prompter.build(&messages).ok()?;
+            Some((count, prompt))
+        });
+        Ok(Prompts {
+            shifts: job.context_shift,
+            messages,
+            whole,
+            shorter: built.collect(),
+        })
+    }
+
+    /// The prompt that a conversation reads; `None` where it was not there before.
+    fn read_by(&self, conversation: &Conversation) -> Option<&Prompt> {
+        let count = match self.shifts {
+            true => conversation.without_left_out(self.messages).len(),
+            false => self.messages.len(),
+        };
+        if count == self.messages.len() {
+            return Some(&self.whole);
+        }
+        self.shorter.get(&count)
+    }
 }
 
 fn image(span: &Span<'_>) -> Option<ImageId> {
@@ -275,11 +333,11 @@ impl Shared {
     }
 
     /// Waits until so many cache positions are free, first come first, and has them reserved for the slot; the kept
-    /// conversation that the prompt goes on with, if there is one.
+    /// conversation that the job goes on with, if there is one: that with the most positions `in_common`.
     fn reserve(
         &self,
         need: usize,
-        prompt: &Prompt,
+        in_common: impl Fn(&Conversation) -> usize,
         slot: &mut Slot,
         cancel: &AtomicBool,
     ) -> Result<Option<Conversation>, Stopped> {
@@ -295,7 +353,7 @@ impl Shared {
             if state.memory.front() == Some(&ticket) && state.reserved + need <= most {
                 state.reserved += need;
                 slot.reserved(need);
-                let taken = state.kept.take(|conversation| conversation.in_common(prompt));
+                let taken = state.kept.take(in_common);
                 let room = most - state.reserved;
                 break Ok((taken, state.kept.shrink(room)));
             }

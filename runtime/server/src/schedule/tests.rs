@@ -432,10 +432,17 @@ fn what_is_wrong_with_a_request_is_refused() {
         shifted.turns.push(turn(Role::Assistant, "G."));
         shifted.turns.push(turn(Role::User, &"B".repeat(30)));
         shifted.context_shift = true;
+        let mut next = shifted.clone();
         let outcome = hear(scheduler.submit(shifted).unwrap());
         // Thirty letters, what stands around them, and the image.
         assert_eq!((outcome.prompt, outcome.text.as_str()), (30 + 3 + 2, "B."));
         assert!(outcome.error.is_none(), "{outcome:?}");
+        // What is left out once stays so: the next turn goes on where this one ended.
+        next.turns.push(turn(Role::Assistant, "B."));
+        next.turns.push(turn(Role::User, "??"));
+        let outcome = hear(scheduler.submit(next).unwrap());
+        assert!(outcome.error.is_none(), "{outcome:?}");
+        assert!((35..outcome.prompt).contains(&outcome.reused), "{outcome:?}");
     }
 }
 

@@ -40,6 +40,24 @@ fn running_answers_have_their_time() {
     }
 }
 
+/// The word is heard where nobody else could connect.
+#[test]
+fn a_full_server_ends() {
+    let settings = Settings {
+        connections: 1,
+        ..Settings::default()
+    };
+    let grace = Duration::from_millis(300);
+    let server = Served::with(Act::Endless, settings, None, grace);
+    let mut running = server.asked(true);
+    let begun = Instant::now();
+    server.stop();
+    let text = read(&mut running).unwrap().text();
+    assert!(text.contains("shutting down"), "{text}");
+    server.wait();
+    assert!(begun.elapsed() < Duration::from_secs(5));
+}
+
 /// A connection that is kept open is told no more.
 #[test]
 fn questions_after_the_word_to_stop() {
