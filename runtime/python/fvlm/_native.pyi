@@ -104,7 +104,7 @@ class Conversation:
         """What was said: dicts with `role` (`system`, `user` or `assistant`), `content` and `images`, their number."""
     @property
     def cache_bytes(self) -> int:
-        """Bytes of its KV cache; 0 before the first question."""
+        """Bytes of its KV cache; 0 before the first question, and while an answer comes."""
 
 @final
 class Model:

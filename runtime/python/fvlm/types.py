@@ -54,7 +54,6 @@ class ExportFlags(TypedDict, total=False):
     calibration: str | os.PathLike[str] | None
     card: bool
     dry_run: bool
-    dynamic_shapes: bool
     from_onnx: str | os.PathLike[str] | None
     image_size: int | Sequence[int] | None
     ios16_encoder: bool

@@ -194,13 +194,8 @@ impl Conversation {
         let said = py.detach(|| self.dialogue().messages.clone());
         let list = PyList::empty(py);
         for message in said {
-            let role = match message.role {
-                Role::System => "system",
-                Role::User => "user",
-                Role::Assistant => "assistant",
-            };
             let dict = PyDict::new(py);
-            dict.set_item("role", role)?;
+            dict.set_item("role", message.role.name())?;
             dict.set_item("content", message.text)?;
             dict.set_item("images", message.images.len())?;
             list.append(dict)?;
@@ -221,7 +216,7 @@ impl Conversation {
         Ok(py.detach(reset)?)
     }
 
-    /// Bytes of its KV cache; 0 before the first question.
+    /// Bytes of its KV cache; 0 before the first question, and while an answer comes.
     #[getter]
     fn cache_bytes(&self, py: Python<'_>) -> usize {
         let _inside = Inside::briefly();

@@ -14,12 +14,11 @@ use std::time::{Duration, Instant};
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Keyword arguments that are a flag of `fvlm-export` of the same name.
-const NAMES: [&str; 19] = [
+const NAMES: [&str; 18] = [
     "adapter",
     "calibration",
     "card",
     "dry_run",
-    "dynamic_shapes",
     "from_onnx",
     "image_size",
     "ios16_encoder",

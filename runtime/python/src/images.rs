@@ -117,6 +117,16 @@ fn is_transparent(image: &Bound<'_, PyAny>) -> PyResult<bool> {
 
 /// An image of Pillow with what is transparent of it.
 fn of_transparent(image: &Bound<'_, PyAny>) -> PyResult<Picture> {
+    if is_wide(image)? {
+        // Pillow would make nearly all of it white, and compare that.
+        let color = image.getattr("info")?.get_item("transparency")?;
+        let opaque = array(image)?.call_method1("__ne__", (color,))?;
+        let alpha = opaque
+            .call_method1("astype", ("uint8",))?
+            .call_method1("__mul__", (255_u8,))?;
+        let alpha: PyBackedBytes = alpha.call_method0("tobytes")?.extract()?;
+        return Ok(pixels(of_pil(image)?.cast::<PyUntypedArray>()?)?.with_alpha(&alpha));
+    }
     let whole = image.call_method1("convert", ("RGBA",))?;
     let colors = array(&whole.call_method1("convert", ("RGB",))?)?;
     let alpha = whole
@@ -124,6 +134,12 @@ fn of_transparent(image: &Bound<'_, PyAny>) -> PyResult<Picture> {
         .call_method0("tobytes")?;
     let alpha: PyBackedBytes = alpha.extract()?;
     Ok(pixels(colors.cast::<PyUntypedArray>()?)?.with_alpha(&alpha))
+}
+
+/// Whether an image of Pillow is gray of more than 8 bits.
+fn is_wide(image: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let mode: String = image.getattr("mode")?.extract()?;
+    Ok(mode == "I" || mode == "F" || mode.starts_with("I;16"))
 }
 
 /// The pixels of an image of Pillow in red, green and blue. Of 16 bits the upper eight are kept, as of files; Pillow

@@ -153,6 +153,12 @@ def test_gray_of_sixteen_bits(model: fvlm.Model, tmp_path: pathlib.Path) -> None
         opened = Image.open(tmp_path / name)
         assert opened.mode.startswith("I;16")
         np.testing.assert_array_equal(model.encode(opened), model.encode(tmp_path / name))
+    # With a gray that is transparent, in a bundle that puts it on white.
+    Image.fromarray(gray).save(tmp_path / "key.png", transparency=int(gray[0, 0]))
+    opened = Image.open(tmp_path / "key.png")
+    assert opened.mode.startswith("I;16") and opened.info["transparency"] == gray[0, 0]
+    np.testing.assert_array_equal(model.encode(opened), model.encode(tmp_path / "key.png"))
+    assert not np.array_equal(model.encode(opened), model.encode(tmp_path / "gray.png"))
     for wide in (gray.astype(np.int32), gray.astype(np.float32)):
         with pytest.raises(fvlm.ImageError, match="has values from .* expected 0 to 255"):
             model.encode(Image.fromarray(wide))

@@ -10,6 +10,7 @@ import os
 import pathlib
 import tarfile
 import threading
+import time
 import typing
 
 import numpy as np
@@ -306,7 +307,11 @@ def test_one_run_at_a_time_in_a_bucket(tmp_path: pathlib.Path, monkeypatch: pyte
         for left in (tmp_path / "out").glob("_running-*"):
             left.unlink()
         output.take([("b", "B.", None)])
-        # Somebody took it away; it comes again with the next beat, or the run refuses to write.
+        # Somebody took it away: it does not come again, and nothing more is written.
+        time.sleep(1)
+        assert not list((tmp_path / "out").glob("_running-*"))
+        with pytest.raises(fvlm.Error, match="took this one for dead"):
+            output.write(1)
     # One that was killed.
     (tmp_path / "out" / "_running-killed").write_text("7\n")
     run()

@@ -221,6 +221,7 @@ class _Beacon:
         self.files, self.path = files, posixpath.join(folder, f"{RUNNING}{uuid.uuid4().hex}")
         self._stop = threading.Event()
         self._failed: Exception | None = None
+        self._dead = False
         self._beat(0)
         self._thread = threading.Thread(target=self._beats, daemon=True)
         self._thread.start()
@@ -261,7 +262,7 @@ class _Beacon:
 
     def _beats(self) -> None:
         count = 0
-        while not self._stop.wait(BEAT):
+        while not self._stop.wait(BEAT) and not self._is_dead():
             count += 1
             try:
                 self._beat(count)
@@ -269,11 +270,21 @@ class _Beacon:
             except Exception as error:  # noqa: BLE001
                 self._failed = error
 
+    def _is_dead(self) -> bool:
+        """Whether another run took the sign away: for good, or two would write from then on."""
+        try:
+            gone = self.files.get_file_info(self.path).type == fs.FileType.NotFound
+        except OSError:
+            # Of a bucket that cannot be reached; writing the sign says so.
+            gone = False
+        self._dead = self._dead or gone
+        return self._dead
+
     def check(self) -> None:
         """Refuses to write where nobody else could know of this run."""
         if self._failed is not None:
             raise fvlm.Error(f"{self.path}: {self._failed}") from self._failed
-        if self.files.get_file_info(self.path).type == fs.FileType.NotFound:
+        if self._is_dead():
             raise fvlm.Error(f"{self.path}: another run took this one for dead and writes the output now")
 
     def close(self) -> None:
