@@ -63,11 +63,6 @@ def lines(path):
         return 0
 
 
-def complain(world, *what):
-    world.bad.append(what)
-    print("BAD", what, flush=True)
-
-
 def listen():
     """What is ignored stays ignored, and a shell's job in the background ignores SIGINT."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -95,7 +90,7 @@ def killed(world, command, output, seed):
         if process.returncode in (0, 1):
             return said
         if process.returncode not in (-signal.SIGKILL, -signal.SIGINT, 130):
-            complain(world, process.returncode, said)
+            world.wrong(process.returncode, said)
         world.counts["kills"] += 1
 
 
@@ -122,17 +117,17 @@ def run(programs, count, seed):
     took = time.monotonic() - start
     whole, broken = (world.folder / "whole.jsonl").read_bytes(), count // 1000
     if process.returncode != (1 if broken else 0):
-        complain(world, "the undisturbed run", process.returncode)
+        world.wrong("the undisturbed run", process.returncode)
     if (world.folder / "killed.jsonl").read_bytes() != whole:
-        complain(world, "the killed runs have other lines than the undisturbed one")
+        world.wrong("the killed runs have other lines than the undisturbed one")
     found = [json.loads(line) for line in whole.splitlines()]
     names = [f"pictures/{number // 100:04}/{number:07}.png" for number in range(count)]
     if [line["image"] for line in found] != names:
-        complain(world, f"{len(found)} lines, not one for each of {count} pictures in order")
+        world.wrong(f"{len(found)} lines, not one for each of {count} pictures in order")
     if sum("error" in line for line in found) != broken:
-        complain(world, f"{broken} pictures are broken, other lines have errors")
+        world.wrong(f"{broken} pictures are broken, other lines have errors")
     if first and last - first > GROWTH:
-        complain(world, f"memory grew from {first >> 20} to {last >> 20} MiB")
+        world.wrong(f"memory grew from {first >> 20} to {last >> 20} MiB")
     memory = f"{first >> 20} MiB behind a tenth, {last >> 20} at the end" if first else "too short for memory"
     counts = ", ".join(f"{world.counts[key]} {key}" for key in sorted(world.counts))
     print(

@@ -32,12 +32,11 @@ def full(programs, count, seed):
 
         ran = subprocess.run(world.export(form), capture_output=True, text=True, preexec_fn=limit)
         if ran.returncode != 2 or "error: cannot" not in ran.stderr:
-            world.bad.append(("a limit of", most, form, ran.returncode, ran.stderr))
-            print("BAD", world.bad[-1], flush=True)
+            world.wrong("a limit of", most, form, ran.returncode, ran.stderr)
         world.counts["refused"] += ran.returncode == 2
         world.judge(("full", form), {present})
         if world.leftovers():
-            world.bad.append(("left", world.leftovers()))
+            world.wrong("left", world.leftovers())
     return end("full disk (limit of a file's size)", world)
 
 
@@ -67,8 +66,7 @@ def mounted(programs, count, seed):
                 ran.returncode == 2 and not found and "error:" in ran.stderr
             )
             if problems or not fine or world.leftovers() or "panicked" in ran.stderr:
-                world.bad.append((kibibytes, form, ran.returncode, ran.stderr, problems, world.leftovers()))
-                print("BAD", world.bad[-1], flush=True)
+                world.wrong(kibibytes, form, ran.returncode, ran.stderr, problems, world.leftovers())
             world.counts["read-only" if readonly else "fitted" if found else "too small"] += 1
         finally:
             subprocess.run(["umount", place], check=True)
@@ -101,12 +99,10 @@ def writers(programs, count, seed):
             late = not overwrite and process.returncode == 2 and "exists" in said
             world.counts["written" if process.returncode == 0 else "too late"] += 1
             if process.returncode != 0 and not late:
-                world.bad.append((overwrite, process.returncode, said))
-                print("BAD", world.bad[-1], flush=True)
+                world.wrong(overwrite, process.returncode, said)
         world.judge(("writers",), set(forms))
         if world.leftovers():
-            world.bad.append(("left", world.leftovers()))
-            print("BAD", world.bad[-1], flush=True)
+            world.wrong("left", world.leftovers())
     return end("six writers at once", world)
 
 

@@ -74,8 +74,7 @@ class Trial:
     def end(self, kind, name, how, what):
         self.counts[kind][f"{name}: {how}"] += 1
         if how.split()[0].isupper() or how == "hung":
-            self.world.bad.append((kind, name, how, what))
-            print("BAD", self.world.bad[-1], flush=True)
+            self.world.wrong(kind, name, how, what)
 
 
 def cut(world, trial):
@@ -140,8 +139,7 @@ def run(programs, count, seed):
         present = world.judge((kind, after, every, form), {present, form}) or present
         if kind != "malloc" and world.leftovers():
             # An end in the middle leaves it to the next one.
-            world.bad.append((kind, after, every, form, "left", world.leftovers()))
-            print("BAD", world.bad[-1], flush=True)
+            world.wrong(kind, after, every, form, "left", world.leftovers())
     for kind, limit in LIMITS.items():
         for provider in ("cpu", "tract"):
             shell = ["bash", "-c", f'{limit}; exec "$@"', "limited"]

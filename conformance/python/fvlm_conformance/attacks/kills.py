@@ -35,8 +35,7 @@ def strike(world, command, number, delay, environment=None):
         process.send_signal(number)
     said = process.communicate(timeout=120)[1].decode(errors="replace")
     if "panicked" in said or (in_time and not ends_as(number, process.returncode)):
-        world.bad.append((signal.Signals(number).name, process.returncode, said))
-        print("BAD", world.bad[-1], flush=True)
+        world.wrong(signal.Signals(number).name, process.returncode, said)
     world.counts[signal.Signals(number).name if in_time else "too late"] += 1
     return in_time, process.returncode
 
@@ -62,8 +61,7 @@ def exports(world, count, seed):
         world.counts["new" if found == form else "old"] += 1
         left = set(world.leftovers()) - before
         if number != signal.SIGKILL and left and code != -2:
-            world.bad.append(("a signal left", left))
-            print("BAD", world.bad[-1], flush=True)
+            world.wrong("a signal left", left)
         world.counts["with leftovers"] += bool(world.leftovers())
         present = found or present
     world.learn(["fp32"])
@@ -97,18 +95,17 @@ def downloads(world, count, seed):
         for path in (cache / "snapshots").glob("*/*"):
             # What has a name in a snapshot is whole.
             if path.exists() and path.read_bytes() != (CHECKPOINT / path.name).read_bytes():
-                world.bad.append(("the cache has another", path.name))
-                print("BAD", world.bad[-1], flush=True)
+                world.wrong("the cache has another", path.name)
         if code == 0 or chance.random() < 0.1:
             # From the beginning again.
             subprocess.run(["rm", "-rf", str(cache)], check=True)
     ran = subprocess.run(command, capture_output=True, text=True, env=environment)
     found, problems = world.state()
     if ran.returncode != 0 or problems or found is None:
-        world.bad.append(("the last download", ran.returncode, ran.stderr, problems))
+        world.wrong("the last download", ran.returncode, ran.stderr, problems)
     for blob in (cache / "blobs").iterdir():
         if blob.suffix or hashlib.sha256(blob.read_bytes()).hexdigest() != blob.name:
-            world.bad.append(("a blob", blob.name))
+            world.wrong("a blob", blob.name)
     hub.close()
 
 
@@ -126,7 +123,7 @@ def answers(world, count, seed):
         in_time, _ = strike(world, command, chance.choice(SIGNALS), took * 1.3 * chance.random())
         struck += in_time
     if world.answers("-q")[:2] != (0, expected):
-        world.bad.append(("the answer after the kills",))
+        world.wrong("the answer after the kills")
 
 
 def run(programs, count, seed):
@@ -138,7 +135,7 @@ def run(programs, count, seed):
         part(world, count * share // 5, seed)
         left = world.leftovers()
         if left:
-            world.bad.append(("left in the end", left))
+            world.wrong("left in the end", left)
         counts = ", ".join(f"{world.counts[key]} {key}" for key in sorted(world.counts))
         print(f"{name}: {counts}; {len(world.bad)} bad; {time.monotonic() - start:.0f} s", flush=True)
         bad += len(world.bad)

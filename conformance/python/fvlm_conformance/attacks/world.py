@@ -91,14 +91,18 @@ class World:
             assert not problems and not self.leftovers(), (form, problems, self.leftovers())
             self.whole[form] = found
 
+    def wrong(self, *what):
+        """Takes note of something that must not be, and shows it."""
+        self.bad.append(what)
+        print("BAD", what, flush=True)
+
     def judge(self, what, allowed):
         """Counts what is there after an attack; `allowed` are forms, and None for no bundle."""
         found, problems = self.state()
         names = {self.whole[form]: form for form in self.whole}
         form = names.get(found) if found else None
         if problems or form not in allowed or (found and form is None):
-            self.bad.append((what, form, problems))
-            print("BAD", self.bad[-1], flush=True)
+            self.wrong(what, form, problems)
         return form
 
     def answers(self, *more, environment=None, model=None):
