@@ -4,12 +4,12 @@
 
 use crate::balance::{self, Factors};
 use crate::error::ExportError;
-use crate::files;
 use crate::plan::{Precision, Target, Variant};
 use models::arch::fused::Encodings;
 use models::arch::{self, Network};
 use models::checkpoint::{Canonical, Checkpoint, CheckpointError, Statistics};
 use models::graph::WeightForm;
+use models::plain::hex;
 use models::weights::{MOMENTS, WeightSpec, Weights};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -38,8 +38,8 @@ impl Calibration {
         if found != expected {
             return Err(ExportError::OtherCheckpoint {
                 path: path.to_owned(),
-                found: files::hex(&found),
-                expected: files::hex(&expected),
+                found: hex(&found),
+                expected: hex(&expected),
             });
         }
         let mut inputs = BTreeMap::new();

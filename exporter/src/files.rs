@@ -2,6 +2,7 @@
 
 use crate::error::ExportError;
 use models::bundle::FileEntry;
+use models::plain::hex;
 use sha2::{Digest as _, Sha256};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write};
@@ -124,11 +125,6 @@ pub fn hash_file(path: &Path, stop: &dyn Fn() -> bool) -> Result<(u64, String), 
 /// SHA-256 in lower-case hex.
 pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
-}
-
-/// Lower-case hex.
-pub(crate) fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Makes what a directory names survive a crash, where the system can.

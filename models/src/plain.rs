@@ -61,14 +61,13 @@ pub fn json(text: &str) -> Cow<'_, str> {
 pub fn hex_of_odd(name: &OsStr) -> Option<String> {
     match name.to_str() {
         Some(_) => None,
-        None => Some(hex(name)),
+        None => Some(hex(name.as_encoded_bytes())),
     }
 }
 
-/// The bytes of a file's name in lower-case hex.
-pub fn hex(name: &OsStr) -> String {
-    let bytes = name.as_encoded_bytes().iter();
-    bytes.map(|byte| format!("{byte:02x}")).collect()
+/// Bytes in lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn without(text: &str, refused: impl Fn(char) -> bool) -> Cow<'_, str> {

@@ -15,6 +15,7 @@ use crate::dtype::DType;
 use crate::graph::{Builder, Dim, Graph, GraphError, Source, WeightForm};
 use crate::weights::WeightSpec;
 use fastvithd::Attention;
+pub(crate) use qwen2::{EMBED_TOKENS, HEAD};
 use std::collections::BTreeSet;
 
 /// The graphs that a bundle holds.

@@ -8,6 +8,7 @@
 #![deny(clippy::as_conversions)]
 
 use super::{Bundle, BundleError, CoreMlPackages, FileEntry, GraphEntry, Variant};
+use crate::plain::hex;
 use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read as _};
@@ -291,8 +292,4 @@ fn hash(path: &Path, progress: &dyn Fn(u64)) -> io::Result<(u64, String)> {
         progress(count);
     }
     Ok((bytes, hex(&hash.finalize())))
-}
-
-fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }

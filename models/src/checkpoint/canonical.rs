@@ -14,16 +14,13 @@ use super::layout::Unified;
 use super::tensor_file::{StoredTensor, StoredType, TensorFile, TensorId};
 use super::{Checkpoint, Layout, mlx};
 use crate::arch;
+use crate::arch::{EMBED_TOKENS, HEAD};
 use crate::checkpoint::{CheckpointError, WeightProblems};
 use crate::config::ModelConfig;
 use crate::weights::{WeightSpec, Weights};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// The embedding table, and the head that may be the same table.
-pub(super) const EMBEDDING: &str = "language_model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
 
 /// The canonical weights of a checkpoint. Nothing is held in memory: a block is converted when it is read.
 #[derive(Debug)]
@@ -142,7 +139,7 @@ pub fn canonical_with(
     accounting.ignored.extend(fitted.ignored);
     accounting.warnings.extend(fitted.warnings);
     // A head that was the embedding has no tensor of its own.
-    let of_embedding = unified.get(HEAD) == unified.get(EMBEDDING);
+    let of_embedding = unified.get(HEAD) == unified.get(EMBED_TOKENS);
     let head = fitted.patches.remove(HEAD);
     let (head, own_head) = if of_embedding { (head, None) } else { (None, head) };
     let patches = fitted
@@ -258,7 +255,7 @@ impl<'a> Assembly<'a> {
         let (base, part) = spec.name.rsplit_once('.').unwrap_or((&spec.name, ""));
         let Some(kind) = Kind::of(base, &config.vision) else {
             self.current.clone_from(&spec.name);
-            let of_embedding = spec.name == HEAD && self.unified.get(HEAD) == self.unified.get(EMBEDDING);
+            let of_embedding = spec.name == HEAD && self.unified.get(HEAD) == self.unified.get(EMBED_TOKENS);
             let reading = if of_embedding { Reading::Head } else { Reading::Own };
             return match part == "weight" && self.unified.contains_key(&format!("{base}.scales")) {
                 true => self.grouped(base, &spec.shape).map(Source::Grouped),

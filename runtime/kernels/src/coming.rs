@@ -10,7 +10,7 @@ use std::cell::Cell;
 const LINE: usize = 16;
 
 /// Parts of memory that one [`Coming`] has, at most.
-pub(crate) const PARTS: usize = 4;
+pub(crate) const MOST_PARTS: usize = 4;
 
 /// A part of no numbers.
 pub(crate) const NOTHING: (*const f32, usize) = (std::ptr::null(), 0);
@@ -19,7 +19,7 @@ pub(crate) const NOTHING: (*const f32, usize) = (std::ptr::null(), 0);
 #[derive(Debug)]
 pub(crate) struct Coming {
     /// Where a part goes on, and how many lines of it are left.
-    parts: [Cell<(*const f32, usize)>; PARTS],
+    parts: [Cell<(*const f32, usize)>; MOST_PARTS],
     /// Lines of all parts that are left.
     left: Cell<usize>,
     /// Lines of one call.
@@ -28,7 +28,7 @@ pub(crate) struct Coming {
 
 impl Coming {
     /// Asks for `parts`, of so many numbers, in `calls` calls.
-    pub(crate) fn new(parts: [(*const f32, usize); PARTS], calls: usize) -> Self {
+    pub(crate) fn new(parts: [(*const f32, usize); MOST_PARTS], calls: usize) -> Self {
         let parts = parts.map(|(start, length)| (start, length.div_ceil(LINE)));
         let lines: usize = parts.iter().map(|(_, lines)| lines).sum();
         Coming {

@@ -8,6 +8,7 @@
 //! `-128 * sum of its bytes`, with which a sum of products starts.
 
 use super::isa::{Isa, LANES, Lanes, dispatch};
+use super::matrix::NIBBLE_BLOCK;
 use super::norm::{Norm, load_part, normalise_row, normalise_rows};
 use super::parallel::{Parallel, Shared, scratch};
 use super::sizes::product;
@@ -18,9 +19,6 @@ pub(super) const BLOCK: usize = 128;
 pub(super) const VECTORS: usize = BLOCK / LANES;
 /// Below this a block counts as zero: its reciprocal would overflow.
 const TINY: f32 = 1e-30;
-
-/// Nibbles of weights that share a scale.
-const NIBBLE_BLOCK: usize = crate::layout::BLOCK;
 
 /// What a product wants of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -1,6 +1,7 @@
 //! What clients are told about the model.
 
 use models::bundle::FILE_NAME;
+use models::plain::hex;
 use runtime::{EngineError, Model};
 use sha2::{Digest as _, Sha256};
 use std::path::Path;
@@ -67,8 +68,4 @@ impl About {
             "fastvlm".to_owned()
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -210,7 +210,12 @@ fn texts<S: Serializer>(names: &[Name], serializer: S) -> Result<S::Ok, S::Error
 /// The bytes of names in hex, where one of them is no Unicode: then text does not hold them all.
 pub(crate) fn images_hex(names: &[Name]) -> Option<Vec<String>> {
     let odd = names.iter().any(|name| plain::hex_of_odd(&name.0).is_some());
-    odd.then(|| names.iter().map(|name| plain::hex(&name.0)).collect())
+    odd.then(|| {
+        names
+            .iter()
+            .map(|name| plain::hex(name.0.as_encoded_bytes()))
+            .collect()
+    })
 }
 
 /// Writes one JSON object on a line of its own.

@@ -25,6 +25,8 @@ use crate::graph::{Builder, Dim, ValueId, signed};
 
 /// Canonical name of the embedding table, which a tied head reads as well.
 pub const EMBED_TOKENS: &str = "language_model.embed_tokens.weight";
+/// Canonical name of the head, where it is not that table.
+pub(crate) const HEAD: &str = "lm_head.weight";
 
 /// What the names of the cache begin with, as inputs and as outputs.
 const PAST: &str = "past_key_values.";
@@ -311,7 +313,7 @@ pub(super) fn head_name(config: &DecoderConfig) -> &'static str {
     if config.tie_word_embeddings {
         EMBED_TOKENS
     } else {
-        "lm_head.weight"
+        HEAD
     }
 }
 

@@ -5,8 +5,8 @@ use super::config::LoraConfig;
 use super::fit::{Fit, Parts};
 use super::names::Role;
 use super::{Kind, file_name};
+use crate::arch::EMBED_TOKENS;
 use crate::checkpoint::StoredTensor;
-use crate::checkpoint::canonical::EMBEDDING;
 use crate::checkpoint::tensor_file::TensorId;
 use std::collections::BTreeMap;
 
@@ -43,7 +43,7 @@ impl<'a> Fit<'a> {
     /// Whether the adapter has the embedding table itself, and not one of a module that PEFT put beside it
     /// (`modules_to_save`). A model whose head is that table has one parameter, which `named_parameters` names once.
     pub(super) fn has_the_shared_table(&self, targets: &BTreeMap<String, Parts<'a>>) -> bool {
-        let Some(parts) = targets.get(EMBEDDING) else {
+        let Some(parts) = targets.get(EMBED_TOKENS) else {
             return false;
         };
         let config = self.adapter.config.as_ref();

@@ -1,7 +1,7 @@
 //! The embedding table and the head: one table or two? And what adapters do to either, and to all other
 //! tensors.
 
-use super::{Assembly, EMBEDDING, HEAD, placed, tensor};
+use super::{Assembly, EMBED_TOKENS, HEAD, placed, tensor};
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::accounting::Ignored;
 use crate::checkpoint::adapter::{self, Adapter, Fitted, Target};
@@ -18,7 +18,7 @@ impl Assembly<'_> {
     pub(super) fn one_table(&mut self, config: &ModelConfig) {
         let parts = [".weight", ".scales", ".biases"].map(|part| {
             let of = |name: &str| name.replace(".weight", part);
-            (of(HEAD), of(EMBEDDING))
+            (of(HEAD), of(EMBED_TOKENS))
         });
         let has_table = parts.iter().any(|(_, table)| self.unified.contains_key(table));
         if !config.decoder.tie_word_embeddings || has_table {
@@ -40,7 +40,7 @@ impl Assembly<'_> {
                 unified: &self.unified,
                 files: self.files,
                 tower: &config.vision,
-                tied: tied.then_some((HEAD, EMBEDDING)),
+                tied: tied.then_some((HEAD, EMBED_TOKENS)),
                 follows: config.decoder.tie_word_embeddings.then_some(HEAD),
             },
         )
@@ -52,8 +52,8 @@ impl Assembly<'_> {
         let changed = |name| fitted.patches.contains_key(name);
         let declared = config.decoder.tie_word_embeddings;
         let stays_tied = fitted.stays_tied || (declared && fitted.table_is_shared);
-        let apart = changed(HEAD) || (changed(EMBEDDING) && !stays_tied);
-        let embedding = self.unified.get(EMBEDDING).copied();
+        let apart = changed(HEAD) || (changed(EMBED_TOKENS) && !stays_tied);
+        let embedding = self.unified.get(EMBED_TOKENS).copied();
         let Some(&head) = self.unified.get(HEAD) else {
             if let Some(embedding) = embedding.filter(|_| declared && apart) {
                 self.unified.insert(HEAD.to_owned(), embedding);
@@ -65,7 +65,7 @@ impl Assembly<'_> {
         // Of a matrix in groups all three parts.
         let same = |part: &str| {
             let of = |weight: &str| self.unified.get(&weight.replace(".weight", part));
-            match (of(HEAD), of(EMBEDDING)) {
+            match (of(HEAD), of(EMBED_TOKENS)) {
                 (Some(&head), Some(&embedding)) => {
                     TensorFile::same(placed(self.files, head), placed(self.files, embedding))
                 }

@@ -8,7 +8,7 @@
     reason = "chains of sums are registers: all arrays by the same index"
 )]
 
-use super::panels::{Matrix, NIBBLE_BLOCK, Panels};
+use super::panels::{Matrix, NIBBLE_BLOCK, NIBBLE_BLOCKS, NIBBLE_BYTES, Panels};
 use crate::isa::{AHEAD, LANES, Lanes, prefetch};
 use crate::norm::load_part;
 use crate::quantise::{BLOCK, Quantised, Rows};
@@ -108,7 +108,7 @@ pub(crate) unsafe fn few_panel<V: Lanes, const ROWS: usize>(
             }
             (Rows::Bytes(rows), Panels::Int4 { nibbles, scales }) => {
                 let blocks = matrix.inputs.div_ceil(NIBBLE_BLOCK);
-                let nibbles = nibbles.as_ptr().add(panel * blocks * 256);
+                let nibbles = nibbles.as_ptr().add(panel * blocks * NIBBLE_BYTES);
                 let scales = scales.as_ptr().add(panel * blocks * LANES);
                 few_nibbles::<V, ROWS>(rows, first, few.corrections.as_ptr(), nibbles, scales)
             }
@@ -212,9 +212,6 @@ unsafe fn few_bytes<V: Lanes, const ROWS: usize>(
     }
 }
 
-/// Blocks of nibbles in a block of activations.
-const PARTS: usize = BLOCK / NIBBLE_BLOCK;
-
 /// # Safety
 /// As [`few_panel`].
 #[inline(always)]
@@ -233,13 +230,13 @@ unsafe fn few_nibbles<V: Lanes, const ROWS: usize>(
         let row_scales = rows.scales.as_ptr().add(first * row_blocks);
         let corrections = corrections.add(first * blocks);
         let mut sums = [V::splat(0.0); ROWS];
-        for step in 0..blocks.div_ceil(PARTS) {
+        for step in 0..blocks.div_ceil(NIBBLE_BLOCKS) {
             let mut parts = [V::splat(0.0); ROWS];
             // A line has the scales of two blocks.
-            for ahead in 0..PARTS / 2 {
-                prefetch(scales.wrapping_add((step * PARTS + 2 * ahead) * LANES + AHEAD / 16));
+            for ahead in 0..NIBBLE_BLOCKS / 2 {
+                prefetch(scales.wrapping_add((step * NIBBLE_BLOCKS + 2 * ahead) * LANES + AHEAD / 16));
             }
-            for block in step * PARTS..blocks.min((step + 1) * PARTS) {
+            for block in step * NIBBLE_BLOCKS..blocks.min((step + 1) * NIBBLE_BLOCKS) {
                 let mut starts = [0; ROWS];
                 for row in 0..ROWS {
                     starts[row] = *corrections.add(row * blocks + block);
@@ -248,7 +245,7 @@ unsafe fn few_nibbles<V: Lanes, const ROWS: usize>(
                     bytes.add(block * NIBBLE_BLOCK),
                     stride,
                     starts,
-                    nibbles.add(block * 256),
+                    nibbles.add(block * NIBBLE_BYTES),
                 );
                 let scale = V::load_f16(scales.add(block * LANES));
                 for row in 0..ROWS {

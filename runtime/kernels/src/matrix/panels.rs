@@ -1,7 +1,7 @@
 //! Panels: how is a weight matrix laid out? Sixteen outputs together, in float32, bytes or nibbles.
 
 use super::tiles::TILE;
-use crate::coming::{Coming, NOTHING, PARTS};
+use crate::coming::{Coming, MOST_PARTS, NOTHING};
 use crate::isa::{Isa, LANES, Lanes, Nibbles, dispatch};
 use crate::quantise::{BLOCK, Wanted};
 use crate::sizes::{MOST, product};
@@ -41,6 +41,10 @@ pub struct Matrix<'a> {
 
 /// Inputs with a common scale in [`Panels::Int4`].
 pub(crate) const NIBBLE_BLOCK: usize = 32;
+/// Such blocks in a block of activations.
+pub(super) const NIBBLE_BLOCKS: usize = BLOCK / NIBBLE_BLOCK;
+/// Bytes of such a block of a panel.
+pub(super) const NIBBLE_BYTES: usize = NIBBLE_BLOCK * LANES / 2;
 /// Bytes of 32 inputs of a panel in [`Pair::Nibbles`], if a nibble takes `size` bytes: the nibbles, then a
 /// float32 for each column.
 pub(super) const fn nibble_record(size: usize) -> usize {
@@ -80,7 +84,7 @@ impl Matrix<'_> {
                 let blocks = self.inputs.div_ceil(NIBBLE_BLOCK);
                 assert_eq!(
                     nibbles.len(),
-                    product([panels, blocks, 256]),
+                    product([panels, blocks, NIBBLE_BYTES]),
                     "length of int4 weights"
                 );
                 assert_eq!(
@@ -261,13 +265,15 @@ impl Matrix<'_> {
                 }
             }
             Panels::Int4 { nibbles, scales } if way.nibbles != Nibbles::Spread => {
-                let (all, start) = (self.inputs.div_ceil(NIBBLE_BLOCK), block * BLOCK / NIBBLE_BLOCK);
+                let (all, start) = (self.inputs.div_ceil(NIBBLE_BLOCK), block * NIBBLE_BLOCKS);
                 let blocks = inputs.div_ceil(NIBBLE_BLOCK);
                 let size = if way.nibbles == Nibbles::Words { 2 } else { 1 };
                 let stride = blocks * nibble_record(size);
                 for (panel, to) in room.chunks_exact_mut(stride).take(count).enumerate() {
                     let at = (first + panel) * all + start;
-                    let nibbles = nibbles.get(at * 256..(at + blocks) * 256).unwrap_or(&[]);
+                    let nibbles = nibbles
+                        .get(at * NIBBLE_BYTES..(at + blocks) * NIBBLE_BYTES)
+                        .unwrap_or(&[]);
                     let scales = scales.get(at * LANES..(at + blocks) * LANES).unwrap_or(&[]);
                     unpack(isa, nibbles, scales, to);
                 }
@@ -278,12 +284,14 @@ impl Matrix<'_> {
                 }
             }
             Panels::Int4 { nibbles, scales } => {
-                let (all, start) = (self.inputs.div_ceil(NIBBLE_BLOCK), block * BLOCK / NIBBLE_BLOCK);
+                let (all, start) = (self.inputs.div_ceil(NIBBLE_BLOCK), block * NIBBLE_BLOCKS);
                 let blocks = inputs.div_ceil(NIBBLE_BLOCK);
                 let stride = blocks * NIBBLE_BLOCK * LANES;
                 for panel in 0..count {
                     let at = (first + panel) * all + start;
-                    let nibbles = nibbles.get(at * 256..(at + blocks) * 256).unwrap_or(&[]);
+                    let nibbles = nibbles
+                        .get(at * NIBBLE_BYTES..(at + blocks) * NIBBLE_BYTES)
+                        .unwrap_or(&[]);
                     let scales = scales.get(at * LANES..(at + blocks) * LANES).unwrap_or(&[]);
                     let columns = column_scales
                         .get(panel * LANES..(panel + 1) * LANES)
@@ -307,19 +315,22 @@ impl Cut {
     /// What is asked for while these panels are multiplied with so many rows: the next ones of the matrix, for the
     /// same inputs, where they are made of nibbles. Making them takes so short that memory would be waited for.
     pub(crate) fn next(&self, matrix: &Matrix<'_>, rows: usize) -> Option<Coming> {
-        const { assert!(PARTS >= 2 * PAIR) }
+        const { assert!(MOST_PARTS >= 2 * PAIR) }
         let Panels::Int4 { nibbles, scales } = matrix.panels else {
             return None;
         };
-        let mut parts = [NOTHING; PARTS];
+        let mut parts = [NOTHING; MOST_PARTS];
         let all = matrix.inputs.div_ceil(NIBBLE_BLOCK);
-        let start = self.block * BLOCK / NIBBLE_BLOCK;
+        let start = self.block * NIBBLE_BLOCKS;
         let blocks = self.inputs.div_ceil(NIBBLE_BLOCK);
         let next = self.first + self.count..matrix.panel_count();
         for (panel, parts) in next.zip(parts.as_chunks_mut::<2>().0) {
             let at = panel * all + start;
             *parts = [
-                (nibbles.as_ptr().wrapping_add(at * 256).cast(), blocks * 256 / 4),
+                (
+                    nibbles.as_ptr().wrapping_add(at * NIBBLE_BYTES).cast(),
+                    blocks * NIBBLE_BYTES / 4,
+                ),
                 (
                     scales.as_ptr().wrapping_add(at * LANES).cast(),
                     blocks * LANES / 2,
@@ -464,7 +475,7 @@ fn unpack(isa: Isa, nibbles: &[u8], scales: &[u16], to: &mut [u8]) {
         let size = if V::NIBBLES == Nibbles::Words { 2 } else { 1 };
         let records = to.chunks_exact_mut(nibble_record(size));
         for ((from, scales), to) in nibbles
-            .chunks_exact(256)
+            .chunks_exact(NIBBLE_BYTES)
             .zip(scales.chunks_exact(LANES))
             .zip(records)
         {
@@ -497,7 +508,7 @@ fn unpack(isa: Isa, nibbles: &[u8], scales: &[u16], to: &mut [u8]) {
         1
     };
     assert!(
-        nibbles.len() == blocks * 256 && to.len() == blocks * nibble_record(size),
+        nibbles.len() == blocks * NIBBLE_BYTES && to.len() == blocks * nibble_record(size),
         "a panel of nibbles"
     );
     dispatch!(isa, body(nibbles: &[u8], scales: &[u16], to: &mut [u8]));
@@ -563,7 +574,7 @@ fn spread(isa: Isa, nibbles: &[u8], scales: &[u16], columns: &[f32], to: &mut [u
                     .round();
                 let ratios = ratios.max(V::splat(-32512.0)).min(V::splat(32512.0));
                 for group in 0..4 {
-                    let from = nibbles.as_ptr().add(block * 256 + group * 64);
+                    let from = nibbles.as_ptr().add(block * NIBBLE_BYTES + group * 64);
                     V::spread_nibbles(from, ratios, to.as_mut_ptr().add(block * 512 + group * 128));
                 }
             }
@@ -571,7 +582,7 @@ fn spread(isa: Isa, nibbles: &[u8], scales: &[u16], columns: &[f32], to: &mut [u
     }
     let blocks = scales.len() / LANES;
     assert!(
-        nibbles.len() == blocks * 256 && to.len() == blocks * 512,
+        nibbles.len() == blocks * NIBBLE_BYTES && to.len() == blocks * 512,
         "a panel of nibbles"
     );
     assert_eq!(columns.len(), LANES, "a scale per column");

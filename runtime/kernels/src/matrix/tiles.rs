@@ -6,7 +6,7 @@
     reason = "a tile's loops run over registers: all of its arrays by the same index"
 )]
 
-use super::panels::{NIBBLE_BLOCK, Pair, Way, nibble_record};
+use super::panels::{NIBBLE_BLOCK, NIBBLE_BLOCKS, Pair, Way, nibble_record};
 use crate::coming::Coming;
 use crate::isa::{Isa, LANES, Lanes, Nibbles, dispatch};
 use crate::parallel::part_of;
@@ -470,7 +470,7 @@ unsafe fn multiply_nibbles<V: Lanes>(
         "weights that are not there"
     );
     assert!(
-        rows.nibbles.len() >= (first + count) * rows.blocks * PARTS
+        rows.nibbles.len() >= (first + count) * rows.blocks * NIBBLE_BLOCKS
             && (size == 1 || rows.words.len() >= (first + count) * rows.stride),
         "rows that are not there"
     );
@@ -483,7 +483,7 @@ unsafe fn multiply_nibbles<V: Lanes>(
     let mut start = 0;
     while start < rows.blocks {
         let blocks = (BYTE_CHUNK / size).min(rows.blocks - start);
-        let parts = (parts - start * PARTS).min(blocks * PARTS);
+        let parts = (parts - start * NIBBLE_BLOCKS).min(blocks * NIBBLE_BLOCKS);
         let fresh = sums.fresh && start == 0;
         let tiles = count.div_ceil(V::TILE_ROWS);
         for i in 0..tiles {
@@ -497,10 +497,10 @@ unsafe fn multiply_nibbles<V: Lanes>(
                     bytes: bytes.add(((first + row) * rows.stride + start * BLOCK) * size),
                     stride: rows.stride * size,
                     scales: rows.scales.as_ptr().add(at),
-                    corrections: rows.nibbles.as_ptr().add(at * PARTS),
+                    corrections: rows.nibbles.as_ptr().add(at * NIBBLE_BLOCKS),
                     blocks: rows.blocks,
                 };
-                let w = weights.start.add(start * PARTS * nibble_record(size));
+                let w = weights.start.add(start * NIBBLE_BLOCKS * nibble_record(size));
                 for panel in 0..weights.panels {
                     let w = w.add(panel * weights.stride);
                     let c = out.add(row * sums.stride + panel * LANES);
@@ -511,9 +511,6 @@ unsafe fn multiply_nibbles<V: Lanes>(
         start += blocks;
     }
 }
-
-/// Parts of 32 inputs in a block.
-const PARTS: usize = BLOCK / NIBBLE_BLOCK;
 
 /// Bytes of a nibble in [`Pair::Nibbles`].
 #[inline(always)]
@@ -538,13 +535,13 @@ unsafe fn nibble_tile<V: Lanes, const ROWS: usize, const VECTORS: usize>(
     unsafe {
         let size = nibble_size::<V>();
         let steps = NIBBLE_BLOCK * size / 4;
-        for block in 0..parts.div_ceil(PARTS) {
+        for block in 0..parts.div_ceil(NIBBLE_BLOCKS) {
             let mut sums = [V::splat(0.0); ROWS];
-            for part in block * PARTS..parts.min((block + 1) * PARTS) {
+            for part in block * NIBBLE_BLOCKS..parts.min((block + 1) * NIBBLE_BLOCKS) {
                 let w = w.add(part * nibble_record(size));
                 let mut acc = [V::int_splat(0); ROWS];
                 for i in 0..ROWS {
-                    acc[i] = V::nibble_start(*a.corrections.add(i * a.blocks * PARTS + part));
+                    acc[i] = V::nibble_start(*a.corrections.add(i * a.blocks * NIBBLE_BLOCKS + part));
                 }
                 for step in 0..steps {
                     let w = w.add(step * 4 * LANES);
