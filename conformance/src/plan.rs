@@ -198,7 +198,7 @@ fn embedded_references(bundle: &Bundle) -> Result<Vec<Arc<Reference>>, Complaint
     references.retain(|reference| match &reference.checkpoint {
         Source::Directory {
             sha256: Some(sha256), ..
-        } => bundle.source.iter().any(|file| file.sha256 == *sha256),
+        } => bundle.adapters.is_empty() && bundle.source.iter().any(|file| file.sha256 == *sha256),
         _ => false,
     });
     if references.is_empty() {
@@ -335,10 +335,25 @@ fn check_held(flags: &cli::Run, bundle: &Bundle) -> Result<(), Complaint> {
     let asked: Vec<&str> = flags.precision.iter().map(|precision| precision.name()).collect();
     let problem = absent(&asked, &precisions, "precision");
     let asked: Vec<&str> = flags.target.iter().map(|target| target.name()).collect();
-    match problem.or_else(|| absent(&asked, &targets, "target")) {
-        Some(complaint) => Err(complaint),
-        None => Ok(()),
+    if let Some(complaint) = problem.or_else(|| absent(&asked, &targets, "target")) {
+        return Err(complaint);
     }
+    // Each word may be that of another variant.
+    let both = !flags.target.is_empty() && !flags.precision.is_empty();
+    let mut variants = bundle.variants.iter();
+    let is_asked = |target, precision| flags.target.contains(&target) && flags.precision.contains(&precision);
+    if both && !variants.any(|variant| is_asked(variant.target, variant.precision)) {
+        let held: Vec<String> = targets
+            .iter()
+            .zip(&precisions)
+            .map(|(target, precision)| format!("{target} {precision}"))
+            .collect();
+        return Err(Complaint::new(format!(
+            "the bundle has no variant of these targets in these precisions, found {}",
+            held.join(", ")
+        )));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

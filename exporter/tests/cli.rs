@@ -828,6 +828,8 @@ fn what_transformers_js_is_told() {
     let told = config(&["--precision", "q4", "--precision", "fp16"]);
     assert_eq!(told["dtype"], "q4");
     assert_eq!(told["use_external_data_format"].as_object().unwrap().len(), 6);
+    assert_eq!(told["kv_cache_dtype"], json!({"fp16": "float16"}));
+    assert_eq!(config(&["--precision", "q4"])["kv_cache_dtype"], Value::Null);
     // Graphs that it cannot open.
     assert_eq!(config(&["--target", "coreml"]), Value::Null);
     assert_eq!(config(&["--target", "cpu"]), Value::Null);

@@ -14,6 +14,9 @@ use std::path::{Path, PathBuf};
 /// The form that is the reference where no other is named.
 const REFERENCE: (Target, Precision) = (Target::Portable, Precision::Fp32);
 
+/// What files of weights end with.
+const WEIGHTS: [&str; 4] = [".safetensors", ".bin", ".pt", ".pth"];
+
 /// Most positions: more than any model holds.
 const MAX_POSITIONS: usize = 10_000_000;
 
@@ -159,6 +162,8 @@ impl Plan {
         let bundle = bundles.swap_remove(0).1;
         let compared_with = against.as_ref().map_or(&bundle, |(_, against)| against);
         let weights = compared_with.source.iter().find(|file| file.path == SINGLE);
+        // Of a model with adapters, nobody else has a name.
+        let weights = weights.filter(|_| compared_with.adapters.is_empty());
         Ok(Plan {
             settings: Settings {
                 image: flags.image.clone(),
@@ -222,10 +227,9 @@ fn check_shapes(
         )
     };
     let weights = |bundle: &Bundle| -> Vec<String> {
-        let files = bundle
-            .source
-            .iter()
-            .filter(|file| file.path.ends_with(".safetensors"));
+        let adapters = bundle.adapters.iter().flat_map(|adapter| &adapter.files);
+        let files = bundle.source.iter().chain(adapters);
+        let files = files.filter(|file| WEIGHTS.iter().any(|ending| file.path.ends_with(ending)));
         files.map(|file| file.sha256.clone()).collect()
     };
     let Some((first, expected)) = bundles.first() else {

@@ -362,6 +362,12 @@ fn check_weights(source: &Source, bundle: &Bundle) -> Result<(), CaseError> {
     else {
         return Ok(());
     };
+    if let Some(adapter) = bundle.adapters.first() {
+        return Err(CaseError::Failed {
+            context: format!("comparing with a reference of `{path}`"),
+            message: format!("adapter `{}` is merged into the bundle's weights", adapter.name),
+        });
+    }
     let found = bundle
         .source
         .iter()

@@ -19,7 +19,7 @@ use crate::onnx;
 use crate::report::{Phase, Report};
 use crate::staging::Staging;
 use crate::summary::{GraphSummary, Summary, VariantSummary, file};
-use crate::{target, trial, write};
+use crate::{clients, target, trial, write};
 use found::{Found, Inside};
 use models::arch::{self, Network};
 use models::bundle::{
@@ -66,7 +66,7 @@ pub fn adopt(plan: &AdoptPlan, report: &mut dyn Report) -> Result<Summary, Expor
             problem: "it is a bundle already, which `fvlm-run --model` takes as it is".to_owned(),
         });
     }
-    let source = Source::open(&plan.directory)?;
+    let mut source = Source::open(&plan.directory)?;
     let mut chosen = source.choose(&plan.precisions)?;
     let mut bundle = source.contract()?;
     let mut warnings = std::mem::take(&mut chosen.left_out);
@@ -91,6 +91,7 @@ pub fn adopt(plan: &AdoptPlan, report: &mut dyn Report) -> Result<Summary, Expor
     }
     bundle.model.stored = stored(&adopted);
     bundle.variants = adopted.iter().map(|one| one.variant.clone()).collect();
+    clients::transformers_js::announce(&mut source.assets, &bundle.variants)?;
     let mut summary = source.summary(&bundle, &adopted, warnings);
     if plan.dry_run {
         return Ok(summary);

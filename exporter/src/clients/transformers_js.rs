@@ -4,10 +4,14 @@ use super::{found_by_others, own_data};
 use crate::error::ExportError;
 use models::bundle::{Precision, Target, Variant};
 use models::checkpoint::{Asset, Assets};
+use models::dtype::DType;
 use serde_json::{Map, Value};
 
 /// The field of `config.json` that transformers.js reads.
 const FIELD: &str = "transformers.js_config";
+
+/// The part of it that says which graphs have a file of data, or how many.
+const DATA: &str = "use_external_data_format";
 
 /// The dtype of transformers.js that means a variant, where it can open one.
 pub(crate) fn dtype(variant: &Variant) -> Option<Precision> {
@@ -29,9 +33,14 @@ pub(crate) fn announce(assets: &mut Assets, variants: &[Variant]) -> Result<(), 
     let graphs = found_by_others(variants)
         .filter(|variant| dtype(variant).is_some())
         .flat_map(|variant| [&variant.vision_encoder, &variant.embed_tokens, &variant.decoder]);
-    let with_data: Map<String, Value> = graphs
+    let mut with_data: Map<String, Value> = graphs
         .filter(|graph| graph.data.contains(&own_data(graph)))
         .filter_map(|graph| Some((graph.path.rsplit('/').next()?.to_owned(), Value::Bool(true))))
+        .collect();
+    // Before 4 reads it from the graph, transformers.js is told what a cache is made of.
+    let halves: Map<String, Value> = found_by_others(variants)
+        .filter(|variant| variant.kv_dtype == DType::Float16)
+        .filter_map(|variant| Some((dtype(variant)?.name().to_owned(), "float16".into())))
         .collect();
     let internal = |what: &str| ExportError::Internal {
         what: format!("config.json {what}"),
@@ -40,10 +49,18 @@ pub(crate) fn announce(assets: &mut Assets, variants: &[Variant]) -> Result<(), 
     let Asset { contents, .. } = config.ok_or_else(|| internal("is not written"))?;
     let mut fields: Map<String, Value> =
         serde_json::from_slice(contents).map_err(|error| internal(&error.to_string()))?;
-    fields.insert(
-        FIELD.to_owned(),
-        serde_json::json!({"dtype": first, "use_external_data_format": with_data}),
-    );
+    // Of graphs of others the number of such files, which only their own config says.
+    let before = fields.get(FIELD).and_then(|told| told.get(DATA));
+    if let (Some(Value::Object(before)), true) = (before, variants.iter().all(Variant::is_adopted)) {
+        for (graph, files) in &mut with_data {
+            *files = before.get(graph).unwrap_or(files).clone();
+        }
+    }
+    let mut told = serde_json::json!({"dtype": first, DATA: with_data});
+    if !halves.is_empty() {
+        told["kv_cache_dtype"] = Value::Object(halves);
+    }
+    fields.insert(FIELD.to_owned(), told);
     *contents = format!("{:#}\n", Value::Object(fields)).into_bytes();
     Ok(())
 }

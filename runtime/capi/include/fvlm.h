@@ -25,7 +25,7 @@ typedef enum fvlm_status {
   FVLM_STATUS_IMAGE = 4,
   // Messages that make no prompt, or one that is too long.
   FVLM_STATUS_PROMPT = 5,
-  // Cancelled before the answer began; the conversation is as it was.
+  // Cancelled before the answer began; the conversation is as it was, but `fvlm_choose` may have read its prompt.
   FVLM_STATUS_CANCELLED = 6,
   // An engine failed while it computed.
   FVLM_STATUS_FAILED = 7,
@@ -368,7 +368,8 @@ enum fvlm_status fvlm_chat_structured(struct fvlm_engine *engine,
                                       char **error);
 
 // How likely each of `choices` is as the answer to `messages`: the natural logarithms of their probabilities, and their shares of the
-// probability of all of them, which add up to 1. The prompt is read once. Of `request` only `cancel` is looked at.
+// probability of all of them, which add up to 1. The prompt is read once. Of `request` only `cancel` changes
+// anything.
 //
 // # Safety
 // As `fvlm_chat`; `choices` points to `choice_count` texts; `logprobs` and `probabilities` are null or places for as many numbers.

@@ -614,7 +614,10 @@ unsafe fn engine_request(request: &Request) -> Result<runtime::Request, Failure>
     let stops = stops
         .iter()
         // SAFETY: each of them is a text, or null, which is an error.
-        .map(|stop| unsafe { required(*stop, "stops") }.map(str::to_owned));
+        .map(|stop| match unsafe { required(*stop, "stops") }? {
+            "" => Err(Failure::argument("a text of `stops` is empty".to_owned())),
+            stop => Ok(stop.to_owned()),
+        });
     // SAFETY: `cancel` is null or came from `fvlm_cancel_new` and is not freed, as the caller promises.
     let cancel = unsafe { request.cancel.as_ref() };
     let mut found = runtime::Request::default()

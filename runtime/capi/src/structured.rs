@@ -73,7 +73,8 @@ pub unsafe extern "C" fn fvlm_chat_structured(
 }
 
 /// How likely each of `choices` is as the answer to `messages`: the natural logarithms of their probabilities, and their shares of the
-/// probability of all of them, which add up to 1. The prompt is read once. Of `request` only `cancel` is looked at.
+/// probability of all of them, which add up to 1. The prompt is read once. Of `request` only `cancel` changes
+/// anything.
 ///
 /// # Safety
 /// As `fvlm_chat`; `choices` points to `choice_count` texts; `logprobs` and `probabilities` are null or places for as many numbers.

@@ -48,7 +48,7 @@ pub enum Status {
     Image = 4,
     /// Messages that make no prompt, or one that is too long.
     Prompt = 5,
-    /// Cancelled before the answer began; the conversation is as it was.
+    /// Cancelled before the answer began; the conversation is as it was, but `fvlm_choose` may have read its prompt.
     Cancelled = 6,
     /// An engine failed while it computed.
     Failed = 7,

@@ -322,6 +322,9 @@ int main(int count, char **arguments) {
     EXPECT(fvlm_chat(engine, turns, 1, &request, NULL, NULL, &again, NULL) == FVLM_STATUS_OK);
     EXPECT(again.finish == FVLM_FINISH_STOP_STRING && strstr(again.text, " and") == NULL);
     fvlm_answer_free(&again);
+    const char *none[] = {" and", ""};
+    request = (fvlm_request){.stops = none, .stop_count = 2};
+    REFUSED(fvlm_chat(engine, turns, 1, &request, NULL, NULL, NULL, &error), FVLM_STATUS_ARGUMENT, "`stops` is empty");
     heard few = {.enough_after = 2};
     EXPECT(fvlm_chat(engine, turns, 1, NULL, hear, &few, &again, NULL) == FVLM_STATUS_OK);
     EXPECT(few.calls == 2 && again.finish == FVLM_FINISH_CANCELLED && strcmp(few.text, again.text) == 0);

@@ -2,7 +2,7 @@
 
 use super::isa::Lanes;
 
-/// `exp(x)`, relative error below 2e-7; 0 below -87, saturated above 88.
+/// `exp(x)`, relative error below 2e-7; that of -87 below -87, and of 88 above 88.
 ///
 /// `x = n ln 2 + r` with `|r| <= ln 2 / 2`; a polynomial of degree 6 in `r` (Cephes `expf`), scaled by `2^n`.
 ///

@@ -221,7 +221,7 @@ unsafe fn coarse<V: Lanes>(
             }
             for ((to, scale), sum) in to.iter_mut().zip(scales).zip(sums) {
                 *to = scale * 16.0_f32.mul_add(sum, offset);
-                most = most.max(*to - scale * row.margin);
+                most = most.max(*to - scale.abs() * row.margin);
             }
         }
     }
@@ -237,7 +237,7 @@ unsafe fn refine<V: Lanes>(row: &Row<'_>, planes: &Planes<'_>, start: usize, to:
     let length = row.scales.len() * RUN;
     let scales = &planes.scales[start..start + to.len()];
     for (index, (to, scale)) in to.iter_mut().zip(scales).enumerate() {
-        if *to + scale * row.margin < floor {
+        if *to + scale.abs() * row.margin < floor {
             continue;
         }
         // SAFETY: the planes have the entry.
@@ -322,6 +322,30 @@ mod tests {
             }
             assert!(planes.row(7, &mut out).is_none());
             assert!(planes.row(usize::MAX, &mut out).is_none());
+        }
+    }
+
+    /// Scales of others may be negative: the margin is not.
+    #[test]
+    fn the_largest_of_a_negative_scale_has_all_bits() {
+        // 16 * 8 + 15 - 128 each.
+        let planes = Planes {
+            high: &[0x88; 64],
+            low: &[0xff; 64],
+            scales: &[-1.0],
+        };
+        for isa in Isa::available() {
+            let mut out = [f32::NAN];
+            logits(
+                isa,
+                &Backwards(1),
+                &[1.0; 128],
+                128,
+                Table::Planes(planes),
+                1,
+                &mut out,
+            );
+            assert!((out[0] + 1920.0).abs() < 1.0, "{}: {}", isa.name(), out[0]);
         }
     }
 

@@ -18,6 +18,8 @@ pub struct Pool {
     /// Held by the one who has work on the board.
     turn: Mutex<()>,
     workers: Vec<JoinHandle<()>>,
+    /// Where the workers are: a child of `fork` has none of them.
+    process: u32,
 }
 
 /// What the threads look at.
@@ -102,6 +104,7 @@ impl Pool {
             board,
             turn: Mutex::new(()),
             workers,
+            process: std::process::id(),
         }
     }
 }
@@ -154,6 +157,11 @@ unsafe impl Parallel for Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
+        if self.process != std::process::id() {
+            // Nobody would ever say that they have ended.
+            self.workers.drain(..).for_each(std::mem::forget);
+            return;
+        }
         self.board.state.fetch_or(END, Ordering::SeqCst);
         for worker in self.workers.drain(..) {
             worker.thread().unpark();

@@ -118,6 +118,7 @@ pub fn stem(
             "odd kernels and strides"
         );
     }
+    assert!(first.planes > 0, "planes");
     // A stride beyond the image gives the same one pixel as the image's size.
     let first = &StemConv {
         stride: first.stride.min(first.height.max(first.width).max(1)),
@@ -328,8 +329,9 @@ unsafe fn one_tile<V: Lanes, const P: usize, const N: usize>(
                             acc[I][n] = pixel.mul_add(vectors[n], acc[I][n]);
                         }
                     });
-                    weights = weights.add(size * size * padded_channels);
-                    from = from.add(padded_width);
+                    // Behind the last plane nothing is read, and nothing needs to be there.
+                    weights = weights.wrapping_add(size * size * padded_channels);
+                    from = from.wrapping_add(padded_width);
                 }
             }
         }

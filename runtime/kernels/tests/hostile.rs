@@ -779,3 +779,25 @@ fn stems() {
         stem(isa, parallel, &first, &then, floats(0), outputs[0]);
     });
 }
+
+/// A child of `fork` has none of a pool's threads, and waits for none of them.
+#[test]
+fn a_pool_is_dropped_in_a_child_of_fork() {
+    let pool = Pool::shared(3);
+    assert_eq!(pool.threads(), 3);
+    // SAFETY: the child drops the pool and ends; a signal ends it where it waits.
+    unsafe {
+        let child = libc::fork();
+        if child == 0 {
+            libc::alarm(30);
+            drop(pool);
+            libc::_exit(7);
+        }
+        let mut status = 0;
+        assert_eq!(libc::waitpid(child, &raw mut status, 0), child);
+        assert!(
+            libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 7,
+            "{status}"
+        );
+    }
+}

@@ -17,7 +17,8 @@ fn siblings() -> Option<usize> {
         };
         if !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()) {
             let list = entry.path().join("topology/thread_siblings_list");
-            cores.insert(std::fs::read_to_string(list).ok()?);
+            // A processor that is offline has none.
+            cores.extend(std::fs::read_to_string(list));
         }
     }
     (!cores.is_empty()).then_some(cores.len())

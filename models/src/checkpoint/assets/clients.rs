@@ -1,17 +1,23 @@
 //! What do the ecosystem's clients read? `config.json` and the processors' files as transformers.js and
 //! transformers know them.
 
-use super::IMAGE_TOKEN;
+use super::{IMAGE_TOKEN, generation};
 use crate::bundle::{ImageSpec, PromptSpec, Resample};
 use crate::config::{Layout, ModelConfig};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-/// Fields without what MLX says of weights in groups: a bundle has none of them.
-fn without_groups(mut fields: Map<String, Value>) -> Map<String, Value> {
+/// Fields without what a bundle has not: what MLX says of weights in groups, code of the repository, and what changes
+/// greedy answers, which clients would read here.
+fn of_bundle(mut fields: Map<String, Value>) -> Map<String, Value> {
     if fields.shift_remove("quantization").is_some() {
         fields.shift_remove("quantization_config");
     }
+    fields.shift_remove("auto_map");
+    if let Some(Value::Object(text)) = fields.get_mut("text_config") {
+        text.retain(|name, _| !generation::changes(name));
+    }
+    fields.retain(|name, _| !generation::changes(name));
     fields
 }
 
@@ -23,7 +29,7 @@ pub(super) fn client_config(
     prompt: &PromptSpec,
 ) -> Value {
     let mut fields = match (layout, declared) {
-        (Layout::Llava | Layout::Mlx, Value::Object(fields)) => without_groups(fields.clone()),
+        (Layout::Llava | Layout::Mlx, Value::Object(fields)) => of_bundle(fields.clone()),
         _ => Map::new(),
     };
     let decoder = &config.decoder;
@@ -119,8 +125,15 @@ mod tests {
         let fields = |value: Value| value.as_object().cloned().unwrap_or_default();
         let groups = json!({"bits": 4, "group_size": 64});
         let of_mlx = fields(json!({"quantization": groups, "quantization_config": groups, "vocab_size": 3}));
-        assert_eq!(without_groups(of_mlx), fields(json!({"vocab_size": 3})));
+        assert_eq!(of_bundle(of_mlx), fields(json!({"vocab_size": 3})));
         let other = fields(json!({"quantization_config": groups}));
-        assert_eq!(without_groups(other.clone()), other);
+        assert_eq!(of_bundle(other.clone()), other);
+        // Code of the repository, and what changes greedy answers.
+        let more = fields(
+            json!({"auto_map": {"AutoConfig": "llava_qwen.LlavaConfig"}, "repetition_penalty": 1.1,
+            "text_config": {"num_beams": 2, "pad_token_id": 5}, "vocab_size": 3}),
+        );
+        let kept = json!({"text_config": {"pad_token_id": 5}, "vocab_size": 3});
+        assert_eq!(of_bundle(more), fields(kept));
     }
 }

@@ -28,6 +28,11 @@ const CHANGES: [(&str, f64); 18] = [
     ("dola_layers", 0.0),
 ];
 
+/// Whether a field is one of them.
+pub(super) fn changes(field: &str) -> bool {
+    CHANGES.iter().any(|(name, _)| *name == field)
+}
+
 /// What the user should know, one sentence at most. Without a `generation_config.json` transformers looks into
 /// `config.json`, and there into the decoder's fields.
 pub(super) fn left_out(generation: Option<&Value>, declared: &Value) -> Option<String> {

@@ -794,7 +794,7 @@ unsafe fn add_input<const ROWS: usize, const LANE: i32>(
             unsafe {
                 asm!("fmla {0:v}.4s, {1:v}.4s, {2:v}.s[{3}]",
                     inout(vreg) sums[row][i], in(vreg) weights, in(vreg) four[row], const LANE,
-                    options(pure, nomem, nostack, preserves_flags));
+                    options(pure, nomem, nostack));
             }
         }
     }
@@ -823,9 +823,9 @@ unsafe fn from_half(halves: uint16x8_t) -> [float32x4_t; 2] {
     // SAFETY: every AArch64 has the instructions; they touch no memory.
     unsafe {
         asm!("fcvtl {0:v}.4s, {1:v}.4h", out(vreg) low, in(vreg) halves,
-            options(pure, nomem, nostack, preserves_flags));
+            options(pure, nomem, nostack));
         asm!("fcvtl2 {0:v}.4s, {1:v}.8h", out(vreg) high, in(vreg) halves,
-            options(pure, nomem, nostack, preserves_flags));
+            options(pure, nomem, nostack));
     }
     [low, high]
 }

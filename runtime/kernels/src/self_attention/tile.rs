@@ -347,7 +347,8 @@ impl Tile {
                             acc[I][n] = weight.mul_add(vectors[n], acc[I][n]);
                         }
                     });
-                    from = from.add(width);
+                    // Behind the last key nothing is read.
+                    from = from.wrapping_add(width);
                 }
                 weights = weights.add(PITCH);
                 left -= here;
