@@ -17,9 +17,18 @@ pub(crate) fn settle(directory: &Path, assets: &mut Assets) -> Result<(), Export
         // Of Apple's layout.
         Content::Text => {
             let prompter = prompter(directory, assets, None)?;
-            let apples = self::prompter(directory, assets, Some(TEXT_TEMPLATE))?;
+            let own = assets
+                .files
+                .iter()
+                .find(|file| file.path == assets.prompt.chat_template);
+            if own.is_some_and(|own| own.contents == TEXT_TEMPLATE.as_bytes()) {
+                return Ok(());
+            }
+            // One that the tokenizer has no tokens for makes other prompts, too.
+            let apples = self::prompter(directory, assets, Some(TEXT_TEMPLATE));
             let question = [Message::user([], "What is it?")];
-            if prompter.build(&question)? != apples.build(&question)? {
+            let same = apples.and_then(|apples| Ok(apples.build(&question)? == prompter.build(&question)?));
+            if !same.unwrap_or(false) {
                 assets.warnings.push(
                     "the chat template in the files makes other prompts than the conversation `qwen_2`, which Apple's code \
                      takes whatever the files have: the bundle has that of the files"

@@ -875,7 +875,8 @@ fn a_config_in_apples_dialect_says_how_images_are_made_square() {
         "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0, "tie_word_embeddings": true,
         "mm_hidden_size": 512, "mm_projector_type": "mlp2x_gelu", "mm_vision_tower": "mobileclip_l_256",
         "image_aspect_ratio": "pad", "image_token_index": 1023, "eos_token_id": 1022,
-        "transformers.js_config": {"dtype": "fp32"},
+        "transformers.js_config": {"dtype": "q4", "use_external_data_format": true, "kv_cache_dtype": {"q4": "float16"},
+            "device_config": {"webgpu": {}}},
         "vision_config": {"embed_dims": [16, 32, 64, 128, 256], "layers": [1, 1, 3, 1, 1]},
     });
     let world = World::new();
@@ -890,6 +891,11 @@ fn a_config_in_apples_dialect_says_how_images_are_made_square() {
     let first = bundle.variants[0].precision.name();
     assert_eq!(told["dtype"], first, "{told}");
     assert_eq!(told["use_external_data_format"], serde_json::json!({}));
+    assert_eq!(told["kv_cache_dtype"], serde_json::Value::Null);
+    assert_eq!(
+        told["device_config"],
+        config["transformers.js_config"]["device_config"]
+    );
     for (old, new, says) in [
         (
             "1023",

@@ -55,6 +55,13 @@ impl Model {
         Conversation::new(self.clone())
     }
 
+    /// The messages without the first `count` behind the instructions, as a context shift leaves them out: the next one shows
+    /// their images.
+    #[must_use]
+    pub fn without_first(&self, messages: &[Message], count: usize) -> Vec<Message> {
+        crate::shift::without_first(messages, count, &self.bundle().prompt.image_token)
+    }
+
     /// The features `[tokens, hidden]` of an image, as the decoder takes them: computed, or those that are kept of it.
     ///
     /// # Errors
@@ -117,13 +124,11 @@ impl Conversation {
         self.shift.allowed = allowed;
     }
 
-    /// `messages` without those that a context shift of this conversation left out before: what [`Conversation::chat`] begins
-    /// to read of them, as long as it leaves room for an answer. All of them where none was left out, or another conversation
-    /// goes on.
-    #[must_use]
-    pub fn without_left_out(&self, messages: &[Message]) -> Vec<Message> {
-        let image_token = &self.model().bundle().prompt.image_token;
-        self.shift.remembered(messages, image_token)
+    /// How many of `messages` a context shift of this conversation left out before, behind the instructions: what
+    /// [`Conversation::chat`] reads is [`Model::without_first`] of them, as long as that leaves room for an answer. 0 where none
+    /// was left out, or another conversation goes on.
+    pub fn left_out_of(&self, messages: &[Message]) -> usize {
+        self.shift.remembered(messages)
     }
 
     /// Prepares an image, so that messages can name it. The same image is the same id.

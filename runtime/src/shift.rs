@@ -45,14 +45,12 @@ impl Shift {
         self.dropped.clear();
     }
 
-    /// `messages` without those that were left out last: the beginning of what is read next, if it leaves room enough.
-    pub(crate) fn remembered(&self, messages: &[Message], image_token: &str) -> Vec<Message> {
-        let (head, rest) = split(messages);
+    /// How many of `messages` were left out last, behind the instructions: what is read next is without them, if it leaves room
+    /// enough.
+    pub(crate) fn remembered(&self, messages: &[Message]) -> usize {
+        let (_, rest) = split(messages);
         let begins = begins(rest);
-        match begins.get(self.known(rest, &begins)) {
-            Some(&begin) => without(head, rest, begin, image_token),
-            None => messages.to_vec(),
-        }
+        begins.get(self.known(rest, &begins)).copied().unwrap_or(0)
     }
 
     /// The turn that the prompt begins with where all after it fits: the first, or as before of a conversation that goes on.
@@ -111,6 +109,12 @@ fn begins(rest: &[Message]) -> Vec<usize> {
     (0..rest.len())
         .filter(|&index| index == 0 || rest[index].role == Role::User)
         .collect()
+}
+
+/// The messages without the first `count` behind the instructions, whose images the next one has.
+pub(crate) fn without_first(messages: &[Message], count: usize, image_token: &str) -> Vec<Message> {
+    let (head, rest) = split(messages);
+    without(head, rest, count.min(rest.len()), image_token)
 }
 
 /// The messages without the first `count` after the instructions, whose images the next one has.
@@ -183,11 +187,12 @@ mod tests {
         let (prompt, left_out) = fit(&mut shift, &messages, 60);
         let expected = [&expected[..], &messages[6..]].concat();
         assert_eq!((prompt, left_out), (build(&expected).unwrap(), 2));
-        assert_eq!(shift.remembered(&messages, "<image>"), expected);
+        assert_eq!(shift.remembered(&messages), 4);
+        assert_eq!(without_first(&messages, 4, "<image>"), expected);
         // Another conversation is not this one, and nothing of it is left out.
         let other = [user("hello")];
-        assert_eq!(shift.remembered(&other, "<image>"), other);
-        assert_eq!(shift.remembered(&[], "<image>"), []);
+        assert_eq!(shift.remembered(&other), 0);
+        assert_eq!(shift.remembered(&[]), 0);
         assert_eq!(fit(&mut shift, &other, 60), (build(&other).unwrap(), 0));
     }
 

@@ -2,7 +2,7 @@
 
 use super::{found_by_others, own_data};
 use crate::error::ExportError;
-use models::bundle::{Precision, Target, Variant};
+use models::bundle::{GraphEntry, Precision, Target, Variant};
 use models::checkpoint::{Asset, Assets};
 use models::dtype::DType;
 use serde_json::{Map, Value};
@@ -12,6 +12,9 @@ const FIELD: &str = "transformers.js_config";
 
 /// The part of it that says which graphs have a file of data, or how many.
 const DATA: &str = "use_external_data_format";
+
+/// The part of it that says what a cache is made of.
+const CACHE: &str = "kv_cache_dtype";
 
 /// The dtype of transformers.js that means a variant, where it can open one.
 pub(crate) fn dtype(variant: &Variant) -> Option<Precision> {
@@ -33,9 +36,18 @@ pub(crate) fn announce(assets: &mut Assets, variants: &[Variant]) -> Result<(), 
     let graphs = found_by_others(variants)
         .filter(|variant| dtype(variant).is_some())
         .flat_map(|variant| [&variant.vision_encoder, &variant.embed_tokens, &variant.decoder]);
-    let mut with_data: Map<String, Value> = graphs
+    // `true` is one file; more of them have a number behind the name of the first.
+    let files = |graph: &GraphEntry| {
+        let own = own_data(graph);
+        let more = (1..).take_while(|number| graph.data.contains(&format!("{own}_{number}")));
+        match more.count() {
+            0 => Value::Bool(true),
+            more => (more + 1).into(),
+        }
+    };
+    let with_data: Map<String, Value> = graphs
         .filter(|graph| graph.data.contains(&own_data(graph)))
-        .filter_map(|graph| Some((graph.path.rsplit('/').next()?.to_owned(), Value::Bool(true))))
+        .filter_map(|graph| Some((graph.path.rsplit('/').next()?.to_owned(), files(graph))))
         .collect();
     // Before 4 reads it from the graph, transformers.js is told what a cache is made of.
     let halves: Map<String, Value> = found_by_others(variants)
@@ -49,18 +61,18 @@ pub(crate) fn announce(assets: &mut Assets, variants: &[Variant]) -> Result<(), 
     let Asset { contents, .. } = config.ok_or_else(|| internal("is not written"))?;
     let mut fields: Map<String, Value> =
         serde_json::from_slice(contents).map_err(|error| internal(&error.to_string()))?;
-    // Of graphs of others the number of such files, which only their own config says.
-    let before = fields.get(FIELD).and_then(|told| told.get(DATA));
-    if let (Some(Value::Object(before)), true) = (before, variants.iter().all(Variant::is_adopted)) {
-        for (graph, files) in &mut with_data {
-            *files = before.get(graph).unwrap_or(files).clone();
-        }
-    }
-    let mut told = serde_json::json!({"dtype": first, DATA: with_data});
+    // Of graphs of others, what their config says besides stays.
+    let mut told = match fields.shift_remove(FIELD) {
+        Some(Value::Object(told)) if variants.iter().all(Variant::is_adopted) => told,
+        _ => Map::new(),
+    };
+    told.insert("dtype".to_owned(), first.name().into());
+    told.insert(DATA.to_owned(), Value::Object(with_data));
+    told.shift_remove(CACHE);
     if !halves.is_empty() {
-        told["kv_cache_dtype"] = Value::Object(halves);
+        told.insert(CACHE.to_owned(), Value::Object(halves));
     }
-    fields.insert(FIELD.to_owned(), told);
+    fields.insert(FIELD.to_owned(), Value::Object(told));
     *contents = format!("{:#}\n", Value::Object(fields)).into_bytes();
     Ok(())
 }

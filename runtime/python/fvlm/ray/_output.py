@@ -274,7 +274,7 @@ class _Beacon:
         """Whether another run took the sign away: for good, or two would write from then on."""
         try:
             gone = self.files.get_file_info(self.path).type == fs.FileType.NotFound
-        except OSError:
+        except Exception:  # noqa: BLE001
             # Of a bucket that cannot be reached; writing the sign says so.
             gone = False
         self._dead = self._dead or gone

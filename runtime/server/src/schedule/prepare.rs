@@ -6,7 +6,7 @@ use runtime::image::{ImageId, Picture, PixelValues};
 use runtime::prompt::catch::catch;
 use runtime::prompt::{Prompt, Span};
 use runtime::{Conversation, EngineError, Message, Model, Reading, Target};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -187,7 +187,7 @@ struct Prompts<'a> {
     shifts: bool,
     messages: &'a [Message],
     whole: Prompt,
-    /// By how many of the messages they are of.
+    /// By how many of the messages are left out.
     shorter: BTreeMap<usize, Prompt>,
 }
 
@@ -199,18 +199,18 @@ impl<'a> Prompts<'a> {
         messages: &'a [Message],
         whole: Prompt,
     ) -> Result<Prompts<'a>, EngineError> {
-        let mut fewer = BTreeMap::new();
+        let mut left_out = BTreeSet::new();
         if job.context_shift {
-            for conversation in shared.state().kept.conversations() {
-                let read = conversation.without_left_out(messages);
-                fewer.insert(read.len(), read);
-            }
-            fewer.remove(&messages.len());
+            let state = shared.state();
+            let kept = state.kept.conversations();
+            left_out.extend(kept.map(|conversation| conversation.left_out_of(messages)));
         }
+        left_out.remove(&0);
         // A prompt takes a while, and others want to look at the state.
-        let prompter = shared.model.prompter()?;
-        let built = fewer.into_iter().filter_map(|(count, messages)| {
-            let prompt = prompter.build(&messages).ok()?;
+        let model = &shared.model;
+        let prompter = model.prompter()?;
+        let built = left_out.into_iter().filter_map(|count| {
+            let prompt = prompter.build(&model.without_first(messages, count)).ok()?;
             Some((count, prompt))
         });
         Ok(Prompts {
@@ -223,14 +223,10 @@ impl<'a> Prompts<'a> {
 
     /// The prompt that a conversation reads; `None` where it was not there before.
     fn read_by(&self, conversation: &Conversation) -> Option<&Prompt> {
-        let count = match self.shifts {
-            true => conversation.without_left_out(self.messages).len(),
-            false => self.messages.len(),
-        };
-        if count == self.messages.len() {
-            return Some(&self.whole);
+        match conversation.left_out_of(self.messages) {
+            count if self.shifts && count > 0 => self.shorter.get(&count),
+            _ => Some(&self.whole),
         }
-        self.shorter.get(&count)
     }
 }
 

@@ -32,6 +32,9 @@ struct Shape {
     tallest: usize,
 }
 
+/// Pixels of a chunk that is a JPEG, and may be larger than the image.
+const HARMLESS: u64 = 1 << 24;
+
 /// Most bytes that the chunks of a file of `bytes` have together. Lengths may be wrong, and chunks may share some.
 fn most_compressed(bytes: u64) -> u64 {
     bytes.saturating_mul(16).saturating_add(64 << 20)
@@ -109,7 +112,7 @@ pub(super) fn samples(
             height: rows,
             tallest,
         };
-        if layout.compression == 7 {
+        if layout.compression == 7 && (grid.width as u64).saturating_mul(rows as u64) > HARMLESS {
             // Its decoder takes several times the memory of the pixels that are wanted.
             limits.allow(grid.width as u64, rows as u64)?;
         }
